@@ -1,0 +1,46 @@
+"""Errors raised at the boundary, before work is lost.
+
+Every message says what was given, what is allowed and what to do. `exit_code` is what the command line returns.
+"""
+
+from __future__ import annotations
+
+
+class IvisError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(IvisError, ValueError):
+    """A setting or argument is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class InputError(IvisError, ValueError):
+    """The user's data cannot be used: a column is missing, a value is NaN, ids repeat, ..."""
+
+    exit_code = 2
+
+
+class ArtifactError(IvisError):
+    """A published stage is missing, was made with other settings, or a file of it is torn or altered."""
+
+    exit_code = 2
+
+
+class NotFittedError(IvisError, ValueError, AttributeError):
+    """A model was asked to embed before it was trained or loaded."""
+
+    exit_code = 2
+
+
+class DependencyError(IvisError, ImportError):
+    """An optional package or program is missing or unusable; the message names the remedy."""
+
+    exit_code = 2
+
+
+class TrainingError(IvisError, RuntimeError):
+    """Training cannot go on: the loss is not finite, or a rank was lost."""
