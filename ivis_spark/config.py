@@ -187,7 +187,9 @@ class TrainConfig(_Checked):
 
     backend: Literal["auto", "local"] = _option("auto", "Where to train: local is this process.")
     num_ranks: int = _option(1, "Processes that train together.", low=1, high=1)
-    model: Network = _option("szubert", "Base network: szubert (3 x 128), hinton (2000-1000-500), maaten (500-500-2000).")
+    model: Network = _option(
+        "szubert", "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000)."
+    )
     embedding_dims: int = _option(2, "Dimensions of the embedding.", low=1)
     distance: Distance = _option("pn", "Triplet loss.")
     margin: float = _option(1.0, "Margin of the triplet loss.", low=0.0)

@@ -237,7 +237,7 @@ class RunFolder:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise ArtifactError(f"{self.root} has no {stage!r}; make it first: ivis-spark {command} --output {self.root}")
+            raise ArtifactError(f"{self.root} has no {stage!r}; make it first: ivis-spark {command} --output ...")
         sizes = dict(list_files(self.path(stage)))
         for record in manifest.files:
             found = sizes.get(record["path"])
