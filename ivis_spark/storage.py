@@ -126,6 +126,26 @@ def put_file(local: str, uri: str) -> dict[str, Any]:
     return record
 
 
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as readable JSON."""
+    fs, path = filesystem(uri)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    fs.pipe_file(path, json.dumps(value, indent=2, sort_keys=True, default=str).encode())
+
+
+def read_json(uri: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ArtifactError: if it is missing or torn.
+    """
+    fs, path = filesystem(uri)
+    try:
+        return json.loads(fs.cat_file(path))
+    except (OSError, ValueError) as err:
+        raise ArtifactError(f"{uri} is missing or not JSON ({err}); rebuild its stage with --overwrite") from err
+
+
 def put_folder(local: str, uri: str) -> None:
     """Copy every file below a local folder to the same place below `uri`."""
     for folder, _, names in os.walk(local):
@@ -307,8 +327,7 @@ class RunFolder:
                 versions=installed_versions(),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
-            text = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True, default=str)
-            fs.pipe_file(posixpath.join(path, MANIFEST), text.encode())
+            write_json(join(building, MANIFEST), dataclasses.asdict(manifest))
             self._swap(stage, building)
         finally:
             if fs.exists(path):

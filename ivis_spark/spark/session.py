@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 
@@ -65,6 +66,7 @@ def get_session(app_name: str, *, master: str | None = None, settings: dict[str,
         builder = builder.master(master)
         if master.startswith("local"):
             chosen = {**_LOCAL_SETTINGS, **chosen}
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
     for key, value in chosen.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()

@@ -1,0 +1,87 @@
+"""Vectors in Arrow columns: lists and packed binaries seen as one float32 matrix, without a Python object a row.
+
+Inside the pipeline a vector is a `binary` of d little-endian float32: Spark moves it as one value, where a list costs a
+call an element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ivis_spark.errors import InputError
+
+
+def pack(matrix: NDArray[Any]) -> pa.Array:
+    """Return rows of shape (n, d) as a binary column of n packed vectors; zero-copy for contiguous float32."""
+    rows = np.ascontiguousarray(matrix, dtype="<f4")
+    width = 4 * rows.shape[1]
+    if rows.nbytes >= 2**31:
+        raise InputError(
+            f"an Arrow batch of {len(rows)} x {rows.shape[1]} float32 exceeds 2 GiB; lower embed.batch_rows"
+        )
+    offsets = (
+        np.arange(0, (len(rows) + 1) * width, width, dtype=np.int32) if width else np.zeros(len(rows) + 1, np.int32)
+    )
+    return pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows)])
+
+
+def unpack(column: pa.Array) -> NDArray[np.float32]:
+    """Return a binary column of equally long packed vectors as float32, shape (n, d). A view; do not write to it."""
+    if len(column) == 0:
+        return np.empty((0, 0), np.float32)
+    offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    values = np.frombuffer(column.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return values.view("<f4").reshape(len(column), -1)
+
+
+def to_list(matrix: NDArray[Any]) -> pa.Array:
+    """Return rows of shape (n, e) as an array<float> column, without a Python object a row."""
+    values = np.ascontiguousarray(matrix, dtype=np.float32)
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+
+
+def list_values(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
+    """Return the lengths, shape (n,), and the flat values of a list column; a null list has length 0."""
+    lengths = np.diff(
+        np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+    )
+    return lengths.astype(np.int64), column.flatten()
+
+
+def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+    """Return a list column as rows, and what is wrong with them.
+
+    Args:
+        column: array<float> with n lists.
+        width: Length that every list should have.
+
+    Returns:
+        float32, shape (n, width), zeros where a list cannot be read; and for each fault a mask of shape (n,):
+        `null` (the list or an element of it), `width` (another length), `nan`, `infinite`.
+    """
+    lengths, values = list_values(column)
+    null_list = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else np.zeros(len(column), bool)
+    wrong = (lengths != width) & ~null_list
+    null_values = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
+    flat = (values.fill_null(0) if values.null_count else values).to_numpy(zero_copy_only=False)
+    if not wrong.any() and not null_list.any():
+        matrix = flat.reshape(len(column), width)
+        null = null_values.reshape(len(column), width).any(axis=1) if null_values is not None else null_list
+    else:
+        readable = ~wrong & ~null_list
+        of_readable = np.repeat(readable, lengths)
+        matrix = np.zeros((len(column), width), np.float32)
+        matrix[readable] = flat[of_readable].reshape(-1, width)
+        null = null_list.copy()
+        if null_values is not None:
+            null[readable] = null_values[of_readable].reshape(-1, width).any(axis=1)
+    if np.isfinite(matrix).all():  # one pass for clean data, which is nearly all data
+        nan = infinite = np.zeros(len(column), bool)
+    else:
+        nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
+    return matrix, {"null": null, "width": wrong, "nan": nan, "infinite": infinite}

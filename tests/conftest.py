@@ -1,0 +1,38 @@
+"""Fixtures that several rooms' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture(scope="session")
+def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    from ivis_spark.spark.session import get_session
+
+    scratch: Path = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.ui.enabled": "false",  # no port to fight over
+        "spark.local.dir": str(scratch / "local"),
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.shuffle.partitions": "3",  # odd on purpose: nothing may depend on a round number
+    }
+    session = get_session("tests", master="local[2]", settings=settings)
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def spark(_session: SparkSession) -> Iterator[SparkSession]:
+    """A session on two cores; what a test cached or registered is gone after it."""
+    yield _session
+    _session.catalog.clearCache()
+    for table in _session.catalog.listTables():
+        if table.isTemporary:
+            _session.catalog.dropTempView(table.name)

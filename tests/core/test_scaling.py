@@ -1,0 +1,68 @@
+"""Scaling statistics merge in any order; scalers agree with scikit-learn's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from ivis_spark.core.scaling import FeatureStatistics, Scaler
+from ivis_spark.errors import ArtifactError, InputError
+
+matrices = arrays(np.float32, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(-1e4, 1e4, width=32))
+
+
+@given(X=matrices, cut=st.integers(0, 30))
+def test_merged_parts_are_the_whole(X: np.ndarray, cut: int) -> None:
+    merged = FeatureStatistics.of(X[cut:]).merge(FeatureStatistics.of(X[:cut]))
+    whole = FeatureStatistics.of(X)
+    assert merged.count == len(X)
+    for name in ("mean", "m2", "low", "high"):
+        np.testing.assert_allclose(getattr(merged, name), getattr(whole, name), rtol=1e-6, atol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "oracle"), [("minmax", MinMaxScaler()), ("standard", StandardScaler())])
+def test_scalers_agree_with_sklearn(kind: str, oracle: object) -> None:
+    X = np.random.default_rng(0).normal(5, 3, (200, 4))
+    expected = oracle.fit_transform(X)
+    scaler = Scaler.fit(kind, FeatureStatistics.of(X))
+    np.testing.assert_allclose(scaler.transform(X.astype(np.float32)), expected, atol=1e-5)
+    again = Scaler.from_mapping(json.loads(json.dumps(scaler.to_mapping())))
+    assert np.array_equal(again.transform(X), scaler.transform(X))
+
+
+@pytest.mark.parametrize("kind", ["minmax", "standard"])
+def test_constant_features_become_zero(kind: str) -> None:
+    X = np.array([[0.1, 1], [0.1, 2]], np.float32)
+    scaled = Scaler.fit(kind, FeatureStatistics.of(X)).transform(X)
+    assert scaled[:, 0].tolist() == [0, 0]
+    assert scaled[0, 1] != scaled[1, 1]
+
+
+def test_none_returns_the_same_array() -> None:
+    X = np.ones((2, 3), np.float32)
+    assert Scaler.fit("none", FeatureStatistics.of(X)).transform(X) is X
+
+
+def test_bytes_round_trip() -> None:
+    statistics = FeatureStatistics.of(np.random.default_rng(0).normal(size=(10, 5)))
+    again = FeatureStatistics.from_bytes(statistics.to_bytes())
+    assert again.count == 10
+    assert np.array_equal(again.m2, statistics.m2)
+
+
+def test_wrong_width_names_both() -> None:
+    scaler = Scaler.fit("minmax", FeatureStatistics.of(np.eye(3)))
+    with pytest.raises(InputError, match="rows have 4 features; the model was trained on 3"):
+        scaler.transform(np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("mapping", [{}, None, {"kind": "minmax", "offset": [1], "factor": [1, 2]}])
+def test_altered_scaler_is_refused(mapping: object) -> None:
+    with pytest.raises(ArtifactError, match="saved scaler"):
+        Scaler.from_mapping(mapping)
