@@ -180,6 +180,15 @@ def list_files(uri: str) -> list[tuple[str, int]]:
     return sorted((name, size) for name, size in names.items() if not posixpath.basename(name).startswith((".", "_")))
 
 
+def keep_only(folder: str, uris: Iterable[str | None]) -> None:
+    """Remove every file of a folder but these: those of task attempts whose result Spark did not take."""
+    taken = {posixpath.basename(uri) for uri in uris if uri}
+    for name, _ in list_files(folder):
+        if posixpath.basename(name) not in taken:
+            fs, path = filesystem(join(folder, name))
+            fs.rm_file(path)
+
+
 def source_fingerprint(paths: Iterable[str]) -> dict[str, Any]:
     """Describe the files of an input: names, sizes and times of change, folded into one digest.
 

@@ -18,6 +18,7 @@ from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark import frames
+from ivis_spark.spark import ingest as ingest_stage
 
 pytestmark = pytest.mark.spark
 
@@ -28,7 +29,7 @@ RAW = DataConfig(scaling="none")
 def ingest(frame: DataFrame, config: DataConfig, folder: Path) -> tuple[dict[str, Any], pa.Table]:
     run = storage.RunFolder(str(folder))
     with run.build("rows", {}) as build:
-        info = frames.ingest(frames.resolve(frame, config), config, build)
+        info = ingest_stage.ingest(frames.resolve(frame, config), config, build)
     return info, pq.read_table(folder / "rows" / "data").sort_by("id")
 
 

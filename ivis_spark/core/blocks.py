@@ -1,0 +1,123 @@
+"""Triplet blocks: which rows share a block, and how a block is packed.
+
+A block holds B anchors that are a random subset of the table, their positives as vectors, and their negatives as
+positions among the block's own anchors. A random row of a random subset is a random row of the table, so negatives need
+no vectors of their own: a draw costs 4 bytes instead of 4 d.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.core.sampling import draw_negatives, draw_positives
+from ivis_spark.errors import ArtifactError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How many buckets and blocks a table is dealt into. A bucket is a file; its blocks hold `block_rows` each."""
+
+    buckets: int
+    block_rows: int
+
+    @classmethod
+    def of(cls, rows: int, *, block_rows: int, file_blocks: int) -> BlockPlan:
+        """Plan blocks of at most `block_rows` rows so that little is padded.
+
+        A bucket's size is random (its rows are picked by a hash), so a table of several buckets keeps full blocks and
+        spreads each bucket's rows evenly over as many as it needs; a table of one bucket shrinks its blocks to fit.
+        """
+        buckets = max(1, round(rows / (block_rows * file_blocks)))
+        if buckets == 1:
+            block_rows = -(-rows // -(-rows // block_rows))
+        return cls(buckets, block_rows)
+
+
+@dataclass(frozen=True)
+class BlockDraws:
+    """What one block draws: ids of its anchors and positives, negatives as positions among the anchors.
+
+    Shapes: anchors (B,), positives (B, m), negatives (B, m), weights (B,). Rows that pad the block to its size repeat
+    others of the bucket and have weight 0.
+    """
+
+    anchors: Ids
+    positives: Ids
+    negatives: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+
+def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed: tuple[int, ...]) -> list[BlockDraws]:
+    """Deal the rows of a bucket into blocks and draw their triplets.
+
+    Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k).
+
+    Args:
+        ids: Rows of the bucket in random order, shape (n,).
+        neighbours: Their neighbours, shape (n, k).
+        block_rows: B, the size of every block.
+        draws: m, positives and negatives of each anchor.
+        seed: Seeds the draws.
+
+    Returns:
+        The fewest blocks that hold the rows; each gets as many as the others, give or take one.
+
+    Raises:
+        InputError: if an anchor has no row in its block that is not its neighbour.
+    """
+    blocks = []
+    for number, members in enumerate(np.array_split(np.arange(len(ids)), -(-len(ids) // block_rows))):
+        rng = np.random.default_rng([*seed, number])
+        # Padding comes from the whole bucket, so that even a block of few rows offers negatives.
+        others = np.setdiff1d(np.arange(len(ids)), members) if len(ids) > len(members) else members
+        padding = rng.choice(others, size=block_rows - len(members), replace=block_rows - len(members) > len(others))
+        picked = np.concatenate([members, padding])
+        anchors, near = ids[picked], neighbours[picked]
+        positives = draw_positives(near, draws=draws, rng=rng)
+        negatives = draw_negatives(anchors, near, anchors, draws=draws, rng=rng)
+        weights = (np.arange(block_rows) < len(members)).astype(np.float32)
+        blocks.append(BlockDraws(anchors, positives, negatives.astype(np.int32), weights))
+    return blocks
+
+
+def column_names(draws: int) -> list[str]:
+    """Return the names of a block's packed columns."""
+    return ["anchor", "weight", *[f"positive_{i}" for i in range(draws)], *[f"negative_{i}" for i in range(draws)]]
+
+
+def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> NDArray[np.float32]:
+    """Return a packed column of a block as float32, shape (block_rows, width); a view.
+
+    Raises:
+        ArtifactError: if the bytes are not of that size.
+    """
+    return _unpack(packed, "<f4", block_rows, width, column).reshape(block_rows, width)
+
+
+def unpack_positions(packed: bytes, block_rows: int, column: str) -> NDArray[np.int32]:
+    """Return packed negatives as int32 positions in the block, shape (block_rows,); a view.
+
+    Raises:
+        ArtifactError: if the bytes are not of that size, or a position is outside the block.
+    """
+    positions = _unpack(packed, "<i4", block_rows, 1, column)
+    if len(positions) and (positions.min() < 0 or positions.max() >= block_rows):
+        raise ArtifactError(
+            f"triplet block column {column!r} points to row {positions.max()} of {block_rows}; rebuild the stage: "
+            "ivis-spark triplets --overwrite"
+        )
+    return positions
+
+
+def _unpack(packed: bytes, dtype: str, block_rows: int, width: int, column: str) -> NDArray[np.generic]:
+    if len(packed) != 4 * block_rows * width:
+        raise ArtifactError(
+            f"triplet block column {column!r} holds {len(packed)} bytes; {block_rows} rows x {width} of {dtype} are "
+            f"{4 * block_rows * width}; rebuild the stage: ivis-spark triplets --overwrite"
+        )
+    return np.frombuffer(packed, dtype=dtype)

@@ -1,0 +1,290 @@
+"""The triplets stage: neighbours and rows in, packed blocks of triplets out.
+
+One row of the Parquet files is one block. The columns `positive_0 .. m-1` and `negative_0 .. m-1` are m draws, so that
+epoch e reads `anchor, positive_{e mod m}, negative_{e mod m}` alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from ivis_spark import storage
+from ivis_spark.config import TripletsConfig
+from ivis_spark.core.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
+from ivis_spark.errors import InputError
+from ivis_spark.spark.partitioning import cores, repartition_by_group
+from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.vectors import list_values, unpack
+
+log = logging.getLogger(__name__)
+
+_REQUEST_SCHEMA = "bucket int, place long, other long, weight float, negatives binary"
+
+
+def build_triplets(
+    rows: DataFrame,
+    neighbours: DataFrame,
+    config: TripletsConfig,
+    *,
+    n_rows: int,
+    random_state: int,
+    folder: str,
+) -> dict[str, Any]:
+    """Draw triplets, fetch their vectors in one join and write them as blocks.
+
+    Runs on: driver; its memory grows with files only. A task holds the ids of one bucket, then one block of vectors.
+    The same table for any partitioning of the inputs.
+
+    Args:
+        rows: `id` long, `features` binary and maybe `label`.
+        neighbours: `id` long, `neighbour_ids` array<long>.
+        config: Draws and sizes.
+        n_rows: Rows of the table.
+        random_state: Seeds which rows share a block and every draw.
+        folder: URI to write the Parquet files into.
+
+    Returns:
+        Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled, and the blocks of each file.
+
+    Raises:
+        InputError: if a row has no possible negative, or a neighbour is not among the rows.
+    """
+    spark = rows.sparkSession
+    plan = BlockPlan.of(n_rows, block_rows=config.block_rows, file_blocks=config.file_blocks)
+    key = F.xxhash64(F.col("id"), F.lit(random_state))
+    dealt = neighbours.select("id", "neighbour_ids", key.alias("key")).withColumn(
+        "bucket", F.pmod("key", F.lit(plan.buckets)).cast("int")
+    )
+    # The key's remainder picks the bucket, so its order within a bucket is still random.
+    tasks = max(plan.buckets, 1)
+    draw = functools.partial(request_vectors, block_rows=plan.block_rows, draws=config.draws, random_state=random_state)
+    describe_job(spark, "triplets: draw and fetch vectors")
+    requests = (repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")).mapInArrow(
+        draw, _REQUEST_SCHEMA
+    )
+    fetched = requests.join(rows.withColumnRenamed("id", "other"), "other").drop("other")
+    write = functools.partial(
+        write_blocks, folder=folder, block_rows=plan.block_rows, draws=config.draws, group_blocks=config.group_blocks
+    )
+    records = (
+        repartition_by_group(fetched, "bucket", tasks)
+        .sortWithinPartitions("bucket", "place")
+        .mapInArrow(write, "path string, blocks long, rows long, bucket int")
+        .collect()
+    )
+    storage.keep_only(folder, [record.path for record in records])
+    blocks = sum(record.blocks for record in records)
+    written = sum(record.rows for record in records)
+    if written != n_rows:
+        raise InputError(
+            f"{written} of {n_rows} rows became anchors: the neighbours name rows that are not in the table, or lack "
+            "some that are; rebuild them: ivis-spark neighbours --overwrite"
+        )
+    padding = blocks * plan.block_rows - n_rows
+    log.info(
+        "%d triplets x %d draws in %d blocks of %d (%.1f %% padding), %d tasks, %d at once",
+        n_rows,
+        config.draws,
+        blocks,
+        plan.block_rows,
+        100 * padding / n_rows,
+        tasks,
+        cores(spark),
+    )
+    return {
+        "rows": n_rows,
+        "blocks": blocks,
+        "block_rows": plan.block_rows,
+        "draws": config.draws,
+        "padding_rows": padding,
+        "labelled": "label" in rows.columns,
+        "file_blocks": {record.path.rsplit("/", 1)[-1]: record.blocks for record in records},
+    }
+
+
+def request_vectors(
+    batches: Iterator[pa.RecordBatch], *, block_rows: int, draws: int, random_state: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield, for every bucket of a task, the rows whose vectors its blocks need, each with its place in the bucket.
+
+    Block by block: first the anchors, with weight and packed negatives, then the positives of each draw.
+
+    Runs on: executor. Memory: one bucket's ids and neighbours.
+    """
+    for bucket, ids, neighbours in _buckets(batches):
+        drawn = draw_blocks(ids, neighbours, block_rows=block_rows, draws=draws, seed=(random_state, bucket))
+        for number, block in enumerate(drawn):
+            yield _requests_of(block, bucket, number * block_rows * (1 + draws))
+
+
+def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordBatch:
+    others = np.concatenate([block.anchors, *block.positives.T])
+    n_anchors, n_all = len(block.anchors), len(others)
+    packed = [row.tobytes() for row in np.ascontiguousarray(block.negatives, dtype="<i4")]
+    nothing = [None] * (n_all - n_anchors)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(np.full(n_all, bucket, np.int32)),
+            pa.array(np.arange(first_place, first_place + n_all, dtype=np.int64)),
+            pa.array(others),
+            pa.array([*block.weights.tolist(), *nothing], pa.float32()),
+            pa.array([*packed, *nothing], pa.binary()),
+        ],
+        ["bucket", "place", "other", "weight", "negatives"],
+    )
+
+
+def _buckets(
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Cut a stream sorted by bucket into (bucket, ids, neighbours)."""
+    held: list[pa.RecordBatch] = []
+    for bucket, part in _runs(batches):
+        if held and held[0].column("bucket")[0].as_py() != bucket:
+            yield _bucket_of(held)
+            held = []
+        held.append(part)
+    if held:
+        yield _bucket_of(held)
+
+
+def _runs(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Cut batches where the bucket changes."""
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        buckets = batch.column("bucket").to_numpy(zero_copy_only=False)
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(buckets)) + 1, [len(buckets)]])
+        for start, stop in itertools.pairwise(starts):
+            yield int(buckets[start]), batch.slice(start, stop - start)
+
+
+def _bucket_of(parts: list[pa.RecordBatch]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    table = pa.Table.from_batches(parts).combine_chunks()
+    ids = table["id"].to_numpy()
+    lists = table["neighbour_ids"].combine_chunks()
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lengths, values = list_values(lists)
+    return int(table["bucket"][0].as_py()), ids, _rectangular(ids, lengths, values.to_numpy(zero_copy_only=False))
+
+
+def _rectangular(ids: NDArray[np.int64], lengths: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return neighbour lists as one array; a shorter list is repeated, which leaves its draws as they would be."""
+    if len(lengths) and lengths.min() == 0:
+        raise InputError(f"row {ids[int(lengths.argmin())]} has no neighbours; every row needs at least one")
+    k = int(lengths.max())
+    if lengths.min() == k:
+        return values.reshape(len(ids), k)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    return values[starts[:, None] + np.arange(k) % lengths[:, None]]
+
+
+def write_blocks(
+    batches: Iterator[pa.RecordBatch], *, folder: str, block_rows: int, draws: int, group_blocks: int
+) -> Iterator[pa.RecordBatch]:
+    """Pack the vectors of a task's buckets, one file a bucket, and yield a record of each file.
+
+    Runs on: executor. Memory: one Parquet row group. Every attempt of a task writes files of its own; the driver keeps
+    those whose records Spark took.
+    """
+    size = block_rows * (1 + draws)
+    for bucket, blocks in _bucket_blocks(batches, size):
+        path = storage.join(folder, f"bucket-{bucket:06d}-{uuid.uuid4().hex[:12]}.parquet")
+        count, rows = _write_bucket(path, blocks, block_rows=block_rows, draws=draws, group_blocks=group_blocks)
+        yield pa.RecordBatch.from_arrays(
+            [pa.array([path]), pa.array([count]), pa.array([rows]), pa.array([bucket], pa.int32())],
+            ["path", "blocks", "rows", "bucket"],
+        )
+
+
+def _bucket_blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[tuple[int, Iterator[pa.Table]]]:
+    """Cut a stream sorted by bucket and place into buckets, each an iterator of tables of `size` rows."""
+    runs = _runs(batches)
+    ahead: list[tuple[int, pa.RecordBatch]] = []
+
+    def blocks_of(bucket: int) -> Iterator[pa.Table]:
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        while ahead or (following := next(runs, None)) is not None:
+            number, part = ahead.pop() if ahead else following
+            if number != bucket:
+                ahead.append((number, part))
+                break
+            while rows + part.num_rows >= size:
+                taken = size - rows
+                yield pa.Table.from_batches([*held, part.slice(0, taken)])
+                held, rows, part = [], 0, part.slice(taken)
+            if part.num_rows:
+                held.append(part)
+                rows += part.num_rows
+        if rows:
+            raise InputError(
+                f"bucket {bucket} lacks {size - rows} vectors: the neighbours name rows that are not in the table; "
+                "rebuild them: ivis-spark neighbours --overwrite"
+            )
+
+    while ahead or (following := next(runs, None)) is not None:
+        if not ahead:
+            ahead.append(following)
+        bucket = ahead[0][0]
+        yield bucket, blocks_of(bucket)
+
+
+def _write_bucket(
+    path: str, blocks: Iterator[pa.Table], *, block_rows: int, draws: int, group_blocks: int
+) -> tuple[int, int]:
+    """Write the blocks of a bucket and return how many there are and how many rows of weight 1 they hold."""
+    fs, plain = storage.filesystem(path)
+    fs.makedirs(fs._parent(plain), exist_ok=True)
+    count, rows, group = 0, 0, []
+    with fs.open(plain, "wb") as sink:
+        writer = None
+        for block in blocks:
+            packed = _pack_block(block, block_rows, draws)
+            writer = writer or pq.ParquetWriter(
+                sink,
+                packed.schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                write_statistics=False,
+            )
+            group.append(packed)
+            count += 1
+            rows += int(np.frombuffer(packed["weight"][0].as_py(), "<f4").sum())
+            if len(group) == group_blocks:
+                writer.write_table(pa.concat_tables(group))
+                group = []
+        if writer is not None:
+            if group:
+                writer.write_table(pa.concat_tables(group))
+            writer.close()
+    return count, rows
+
+
+def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
+    """Turn the B (1 + m) fetched rows of a block into its one row."""
+    vectors = np.concatenate([unpack(chunk) for chunk in block["features"].chunks])
+    slots = vectors.reshape(1 + draws, -1)
+    anchors = block.slice(0, block_rows)
+    negatives = np.frombuffer(b"".join(anchors["negatives"].to_pylist()), "<i4").reshape(block_rows, draws)
+    weights = anchors["weight"].to_numpy().astype("<f4")
+    values = [slots[0], weights, *slots[1:], *np.ascontiguousarray(negatives.T)]
+    names = column_names(draws)
+    if "label" in block.column_names:
+        labels = anchors["label"].cast(pa.float64()).fill_null(float("nan")).to_numpy()
+        values.append(labels.astype("<f4"))
+        names.append("label")
+    return pa.table({name: pa.array([value.tobytes()], pa.binary()) for name, value in zip(names, values, strict=True)})
