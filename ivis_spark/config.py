@@ -152,15 +152,19 @@ class NeighboursConfig(_Checked):
         "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
     )
     target_recall: float = _option(
-        0.9, "Recall@k that the stage must reach on a sample; below it the overlap is raised.", low=0.0, high=1.0
+        0.95,
+        "Recall@k that the stage must reach on a sample: the overlap of the cells is chosen for it, and a lower recall "
+        "is an error.",
+        low=0.0,
+        high=1.0,
     )
-    recall_sample: int = _option(1000, "Rows whose exact neighbours are searched to measure the recall.", low=1)
+    recall_sample: int = _option(500, "Rows whose exact neighbours are searched to measure the recall.", low=1)
     max_cell_rows: int = _option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
-    overlap: int = _option(3, "Cells that a row is searched in, nearest first.", low=1)
+    overlap: int = _option(6, "Most cells that a row is searched in, nearest first; the fewest that suffice are.", low=1)
     overlap_cut: float = _option(
-        0.5,
+        1.0,
         "A row joins a further cell only when its distance to that centroid is at most (1 + overlap_cut) times that "
-        "to the nearest one.",
+        "to the nearest one; the smallest cut that suffices is used.",
         low=0.0,
     )
     n_trees: int = _option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
@@ -175,7 +179,7 @@ class TripletsConfig(_Checked):
 
     draws: int = _option(4, "Fresh positives and negatives of each anchor; epoch e trains on draw e mod draws.", low=1)
     block_rows: int = _option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2)
-    file_blocks: int = _option(16, "Blocks of a Parquet file; more files than ranks are needed.", low=1)
+    file_blocks: int = _option(8, "Blocks of a Parquet file; more files than ranks are needed.", low=1)
     group_blocks: int = _option(2, "Blocks of a Parquet row group, the unit that training reads.", low=1)
 
 
@@ -223,7 +227,8 @@ class EvaluateConfig(_Checked):
 
     sample_rows: int = _option(5_000, "Rows sampled for the quality figures.", low=10)
     plot_rows: int = _option(20_000, "Rows sampled for the interactive scatter.", low=10)
-    k: int = _option(15, "Neighbours in trustworthiness and kNN accuracy.", low=1)
+    k: int = _option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
+    draws: int = _option(20_000, "Random triples, and pairs, whose distances are compared.", low=1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,210 @@
+"""Measure a finished run and write its report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.config import EvaluateConfig
+from ivis_spark.core import metrics as core_metrics
+from ivis_spark.report import figures, html, plots
+from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
+from ivis_spark.report.wording import REMEDY
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+_MARGIN_SHARE = 0.01
+_EMPTY = (
+    "trustworthiness",
+    "continuity",
+    "random_triplet_accuracy",
+    "distance_correlation_pearson",
+    "distance_correlation_spearman",
+    "knn_accuracy",
+    "centroid_correlation",
+)
+
+
+def evaluate(
+    spark: SparkSession,
+    *,
+    rows: DataFrame,
+    embeddings: DataFrame,
+    training: Mapping[str, Any],
+    neighbours: Mapping[str, Any] | None,
+    config: EvaluateConfig,
+    random_state: int,
+    folder: str,
+    title: str = "ivis_spark report",
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write report.html, embedding.png, loss.png, metrics.json and, with many rows, density.png into `folder`.
+
+    Runs on: driver. Collects the sampled rows only; all rows are counted, and binned where more than `plot_rows`.
+
+    Args:
+        spark: The session.
+        rows: id long, features binary (float32 little-endian, scaled), optional label.
+        embeddings: id long, embedding array<float>, optional label (numeric or text), which wins over that of `rows`.
+        training: `loss`, one value an epoch; optional `margin`, the loss of a collapsed embedding; other lists as long
+            as `loss` are drawn as curves, and plain values are listed.
+        neighbours: `recall` with value, low, high, sample, and `k`; None if they were not built here.
+        config: Sizes of the samples, k.
+        random_state: Seed of samples and draws.
+        folder: Local folder, made if missing.
+        title: Heading of the report.
+        settings: The run's whole configuration, nested; listed in the report.
+
+    Returns:
+        The figures, as in metrics.json: flat, the same keys always, None where a figure does not apply.
+
+    Raises:
+        DependencyError: if matplotlib or plotly is missing.
+        InputError: if there are no embeddings, or a sampled one is not finite.
+    """
+    from ivis_spark.spark.session import describe_job
+
+    plots.require_plotly()
+    os.makedirs(folder, exist_ok=True)
+    describe_job(spark, "report: sample of rows")
+    sample = draw_sample(spark, rows=rows, embeddings=embeddings, config=config, random_state=random_state)
+    describe_job(spark, "report: counts of all rows")
+    n_rows = embeddings.count()
+    density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
+    found = {
+        "rows": n_rows,
+        "embedding_dims": sample.embedding.shape[1],
+        **measure_sample(sample, config=config, random_state=random_state),
+        **_of_run(training, neighbours),
+    }
+    reasons = collapse_reasons(sample, training)
+    found["collapsed"] = bool(reasons)
+    for reason in reasons:
+        log.warning("the embedding seems to have collapsed: %s. %s", reason, REMEDY)
+    findings = html.Findings(
+        title=title,
+        found=found,
+        sample=sample.head(config.plot_rows),
+        density=density,
+        training=training,
+        neighbours=neighbours or {},
+        reasons=reasons,
+        settings=settings or {},
+    )
+    _write(folder, findings)
+    return found
+
+
+def measure_sample(sample: Sample, *, config: EvaluateConfig, random_state: int) -> dict[str, Any]:
+    """Return the quality figures of a sample; None for those that do not apply.
+
+    k is lowered where the sample has not more than 2 k rows. kNN accuracy needs a label of classes that repeat, the
+    centroid correlation three of them.
+
+    Runs on: driver.
+    """
+    measured = sample.measured[: config.sample_rows]
+    X, Z, n = sample.features, sample.embedding[measured], len(measured)
+    k = min(config.k, (n - 1) // 2)
+    found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
+    found |= {"plot_rows": min(len(sample.ids), config.plot_rows), "random_draws": config.draws}
+    found |= dict.fromkeys(_EMPTY)
+    if k:
+        found["trustworthiness"] = core_metrics.trustworthiness(X, Z, k)
+        found["continuity"] = core_metrics.continuity(X, Z, k)
+        found["random_triplet_accuracy"] = core_metrics.random_triplet_accuracy(
+            X, Z, n_triplets=config.draws, rng=np.random.default_rng([random_state, 1])
+        )
+        pearson, spearman = core_metrics.distance_correlation(
+            X, Z, n_pairs=config.draws, rng=np.random.default_rng([random_state, 2])
+        )
+        found |= {"distance_correlation_pearson": pearson, "distance_correlation_spearman": spearman}
+    else:
+        log.warning("%s rows have both features and an embedding; figures need at least 3", n)
+    return found | _of_labels(sample, X, measured, k=k, random_state=random_state)
+
+
+def _of_labels(
+    sample: Sample, X: NDArray[np.float32], measured: NDArray[np.int64], *, k: int, random_state: int
+) -> dict[str, Any]:
+    labels = sample.labels
+    found: dict[str, Any] = {"labelled_rows": 0, "classes": None}
+    if labels is None:
+        return found
+    known = labels.known[measured]
+    found["labelled_rows"] = int(known.sum())
+    if labels.continuous:
+        return found
+    y, Z = labels.codes[measured][known], sample.embedding[measured][known]
+    n, n_classes = len(y), len(np.unique(y))
+    found["classes"] = n_classes
+    if not k or not 1 <= n_classes <= n / 2:  # text that names each row is no class
+        return found
+    votes = min(k, round(0.75 * n))
+    found["knn_accuracy"] = core_metrics.knn_accuracy(Z, y, k=votes, rng=np.random.default_rng([random_state, 3]))
+    if n_classes >= 3:
+        found["centroid_correlation"] = core_metrics.centroid_correlation(X[known], Z, y)
+    return found
+
+
+def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:
+    recall = (neighbours or {}).get("recall") or {}
+    loss = list(training.get("loss") or [])
+    return {
+        "recall_at_k": _number(recall.get("value")),
+        "recall_low": _number(recall.get("low")),
+        "recall_high": _number(recall.get("high")),
+        "recall_sample": recall.get("sample"),
+        "neighbours_k": (neighbours or {}).get("k"),
+        "final_loss": _number(loss[-1]) if loss else None,
+        "epochs": training.get("epochs", len(loss)),
+        "training_seconds": _number(training.get("seconds")),
+    }
+
+
+def collapse_reasons(sample: Sample, training: Mapping[str, Any]) -> list[str]:
+    """Return why the embedding seems to have collapsed to a point; empty if it does not."""
+    reasons = []
+    if core_metrics.is_collapsed(sample.embedding):
+        reasons.append(f"all {len(sample.ids)} sampled rows lie at almost the same point")
+    margin, loss = _number(training.get("margin")), list(training.get("loss") or [])
+    last = _number(loss[-1]) if loss else None
+    if margin and last is not None and abs(last - margin) <= _MARGIN_SHARE * margin:
+        reasons.append(
+            f"the last loss, {last:.4g}, is about the margin, {margin:.4g}: neighbours are no nearer than random rows"
+        )
+    return reasons
+
+
+def _write(folder: str, findings: html.Findings) -> None:
+    found, sample = findings.found, findings.sample
+    dims, n_rows, drawn = found["embedding_dims"], found["rows"], found["plot_rows"]
+    shown = f"{drawn:,} of {n_rows:,} rows" if drawn < n_rows else f"{drawn:,} rows"
+    kind = figures.describe_dims(dims)
+    path = os.path.join(folder, "embedding.png")
+    figures.save_embedding(path, sample.embedding, sample.labels, f"Embedding: {kind}, {shown}")
+    losses = {name: values for name, values in plots.curves_of(findings.training).items() if "loss" in name}
+    figures.save_loss(os.path.join(folder, "loss.png"), losses)
+    if findings.density is not None:
+        path = os.path.join(folder, "density.png")
+        figures.save_density(path, findings.density, dims, f"Density of all {n_rows:,} rows: {kind}")
+    with open(os.path.join(folder, "report.html"), "w", encoding="utf-8") as file:
+        file.write(html.build_page(findings, folder))
+    with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
+        json.dump(dict(found), file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite float, or None: JSON has no NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,178 @@
+"""PNG pictures of a report, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.errors import DependencyError
+from ivis_spark.report.labels import MISSING_COLOUR, Labels, plan_layers
+from ivis_spark.report.sample import Density
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+COLOUR_SCALE = "viridis"  # its order is kept without colour vision and in grey
+_MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
+_DPI = 144
+_LEGEND_ROWS = 20
+_LEGEND_CHARS = 28
+
+
+def place_points(embedding: Floats, labels: Labels | None) -> tuple[Floats, Floats]:
+    """Return x and y to draw: the first two dimensions, or for a single one a strip, a lane for each class.
+
+    The jitter of a strip is that of the row's place in the sample, so it is the same on a rerun.
+    """
+    x = embedding[:, 0]
+    if embedding.shape[1] > 1:
+        return x, embedding[:, 1]
+    jitter = np.random.default_rng(0).uniform(-0.4, 0.4, len(x))
+    lane = np.zeros(len(x)) if labels is None or labels.continuous else labels.codes
+    return x, lane + jitter
+
+
+def axis_titles(dims: int) -> tuple[str, str]:
+    """Return the titles of the axes for an embedding of `dims` dimensions."""
+    return ("dimension 1", "dimension 2") if dims > 1 else ("dimension 1", "spread for reading only")
+
+
+def describe_dims(dims: int) -> str:
+    """Return which dimensions a picture shows."""
+    return f"first 2 of {dims} dimensions" if dims > 2 else "1 dimension" if dims == 1 else "2 dimensions"
+
+
+def save_embedding(path: str, embedding: Floats, labels: Labels | None, title: str) -> None:
+    """Draw the sampled rows, coloured by label.
+
+    Raises: DependencyError: if matplotlib is missing.
+    """
+    columns = -(-len(plan_layers(labels, len(embedding))) // _LEGEND_ROWS)
+    figure, axes = _new_figure(title, size=(9.0 + 2.0 * max(columns - 1, 0), 7.0))
+    x, y = place_points(embedding, labels)
+    size = float(np.clip(20_000 / max(len(x), 1), 3.0, 24.0))
+    for layer in plan_layers(labels, len(x)):
+        order = layer.rows
+        axes.scatter(x[order], y[order], s=size, c=layer.colour, marker=_MARKERS[layer.marker], alpha=0.75, lw=0)
+    if labels is not None and labels.on_scale and labels.numbers is not None:
+        known = labels.known
+        low, high = labels.ends
+        values = labels.numbers[known]
+        drawn = axes.scatter(x[known], y[known], s=size, c=values, cmap=COLOUR_SCALE, vmin=low, vmax=high, lw=0)
+        figure.colorbar(drawn, ax=axes, label="label", shrink=0.8, extend="both")
+    elif labels is not None:
+        _write_names(axes, x, y, labels)
+    _write_legend(axes, labels, len(x))
+    _name_axes(axes, embedding.shape[1])
+    _save(figure, path)
+
+
+def save_density(path: str, density: Density, dims: int, title: str) -> None:
+    """Draw how many of all rows fall in each bin.
+
+    Raises: DependencyError: if matplotlib is missing.
+    """
+    figure, axes = _new_figure(title)
+    from matplotlib.colors import LogNorm
+
+    counts = density.counts
+    x_low, x_high, *_ = density.extent
+    if counts.shape[1] == 1:
+        edges = np.linspace(x_low, x_high, len(counts) + 1)
+        axes.stairs(counts[:, 0], edges, fill=True, color="#3f6fa8")
+        axes.set_xlabel("dimension 1")
+        axes.set_ylabel("rows")
+    else:
+        shown = np.where(counts.T > 0, counts.T, np.nan)
+        most = max(int(counts.max()), 2)
+        picture = axes.imshow(
+            shown, origin="lower", extent=density.extent, aspect="auto", cmap=COLOUR_SCALE, norm=LogNorm(1, most)
+        )
+        figure.colorbar(picture, ax=axes, label="rows in a bin (logarithmic)", shrink=0.8)
+        _name_axes(axes, dims)
+    _save(figure, path)
+
+
+def save_loss(path: str, curves: Mapping[str, Sequence[float]]) -> None:
+    """Draw the loss by epoch; curves of other scales are left to the page.
+
+    Raises: DependencyError: if matplotlib is missing.
+    """
+    figure, axes = _new_figure("Loss by epoch", size=(7.0, 4.0))
+    from matplotlib.ticker import MaxNLocator
+
+    for name, values in curves.items():
+        epochs = np.arange(1, len(values) + 1)
+        axes.plot(epochs, values, marker="o" if len(values) < 40 else None, ms=4, lw=1.6, label=name)
+    if not any(len(values) for values in curves.values()):
+        axes.text(0.5, 0.5, "no loss was recorded", ha="center", transform=axes.transAxes)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def _new_figure(title: str, size: tuple[float, float] = (9.0, 7.0)) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as err:
+        raise DependencyError("pictures need matplotlib; install it with: pip install 'ivis_spark[report]'") from err
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # not pyplot: that would choose a backend for the user's whole process
+    axes = figure.add_subplot()
+    axes.set_title(title, parse_math=False, fontsize=12)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _name_axes(axes: Axes, dims: int) -> None:
+    x_title, y_title = axis_titles(dims)
+    axes.set_xlabel(x_title)
+    axes.set_ylabel(y_title)
+    if dims == 1:
+        axes.set_yticks([])
+
+
+def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
+    """Write each class at its median, so that the picture can be read without its colours."""
+    from matplotlib import patheffects
+
+    for layer in plan_layers(labels, len(x)):
+        if layer.colour == MISSING_COLOUR or len(layer.name) > 16 or not len(layer.rows):
+            continue
+        at = (float(np.median(x[layer.rows])), float(np.median(y[layer.rows])))
+        text = axes.annotate(layer.name, at, ha="center", va="center", fontsize=11, weight="bold", parse_math=False)
+        text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
+
+
+def _write_legend(axes: Axes, labels: Labels | None, n_rows: int) -> None:
+    from matplotlib.lines import Line2D
+
+    layers = plan_layers(labels, n_rows)
+    if labels is None or not layers:
+        return
+    handles = [Line2D([], [], ls="", marker=_MARKERS[layer.marker], color=layer.colour, ms=7) for layer in layers]
+    # matplotlib leaves out names that begin with an underscore.
+    names = [(" " if layer.name.startswith("_") else "") + layer.name[:_LEGEND_CHARS] for layer in layers]
+    columns = -(-len(layers) // _LEGEND_ROWS)
+    at = (0.0, -0.05) if labels.on_scale else (1.01, 1.0)  # the place beside is taken by the colour scale
+    legend: Any = axes.legend(
+        handles, names, loc="upper left", bbox_to_anchor=at, frameon=False, ncols=columns, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _save(figure: Figure, path: str) -> None:
+    figure.savefig(path, metadata={"Software": "ivis_spark"})

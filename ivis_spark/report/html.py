@@ -1,0 +1,266 @@
+"""The page of a report: one file, readable offline, on a phone and by a screen reader."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from ivis_spark.report.assets import POLICY, SCRIPT, STYLE
+from ivis_spark.report.figures import axis_titles, describe_dims
+from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, scatter_traces, to_json
+from ivis_spark.report.sample import Density, Sample
+from ivis_spark.report.wording import CARDS, QUALITY, REMEDY
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report shows.
+
+    Attributes:
+        title: Heading.
+        found: The flat figures of metrics.json.
+        sample: The rows to draw.
+        density: Counts of all rows, or None when all are drawn.
+        training: As given to `evaluate`.
+        neighbours: As given to `evaluate`.
+        reasons: Why the embedding seems to have collapsed; empty if it does not.
+        settings: The run's configuration, nested.
+    """
+
+    title: str
+    found: Mapping[str, Any]
+    sample: Sample
+    density: Density | None
+    training: Mapping[str, Any]
+    neighbours: Mapping[str, Any]
+    reasons: Sequence[str]
+    settings: Mapping[str, Any]
+
+
+def build_page(findings: Findings, folder: str) -> str:
+    """Return the report as one HTML document, with the pictures in `folder` inside it.
+
+    Raises: DependencyError: if plotly is missing.
+    """
+    found, title = findings.found, escape(findings.title)
+    dims = found["embedding_dims"]
+    summary = f"{found['rows']:,} rows, {_shown(found['features'])} features, "
+    summary += f"{dims} embedding {_plural(dims, 'dimension')}."
+    # `</script>` cannot occur in plotly.js as published; a text with it would end the element.
+    plotly = require_plotly().replace("</script", "<\\/script")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+<p class="soft">{summary}</p>
+</header>
+<main>
+{_notice(findings.reasons)}
+{_cards(found)}
+{_scatter(findings, folder)}
+{_density(findings, folder)}
+{_quality(found)}
+{_loss(findings, folder)}
+{_run(findings)}
+</main>
+<script>{plotly}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _notice(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return f"""<section class="notice" role="alert">
+<h2>The embedding seems to have collapsed</h2>
+<ul>{items}</ul>
+<p>{escape(REMEDY)}.</p>
+</section>"""
+
+
+def _cards(found: Mapping[str, Any]) -> str:
+    names = {key: name for key, name, *_ in QUALITY}
+    shown = [
+        f"<li><b>{_shown(found[key])}</b><span>{names[key]}</span></li>" for key in CARDS if found[key] is not None
+    ]
+    return f'<ul class="cards" aria-label="Main figures">{"".join(shown)}</ul>' if shown else ""
+
+
+def _scatter(findings: Findings, folder: str) -> str:
+    found, labels = findings.found, findings.sample.labels
+    dims, plotted = found["embedding_dims"], found["plot_rows"]
+    some = plotted < found["rows"]
+    share = f"a sample of {plotted:,} of {found['rows']:,} rows" if some else f"all {plotted:,} rows"
+    colour = "" if labels is None else ", coloured by label"
+    x_title, y_title = axis_titles(dims)
+    traces = scatter_traces(findings.sample)
+    data = {"traces": traces, "legend": labels is not None, "x": x_title, "y": y_title}
+    data |= {"strip": dims == 1, "scale": labels is not None and labels.on_scale}
+    hint = "Point at a row for its id and label."
+    if labels is not None and not labels.on_scale:
+        hint += " Choose a label in the legend to hide or show it, twice to see it alone."
+    alt = f"Scatter plot of the embedding, {describe_dims(dims)}, {share}{colour}"
+    return f"""<section>
+<h2>Embedding: {describe_dims(dims)}, {share}</h2>
+<p class="soft">{hint}</p>
+<div id="scatter" class="plot" role="img" aria-label="{alt}"></div>
+<noscript>{_image(folder, "embedding.png", alt)}</noscript>
+<script type="application/json" id="scatter-data">{to_json(data)}</script>
+</section>"""
+
+
+def _density(findings: Findings, folder: str) -> str:
+    if findings.density is None:
+        return ""
+    dims, rows = findings.found["embedding_dims"], findings.found["rows"]
+    beyond = findings.density.outside
+    note = f" {beyond:,} outlying {_plural(beyond, 'row')} beyond the edges left out." if beyond else ""
+    alt = f"Density of all {rows:,} rows in the embedding, {describe_dims(dims)}"
+    return f"""<section>
+<h2>Density of all {rows:,} rows: {describe_dims(dims)}</h2>
+<figure>{_image(folder, "density.png", alt)}
+<figcaption>Rows counted in bins; brighter is denser, white is empty.{note}</figcaption></figure>
+</section>"""
+
+
+def _quality(found: Mapping[str, Any]) -> str:
+    body = []
+    for key, name, meaning, direction in QUALITY:
+        value = found[key]
+        if value is None:
+            continue
+        note, bar = "", ""
+        if key == "recall_at_k":
+            note = _recall_note(found)
+        if key != "final_loss":
+            share = 100 * min(max(value, 0.0), 1.0)
+            bar = f'<span class="bar" aria-hidden="true"><i style="width:{share:.1f}%"></i></span>'
+        body.append(
+            f'<tr><th scope="row">{name}</th><td class="value">{_shown(value)}{bar}</td>'
+            f'<td>{meaning}{note}</td><td class="soft">{direction}</td></tr>'
+        )
+    basis = f"Measured on a sample of {found['sample_rows']:,} rows, Euclidean distances"
+    basis += f", k = {found['k']}, {found['random_draws']:,} random triples and pairs." if found["k"] else "."
+    return f"""<section>
+<h2>Quality</h2>
+<p class="soft">{basis}</p>
+<table class="quality">
+<thead><tr><th scope="col">Figure</th><th scope="col">Value</th><th scope="col">Meaning</th>
+<th scope="col">Direction</th></tr></thead>
+<tbody>{"".join(body)}</tbody>
+</table>
+</section>"""
+
+
+def _recall_note(found: Mapping[str, Any]) -> str:
+    parts = [f"k = {found['neighbours_k']}"] if found["neighbours_k"] is not None else []
+    if found["recall_low"] is not None and found["recall_high"] is not None:
+        parts.append(f"95 % interval {found['recall_low']:.4f} to {found['recall_high']:.4f}")
+    if found["recall_sample"] is not None:
+        parts.append(f"{found['recall_sample']:,} sampled rows against exact search")
+    return f" ({escape('; '.join(parts))}.)" if parts else ""
+
+
+def _loss(findings: Findings, folder: str) -> str:
+    curves = {name: values for name, values in curves_of(findings.training).items() if values}
+    last = f" The last of {len(curves['loss']):,} epochs ended at {_shown(curves['loss'][-1])}." if curves else ""
+    alt = f"Line chart of the loss by epoch.{last}"
+    plot = (
+        f'<div id="loss" class="plot low" role="img" aria-label="{alt}"></div>'
+        if curves
+        else "<p>None was recorded.</p>"
+    )
+    return f"""<section>
+<h2>Loss by epoch</h2>
+{plot}
+<noscript>{_image(folder, "loss.png", alt)}</noscript>
+<script type="application/json" id="loss-data">{to_json(loss_traces(curves))}</script>
+</section>"""
+
+
+def _run(findings: Findings) -> str:
+    tables = [
+        _table(
+            "Sizes",
+            [
+                (name, findings.found[name])
+                for name in (
+                    "rows",
+                    "features",
+                    "embedding_dims",
+                    "sample_rows",
+                    "plot_rows",
+                    "labelled_rows",
+                    "classes",
+                )
+            ],
+        ),
+        _table("Training", _scalars(findings.training)),
+        _table("Neighbours", _scalars(findings.neighbours)),
+    ]
+    settings = _table("Configuration", _scalars(findings.settings))
+    if settings:
+        settings = f"<details><summary>Configuration</summary>{settings}</details>"
+    return f'<section><h2>Run</h2><div class="columns">{"".join(tables)}</div>{settings}</section>'
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested mappings under dotted names, without curves and the like."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found += _scalars(value, f"{prefix}{name}.")
+        elif not isinstance(value, (list, tuple)) or (prefix and len(value) <= 20):
+            found.append((f"{prefix}{name}", value))
+    return found
+
+
+def _table(caption: str, entries: Iterable[tuple[str, Any]]) -> str:
+    body = "".join(
+        f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th><td>{_shown(value)}</td></tr>'
+        for name, value in entries
+        if value is not None
+    )
+    return f"<table><caption><b>{caption}</b></caption><tbody>{body}</tbody></table>" if body else ""
+
+
+def _image(folder: str, name: str, alt: str) -> str:
+    with open(os.path.join(folder, name), "rb") as file:
+        data = base64.b64encode(file.read()).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return escape(str(value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return (
+        f"{value:,.1f}"
+        if abs(value) >= 100
+        else f"{value:.3f}"
+        if abs(value) >= 0.001 or value == 0
+        else f"{value:.3g}"
+    )

@@ -1,0 +1,142 @@
+"""What labels mean to a report: classes or a continuous value, and the colour of each row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+# Petroff's ten colours (arXiv 2107.02270), told apart with every common colour vision; then again with other markers.
+PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#94a4a2", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+MARKERS = ("circle", "square", "triangle-up", "diamond")
+PLAIN_COLOUR = "#3f6fa8"
+MISSING_COLOUR = "#c9c9c9"
+UNLABELLED = "no label"
+
+_MOST_NUMERIC_CLASSES = 100
+_MOST_LAYERS = len(PALETTE) * len(MARKERS)
+_MOST_LABEL_CHARS = 60
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of sampled rows.
+
+    Attributes:
+        names: Class names in order, empty if the label is continuous.
+        codes: int64 (n,), position in `names`, -1 without a label.
+        numbers: float64 (n,), NaN without a label; None for text.
+    """
+
+    names: tuple[str, ...]
+    codes: Ints
+    numbers: NDArray[np.float64] | None
+
+    def head(self, n: int) -> Labels:
+        """Return the labels of the first n rows."""
+        return Labels(self.names, self.codes[:n], None if self.numbers is None else self.numbers[:n])
+
+    @property
+    def continuous(self) -> bool:
+        """Whether the label is a quantity and not a class."""
+        return not self.names and self.numbers is not None
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Rows that have a label, bool (n,)."""
+        if self.continuous and self.numbers is not None:
+            return np.isfinite(self.numbers)
+        return self.codes >= 0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Values at the ends of a colour scale: all but the outermost 1 %, so that outliers do not flatten it."""
+        if self.numbers is None or not self.known.any():
+            return 0.0, 1.0
+        low, high = np.percentile(self.numbers[self.known], [1, 99])
+        return float(low), float(high)
+
+    @property
+    def on_scale(self) -> bool:
+        """Whether a colour scale shows the label better than a colour a class."""
+        return self.continuous or (self.numbers is not None and len(self.names) > _MOST_LAYERS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Rows drawn with one colour and marker, under one name in the legend."""
+
+    name: str
+    rows: Ints
+    colour: str
+    marker: str = "circle"
+
+
+def read_labels(values: Sequence[object]) -> Labels | None:
+    """Return the labels of rows, or None if no row has one.
+
+    Text is classes. Numbers are classes if they are whole and of at most 100 different values, else continuous.
+
+    Args:
+        values: A float or text a row; None or NaN without a label.
+    """
+    missing = [value is None or value != value for value in values]
+    if all(missing):
+        return None
+    if not any(isinstance(value, str) for value in values):
+        numbers = np.array([np.nan if gone else value for value, gone in zip(values, missing, strict=True)], np.float64)
+        numbers[~np.isfinite(numbers)] = np.nan
+        unique = np.unique(numbers[np.isfinite(numbers)])
+        if not len(unique):
+            return None
+        if len(unique) > _MOST_NUMERIC_CLASSES or (unique != np.round(unique)).any():
+            return Labels((), np.full(len(numbers), -1, np.int64), numbers)
+        codes = np.where(np.isnan(numbers), -1, np.searchsorted(unique, numbers)).astype(np.int64)
+        return Labels(tuple(f"{value:.0f}" for value in unique), codes, numbers)
+    names = sorted({str(value) for value, gone in zip(values, missing, strict=True) if not gone}, key=_natural)
+    position = {name: code for code, name in enumerate(names)}
+    found = [-1 if gone else position[str(value)] for value, gone in zip(values, missing, strict=True)]
+    return Labels(tuple(names), np.array(found, np.int64), None)
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key under which `day 2` stands before `day 10`."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in parts], name
+
+
+def shorten(name: str) -> str:
+    """Return a label of at most 60 characters, on one line."""
+    name = " ".join(name.split()) or "(empty)"
+    return name if len(name) <= _MOST_LABEL_CHARS else name[: _MOST_LABEL_CHARS - 1] + "…"
+
+
+def plan_layers(labels: Labels | None, n_rows: int) -> list[Layer]:
+    """Return what to draw in flat colours, first what lies below: unlabelled rows, rare classes, then the classes.
+
+    Classes beyond the palette (10 colours, 4 markers) share one grey layer, the rarest first. With a colour scale only
+    the unlabelled rows are returned.
+    """
+    if labels is None:
+        return [Layer("rows", np.arange(n_rows), PLAIN_COLOUR)]
+    layers = []
+    gone = np.flatnonzero(~labels.known)
+    if len(gone):
+        layers.append(Layer(UNLABELLED, gone, MISSING_COLOUR))
+    if labels.on_scale:
+        return layers
+    counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.names))
+    shown = np.arange(len(counts))
+    if len(counts) > _MOST_LAYERS:
+        shown = np.sort(np.argsort(-counts, kind="stable")[: _MOST_LAYERS - 1])
+        rare = np.flatnonzero((labels.codes >= 0) & ~np.isin(labels.codes, shown))
+        layers.append(Layer(f"{len(counts) - len(shown)} rarer labels", rare, MISSING_COLOUR, "diamond"))
+    for place, code in enumerate(shown):
+        colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE)]
+        layers.append(Layer(shorten(labels.names[code]), np.flatnonzero(labels.codes == code), colour, marker))
+    return layers

@@ -1,0 +1,202 @@
+"""What the driver takes from the tables: a bounded sample of rows, and counts of all rows in bounded bins."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.config import EvaluateConfig
+from ivis_spark.errors import InputError
+from ivis_spark.report.labels import Labels, read_labels
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+_FEATURE_BYTES = 256 * 2**20
+_TAILS = (0.0005, 0.9995)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows drawn by a hash of their id: the same for any partitioning, in an order that means nothing.
+
+    Attributes:
+        ids: int64 (n,).
+        embedding: float64 (n, e).
+        labels: Labels of the n rows, or None.
+        measured: int64 (m,), positions in the sample of the rows whose features were read; m <= n.
+        features: float32 (m, d), scaled.
+    """
+
+    ids: NDArray[np.int64]
+    embedding: NDArray[np.float64]
+    labels: Labels | None
+    measured: NDArray[np.int64]
+    features: NDArray[np.float32]
+
+    def head(self, n: int) -> Sample:
+        """Return the first n rows."""
+        inside = self.measured < n
+        labels = None if self.labels is None else self.labels.head(n)
+        return Sample(self.ids[:n], self.embedding[:n], labels, self.measured[inside], self.features[inside])
+
+
+@dataclass(frozen=True)
+class Density:
+    """All rows counted in equal bins of the first two dimensions (or the only one).
+
+    Attributes:
+        counts: int64 (bins, bins), or (bins, 1) for an embedding of one dimension; [x, y].
+        extent: Ends of the axes: x low, x high, y low, y high.
+        outside: Rows beyond the ends: the outermost tails, left out so that outliers do not shrink the picture.
+    """
+
+    counts: NDArray[np.int64]
+    extent: tuple[float, float, float, float]
+    outside: int
+
+
+def draw_sample(
+    spark: SparkSession, *, rows: DataFrame, embeddings: DataFrame, config: EvaluateConfig, random_state: int
+) -> Sample:
+    """Draw rows by id; features for at most `config.sample_rows` of them, and at most 256 MiB.
+
+    Runs on: driver. Collects at most max(sample_rows, plot_rows) embeddings.
+
+    Raises: InputError: if there are no embeddings, they differ in length or hold null, NaN or infinity.
+    """
+    from pyspark.sql import functions as F
+
+    labelled = "label" in embeddings.columns
+    columns = [F.col("id"), F.col("embedding"), *([_plain_label(embeddings)] if labelled else [])]
+    size = max(config.sample_rows, config.plot_rows)
+    hashed = F.xxhash64(F.lit(random_state), F.col("id"))
+    drawn: Any = embeddings.select(*columns).orderBy(hashed, F.col("id")).limit(size).toPandas()
+    if drawn.empty:
+        raise InputError("the table of embeddings has no rows; nothing can be evaluated")
+    ids = drawn["id"].to_numpy(np.int64)
+    embedding = _stack(ids, drawn["embedding"])
+    if labelled:
+        labels = read_labels(list(drawn["label"]))
+    elif "label" in rows.columns:
+        found = _of_ids(spark, rows.select("id", _plain_label(rows)), ids)
+        by_id = dict(zip(found["id"], found["label"], strict=True))
+        labels = read_labels([by_id.get(key) for key in ids])
+    else:
+        labels = None
+    measured, features = _draw_features(spark, rows, ids[: config.sample_rows])
+    return Sample(ids, embedding, labels, measured, features)
+
+
+def density_bins(n_rows: int) -> int:
+    """Return the bins of an axis: finer with more rows, at most 400, so that a bin holds more than single rows."""
+    return min(max(round(math.sqrt(n_rows) / 2), 50), 400)
+
+
+def count_density(embeddings: DataFrame, bins: int) -> Density:
+    """Count all rows of finite embeddings in bins of the first two dimensions, in Spark.
+
+    Runs on: driver; collects at most bins^2 counts.
+    """
+    from pyspark.sql import functions as F
+
+    first = embeddings.select(F.size("embedding").alias("dims")).head()
+    names = ["x", "y"][: min(2, first["dims"] if first else 1)]
+    points = embeddings.select(*[F.col("embedding")[i].cast("double").alias(name) for i, name in enumerate(names)])
+    for name in names:
+        points = points.filter(F.abs(F.col(name)) <= F.lit(float(np.finfo(np.float32).max)))  # NaN is above all
+    extent = _ranges(points, names)
+    counts = np.zeros((bins, bins if len(names) == 2 else 1), np.int64)
+    if extent is None:
+        return Density(counts, (0.0, 1.0, 0.0, 1.0), 0)
+    binned = []
+    for name, (low, high) in zip(names, extent, strict=True):
+        cell = F.floor((F.col(name) - F.lit(low)) * F.lit(bins / (high - low))).cast("long")
+        inside = (F.col(name) >= F.lit(low)) & (F.col(name) <= F.lit(high))
+        binned.append(F.when(inside, F.least(cell, F.lit(bins - 1))).alias(name))
+    found: Any = points.select(*binned).groupBy(*names).count().toPandas()
+    gone = found[names].isna().any(axis=1)
+    cells = found.loc[~gone, names].to_numpy(np.int64)
+    counts[cells[:, 0], cells[:, 1] if len(names) == 2 else 0] = found.loc[~gone, "count"]
+    y_extent = extent[1] if len(names) == 2 else (0.0, 1.0)
+    return Density(counts, (*extent[0], *y_extent), int(found.loc[gone, "count"].sum()))
+
+
+def _ranges(points: DataFrame, names: list[str]) -> list[tuple[float, float]] | None:
+    """Return the ends of each axis: the quantiles of all but the outermost .1 % of rows, and half as much again."""
+    from pyspark.sql import functions as F
+
+    asked = []
+    for name in names:
+        asked += [F.min(name), F.max(name), F.percentile_approx(name, list(_TAILS), 10_000)]
+    values = points.agg(*asked).collect()[0]
+    ends = []
+    for place in range(len(names)):
+        least, most, tails = values[3 * place : 3 * place + 3]
+        if least is None:
+            return None
+        room = 0.25 * (tails[1] - tails[0])
+        low, high = max(least, tails[0] - room), min(most, tails[1] + room)
+        if not high > low:
+            half = max(abs(low) * 1e-3, 1e-6)
+            low, high = low - half, low + half
+        ends.append((float(low), float(high)))
+    return ends
+
+
+def _plain_label(table: DataFrame) -> Column:
+    """Return the column `label` as double if it is a number, else as text."""
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import NumericType
+
+    numeric = isinstance(table.schema["label"].dataType, NumericType)
+    return F.col("label").cast("double" if numeric else "string").alias("label")
+
+
+def _of_ids(spark: SparkSession, table: DataFrame, ids: NDArray[np.int64]) -> Any:
+    from pyspark.sql import functions as F
+
+    wanted = spark.createDataFrame([(int(key),) for key in ids], "id long")
+    return table.join(F.broadcast(wanted), "id").toPandas()
+
+
+def _draw_features(
+    spark: SparkSession, rows: DataFrame, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    from pyspark.sql import functions as F
+
+    first = rows.select(F.length("features").alias("size")).head()
+    if first is None:
+        return np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    most = max(100, math.floor(_FEATURE_BYTES / max(first["size"], 1)))
+    if most < len(ids):
+        log.warning("figures are measured on %s rows and not %s: their features fill 256 MiB", most, len(ids))
+        ids = ids[:most]
+    found = _of_ids(spark, rows.select("id", "features"), ids)
+    by_id = dict(zip(found["id"], found["features"], strict=True))
+    positions = np.array([place for place, key in enumerate(ids) if key in by_id], np.int64)
+    if not len(positions):
+        return positions, np.empty((0, 1), np.float32)
+    return positions, np.stack([np.frombuffer(by_id[ids[place]], "<f4") for place in positions])
+
+
+def _stack(ids: NDArray[np.int64], vectors: Any) -> NDArray[np.float64]:
+    dims = max(0 if vector is None else len(vector) for vector in vectors)
+    out = np.full((len(ids), max(dims, 1)), np.nan)
+    for row, vector in enumerate(vectors):
+        if vector is not None and len(vector) == dims:
+            out[row] = [np.nan if value is None else value for value in vector]
+    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+    if len(bad):
+        raise InputError(
+            f"{len(bad)} of {len(ids)} sampled embeddings hold null, NaN or infinity or have not {dims} dimensions, "
+            f"first id {ids[bad[0]]}; train again with scaled features or a lower learning rate"
+        )
+    return out

@@ -1,0 +1,320 @@
+"""Reports of small tables on a real local Spark."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import pdist
+from scipy.stats import pearsonr
+from sklearn.manifold import trustworthiness
+
+from ivis_spark.config import EvaluateConfig
+from ivis_spark.errors import DependencyError, InputError
+from ivis_spark.report import evaluate, figures, plots
+from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, shorten
+from ivis_spark.report.sample import count_density, density_bins, draw_sample
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+TRAINING = {"loss": [0.9, 0.5, 0.3], "seconds": 1.5, "epochs": 3, "rows": 60, "margin": 1.0, "lr": [0.1, 0.1, 0.01]}
+NEIGHBOURS = {"recall": {"value": 0.95, "low": 0.94, "high": 0.96, "sample": 50}, "k": 15}
+HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and collects them with their attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {}
+        self.visible = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            key = self.found[-1][1].get("id") or f"script{len(self.texts)}"
+            self.texts[key] = self.texts.get(key, "") + data
+        elif self.open and self.open[-1] != "style":
+            self.visible += data
+
+    def tags(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.found if tag == name]
+
+
+def tables(
+    spark: SparkSession, X: np.ndarray, Z: np.ndarray, labels: list[Any] | None = None, kind: str = "double"
+) -> tuple[DataFrame, DataFrame]:
+    """Ids are 10, 20, ...: not the places of the rows."""
+    packed = [(10 * i + 10, bytearray(row.astype("<f4").tobytes())) for i, row in enumerate(X)]
+    rows = spark.createDataFrame(packed, "id long, features binary")
+    as_kind = float if kind == "double" else lambda label: label
+    extra = [()] * len(Z) if labels is None else [(None if v is None else as_kind(v),) for v in labels]
+    points = [(10 * i + 10, [float(v) for v in z], *more) for i, (z, more) in enumerate(zip(Z, extra, strict=True))]
+    schema = "id long, embedding array<float>" + ("" if labels is None else f", label {kind}")
+    return rows, spark.createDataFrame(points, schema)
+
+
+def blobs(n: int = 60, e: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    y = np.arange(n) % 4
+    X = rng.normal(size=(n, 6)).astype(np.float32) + 3 * np.eye(4, 6, dtype=np.float32)[y]
+    return X, (X @ rng.normal(size=(6, e))).astype(np.float32), y
+
+
+def run(spark: SparkSession, folder: Path, *frames: DataFrame, **changed: Any) -> tuple[dict[str, Any], Page]:
+    arguments: dict[str, Any] = {
+        "training": TRAINING,
+        "neighbours": NEIGHBOURS,
+        "config": EvaluateConfig(),
+        "random_state": 3,
+    } | changed
+    found = evaluate(spark, rows=frames[0], embeddings=frames[1], folder=str(folder), **arguments)
+    assert json.loads((folder / "metrics.json").read_text()) == found
+    for picture in ("embedding.png", "loss.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    return found, Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.spark
+def test_figures_equal_the_oracles(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, y = blobs()
+    found, page = run(spark, tmp_path / "new", *tables(spark, X, Z, y.tolist(), "long"), settings={"a": {"b": 7}})
+    assert found["trustworthiness"] == pytest.approx(trustworthiness(X, Z, n_neighbors=15))
+    assert found["continuity"] == pytest.approx(trustworthiness(Z, X, n_neighbors=15))
+    centres = [np.array([points[y == c].mean(axis=0) for c in range(4)]) for points in (X, Z)]
+    assert found["centroid_correlation"] == pytest.approx(pearsonr(pdist(centres[0]), pdist(centres[1])).statistic)
+    exact = pearsonr(pdist(X), pdist(Z)).statistic
+    assert found["distance_correlation_pearson"] == pytest.approx(exact, abs=0.02)
+    assert 0.5 < found["random_triplet_accuracy"] < 1
+    assert 0.25 < found["knn_accuracy"] <= 1
+    expected = {"rows": 60, "features": 6, "embedding_dims": 2, "sample_rows": 60, "k": 15, "classes": 4}
+    expected |= {"labelled_rows": 60, "recall_at_k": 0.95, "recall_low": 0.94, "recall_high": 0.96, "final_loss": 0.3}
+    assert {key: found[key] for key in expected} == expected
+    assert found["collapsed"] is False
+    for text in ("0.9400 to 0.9600", "a.b", "Trustworthiness", "all 60 rows", "2 dimensions"):
+        assert text in page.visible
+    assert "collapsed" not in page.visible
+    assert not (tmp_path / "new" / "density.png").exists()
+
+
+@pytest.mark.spark
+def test_page_is_accessible_and_loads_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, y = blobs()
+    _, page = run(spark, tmp_path, *tables(spark, X, Z, y.tolist()), config=EvaluateConfig(plot_rows=30))
+    assert page.tags("html") == [{"lang": "en"}]
+    assert len(page.tags("h1")) == 1
+    assert any(meta.get("name") == "viewport" for meta in page.tags("meta"))
+    policy = next(m["content"] for m in page.tags("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert "http" not in policy
+    assert all(image["alt"] and str(image["src"]).startswith("data:image/png") for image in page.tags("img"))
+    assert not any("src" in script for script in page.tags("script"))
+    assert all(plot.get("aria-label") for plot in page.tags("div") if plot.get("role") == "img")
+    assert all(cell.get("scope") for cell in page.tags("th"))
+
+
+@pytest.mark.spark
+def test_hostile_texts_stay_texts(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, y = blobs()
+    labels = [[HOSTILE, "$x_", "_under", "50 %{x}"][c] for c in y]
+    training = {**TRAINING, "note": HOSTILE}
+    frames = tables(spark, X, Z, labels, "string")
+    found, page = run(spark, tmp_path, *frames, title=HOSTILE, training=training, settings={HOSTILE: HOSTILE})
+    assert found["classes"] == 4
+    assert page.tags("img")[0].get("onerror") is None
+    assert len(page.tags("script")) == 4  # two of data, plotly, ours
+    assert page.visible.count(HOSTILE) == 5  # title twice, note, setting and its value
+    traces = json.loads(page.texts["scatter-data"])["traces"]
+    assert all("<" not in trace["name"] for trace in traces)
+    assert "label 50 &#37;{x}" in next(t["hovertemplate"] for t in traces if "50" in t["name"])
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("e", [1, 2, 5])
+def test_density_counts_every_row(spark: SparkSession, tmp_path: Path, e: int) -> None:
+    X, Z, y = blobs(300, e)
+    rows, embeddings = tables(spark, X, Z, y.tolist())
+    config = EvaluateConfig(sample_rows=100, plot_rows=50)
+    found, page = run(spark, tmp_path, rows, embeddings, config=config)
+    assert (found["rows"], found["sample_rows"], found["plot_rows"]) == (300, 100, 50)
+    assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Density of all 300 rows: {figures.describe_dims(e)}" in page.visible
+    traces = json.loads(page.texts["scatter-data"])["traces"]
+    assert sum(len(trace["x"]) for trace in traces) == 50
+    density = count_density(embeddings, 20)
+    assert density.counts.sum() + density.outside == 300
+    edges = [np.linspace(*density.extent[:2], 21), np.linspace(*density.extent[2:], 21)]
+    if e == 1:
+        expected = np.histogram(Z[:, 0].astype(float), edges[0])[0][:, np.newaxis]
+    else:
+        expected = np.histogram2d(Z[:, 0].astype(float), Z[:, 1].astype(float), edges)[0]
+    np.testing.assert_array_equal(density.counts, expected)
+
+
+@pytest.mark.spark
+def test_density_leaves_out_distant_outliers_and_bad_rows(spark: SparkSession) -> None:
+    Z = np.random.default_rng(1).uniform(size=(5000, 2))
+    Z[0] = 1e6
+    Z[1, 0] = np.nan
+    density = count_density(tables(spark, Z[:1], Z)[1], 50)
+    assert density.outside == 1
+    assert density.counts.sum() == 4998
+    assert density.extent[1] < 2
+    flat = count_density(tables(spark, Z[:1], np.full((5, 2), 3.0))[1], 50)
+    assert flat.counts.sum() == 5
+    assert density_bins(100) == 50
+    assert density_bins(10**9) == 400
+
+
+@pytest.mark.spark
+def test_sample_is_the_same_for_any_partitioning_and_order(spark: SparkSession) -> None:
+    X, Z, y = blobs(200)
+    config = EvaluateConfig(sample_rows=20, plot_rows=50)
+    rows, embeddings = tables(spark, X, Z, y.tolist())
+    samples = [
+        draw_sample(
+            spark, rows=rows.repartition(n), embeddings=embeddings.repartition(7 * n), config=config, random_state=s
+        )
+        for n, s in [(1, 0), (3, 0), (1, 1)]
+    ]
+    np.testing.assert_array_equal(samples[0].ids, samples[1].ids)
+    np.testing.assert_array_equal(samples[0].features, samples[1].features)
+    assert set(samples[0].ids) != set(samples[2].ids)
+    first = samples[0]
+    assert len(first.ids) == 50
+    np.testing.assert_array_equal(first.embedding, Z[first.ids // 10 - 1].astype(float))
+    np.testing.assert_array_equal(first.features, X[first.ids[first.measured] // 10 - 1])
+    assert first.labels is not None
+    np.testing.assert_array_equal(first.labels.codes, y[first.ids // 10 - 1])
+
+
+@pytest.mark.spark
+def test_collapsed_embedding_is_told(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    X, Z, _ = blobs()
+    frames = tables(spark, X, np.full_like(Z, 0.5))
+    with caplog.at_level(logging.WARNING):
+        found, page = run(spark, tmp_path, *frames, training={"loss": [1.0, 0.999], "margin": 1.0}, neighbours=None)
+    assert found["collapsed"] is True
+    assert found["recall_at_k"] is None
+    assert found["knn_accuracy"] is None
+    assert "same point" in caplog.text
+    assert "about the margin" in caplog.text
+    assert "train.learning_rate" in page.visible
+    found, _ = run(spark, tmp_path, *tables(spark, X, Z), training={"loss": [1.0, 0.95], "margin": 1.0})
+    assert found["collapsed"] is False
+
+
+@pytest.mark.spark
+def test_continuous_and_missing_labels(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, _ = blobs()
+    labels = [None if i < 5 else float("nan") if i < 9 else i / 7 for i in range(60)]
+    found, page = run(spark, tmp_path, *tables(spark, X, Z, labels), training={})
+    assert (found["labelled_rows"], found["classes"], found["knn_accuracy"]) == (51, None, None)
+    assert found["final_loss"] is None
+    traces = json.loads(page.texts["scatter-data"])["traces"]
+    assert [len(trace["x"]) for trace in traces] == [9, 51]
+    assert traces[0]["name"] == UNLABELLED
+
+
+@pytest.mark.spark
+def test_labels_of_the_rows_and_tables_that_differ(spark: SparkSession, tmp_path: Path) -> None:
+    from pyspark.sql import functions as F
+
+    X, Z, _ = blobs()
+    rows, embeddings = tables(spark, X, Z)
+    rows = rows.filter(F.col("id") > 100).withColumn("label", (F.col("id") / 10 % 3).cast("int"))
+    found, _ = run(spark, tmp_path, rows, embeddings)
+    assert (found["rows"], found["sample_rows"], found["labelled_rows"], found["classes"]) == (60, 50, 50, 3)
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_rows(spark: SparkSession, tmp_path: Path, n: int) -> None:
+    X, Z, y = blobs(8)
+    found, _ = run(spark, tmp_path, *tables(spark, X[:n], Z[:n], y[:n].tolist()))
+    assert found["k"] == {1: None, 2: None, 5: 2}[n]
+    assert (found["trustworthiness"] is None) == (n < 5)
+
+
+@pytest.mark.spark
+def test_bad_embeddings_are_named(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, _ = blobs()
+    rows, embeddings = tables(spark, X, Z)
+    with pytest.raises(InputError, match="no rows"):
+        run(spark, tmp_path, rows, embeddings.limit(0))
+    Z[4, 1] = np.nan
+    with pytest.raises(InputError, match=r"1 of 60 sampled embeddings .* first id 50"):
+        run(spark, tmp_path, *tables(spark, X, Z))
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "plotly"])
+def test_missing_package_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("matplotlib.figure", "matplotlib.backends.backend_agg", "plotly.offline"):
+        if module.startswith(package):
+            monkeypatch.setitem(sys.modules, module, None)
+    path = str(tmp_path / "loss.png")
+    draw = plots.require_plotly if package == "plotly" else lambda: figures.save_loss(path, {"loss": [1.0]})
+    with pytest.raises(DependencyError, match=rf"{package}.*ivis_spark\[report\]"):
+        draw()
+
+
+def test_importing_the_report_loads_none_of_its_packages() -> None:
+    heavy = "('matplotlib', 'plotly', 'pyspark', 'pandas', 'tensorflow')"
+    code = f"import sys, ivis_spark.report; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_labels_are_read_as_classes_or_quantities() -> None:
+    assert read_labels([None, float("nan")]) is None
+    whole = read_labels([3.0, None, -1.0, 3.0])
+    assert whole is not None
+    assert (whole.names, whole.codes.tolist(), whole.continuous) == (("-1", "3"), [1, -1, 0, 1], False)
+    text = read_labels(["day 10", "day 2", None, "a"])
+    assert text is not None
+    assert (text.names, text.codes.tolist()) == (("a", "day 2", "day 10"), [2, 1, -1, 0])
+    quantity = read_labels([0.5, 1.0, float("inf")])
+    assert quantity is not None
+    assert quantity.continuous
+    assert quantity.known.tolist() == [True, True, False]
+    many = read_labels([float(i) for i in range(101)])
+    assert many is not None
+    assert many.continuous
+    scale = read_labels([float(i % 90) for i in range(900)])
+    assert scale is not None
+    assert not scale.continuous
+    assert scale.on_scale
+
+
+def test_many_classes_get_distinct_colours_and_the_rare_share_one() -> None:
+    labels = read_labels([f"c{i}" for i in range(50) for _ in range(50 - i)] + [None])
+    assert labels is not None
+    layers = plan_layers(labels, len(labels.codes))
+    assert sorted(np.concatenate([layer.rows for layer in layers])) == list(range(len(labels.codes)))
+    assert [layer.name for layer in layers[:3]] == [UNLABELLED, "11 rarer labels", "c0"]
+    drawn = {(layer.colour, layer.marker) for layer in layers[2:]}
+    assert len(drawn) == len(layers) - 2 == len(PALETTE) * len(MARKERS) - 1
+    assert shorten("a\nb" + "x" * 100) == "a b" + "x" * 56 + "…"
+    assert shorten(" ") == "(empty)"
