@@ -84,10 +84,15 @@ SCRIPT = """
     trace.type = webgl ? 'scattergl' : 'scatter';
     trace.mode = 'markers';
   });
+  if (narrow && scatter.legend) {
+    // The legend stands below the plot and must not take its height.
+    document.getElementById('scatter').style.height = 'calc(26rem + ' + 12 * scatter.traces.length + 'px)';
+  }
   draw('scatter', scatter.traces, {
     margin: { l: 50, r: 10, t: narrow ? 10 : 40, b: 50 }, hovermode: 'closest', showlegend: scatter.legend,
-    xaxis: axis(scatter.x), yaxis: axis(scatter.y, scatter.strip),
-    legend: Object.assign({ itemsizing: 'constant' }, narrow || scatter.scale ? { orientation: 'h', y: -0.18 } : {})
+    xaxis: axis(narrow ? '' : scatter.x), yaxis: axis(scatter.y, scatter.strip),
+    legend: Object.assign({ itemsizing: 'constant' },
+      narrow || scatter.scale ? { orientation: 'h', y: narrow ? -0.1 : -0.18 } : {})
   });
   var curves = read('loss-data');
   if (curves.length) {
