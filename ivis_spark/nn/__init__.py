@@ -1,0 +1,1 @@
+"""Networks, losses and the triplet model, on TensorFlow and Keras."""

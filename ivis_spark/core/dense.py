@@ -1,0 +1,178 @@
+"""The forward pass of a dense network in NumPy: embedding without TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.errors import ArtifactError, InputError
+
+Array = NDArray[np.float32]
+
+_SELU_SCALE = np.float32(1.0507009873554805)
+_SELU_ALPHA = np.float32(1.6732632423543772)
+# A chunk's widest layer should stay in the second-level cache between the product and the activation.
+_CHUNK_BYTES = 1 << 20
+_MIN_CHUNK_ROWS = 128
+
+
+def _linear(x: Array) -> None:
+    del x
+
+
+def _relu(x: Array) -> None:
+    np.maximum(x, 0, out=x)
+
+
+def _selu(x: Array) -> None:
+    below = np.minimum(x, 0)
+    np.exp(below, out=below)
+    below *= _SELU_SCALE * _SELU_ALPHA
+    np.maximum(x, 0, out=x)
+    x *= _SELU_SCALE
+    x += below
+    x -= _SELU_SCALE * _SELU_ALPHA
+
+
+def _elu(x: Array) -> None:
+    below = np.exp(np.minimum(x, 0))
+    np.maximum(x, 0, out=x)
+    x += below
+    x -= 1
+
+
+def _tanh(x: Array) -> None:
+    np.tanh(x, out=x)
+
+
+def _sigmoid(x: Array) -> None:
+    x *= 0.5
+    np.tanh(x, out=x)
+    x += 1
+    x *= 0.5
+
+
+def _softmax(x: Array) -> None:
+    x -= x.max(axis=1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=1, keepdims=True)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], None]] = {
+    "linear": _linear,
+    "relu": _relu,
+    "selu": _selu,
+    "elu": _elu,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "softmax": _softmax,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """One layer: kernel float32 (inputs, units), bias float32 (units,), name of the activation."""
+
+    kernel: Array
+    bias: Array
+    activation: str
+
+    @classmethod
+    def of(cls, kernel: NDArray[Any], bias: NDArray[Any] | None, activation: str) -> DenseLayer:
+        """Make a layer of arrays of any float type; without a bias it is 0."""
+        kernel = np.ascontiguousarray(kernel, dtype=np.float32)
+        bias = np.zeros(kernel.shape[1]) if bias is None else bias
+        return cls(kernel, np.ascontiguousarray(bias, dtype=np.float32), activation)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseNetwork:
+    """A chain of dense layers that embeds rows."""
+
+    layers: tuple[DenseLayer, ...]
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of a row."""
+        return int(self.layers[0].kernel.shape[0])
+
+    @property
+    def n_outputs(self) -> int:
+        """Dimensions of the output."""
+        return int(self.layers[-1].kernel.shape[1])
+
+    def then(self, head: DenseNetwork) -> DenseNetwork:
+        """Return this network followed by another."""
+        return DenseNetwork(self.layers + head.layers)
+
+    def __call__(self, X: NDArray[Any]) -> Array:
+        """Return the output of each row.
+
+        Runs on: driver or executor. Memory: the output, and about 1 MB a layer for a chunk of rows.
+
+        Args:
+            X: Features of any numeric type, shape (n, n_inputs).
+
+        Returns:
+            float32, shape (n, n_outputs).
+
+        Raises:
+            InputError: if X has another shape.
+        """
+        if X.ndim != 2 or X.shape[1] != self.n_inputs:
+            raise InputError(
+                f"X has shape {X.shape}; rows of {self.n_inputs} features are wanted, as the model was trained on: "
+                f"pass an array of shape (n, {self.n_inputs})"
+            )
+        output = np.empty((len(X), self.n_outputs), dtype=np.float32)
+        widest = max(layer.kernel.shape[1] for layer in self.layers)
+        rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (4 * widest))
+        for start in range(0, len(X), rows):
+            hidden = np.ascontiguousarray(X[start : start + rows], dtype=np.float32)
+            for layer in self.layers:
+                hidden = hidden @ layer.kernel
+                hidden += layer.bias
+                ACTIVATIONS[layer.activation](hidden)
+            output[start : start + rows] = hidden
+        return output
+
+    def to_bytes(self) -> bytes:
+        """Return the network as an npz file: arrays and JSON, nothing that could run."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for position, layer in enumerate(self.layers):
+            arrays[f"kernel_{position}"], arrays[f"bias_{position}"] = layer.kernel, layer.bias
+        names = json.dumps([layer.activation for layer in self.layers]).encode()
+        buffer = io.BytesIO()
+        np.savez(buffer, activations=np.frombuffer(names, dtype=np.uint8), **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> DenseNetwork:
+        """Read what `to_bytes` wrote.
+
+        Raises: ArtifactError: if the content is torn or not a network.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return cls(_read_layers(arrays))
+        except (ValueError, KeyError, OSError, EOFError) as err:
+            raise ArtifactError(
+                f"the network of {len(content)} bytes cannot be read ({err}): it is torn or not a network; train again"
+            ) from err
+
+
+def _read_layers(arrays: Mapping[str, NDArray[Any]]) -> tuple[DenseLayer, ...]:
+    activations = json.loads(arrays["activations"].tobytes())
+    unknown = [name for name in activations if name not in ACTIVATIONS]
+    if unknown:
+        raise ValueError(f"activations {unknown} are none of {list(ACTIVATIONS)}")
+    return tuple(
+        DenseLayer(arrays[f"kernel_{position}"], arrays[f"bias_{position}"], activation)
+        for position, activation in enumerate(activations)
+    )

@@ -1,0 +1,51 @@
+"""Checks of arrays that users pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ivis_spark.errors import InputError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+def check_rows(X: ArrayLike) -> Floats:
+    """Return rows as float32, shape (n, ...).
+
+    Raises: InputError: if they are not finite numbers, or no rows.
+    """
+    rows = np.asarray(X)
+    if rows.ndim < 2 or rows.shape[0] == 0 or rows.size == 0:
+        raise InputError(f"X has shape {rows.shape}; rows of features are wanted: pass an array of shape (n, d)")
+    if rows.dtype.kind not in "fiub":
+        raise InputError(f"X is of type {rows.dtype}; numbers are wanted: encode text and categories first")
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    wrong = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+    if wrong.any():
+        raise InputError(
+            f"X has NaN, infinity or a number too large for float32 in {wrong.sum()} of {len(rows)} rows, the first is "
+            f"row {int(np.argmax(wrong))}; drop or fill them"
+        )
+    return rows
+
+
+def check_neighbours(neighbours: NDArray[Any], n_rows: int) -> Ints:
+    """Return a neighbour matrix as int64, shape (n_rows, k).
+
+    Raises: InputError: if it has another shape, or numbers that are no rows.
+    """
+    if neighbours.ndim != 2 or len(neighbours) != n_rows or neighbours.dtype.kind not in "iu" or neighbours.size == 0:
+        raise InputError(
+            f"neighbour_matrix has shape {neighbours.shape} and type {neighbours.dtype}; integers of shape "
+            f"({n_rows}, k) are wanted: one row of row numbers for each row of X"
+        )
+    if neighbours.min() < 0 or neighbours.max() >= n_rows:
+        raise InputError(
+            f"neighbour_matrix holds row numbers from {neighbours.min()} to {neighbours.max()}; X has rows 0 to "
+            f"{n_rows - 1}: number the rows from 0 in the order of X"
+        )
+    return neighbours.astype(np.int64)

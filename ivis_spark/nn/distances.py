@@ -1,0 +1,44 @@
+"""Distances between the rows of two batches of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+Tensor = Any  # tensorflow ships no types
+
+# Below these the square root and the norm have no usable gradient; the values are those that ivis's numbers rest on.
+_SQUARE_FLOOR = 1e-7
+_NORM_FLOOR = 1e-12
+
+
+def euclidean_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return the Euclidean distance of each row, shape (b, e), (b, e) -> (b,)."""
+    return tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - y), axis=-1), _SQUARE_FLOOR))
+
+
+def manhattan_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return the sum of absolute differences of each row, shape (b, e), (b, e) -> (b,)."""
+    return tf.reduce_sum(tf.abs(x - y), axis=-1)
+
+
+def chebyshev_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return the largest absolute difference of each row, shape (b, e), (b, e) -> (b,)."""
+    return tf.reduce_max(tf.abs(x - y), axis=-1)
+
+
+def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Return one minus the cosine of the angle of each row, shape (b, e), (b, e) -> (b,)."""
+    x = tf.math.l2_normalize(x, axis=-1, epsilon=_NORM_FLOOR)
+    y = tf.math.l2_normalize(y, axis=-1, epsilon=_NORM_FLOOR)
+    return tf.nn.relu(1.0 - tf.reduce_sum(x * y, axis=-1))
+
+
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "euclidean": euclidean_distance,
+    "manhattan": manhattan_distance,
+    "chebyshev": chebyshev_distance,
+    "cosine": cosine_distance,
+}

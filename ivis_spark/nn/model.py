@@ -1,0 +1,124 @@
+"""The triplet model: the one training step of every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ivis_spark.nn.distances import Tensor
+from ivis_spark.nn.losses import Loss, row_loss
+from ivis_spark.nn.optimizer import FusedAdam
+from ivis_spark.nn.supervision import Metric, make_supervised_loss_fn
+
+Reduce = Callable[[list[Tensor]], list[Tensor]]
+Batch = Mapping[str, Tensor]
+
+
+def keep_gradients(gradients: list[Tensor]) -> list[Tensor]:
+    """Return the gradients as they are: the reducer of a single process."""
+    return gradients
+
+
+class TripletModel(keras.Model):  # type: ignore[misc]
+    """Trains an encoder on triplets, and with it a supervised head when there is one.
+
+    Calling it embeds: shape (b, ...) -> (b, e).
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        loss: Loss,
+        *,
+        head: keras.Model | None = None,
+        supervision_metric: Metric | None = None,
+        supervision_weight: float = 0.0,
+        optimizer: Any | None = None,
+        learning_rate: float = 0.001,
+        reduce_gradients: Reduce = keep_gradients,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            encoder: The network that embeds.
+            loss: Triplet loss `(y_true, y_pred)`, see `nn.losses`.
+            head: Network from the embedding to the labels; without it labels are not looked at.
+            supervision_metric: Keras loss of the head.
+            supervision_weight: Weight of the head's loss; the triplet loss gets the rest. In [0, 1].
+            optimizer: Any Keras optimizer; None is Adam with `learning_rate`.
+            learning_rate: Of Adam.
+            reduce_gradients: Averages gradients over the ranks that train together.
+        """
+        super().__init__(name="triplet_model")
+        self.encoder = encoder
+        self.head = head
+        self.supervision_weight = supervision_weight if head is not None else 0.0
+        self.reduce_gradients = reduce_gradients
+        self._row_loss = row_loss(loss)
+        self._has_rows = hasattr(loss, "rows")
+        self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
+        self.compile(optimizer=optimizer or FusedAdam(learning_rate), jit_compile=False)
+        self.built = True
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the figures that `train_step` returns."""
+        return ("loss", "triplet_loss", "supervised_loss") if self.head is not None else ("loss",)
+
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
+        """Embed rows."""
+        return self.encoder(inputs, training=training)
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Update the weights with one batch.
+
+        Args:
+            batch: `anchor`, `positive`, `negative`, each (b, ...) float32; optionally `weight` (b,) (rows of weight 0
+                are padding) and `label`, (b,) or (b, c).
+
+        Returns:
+            `metric_names`, each the weighted mean over the rows of the batch, and `weight`, the sum of the weights.
+        """
+        with tf.GradientTape() as tape:
+            figures = self._figures(batch)
+            penalty = self.losses
+            objective = tf.add_n([figures["loss"], *penalty]) if penalty else figures["loss"]
+        variables = self.trainable_variables
+        gradients = self.reduce_gradients(tape.gradient(objective, variables))
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return figures
+
+    def _figures(self, batch: Batch) -> dict[str, Tensor]:
+        stacked = tf.concat([batch["anchor"], batch["positive"], batch["negative"]], axis=0)
+        embeddings = self.encoder(stacked, training=True)
+        anchor, positive, negative = tf.split(embeddings, 3)
+        weight = batch.get("weight")
+        if weight is None:
+            weight = tf.ones([tf.shape(anchor)[0]])
+        triplet = _weighted_mean(self._triplet_rows(anchor, positive, negative, batch.get("weight")), weight)
+        if self.head is None or self._supervised_loss is None:
+            return {"loss": triplet, "weight": tf.reduce_sum(weight)}
+        values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
+        supervised = _weighted_mean(values, weight * labelled)
+        total = (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised
+        return {
+            "loss": total,
+            "triplet_loss": triplet,
+            "supervised_loss": supervised,
+            "weight": tf.reduce_sum(weight),
+        }
+
+    def _triplet_rows(self, anchor: Tensor, positive: Tensor, negative: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the loss of each row; a loss that gives one number for the batch is not shown padding."""
+        if weight is None or self._has_rows:
+            return self._row_loss(anchor, positive, negative)
+        real = tf.where(weight > 0)
+        values = self._row_loss(*(tf.gather_nd(each, real) for each in (anchor, positive, negative)))
+        return tf.scatter_nd(real, values, [tf.shape(anchor, out_type=tf.int64)[0]])
+
+
+def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), tf.reduce_sum(weight))

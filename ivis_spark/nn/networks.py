@@ -1,0 +1,179 @@
+"""Base networks by name, and the encoder made of one."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, overload
+
+import keras
+
+from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
+from ivis_spark.errors import ConfigError
+from ivis_spark.nn.dropout import PooledAlphaDropout
+
+InputShape = tuple[int | None, ...]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_DROPOUT = 0.1
+# Layers that do nothing to rows of features when the network is not being trained.
+_INERT_LAYERS = (keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianNoise)
+
+base_networks: dict[str, Callable[[InputShape], keras.Model]] = {}
+
+
+@overload
+def register_network(build_fn: _F, *, name: str | None = None) -> _F: ...
+@overload
+def register_network(build_fn: None = None, *, name: str | None = None) -> Callable[[_F], _F]: ...
+def register_network(build_fn: Any = None, *, name: str | None = None) -> Any:
+    """Register a function `(input_shape) -> keras.Model` as a base network; also a decorator.
+
+    Args:
+        build_fn: Builds the network, without its embedding layer.
+        name: Key of the network; without it the name of the function.
+
+    Returns:
+        `build_fn` itself, or a decorator when it is not given.
+    """
+    if build_fn is None:
+        return functools.partial(register_network, name=name)
+    base_networks[name or build_fn.__name__] = build_fn
+    return build_fn
+
+
+def get_base_networks() -> list[str]:
+    """Return the names of the registered base networks."""
+    return list(base_networks)
+
+
+@register_network(name="szubert")
+def szubert_base_network(input_shape: InputShape) -> keras.Model:
+    """Build the small default: three layers of 128."""
+    return _selu_network(input_shape, (128, 128, 128))
+
+
+@register_network(name="hinton")
+def hinton_base_network(input_shape: InputShape) -> keras.Model:
+    """Build the encoder of Hinton and Salakhutdinov, "Reducing the dimensionality of data with neural networks"."""
+    return _selu_network(input_shape, (2000, 1000, 500))
+
+
+@register_network(name="maaten")
+def maaten_base_network(input_shape: InputShape) -> keras.Model:
+    """Build the encoder of van der Maaten, "Learning a parametric embedding by preserving local structure"."""
+    return _selu_network(input_shape, (500, 500, 2000))
+
+
+def build_encoder(
+    model: str | keras.Model, input_shape: InputShape, embedding_dims: int | None, seed: int | None = None
+) -> keras.Model:
+    """Build the network that embeds rows: a base network and, after it, a Dense layer of the embedding's size.
+
+    Runs on: each rank. The global random state is left as it was.
+
+    Args:
+        model: Name of a base network, or a Keras model whose output is one vector a row.
+        input_shape: Shape of a row, as in (784,); not looked at when `model` is a Keras model.
+        embedding_dims: Dimensions of the embedding; None takes the output of the model as it is.
+        seed: Of the initial weights and the dropout.
+
+    Returns:
+        A Keras model, shape (b, *input_shape) -> (b, embedding_dims).
+
+    Raises:
+        ConfigError: if no base network of that name is registered.
+    """
+    with seeded_layers(seed):
+        base = _base_network(model, input_shape)
+        if embedding_dims is None:
+            return base
+        output = base.outputs[0]
+        if len(output.shape) != 2:
+            raise ConfigError(
+                f"the model given gives rows of shape {tuple(output.shape[1:])}; a vector a row is wanted: "
+                "end it with a pooling or Flatten layer"
+            )
+        return keras.Model(base.inputs[0], keras.layers.Dense(embedding_dims, name="embedding")(output))
+
+
+def dense_network(model: keras.Model) -> DenseNetwork | None:
+    """Return the network as arrays for a forward pass in NumPy, or None if it has anything but Dense layers of vectors.
+
+    Dropout and noise layers are left out; Dense and Activation layers must form one chain.
+    """
+    layers: list[DenseLayer] = []
+    chain = _chain(model)
+    if chain is None or len(model.inputs[0].shape) != 2:
+        return None
+    for layer in chain:
+        if isinstance(layer, _INERT_LAYERS):
+            continue
+        activation = getattr(getattr(layer, "activation", None), "__name__", None)
+        if activation not in ACTIVATIONS:
+            return None
+        if type(layer) is keras.layers.Dense:
+            kernel = keras.ops.convert_to_numpy(layer.kernel)
+            bias = keras.ops.convert_to_numpy(layer.bias) if layer.use_bias else None
+            layers.append(DenseLayer.of(kernel, bias, activation))
+        elif type(layer) is keras.layers.Activation and layers and layers[-1].activation == "linear":
+            layers[-1] = DenseLayer(layers[-1].kernel, layers[-1].bias, activation)
+        else:
+            return None
+    return DenseNetwork(tuple(layers)) if layers else None
+
+
+def _chain(model: keras.Model) -> list[keras.layers.Layer] | None:
+    """Return the layers from input to output, nested models unfolded, or None if they are not one chain."""
+    if len(getattr(model, "inputs", None) or ()) != 1 or len(model.outputs) != 1:
+        return None
+    layers: list[keras.layers.Layer] = []
+    tensor = model.outputs[0]
+    while tensor is not model.inputs[0]:
+        layer, node_index, _ = tensor._keras_history
+        parents = layer._inbound_nodes[node_index].input_tensors
+        inner = _chain(layer) if isinstance(layer, keras.Model) else [layer]
+        if len(parents) != 1 or inner is None:
+            return None
+        layers = inner + layers
+        tensor = parents[0]
+    return layers
+
+
+def _base_network(model: str | keras.Model, input_shape: InputShape) -> keras.Model:
+    if not isinstance(model, str):
+        return model
+    if model not in base_networks:
+        raise ConfigError(
+            f"Base network {model} is not implemented: it must be one of {', '.join(base_networks)} or a Keras model; "
+            "add yours with ivis_spark.nn.networks.register_network"
+        )
+    return base_networks[model](input_shape)
+
+
+def _selu_network(input_shape: InputShape, units: tuple[int, ...]) -> keras.Model:
+    network = keras.Sequential([keras.Input(shape=input_shape)])
+    for position, width in enumerate(units):
+        if position:
+            network.add(PooledAlphaDropout(_DROPOUT))
+        network.add(keras.layers.Dense(width, activation="selu", kernel_initializer="lecun_normal"))
+    return network
+
+
+@contextlib.contextmanager
+def seeded_layers(seed: int | None) -> Iterator[None]:
+    """Seed the layers made inside, and put the random state back.
+
+    Keras takes the seed of every initializer and dropout that has none from Python's `random`.
+    """
+    if seed is None:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

@@ -1,0 +1,43 @@
+"""Adam as one operation a variable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from ivis_spark.nn.distances import Tensor
+
+
+@keras.saving.register_keras_serializable(package="ivis_spark")
+class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
+    """Keras's Adam, with the update of a variable done by TensorFlow's fused kernel instead of a dozen operations.
+
+    The numbers are the same to rounding. On small networks those operations cost about a fifth of a training step.
+    """
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
+        """Update one variable."""
+        if self.amsgrad:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=_handle(variable),
+            m=_handle(self._momentums[index]),
+            v=_handle(self._velocities[index]),
+            beta1_power=tf.pow(tf.cast(self.beta_1, variable.dtype), step),
+            beta2_power=tf.pow(tf.cast(self.beta_2, variable.dtype), step),
+            lr=tf.cast(learning_rate, variable.dtype),
+            beta1=tf.cast(self.beta_1, variable.dtype),
+            beta2=tf.cast(self.beta_2, variable.dtype),
+            epsilon=tf.cast(self.epsilon, variable.dtype),
+            grad=tf.cast(tf.convert_to_tensor(gradient), variable.dtype),
+        )
+
+
+def _handle(variable: Any) -> Any:
+    """Return the resource of a Keras or TensorFlow variable."""
+    return getattr(variable, "_value", variable).handle

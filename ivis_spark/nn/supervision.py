@@ -1,0 +1,146 @@
+"""Supervised training: which output layer and which loss of a row go with a Keras loss."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.nn.distances import Tensor
+from ivis_spark.nn.networks import seeded_layers
+
+_SPARSE = "sparse_categorical_crossentropy"
+_MULTICLASS = (_SPARSE, "categorical_crossentropy", "categorical_hinge")
+_HINGE = ("hinge", "squared_hinge", "categorical_hinge")
+_BINARY = ("binary_crossentropy", "hinge", "squared_hinge")
+_UNLABELLED = -1
+
+Metric = str | Callable[..., Any]
+
+
+def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
+    """Check the labels and return the units of the output layer.
+
+    Args:
+        metric: Name of a Keras loss, or one.
+        labels: Shape (n,) or (n, c). The distinct labels are enough. -1 stands for a missing label when the metric is
+            sparse_categorical_crossentropy.
+
+    Returns:
+        The number of classes, or the width of the labels.
+
+    Raises:
+        ConfigError: if Keras has no such loss.
+        InputError: if the labels do not fit the metric.
+    """
+    name = _loss_name(metric)
+    width = labels.shape[1] if labels.ndim > 1 else 1
+    if not np.issubdtype(labels.dtype, np.number) and labels.dtype != np.bool_:
+        raise InputError(f"labels are of type {labels.dtype}; numbers are wanted: encode classes as 0, 1, 2, ...")
+    if name == _SPARSE:
+        return _count_classes(labels.reshape(-1) if width == 1 else labels)
+    if name in _MULTICLASS and width < 2:
+        raise InputError(
+            f"labels have shape {labels.shape}; supervision_metric={name!r} wants one column a class: one-hot encode "
+            f"them, or use {_SPARSE!r}"
+        )
+    return width
+
+
+def build_head(metric: Metric, n_outputs: int, embedding_dims: int, *, seed: int | None = None) -> keras.Model:
+    """Build the output layer on the embedding.
+
+    Regression is linear; multi-class a softmax; binary and multi-label a sigmoid; hinge losses a linear layer with an
+    L2 penalty (a linear SVM).
+
+    Args:
+        metric: Name of a Keras loss, or one.
+        n_outputs: Units, from `count_outputs`.
+        embedding_dims: Dimensions of the embedding.
+        seed: Of the initial weights.
+
+    Returns:
+        A Keras model, shape (b, embedding_dims) -> (b, n_outputs).
+
+    Raises:
+        ConfigError: if Keras has no such loss.
+    """
+    name = _loss_name(metric)
+    activation = "linear"
+    if name in _MULTICLASS and name not in _HINGE:
+        activation = "softmax"
+    elif name in _BINARY and name not in _HINGE:
+        activation = "sigmoid"
+    penalty = keras.regularizers.L2() if name in _HINGE else None
+    with seeded_layers(seed):
+        layer = keras.layers.Dense(n_outputs, activation=activation, kernel_regularizer=penalty, name="supervised")
+    return keras.Sequential([keras.Input(shape=(embedding_dims,)), layer])
+
+
+def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return a function of labels, shape (b,) or (b, c), and predictions (b, c): loss and mask of each row, (b,) each.
+
+    The mask is 0 where the label is missing: -1 for sparse_categorical_crossentropy, NaN for all others.
+
+    Raises: ConfigError: if Keras has no such loss.
+    """
+    name = _loss_name(metric)
+    loss = keras.losses.get(metric)
+    function = loss.call if isinstance(loss, keras.losses.Loss) else loss
+
+    def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
+        labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
+        if name == _SPARSE:
+            labels = tf.cast(labels, tf.int32)
+            labelled = tf.not_equal(labels, _UNLABELLED)
+            labels = labels[:, 0]
+        else:
+            labels = tf.cast(labels, predictions.dtype)
+            labelled = tf.logical_not(tf.math.is_nan(labels))
+            labels = tf.where(labelled, labels, 0)
+        mask = tf.reduce_all(labelled, axis=1)
+        values = function(tf.maximum(labels, 0) if name == _SPARSE else labels, predictions)
+        values = tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
+        return values, tf.cast(mask, values.dtype)
+
+    return row_losses
+
+
+def _count_classes(labels: NDArray[Any]) -> int:
+    if labels.ndim != 1:
+        raise InputError(f"labels have shape {labels.shape}; supervision_metric={_SPARSE!r} wants one integer a row")
+    found = np.unique(labels)
+    found = found[found != _UNLABELLED]
+    if len(found) == 0:
+        raise InputError("labels are all -1 (missing); label some rows, or train without labels")
+    if np.any(found != np.round(found)) or not np.all(np.isfinite(found)):
+        raise InputError(f"labels hold {found[found != np.round(found)][0]}; classes must be integers 0, 1, 2, ...")
+    if found[0] != 0:
+        raise InputError(
+            f"labels start at {found[0]:g}. Ensure that your labels are zero-indexed: 0, 1, 2, ... (-1: missing)"
+        )
+    if found[-1] != len(found) - 1:
+        missing = next(number for number, label in enumerate(found) if label != number)
+        raise InputError(
+            f"labels go up to {found[-1]:g} but none is {missing}. Ensure that your labels are indexed consecutively"
+        )
+    return len(found)
+
+
+def _loss_name(metric: Metric) -> str:
+    """Return the snake-case name of a Keras loss given as a name, alias, class name, function or instance."""
+    try:
+        loss = keras.losses.get(metric)
+    except (ValueError, TypeError) as err:
+        raise ConfigError(
+            f"supervision_metric={metric!r} is not a Keras loss; use one such as {_SPARSE}, binary_crossentropy, mae"
+        ) from err
+    if isinstance(loss, keras.losses.Loss):
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
+    return str(getattr(loss, "__name__", type(loss).__name__))
