@@ -1,0 +1,259 @@
+"""Indexes of one cell behind one small interface: exact (a matrix product and a partial sort) and Annoy.
+
+A cell's rows are numbered 0..n-1; `query` returns such numbers and keys (see `core.spaces`) computed exactly from
+differences, so two indexes that find the same rows return the same bits. Ties go to the lower number.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from annoy import AnnoyIndex as _Annoy
+
+from ivis_spark.core.spaces import Floats, Ints, Space, Target
+from ivis_spark.errors import ArtifactError
+
+_BLOCK_BYTES = 4 << 20  # of keys: what fits the second-level caches while it is searched
+_NARROW = 384  # below this many columns a plain partial sort is as fast as the sampled threshold
+_STRIDE = 8
+_ANNOY_MAX_SEED = 2**31 - 1
+
+
+class CellIndex(Protocol):
+    """What the search, the query and the tests ask of an index."""
+
+    suffix: str
+
+    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
+        """Return numbers int64 (q, k) and keys float32 (q, k), nearest first; k must not exceed the rows."""
+        ...
+
+    def save(self, path: str) -> None:
+        """Write one local file that the class's `load` opens by mmap."""
+        ...
+
+
+class ExactIndex:
+    """All rows of a cell, searched exactly.
+
+    Args:
+        X: Rows as they came, shape (n, d).
+        metric: Metric.
+    """
+
+    suffix = ".vectors.npy"
+
+    def __init__(self, X: npt.NDArray[Any], metric: str) -> None:
+        self._space = Space(metric)
+        self._rows = self._space.prepare(X)
+        self._target: Target | None = None
+
+    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
+        """Return the nearest rows, as `CellIndex.query`. Memory: O(block)."""
+        if self._target is None:
+            self._target = self._space.target(self._rows)
+        queries, n = self._space.prepare(Q), len(self._rows)
+        numbers = np.empty((len(queries), k), dtype=np.int64)
+        keys = np.empty((len(queries), k), dtype=np.float32)
+        spare = min(n, k + 2 + k // 16)  # candidates are chosen by rounded keys, then ranked by exact ones
+        step = max(16, _BLOCK_BYTES // (4 * max(1, n)))
+        for start in range(0, len(queries), step):
+            part = slice(start, start + step)
+            found = smallest_columns(self._target.rank_keys(queries[part]), spare)
+            exact = self._space.pair_keys(queries[part], self._rows, found)
+            numbers[part], keys[part] = _in_order(found, exact, k)
+        return numbers, keys
+
+    def save(self, path: str) -> None:
+        """Write the prepared rows as an .npy file."""
+        with open(path, "wb") as file:
+            np.save(file, self._rows)
+
+    @classmethod
+    def load(cls, path: str, metric: str, dims: int) -> ExactIndex:
+        """Open a saved index by mmap. Raises ArtifactError if it is not one."""
+        try:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as err:
+            raise ArtifactError(f"index file {path} cannot be read ({err}); build the neighbours anew") from err
+        if rows.ndim != 2 or rows.shape[1] != dims:
+            raise ArtifactError(f"index file {path} holds shape {rows.shape}, not (rows, {dims}); build it anew")
+        index = cls.__new__(cls)
+        index._space, index._rows, index._target = Space(metric), rows, None
+        return index
+
+
+class AnnoyIndex:
+    """An Annoy forest over a cell. Built in one thread, so that `seed` decides every split.
+
+    Args:
+        X: Rows as they came, shape (n, d).
+        metric: Metric.
+        n_trees: Trees of the forest.
+        search_k: Nodes inspected a query; -1 is n_trees * k.
+        seed: Seed of the splits.
+    """
+
+    suffix = ".ann"
+
+    def __init__(self, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
+        self._space, self._search_k = Space(metric), search_k
+        self._rows: Floats = self._space.prepare(X)
+        self._index = _Annoy(self._rows.shape[1], metric)
+        self._index.set_seed(seed % _ANNOY_MAX_SEED)
+        for number, row in enumerate(self._rows):
+            self._index.add_item(number, row)
+        self._index.build(n_trees, n_jobs=1)
+
+    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
+        """Return near rows, as `CellIndex.query`; queries for which Annoy finds fewer than k are searched exactly."""
+        queries = self._space.prepare(Q)
+        numbers = np.zeros((len(queries), k), dtype=np.int64)
+        short = []
+        for at, query in enumerate(queries):
+            found = self._index.get_nns_by_vector(query, k, self._search_k)
+            if len(found) < k:
+                short.append(at)
+            else:
+                numbers[at] = found
+        if short:
+            exact = ExactIndex.__new__(ExactIndex)
+            exact._space, exact._rows, exact._target = self._space, self._rows, None
+            numbers[short] = exact.query(queries[short], k)[0]
+        numbers.sort(axis=1)
+        return _in_order(numbers, self._space.pair_keys(queries, self._rows, numbers), k)
+
+    def save(self, path: str) -> None:
+        """Write Annoy's own file."""
+        self._index.save(path)
+
+    @classmethod
+    def load(cls, path: str, metric: str, dims: int, *, search_k: int = -1) -> AnnoyIndex:
+        """Open a saved index by mmap. Raises ArtifactError if Annoy cannot read it."""
+        index = cls.__new__(cls)
+        index._space, index._search_k, index._index = Space(metric), search_k, _Annoy(dims, metric)
+        try:
+            index._index.load(path)
+        except OSError as err:
+            raise ArtifactError(f"index file {path} cannot be read ({err}); build the neighbours anew") from err
+        count = index._index.get_n_items()
+        rows = np.array([index._index.get_item_vector(number) for number in range(count)], dtype=np.float32)
+        index._rows = rows.reshape(count, dims)
+        return index
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which index was picked, and why in words."""
+
+    backend: str
+    reason: str
+
+
+# Microseconds on one core of a 2020s server, from tests/bench/bench_neighbours.py --calibrate.
+_EXACT_PER_VALUE = {"manhattan": 0.00045}
+_EXACT_PER_VALUE_PRODUCT = 0.00004
+_EXACT_PER_COLUMN = 0.004
+_ANNOY_PER_NODE = 0.15
+_ANNOY_PER_NODE_VALUE = 0.0006
+_ANNOY_BUILD_PER_TREE_VALUE = 0.0011
+_ANNOY_BUILD_PER_TREE = 1.0
+
+
+def choose_backend(
+    metric: str, *, dims: int, cell_rows: int, k: int, n_trees: int, search_k: int, requested: str = "auto"
+) -> BackendChoice:
+    """Pick the index that searches a cell faster, by a model whose constants were measured.
+
+    Args:
+        metric: Metric.
+        dims: Features of a row.
+        cell_rows: Rows of a typical cell, those that overlap into it included.
+        k: Neighbours wanted.
+        n_trees: Annoy's trees.
+        search_k: Annoy's nodes a query; -1 is n_trees * k.
+        requested: `auto`, or the name of an index, which is then taken.
+    """
+    per_value = _EXACT_PER_VALUE.get(metric, _EXACT_PER_VALUE_PRODUCT)
+    exact = cell_rows * (_EXACT_PER_COLUMN + per_value * dims)
+    nodes = min(cell_rows, n_trees * k if search_k < 0 else search_k)
+    annoy = nodes * (_ANNOY_PER_NODE + _ANNOY_PER_NODE_VALUE * dims)
+    annoy += n_trees * (_ANNOY_BUILD_PER_TREE + _ANNOY_BUILD_PER_TREE_VALUE * dims) * np.log2(max(2, cell_rows))
+    costs = f"{cell_rows} rows a cell, {dims} dims, k={k}: exact about {exact:.0f} us a row, annoy {annoy:.0f}"
+    if requested != "auto":
+        return BackendChoice(requested, f"asked for ({costs})")
+    return BackendChoice("exact" if exact <= annoy else "annoy", f"cheaper by the cost model ({costs})")
+
+
+def make_index(backend: str, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int, seed: int) -> CellIndex:
+    """Build an index of the rows of a cell."""
+    if backend == "exact":
+        return ExactIndex(X, metric)
+    return AnnoyIndex(X, metric, n_trees=n_trees, search_k=search_k, seed=seed)
+
+
+def load_index(backend: str, path: str, metric: str, dims: int, *, search_k: int) -> CellIndex:
+    """Open a saved index by mmap.
+
+    Raises:
+        ArtifactError: if the file is missing or cannot be read.
+    """
+    if not os.path.exists(path):
+        raise ArtifactError(f"index file {path} is missing; build the neighbours anew")
+    if backend == "exact":
+        return ExactIndex.load(path, metric, dims)
+    return AnnoyIndex.load(path, metric, dims, search_k=search_k)
+
+
+def smallest_columns(keys: Floats, k: int) -> Ints:
+    """Return, ascending, the columns of the k smallest keys of each row: int64, shape (q, k).
+
+    A partial sort moves every column; here a threshold from a sample of the columns discards most of them first, at
+    the speed of a comparison. Rows for which the guess was too low are sorted in full.
+    """
+    rows, columns = keys.shape
+    if k >= columns:
+        return np.broadcast_to(np.arange(columns), keys.shape)
+    if columns < max(_NARROW, 4 * k):
+        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+    expected = k / _STRIDE
+    rank = min(int(expected + 2.5 * np.sqrt(expected) + 1), keys[:, ::_STRIDE].shape[1] - 1)
+    limit = np.partition(keys[:, ::_STRIDE], rank, axis=1)[:, rank]
+    flat = np.flatnonzero(keys <= limit[:, None])
+    row = flat // columns
+    counts = np.bincount(row, minlength=rows)
+    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+    few = np.full((rows, int(counts.max())), np.inf, dtype=np.float32)
+    few[row, place] = keys.reshape(-1)[flat]
+    candidates = np.zeros(few.shape, dtype=np.int64)
+    candidates[row, place] = flat - row * columns
+    if few.shape[1] <= k:
+        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+    picked = np.argpartition(few, k - 1, axis=1)[:, :k]
+    found = np.sort(np.take_along_axis(candidates, picked, axis=1), axis=1)
+    short = counts < k
+    if short.any():
+        found[short] = np.sort(np.argpartition(keys[short], k - 1, axis=1)[:, :k], axis=1)
+    return found
+
+
+def sortable_bits(keys: Floats) -> npt.NDArray[np.uint32]:
+    """Return uint32 that order as the float32 keys do; 0 and -0 alike."""
+    bits = (keys + np.float32(0)).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+
+
+def bits_to_keys(bits: npt.NDArray[np.uint32]) -> Floats:
+    """Undo `sortable_bits`."""
+    return np.where(bits >> 31, bits & np.uint32(0x7FFFFFFF), ~bits).astype(np.uint32).view(np.float32)
+
+
+def _in_order(numbers: Ints, keys: Floats, k: int) -> tuple[Ints, Floats]:
+    """Sort candidates by (key, number) and keep k of them."""
+    packed = (sortable_bits(keys).astype(np.uint64) << np.uint64(32)) | numbers.astype(np.uint64)
+    packed = np.sort(packed, axis=1)[:, :k]
+    return (packed & np.uint64(0xFFFFFFFF)).astype(np.int64), bits_to_keys((packed >> np.uint64(32)).astype(np.uint32))

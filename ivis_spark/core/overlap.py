@@ -1,0 +1,138 @@
+"""How far cells must overlap: the recall of every choice is known before any cell is searched.
+
+A true neighbour is found when it and the row share a cell. So the cells of a sample of rows and of their exact
+neighbours give the recall of each (overlap, cut), and a count of the rows by rank and ratio gives its cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ivis_spark.core.spaces import Floats, Ints
+
+CUTS: Floats = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0, np.inf], dtype=np.float32)
+_COLUMN_S = 6e-9  # seconds a core, measured: one key ranked,
+_VALUE_S = 4e-11  # one product of it,
+_BYTE_S = 6e-9  # and one byte of a copy carried to its cell, searched from there and merged
+
+
+def ratio_bins(ratios: Floats) -> npt.NDArray[np.uint8]:
+    """Return for each ratio the number of the smallest cut that takes it."""
+    return np.searchsorted(np.float32(1) + CUTS, ratios, side="left").astype(np.uint8)
+
+
+def count_ranks(cells: npt.NDArray[np.int32], bins: npt.NDArray[np.uint8], n_cells: int) -> Ints:
+    """Count rows by rank, bin and cell.
+
+    Args:
+        cells: Shape (n, w), as `Router.rank` returns them.
+        bins: Shape (n, w), of their ratios.
+        n_cells: Cells of the router.
+
+    Returns:
+        int64, shape (w, len(CUTS), n_cells).
+    """
+    width = cells.shape[1]
+    flat = (np.arange(width) * len(CUTS) + bins) * n_cells + cells
+    counts = np.bincount(flat.reshape(-1), minlength=width * len(CUTS) * n_cells)
+    return counts.reshape(width, len(CUTS), n_cells)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Cells and bins of some rows: int32 and uint8 of one shape (..., w)."""
+
+    cells: npt.NDArray[np.int32]
+    bins: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class OverlapChoice:
+    """An overlap and what it brings.
+
+    Attributes:
+        overlap: Most cells of a row.
+        cut: Relative distance up to which a further cell is taken.
+        recall: Share of true neighbours that share a cell with their row, on the sample.
+        error: Standard error of that share.
+        copies: Mean cells of a row.
+        cell_rows: int64, shape (n_cells,): rows of each cell, those that overlap into it included.
+    """
+
+    overlap: int
+    cut: float
+    recall: float
+    error: float
+    copies: float
+    cell_rows: Ints
+
+
+def choose_overlap(
+    data_counts: Ints,
+    query_counts: Ints,
+    queries: Ranked,
+    truth: Ranked,
+    *,
+    target: float,
+    most: int,
+    most_cut: float,
+    dims: int,
+    k: int,
+) -> OverlapChoice:
+    """Pick the cheapest overlap whose recall on the sample reaches `target` by a standard error.
+
+    Args:
+        data_counts: Of all rows as data, from `count_ranks`.
+        query_counts: Of all rows as queries; the same array unless the metric is asymmetric.
+        queries: Of the sampled rows, shape (q, w).
+        truth: Of their exact neighbours, shape (q, k, w).
+        target: Recall wanted.
+        most: Largest overlap allowed.
+        most_cut: Largest cut allowed.
+        dims: Features of a row.
+        k: Neighbours of a row.
+
+    Returns:
+        The choice; the one with the highest recall if none reaches the target.
+    """
+    n_rows = int(query_counts[0].sum())
+    best: tuple[float, OverlapChoice] | None = None
+    fallback: OverlapChoice | None = None
+    for overlap in range(1, min(most, queries.cells.shape[1]) + 1):
+        least_bin = _least_bins(queries, truth, overlap)
+        for number, cut in enumerate(CUTS):
+            if cut > most_cut and number > 0:
+                break
+            shares = (least_bin <= number).mean(axis=1)
+            recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+            data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
+            asked = query_counts[:overlap, : number + 1].sum(axis=(0, 1))
+            copies = float(data.sum() / n_rows)
+            choice = OverlapChoice(overlap, float(min(cut, most_cut)), recall, error, copies, data)
+            width = float((data.astype(np.float64) * asked).sum() / n_rows)
+            seconds = width * (_COLUMN_S + _VALUE_S * dims) + copies * (4 * dims + 12 * k) * _BYTE_S
+            if recall - error >= target and (best is None or seconds < best[0]):
+                best = (seconds, choice)
+            if fallback is None or recall > fallback.recall:
+                fallback = choice
+            if overlap == 1:
+                break
+    if best is not None:
+        return best[1]
+    if fallback is None:
+        raise ValueError("no overlap to choose from")
+    return fallback
+
+
+def _least_bins(queries: Ranked, truth: Ranked, overlap: int) -> npt.NDArray[np.uint8]:
+    """Return for each (query, neighbour) the smallest bin at which they share a cell; 255 if at none."""
+    least = np.full(truth.cells.shape[:2], 255, dtype=np.uint8)
+    for mine in range(overlap):
+        for theirs in range(overlap):
+            same = queries.cells[:, mine, None] == truth.cells[:, :, theirs]
+            needed = np.maximum(queries.bins[:, mine, None], truth.bins[:, :, theirs])
+            np.minimum(least, np.where(same, needed, 255), out=least)
+    return least
