@@ -138,6 +138,16 @@ class Ivis:
             setattr(self, name, value)
         return self
 
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether this can transform."""
+        return self.encoder_ is not None
+
+    def __sklearn_tags__(self) -> Any:
+        """Describe this to scikit-learn, which alone asks."""
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(None, TargetTags(required=False), TransformerTags(), input_tags=InputTags())
+
     def fit(self, X: ArrayLike, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Ivis:
         """Train on rows, and on their labels when given. A model that was trained or loaded is trained further.
 

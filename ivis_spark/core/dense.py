@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,7 +162,7 @@ class DenseNetwork:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return cls(_read_layers(arrays))
-        except (ValueError, KeyError, OSError, EOFError) as err:
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as err:
             raise ArtifactError(
                 f"the network of {len(content)} bytes cannot be read ({err}): it is torn or not a network; train again"
             ) from err

@@ -20,6 +20,8 @@ _MULTICLASS = (_SPARSE, "categorical_crossentropy", "categorical_hinge")
 _HINGE = ("hinge", "squared_hinge", "categorical_hinge")
 _BINARY = ("binary_crossentropy", "hinge", "squared_hinge")
 _UNLABELLED = -1
+# Names of Keras 2, as in ivis's documentation, that Keras 3 no longer knows.
+_ALIASES = {"logcosh": "log_cosh", "kullback_leibler_divergence": "kl_divergence"}
 
 Metric = str | Callable[..., Any]
 
@@ -91,7 +93,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
     Raises: ConfigError: if Keras has no such loss.
     """
     name = _loss_name(metric)
-    loss = keras.losses.get(metric)
+    loss = _keras_loss(metric)
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
     def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,14 +135,18 @@ def _count_classes(labels: NDArray[Any]) -> int:
     return len(found)
 
 
-def _loss_name(metric: Metric) -> str:
-    """Return the snake-case name of a Keras loss given as a name, alias, class name, function or instance."""
+def _keras_loss(metric: Metric) -> Any:
     try:
-        loss = keras.losses.get(metric)
+        return keras.losses.get(_ALIASES.get(metric, metric) if isinstance(metric, str) else metric)
     except (ValueError, TypeError) as err:
         raise ConfigError(
             f"supervision_metric={metric!r} is not a Keras loss; use one such as {_SPARSE}, binary_crossentropy, mae"
         ) from err
+
+
+def _loss_name(metric: Metric) -> str:
+    """Return the snake-case name of a Keras loss given as a name, alias, class name, function or instance."""
+    loss = _keras_loss(metric)
     if isinstance(loss, keras.losses.Loss):
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
     return str(getattr(loss, "__name__", type(loss).__name__))

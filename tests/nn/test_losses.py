@@ -1,0 +1,107 @@
+"""Losses: ivis's numbers, rows on their own, usable gradients, registration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ivis_spark.errors import ConfigError
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+from ivis_spark.nn import losses  # noqa: E402
+from ivis_spark.nn.distances import DISTANCES  # noqa: E402
+
+# ivis 2.0.11 on the batch below, but for its cosine losses, which add up the distances of the whole batch.
+IVIS = {
+    "pn": 0.8784890174865723,
+    "euclidean": 0.6806215643882751,
+    "manhattan_pn": 0.9492525458335876,
+    "manhattan": 0.6731086373329163,
+    "chebyshev_pn": 0.8932375311851501,
+    "chebyshev": 0.7382960319519043,
+    "softmax_ratio_pn": 0.5201307535171509,
+    "softmax_ratio": 0.3978555202484131,
+}
+NAMES = [*IVIS, "cosine", "cosine_pn"]
+
+
+def batch() -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(3, 16, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", IVIS)
+def test_same_numbers_as_ivis(name: str) -> None:
+    assert float(losses.triplet_loss(name)(None, batch())) == pytest.approx(IVIS[name], abs=1e-6)
+
+
+def test_cosine_is_one_minus_cosine_of_each_row() -> None:
+    x, y, _ = batch()
+    expected = [1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(DISTANCES["cosine"](x, y), expected, atol=1e-6)
+
+
+def test_cosine_pn_by_hand() -> None:
+    """Anchor (1,0), positive (1,0), negative (0,1): distances 0, 1, 1; the margin of 1.5 leaves 0.5."""
+    triplet = np.array([[[1, 0]], [[1, 0]], [[0, 1]]], np.float32)
+    assert float(losses.triplet_loss("cosine_pn", margin=1.5)(None, triplet)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_do_not_depend_on_the_others_of_the_batch(name: str) -> None:
+    rows = losses.row_loss(losses.triplet_loss(name))
+    whole = rows(*batch()).numpy()
+    assert whole.shape == (16,)
+    np.testing.assert_allclose(rows(*batch()[:, 3:4]), whole[3:4], atol=1e-6)
+    assert float(losses.triplet_loss(name)(None, batch())) == pytest.approx(whole.mean(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_is_finite_when_all_points_coincide(name: str) -> None:
+    embeddings = tf.Variable(tf.zeros([3, 4, 2]))
+    with tf.GradientTape() as tape:
+        loss = losses.triplet_loss(name)(None, embeddings)
+    assert np.isfinite(tape.gradient(loss, embeddings).numpy()).all()
+
+
+def test_margin_makes_another_loss_and_leaves_the_registered_one() -> None:
+    assert losses.triplet_loss("pn", margin=3).margin == 3
+    assert losses.triplet_loss("pn").margin == 1
+    assert losses.EuclideanPnLoss(margin=2).margin == 2
+
+
+def test_register_function_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "loss_dict", dict(losses.loss_dict))
+
+    @losses.register_loss
+    def my_loss(y_true, y_pred):
+        return tf.reduce_sum(y_pred)
+
+    @losses.register_loss(name="named")
+    class Mine:
+        def __init__(self, name=None):
+            self.__name__ = name
+
+        def __call__(self, y_true, y_pred):
+            return tf.constant(7.0)
+
+    assert losses.triplet_loss("my_loss") is my_loss
+    assert losses.triplet_loss(my_loss) is my_loss
+    assert isinstance(losses.triplet_loss("named"), Mine)
+    assert losses.triplet_loss("named").__name__ == "named"
+    np.testing.assert_allclose(losses.row_loss(losses.triplet_loss("named"))(*batch()), np.full(16, 7.0))
+
+
+def test_unknown_loss_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="chebyshev_pn"):
+        losses.triplet_loss("nonsense")
+
+
+def test_semi_supervised_loss_masks_missing_labels() -> None:
+    import keras
+
+    loss = losses.semi_supervised_loss(keras.losses.sparse_categorical_crossentropy)
+    predictions = tf.constant([[0.5, 0.5], [0.9, 0.1]])
+    np.testing.assert_allclose(loss(tf.constant([0, -1]), predictions), [np.log(2), 0], atol=1e-6)
+    assert loss.__name__ == "sparse_categorical_crossentropy"

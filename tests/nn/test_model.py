@@ -1,0 +1,111 @@
+"""The training step: weights, supervision, the reducer and the optimizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.tf
+
+from ivis_spark.nn.losses import triplet_loss  # noqa: E402
+from ivis_spark.nn.model import TripletModel  # noqa: E402
+from ivis_spark.nn.optimizer import FusedAdam  # noqa: E402
+from ivis_spark.nn.supervision import build_head  # noqa: E402
+
+
+def linear_encoder(seed: int = 1) -> keras.Model:
+    """No dropout, so that a step can be computed twice."""
+    kernel = keras.initializers.GlorotUniform(seed=seed)
+    return keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, kernel_initializer=kernel)])
+
+
+def batch(n: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=(n, 5)).astype(np.float32) for name in ("anchor", "positive", "negative")}
+
+
+def embed(encoder: keras.Model, triplets: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return [encoder(triplets[name]) for name in ("anchor", "positive", "negative")]
+
+
+def test_padding_changes_nothing() -> None:
+    one, two = TripletModel(linear_encoder(), triplet_loss()), TripletModel(linear_encoder(), triplet_loss())
+    padded = {name: np.concatenate([rows, np.full((3, 5), 99, np.float32)]) for name, rows in batch().items()}
+    padded["weight"] = np.array([1] * 6 + [0] * 3, np.float32)
+    first, second = one.train_step(batch()), two.train_step(padded)
+    assert float(first["loss"]) == pytest.approx(float(second["loss"]), abs=1e-6)
+    assert float(second["weight"]) == 6
+    # kernels only: no distance depends on the bias, so Adam scales up what rounding leaves of its gradient
+    np.testing.assert_allclose(one.get_weights()[0], two.get_weights()[0], atol=1e-6)
+
+
+def test_loss_of_the_step_is_that_of_the_function() -> None:
+    model = TripletModel(linear_encoder(), triplet_loss("manhattan_pn"))
+    expected = triplet_loss("manhattan_pn")(None, embed(model.encoder, batch()))
+    assert float(model.train_step(batch())["loss"]) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_callable_loss_is_not_shown_padding() -> None:
+    def mean_of_anchors(y_true, y_pred):
+        return keras.ops.mean(y_pred[0])
+
+    model = TripletModel(linear_encoder(), mean_of_anchors)
+    expected = float(np.mean(model.encoder(batch()["anchor"])))
+    padded = {name: np.concatenate([rows, np.full((3, 5), 99, np.float32)]) for name, rows in batch().items()}
+    padded["weight"] = np.array([1] * 6 + [0] * 3, np.float32)
+    assert float(model.train_step(padded)["loss"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_supervised_total_is_the_weighted_sum_and_averages_over_labelled_rows() -> None:
+    head = build_head("sparse_categorical_crossentropy", 3, 2, seed=1)
+    model = TripletModel(
+        linear_encoder(),
+        triplet_loss(),
+        head=head,
+        supervision_metric="sparse_categorical_crossentropy",
+        supervision_weight=0.8,
+    )
+    labels = np.array([0, 1, 2, -1, -1, -1])
+    probabilities = head(model.encoder(batch()["anchor"])).numpy()
+    supervised = -np.log(probabilities[[0, 1, 2], [0, 1, 2]]).mean()
+    triplet = float(triplet_loss()(None, embed(model.encoder, batch())))
+    before = head.get_weights()[0]
+    figures = model.train_step({**batch(), "label": labels})
+    assert float(figures["supervised_loss"]) == pytest.approx(supervised, abs=1e-5)
+    assert float(figures["loss"]) == pytest.approx(0.2 * triplet + 0.8 * supervised, abs=1e-5)
+    assert not np.array_equal(before, head.get_weights()[0])
+
+
+def test_batch_without_any_label_is_finite() -> None:
+    head = build_head("sparse_categorical_crossentropy", 3, 2, seed=1)
+    model = TripletModel(
+        linear_encoder(), triplet_loss(), head=head, supervision_metric="sparse_categorical_crossentropy",
+        supervision_weight=0.5,
+    )  # fmt: skip
+    assert np.isfinite(float(model.train_step({**batch(), "label": np.full(6, -1)})["loss"]))
+
+
+def test_reducer_sees_all_gradients_and_its_answer_is_applied() -> None:
+    seen = []
+
+    def drop(gradients):
+        seen.extend(gradients)
+        return [0 * each for each in gradients]
+
+    model = TripletModel(linear_encoder(), triplet_loss(), reduce_gradients=drop)
+    before = model.get_weights()
+    model.train_step(batch())
+    assert len(seen) == 2
+    np.testing.assert_array_equal(before[0], model.get_weights()[0])
+
+
+def test_fused_adam_equals_keras_adam() -> None:
+    models = [
+        TripletModel(linear_encoder(), triplet_loss(), optimizer=make(0.01))
+        for make in (FusedAdam, keras.optimizers.Adam)
+    ]
+    for step in range(20):
+        for model in models:
+            model.train_step(batch(seed=step))
+    np.testing.assert_allclose(models[0].get_weights()[0], models[1].get_weights()[0], atol=1e-5)

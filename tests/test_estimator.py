@@ -1,0 +1,170 @@
+"""The local estimator."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivis_spark.errors import ArtifactError, ConfigError, InputError, NotFittedError
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+from sklearn.base import clone  # noqa: E402
+from sklearn.datasets import load_digits, load_iris  # noqa: E402
+from sklearn.decomposition import PCA  # noqa: E402
+from sklearn.model_selection import cross_val_score  # noqa: E402
+from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import MinMaxScaler  # noqa: E402
+
+from ivis_spark.estimator import Ivis  # noqa: E402
+
+IVIS_DEFAULTS = {
+    "embedding_dims": 2, "k": 150, "distance": "pn", "batch_size": 128, "epochs": 1000,
+    "n_epochs_without_progress": 20, "n_trees": 50, "ntrees": None, "knn_distance_metric": "angular", "search_k": -1,
+    "precompute": True, "model": "szubert", "supervision_metric": "sparse_categorical_crossentropy",
+    "supervision_weight": 0.5, "annoy_index_path": None, "callbacks": None, "build_index_on_disk": True,
+    "neighbour_matrix": None, "verbose": 1,
+}  # fmt: skip
+
+
+def iris() -> tuple[np.ndarray, np.ndarray]:
+    X, y = load_iris(return_X_y=True)
+    return MinMaxScaler().fit_transform(X), y
+
+
+def small(**options: object) -> Ivis:
+    return Ivis(**{"k": 15, "epochs": 5, "batch_size": 32, "verbose": 0, **options})
+
+
+def test_parameters_are_those_of_ivis_in_its_order() -> None:
+    parameters = inspect.signature(Ivis).parameters
+    assert list(parameters)[: len(IVIS_DEFAULTS)] == list(IVIS_DEFAULTS)
+    assert {name: parameters[name].default for name in IVIS_DEFAULTS} == IVIS_DEFAULTS
+
+
+def test_scikit_learn_protocol() -> None:
+    model = Ivis(embedding_dims=3, k=7)
+    copy = clone(model)
+    assert copy.get_params() == model.get_params()
+    assert model.set_params(k=9).k == 9
+    with pytest.raises(ConfigError, match=r"kk.*valid: embedding_dims"):
+        model.set_params(kk=1)
+    X, y = iris()
+    assert make_pipeline(MinMaxScaler(), small()).fit_transform(X).shape == (150, 2)
+    assert make_pipeline(MinMaxScaler(), small()).fit(X, y).transform(X[:7]).shape == (7, 2)
+
+
+def test_same_random_state_same_embedding() -> None:
+    X, _ = iris()
+    one, two, other = (small(random_state=seed).fit_transform(X) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+    assert one.dtype == np.float32
+
+
+def test_attributes_and_further_training() -> None:
+    X, _ = iris()
+    model = small().fit(X)
+    assert len(model.loss_history_) == 5
+    assert model.neighbour_matrix_.shape == (150, 15)
+    np.testing.assert_allclose(model.encoder_.predict(X, verbose=0), model.transform(X), atol=1e-5)
+    encoder = model.encoder_
+    model.fit(X)
+    assert len(model.loss_history_) == 10
+    assert model.encoder_ is encoder
+
+
+def test_labels_give_probabilities_and_missing_labels_are_allowed() -> None:
+    X, y = iris()
+    y = y.copy()
+    y[::3] = -1
+    model = small(epochs=150, n_epochs_without_progress=150, supervision_weight=0.8).fit(X, y)
+    scores = model.score_samples(X)
+    assert scores.shape == (150, 3)
+    assert model.n_classes_ == 3
+    np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    assert (scores.argmax(axis=1) == iris()[1]).mean() > 0.85
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    X, y = iris()
+    model = small(embedding_dims=3).fit(X, y)
+    folder = str(tmp_path / "model")
+    model.save_model(folder)
+    loaded = Ivis().load_model(folder)
+    np.testing.assert_array_equal(loaded.transform(X), model.transform(X))
+    np.testing.assert_array_equal(loaded.score_samples(X), model.score_samples(X))
+    assert loaded.get_params() == model.get_params()
+    assert loaded.loss_history_ == model.loss_history_
+    assert len(loaded.fit(X, y).loss_history_) == 10
+    with pytest.raises(InputError, match="overwrite=True"):
+        model.save_model(folder)
+    model.save_model(folder, overwrite=True)
+    with pytest.raises(ArtifactError, match="no saved model"):
+        Ivis().load_model(str(tmp_path))
+
+
+def test_own_neighbours_and_own_network() -> None:
+    import keras
+
+    X, _ = iris()
+    neighbours = (np.arange(150)[:, None] + np.arange(1, 6)) % 150
+    backbone = keras.Sequential([keras.Input((4,)), keras.layers.Dense(9, activation="gelu")])
+    model = small(neighbour_matrix=neighbours, model=backbone, k=10_000)
+    assert model.fit_transform(X).shape == (150, 2)
+    np.testing.assert_array_equal(model.neighbour_matrix_, neighbours)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.ones((16, 2)), r"k=15 .*n_rows - 2 = 14"),
+        (np.ones(5), r"\(5,\)"),
+        (np.ones((0, 5)), r"\(0, 5\)"),
+        (np.array([["a"], ["b"]]), "numbers are wanted"),
+        (np.where(np.eye(40, 3) == 0, 1, np.nan), r"3 of 40 rows, the first is row 0"),
+        (np.where(np.eye(40, 3, -2) == 0, 1, np.inf), r"row 2"),
+    ],
+)
+def test_rows_that_cannot_be_used(X: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small().fit(X)
+
+
+def test_other_wrong_use() -> None:
+    X, y = iris()
+    with pytest.raises(NotFittedError, match="fit"):
+        small().transform(X)
+    with pytest.raises(NotFittedError, match="not fitted"):
+        small().score_samples(X)
+    with pytest.raises(InputError, match="149 labels for 150 rows"):
+        small().fit(X, y[1:])
+    with pytest.raises(InputError, match="zero-indexed"):
+        small().fit(X, y + 1)
+    with pytest.raises(ConfigError, match="not one of"):
+        small(knn_distance_metric="nonsense").fit(X)
+    with pytest.raises(ConfigError, match="epochs=0"):
+        small(epochs=0).fit(X)
+    with pytest.raises(InputError, match="0 to 149"):
+        small(neighbour_matrix=np.full((150, 3), 150)).fit(X)
+    model = small().fit(X)
+    with pytest.raises(InputError, match=r"\(3,\).*\(4,\)"):
+        model.transform(X[:, :3])
+    with pytest.raises(NotFittedError, match="classification"):
+        model.score_samples(X)
+
+
+@pytest.mark.slow
+def test_digits_are_told_apart_better_than_by_pca() -> None:
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    embedding = small(epochs=120, batch_size=128, knn_distance_metric="euclidean").fit_transform(X)
+    ours, pca = (
+        cross_val_score(KNeighborsClassifier(15), each, y, cv=5).mean() for each in (embedding, PCA(2).fit_transform(X))
+    )
+    assert ours > pca + 0.03

@@ -1,0 +1,124 @@
+"""The training loop: history, callbacks, early stopping, divergence, seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ivis_spark.config import TrainConfig
+from ivis_spark.errors import TrainingError
+
+keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.tf
+
+from ivis_spark.data.sequence import triplet_dataset  # noqa: E402
+from ivis_spark.nn.losses import triplet_loss  # noqa: E402
+from ivis_spark.nn.model import TripletModel  # noqa: E402
+from ivis_spark.nn.networks import build_encoder  # noqa: E402
+from ivis_spark.train import backend, loop  # noqa: E402
+
+
+def clusters() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(90, 6)) + np.repeat(np.eye(3, 6) * 8, 30, axis=0)).astype(np.float32)
+
+
+NEIGHBOURS = np.array([[30 * (i // 30) + (i + j) % 30 for j in range(1, 6)] for i in range(90)])
+
+
+def train(epochs: int = 3, patience: int = 5, X: np.ndarray | None = None, seed: int = 1, callbacks=(), **options):
+    X = clusters() if X is None else X
+    model = TripletModel(build_encoder("szubert", (6,), 2, seed), triplet_loss(), **options)
+    dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=16, random_state=seed)
+    config = TrainConfig(epochs=epochs, patience=patience)
+    history = loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=callbacks)
+    return model, history
+
+
+def test_loss_falls_and_clusters_part() -> None:
+    _, history = train(epochs=30, patience=30)
+    assert len(history["loss"]) == 30
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+class Recorder(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def on_train_begin(self, logs=None):
+        self.calls.append("train+")
+
+    def on_train_end(self, logs=None):
+        self.calls.append("train-")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.calls.append(f"epoch+{epoch}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        assert set(logs) == {"loss"}
+        self.calls.append(f"epoch-{epoch}")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.calls.append(f"batch-{batch}")
+
+
+def test_callbacks_are_called_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 4)
+    recorder = Recorder()
+    train(epochs=2, callbacks=[recorder])
+    epoch = ["batch-3", "batch-5"]
+    assert recorder.calls == ["train+", "epoch+0", *epoch, "epoch-0", "epoch+1", *epoch, "epoch-1", "train-"]
+
+
+def test_stops_when_the_loss_does_not_fall() -> None:
+    _, history = train(epochs=50, patience=2, reduce_gradients=lambda gradients: [0 * each for each in gradients])
+    assert len(history["loss"]) < 25
+
+
+def test_diverging_loss_is_an_error_with_a_remedy() -> None:
+    X = clusters()
+    X[5] = np.inf
+    with pytest.raises(TrainingError, match=r"epoch 1.*learning rate, scale"):
+        train(X=X)
+
+
+def test_averages_weigh_rows_not_batches() -> None:
+    """90 rows in batches of 16: the last batch of 10 counts for 10."""
+
+    class Spy(TripletModel):
+        def train_step(self, batch):
+            figures = super().train_step(batch)
+            return {**figures, "loss": figures["weight"]}
+
+    model = Spy(build_encoder("szubert", (6,), 2, 1), triplet_loss())
+    dataset, steps = triplet_dataset(clusters(), NEIGHBOURS, batch_size=16, random_state=1)
+    losses = loop.fit(model, dataset, steps_per_epoch=steps, config=TrainConfig(epochs=1))["loss"]
+    assert losses[0] == pytest.approx((5 * 16 * 16 + 10 * 10) / 90)
+
+
+def test_same_seed_same_bits_and_numpy_state_untouched() -> None:
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    one, two, other = train(seed=4)[0], train(seed=4)[0], train(seed=5)[0]
+    assert np.random.random() == expected
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(one.get_weights()[0], other.get_weights()[0])
+
+
+def test_goes_on_from_an_epoch() -> None:
+    model, _ = train(epochs=2)
+    dataset, steps = triplet_dataset(clusters(), NEIGHBOURS, batch_size=16, random_state=1)
+    recorder = Recorder()
+    history = loop.fit(
+        model, dataset, steps_per_epoch=steps, config=TrainConfig(epochs=3), callbacks=[recorder], initial_epoch=2
+    )
+    assert len(history["loss"]) == 1
+    assert "epoch+2" in recorder.calls
+
+
+def test_one_process() -> None:
+    assert (backend.rank(), backend.size()) == (0, 1)
+    assert backend.make_reduce_fn()([1, 2]) == [1, 2]
