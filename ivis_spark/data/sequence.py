@@ -39,7 +39,8 @@ def triplet_dataset(
         random_state: Seed.
 
     Returns:
-        The dataset of `anchor`, `positive`, `negative` and, with labels, `label`; and the batches of an epoch.
+        The dataset of `stacked` (anchors, then positives, then negatives; (3b, ...)) and, with labels, `label` (b,) or
+        (b, c); and the batches of an epoch.
 
     Raises:
         InputError: if a row has no negative, since all others are its neighbours.
@@ -51,34 +52,37 @@ def triplet_dataset(
 
     steps = math.ceil(n / batch_size)
 
-    def batches(order: Any, positives: Any, negatives: Any) -> tf.data.Dataset:
+    def batches(epoch: Any) -> tf.data.Dataset:
         def gather(step: Any) -> dict[str, Any]:
-            anchors = order[step * batch_size : (step + 1) * batch_size]
-            batch = {
-                "anchor": tf.gather(rows, anchors),
-                "positive": tf.gather(rows, positives[step * batch_size : (step + 1) * batch_size]),
-                "negative": tf.gather(rows, negatives[step * batch_size : (step + 1) * batch_size]),
-            }
+            triplets = epoch[:, step * batch_size : (step + 1) * batch_size]
+            batch = {"stacked": tf.gather(rows, tf.reshape(triplets, [-1]))}
             if row_labels is not None:
-                batch["label"] = tf.gather(row_labels, anchors)
+                batch["label"] = tf.gather(row_labels, triplets[0])
             return batch
 
         return tf.data.Dataset.range(steps).map(gather)
 
-    def epochs() -> Iterator[tuple[NDArray[np.int64], ...]]:
+    def epochs() -> Iterator[NDArray[np.int64]]:
         rng = np.random.default_rng(random_state)
         while True:
             yield draw_epoch(neighbours, rng=rng)
 
-    indices = tf.TensorSpec((n,), tf.int64)
-    dataset = tf.data.Dataset.from_generator(epochs, output_signature=(indices, indices, indices)).prefetch(1)
-    return dataset.flat_map(batches).prefetch(_PREFETCH_BATCHES), steps
+    indices = tf.TensorSpec((3, n), tf.int64)
+    dataset = tf.data.Dataset.from_generator(epochs, output_signature=indices).prefetch(1)
+    dataset = dataset.flat_map(batches).prefetch(_PREFETCH_BATCHES)
+    return dataset.with_options(_one_thread()), steps
 
 
-def draw_epoch(
-    neighbours: NDArray[np.int64], *, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the anchors, positives and negatives of an epoch, int64 (n,) each, in random order.
+def _one_thread() -> tf.data.Options:
+    """Return options that gather on a thread of its own, so that the training step keeps the others."""
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.autotune.enabled = False
+    return options
+
+
+def draw_epoch(neighbours: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the anchors, positives and negatives of an epoch, int64 (3, n), in random order.
 
     Raises: InputError: if a row has no negative.
     """
@@ -86,4 +90,4 @@ def draw_epoch(
     positives = draw_positives(neighbours, draws=1, rng=rng)[:, 0]
     negatives = draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[:, 0]
     order = rng.permutation(len(rows))
-    return order, positives[order], negatives[order]
+    return np.stack([order, positives[order], negatives[order]])

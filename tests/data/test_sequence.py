@@ -25,8 +25,9 @@ def epochs(count: int, random_state: int = 1) -> list[np.ndarray]:
         rows = []
         for _ in range(steps):
             batch = {name: value.numpy() for name, value in next(batches).items()}
-            np.testing.assert_array_equal(batch["label"], batch["anchor"][:, 0])
-            rows.append(np.stack([batch[name][:, 0] for name in ("anchor", "positive", "negative")], axis=1))
+            triplets = batch["stacked"][:, 0].reshape(3, -1)
+            np.testing.assert_array_equal(batch["label"], triplets[0])
+            rows.append(triplets.T)
         result.append(np.concatenate(rows).astype(int))
     return result
 
