@@ -8,14 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import CellIndex, ExactIndex, bits_to_keys, choose_backend, make_index, sortable_bits
@@ -92,9 +89,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
     return found, space.distances(keys)
 
 
-def _search_by_cells(
-    X: Floats, ids: Ints, config: NeighboursConfig, random_state: int
-) -> tuple[Ints, Floats]:
+def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_state: int) -> tuple[Ints, Floats]:
     limits = cell_limits(config)
     draw = np.argsort(hash_ids(ids, random_state), kind="stable")
     asked = np.sort(draw[: config.recall_sample])
@@ -230,17 +225,13 @@ def cell_seed(random_state: int, cell: int) -> int:
     return int(hash_ids(np.array([cell]), random_state)[0] >> np.uint64(33))
 
 
-def rank_rows(
-    router: Router, X: Floats, ids: Ints, config: NeighboursConfig, *, as_queries: bool = False
-) -> Ranked:
+def rank_rows(router: Router, X: Floats, ids: Ints, config: NeighboursConfig, *, as_queries: bool = False) -> Ranked:
     """Return the cells that each row could be searched in, with the bins of their ratios."""
     cells, ratios = router.rank(X, ids, config.overlap, as_queries=as_queries)
     return Ranked(cells, ratio_bins(ratios))
 
 
-def search_cell(
-    index: CellIndex, cell_ids: Ints, Q: Floats, query_ids: Ints, k: int
-) -> tuple[Ints, Floats]:
+def search_cell(index: CellIndex, cell_ids: Ints, Q: Floats, query_ids: Ints, k: int) -> tuple[Ints, Floats]:
     """Return the neighbours of rows inside one cell, themselves left out.
 
     Args:
@@ -401,5 +392,3 @@ def _blas_threads(limit: int) -> Iterator[int]:
         return
     with threadpoolctl.threadpool_limits(limit):
         yield os.cpu_count() or 1
-
-

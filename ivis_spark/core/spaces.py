@@ -148,7 +148,6 @@ class Target:
         ones = np.ones((len(Q), 1), dtype=np.float32)
         return np.asarray(np.concatenate([scale * shifted, ones], axis=1) @ self._product)
 
-
     def squared(self, Q: Floats) -> Floats:
         """Return float32 (q, n): squared euclidean distances, within rounding, none negative."""
         shifted = Q if self._centre is None else Q - self._centre

