@@ -160,9 +160,7 @@ class NeighboursConfig(_Checked):
     )
     recall_sample: int = _option(500, "Rows whose exact neighbours are searched to measure the recall.", low=1)
     max_cell_rows: int = _option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
-    overlap: int = _option(
-        6, "Most cells that a row is searched in, nearest first; the fewest that suffice are.", low=1
-    )
+    overlap: int = _option(6, "Most cells that a row is searched in, nearest first; the fewest that do are.", low=1)
     overlap_cut: float = _option(
         1.0,
         "A row joins a further cell only when its distance to that centroid is at most (1 + overlap_cut) times that "

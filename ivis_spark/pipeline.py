@@ -161,7 +161,7 @@ class Pipeline:
                     train_on_blocks(
                         blocks,
                         self.config.train,
-                        label_values=_label_values(rows.info),
+                        label_values=None if rows.info["labels"] is None else np.asarray(_label_values(rows.info)),
                         random_state=self.config.random_state,
                         folder=folder,
                         extra={"features": rows.info["features"], "scaling": self.config.data.scaling},
@@ -258,8 +258,9 @@ class Pipeline:
         rows, k = info["rows"], self.config.neighbours.k
         if rows < k + 2:
             raise InputError(
-                f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the input "
-                f"has {rows}. " + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
+                f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "
+                f"input has {rows}. "
+                + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
             )
         self._check_labels(info)
 

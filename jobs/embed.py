@@ -1,4 +1,4 @@
-"""spark-submit jobs/embed.py OPTIONS: the command `ivis-spark embed`, with the same options and exit codes."""
+"""spark-submit jobs/embed.py OPTIONS: `ivis-spark embed` with the same options and exit codes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""spark-submit jobs/evaluate.py OPTIONS: the command `ivis-spark evaluate`, with the same options and exit codes."""
+"""spark-submit jobs/evaluate.py OPTIONS: `ivis-spark evaluate` with the same options and exit codes."""
 
 import sys
 

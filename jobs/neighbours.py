@@ -1,4 +1,4 @@
-"""spark-submit jobs/neighbours.py OPTIONS: the command `ivis-spark neighbours`, with the same options and exit codes."""
+"""spark-submit jobs/neighbours.py OPTIONS: `ivis-spark neighbours` with the same options and exit codes."""
 
 import sys
 

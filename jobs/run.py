@@ -1,4 +1,4 @@
-"""spark-submit jobs/run.py OPTIONS: the command `ivis-spark run`, with the same options and exit codes."""
+"""spark-submit jobs/run.py OPTIONS: `ivis-spark run` with the same options and exit codes."""
 
 import sys
 

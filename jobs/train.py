@@ -1,4 +1,4 @@
-"""spark-submit jobs/train.py OPTIONS: the command `ivis-spark train`, with the same options and exit codes."""
+"""spark-submit jobs/train.py OPTIONS: `ivis-spark train` with the same options and exit codes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""spark-submit jobs/triplets.py OPTIONS: the command `ivis-spark triplets`, with the same options and exit codes."""
+"""spark-submit jobs/triplets.py OPTIONS: `ivis-spark triplets` with the same options and exit codes."""
 
 import sys
 

@@ -8,6 +8,7 @@ no vectors of their own: a draw costs 4 bytes instead of 4 d.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +115,7 @@ def unpack_positions(packed: bytes, block_rows: int, column: str) -> NDArray[np.
     return positions
 
 
-def _unpack(packed: bytes, dtype: str, block_rows: int, width: int, column: str) -> NDArray[np.generic]:
+def _unpack(packed: bytes, dtype: str, block_rows: int, width: int, column: str) -> NDArray[Any]:
     if len(packed) != 4 * block_rows * width:
         raise ArtifactError(
             f"triplet block column {column!r} holds {len(packed)} bytes; {block_rows} rows x {width} of {dtype} are "

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from annoy import AnnoyIndex as _Annoy
 
+from ivis_spark.config import Metric
 from ivis_spark.core.spaces import Floats, Ints, Space, Target
 from ivis_spark.errors import ArtifactError
 
@@ -100,7 +101,7 @@ class AnnoyIndex:
 
     suffix = ".ann"
 
-    def __init__(self, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
+    def __init__(self, X: npt.NDArray[Any], metric: Metric, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
         self._space, self._search_k = Space(metric), search_k
         self._rows: Floats = self._space.prepare(X)
         self._index = _Annoy(self._rows.shape[1], metric)
@@ -132,7 +133,7 @@ class AnnoyIndex:
         self._index.save(path)
 
     @classmethod
-    def load(cls, path: str, metric: str, dims: int, *, search_k: int = -1) -> AnnoyIndex:
+    def load(cls, path: str, metric: Metric, dims: int, *, search_k: int = -1) -> AnnoyIndex:
         """Open a saved index by mmap. Raises ArtifactError if Annoy cannot read it."""
         index = cls.__new__(cls)
         index._space, index._search_k, index._index = Space(metric), search_k, _Annoy(dims, metric)

@@ -375,8 +375,8 @@ def check_recall(recall: Recall, target: float, choice: OverlapChoice) -> None:
     log.info("recall@k %.4f (%.4f to %.4f on %d rows)", recall.value, recall.low, recall.high, recall.sample)
     if recall.value < target:
         raise IvisError(
-            f"recall@k reached {recall.value:.4f} on {recall.sample} sampled rows, neighbours.target_recall={target} is "
-            f"wanted (a row is searched in up to {choice.overlap} cells): raise neighbours.overlap, "
+            f"recall@k reached {recall.value:.4f} on {recall.sample} sampled rows, neighbours.target_recall={target} "
+            f"is wanted (a row is searched in up to {choice.overlap} cells): raise neighbours.overlap, "
             "neighbours.overlap_cut or neighbours.max_cell_rows (for annoy also neighbours.n_trees or "
             "neighbours.search_k), or lower neighbours.target_recall"
         )

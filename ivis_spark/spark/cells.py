@@ -139,11 +139,13 @@ class Truth:
 
     @classmethod
     def empty(cls, asked: int, k: int) -> Truth:
+        """Neighbours of `asked` rows before any row was seen."""
         none = np.full((asked, k), NO_ID, dtype=np.int64), np.full((asked, k), np.inf, dtype=np.float32)
         return cls(*none, np.zeros((asked, k, 0), np.int32), np.zeros((asked, k, 0), np.uint8))
 
     @classmethod
     def ranked(cls, found: Ints, keys: Floats, ids: Ints, cells: Any, bins: Any) -> Truth:
+        """Neighbours found among rows `ids`, with the cells and bins of those."""
         places = np.minimum(np.searchsorted(ids, found), len(ids) - 1)
         return cls(found, keys, cells[places], bins[places])
 
@@ -165,12 +167,14 @@ class Truth:
         return Truth(ids, keys, cells[places], bins[places])
 
     def to_batch(self, counts: npt.NDArray[np.int64]) -> pa.RecordBatch:
+        """Pack into one record."""
         arrays: dict[str, npt.NDArray[Any]] = {"counts": counts, "ids": self.ids, "keys": self.keys}
         arrays |= {"cells": self.cells, "bins": self.bins}
         return pa.RecordBatch.from_pydict({name: pa.array([a.tobytes()], pa.binary()) for name, a in arrays.items()})
 
     @classmethod
     def from_record(cls, record: dict[str, bytes], asked: int, k: int) -> Truth:
+        """Unpack what `to_batch` gave."""
         width = -1 if asked else 0
         return cls(
             np.frombuffer(record["ids"], np.int64).reshape(asked, k),
@@ -284,7 +288,8 @@ def _collect_cell(
     blocks: Iterator[tuple[int, bytes]], dims: int
 ) -> tuple[Ints, npt.NDArray[np.bool_], Floats, int, Iterator[bytes]]:
     """Return a cell's data rows sorted by id, their role, and the blocks that follow and only ask."""
-    parts, role, later = [], BOTH, iter(())
+    parts, role = [], BOTH
+    later: Iterator[bytes] = iter(())
     for role_here, block in blocks:
         if role_here == QUERY_ONLY:
             rest = (body for _, body in blocks)
@@ -356,7 +361,9 @@ def merge_lists(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
     id_bytes = 8 if p.low_id is None else 4
     for _, blocks in _grouped(batches, "bucket"):
         parts = [_unpack_lists(block, k, id_bytes, p.low_id) for _, block in blocks]
-        rows, ids, keys = merge_top_k(*(np.concatenate([part[i] for part in parts]) for i in range(3)), k)
+        row_ids, found, near = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        rows, ids, keys = merge_top_k(row_ids, found, near, k)
+        del row_ids, found, near
         del parts
         for start in range(0, len(rows), _QUERY_ROWS):
             part = slice(start, start + _QUERY_ROWS)
@@ -425,7 +432,7 @@ def _joined(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
 def _runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of runs of equal keys, cut at `longest`."""
     bounds = np.flatnonzero(np.diff(keys, prepend=-1, append=-2))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         for at in range(start, stop, longest):
             yield at, min(stop, at + longest)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.functions import pandas_udf
 
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
@@ -117,4 +117,4 @@ def embed_udf(spark: SparkSession, encoder: Encoder) -> Any:
         return result
 
     embed.__annotations__ = {"features": pd.Series, "return": pd.Series}
-    return F.pandas_udf(embed, "array<float>")
+    return pandas_udf(embed, "array<float>")  # type: ignore[call-overload]

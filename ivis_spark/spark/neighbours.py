@@ -124,6 +124,8 @@ class _Build:
         with self._step("count", "count rows"):
             low, high = F.min("id").alias("low"), F.max("id").alias("high")
             row = self.rows.agg(F.count("*").alias("n"), low, high, F.max(F.length("features")).alias("bytes")).first()
+        if row is None:
+            raise IvisError("Spark returned no count of the rows")
         self.n_rows, self.dims = int(row["n"]), int(row["bytes"] or 0) // 4
         check_k(self.config.k, self.n_rows)
         self.low_id = int(row["low"]) if row["high"] - row["low"] < 2**32 - 1 else None

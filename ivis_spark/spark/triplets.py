@@ -218,8 +218,7 @@ def _bucket_blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[tup
     def blocks_of(bucket: int) -> Iterator[pa.Table]:
         held: list[pa.RecordBatch] = []
         rows = 0
-        while ahead or (following := next(runs, None)) is not None:
-            number, part = ahead.pop() if ahead else following
+        for number, part in itertools.chain(_taken(ahead), runs):
             if number != bucket:
                 ahead.append((number, part))
                 break
@@ -236,11 +235,17 @@ def _bucket_blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[tup
                 "rebuild them: ivis-spark neighbours --overwrite"
             )
 
-    while ahead or (following := next(runs, None)) is not None:
-        if not ahead:
-            ahead.append(following)
-        bucket = ahead[0][0]
-        yield bucket, blocks_of(bucket)
+    for first in runs:
+        ahead.append(first)
+        while ahead:
+            bucket = ahead[0][0]
+            yield bucket, blocks_of(bucket)
+
+
+def _taken(ahead: list[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield what was read ahead, taking it from the list."""
+    while ahead:
+        yield ahead.pop()
 
 
 def _write_bucket(

@@ -122,4 +122,4 @@ def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
             sums = {name: sums[name] + (weight if name == "weight" else figures[name] * weight) for name in sums}
         return sums
 
-    return run_steps  # type: ignore[no-any-return]
+    return run_steps

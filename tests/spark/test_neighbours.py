@@ -1,0 +1,65 @@
+"""The neighbours stage: exact where it can be, many cells where it must be, the same for any partitioning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+from sklearn.neighbors import NearestNeighbors
+
+from ivis_spark.config import NeighboursConfig
+from ivis_spark.spark.neighbours import build_neighbours
+
+pytestmark = pytest.mark.spark
+
+
+def build(
+    spark: SparkSession, X: np.ndarray, folder: Path, *, cut: int = 2, **settings: object
+) -> tuple[dict, np.ndarray]:
+    rows = spark.createDataFrame([(i, bytearray(row.tobytes())) for i, row in enumerate(X)], "id long, features binary")
+    config = NeighboursConfig(**settings)
+    info = build_neighbours(rows.repartition(cut), config, random_state=0, folder=f"file://{folder}")
+    table = pq.read_table(folder / "data").sort_by("id")
+    assert table["id"].to_pylist() == list(range(len(X)))
+    return info, np.array(table["neighbour_ids"].to_pylist())
+
+
+def clusters(n: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(12, 6))[rng.integers(0, 12, n)] * 4 + rng.normal(size=(n, 6))).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", ["exact", "annoy"])
+def test_many_cells_reach_the_target(spark: SparkSession, tmp_path: Path, backend: str) -> None:
+    X = clusters(3000)
+    info, found = build(spark, X, tmp_path, k=10, max_cell_rows=300, backend=backend, target_recall=0.95)
+    truth = NearestNeighbors(n_neighbors=11).fit(X).kneighbors(X, return_distance=False)[:, 1:]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
+    assert recall > 0.93
+    assert abs(recall - info["recall"]["value"]) < 0.03
+    assert info["n_cells"] > 5
+    assert not (found == np.arange(len(X))[:, None]).any()
+
+
+def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path) -> None:
+    X = clusters(1500)
+    tables = [build(spark, X, tmp_path / str(cut), cut=cut, k=5, max_cell_rows=300)[1] for cut in (1, 5)]
+    assert np.array_equal(*tables)
+
+
+def test_one_cell_is_exact(spark: SparkSession, tmp_path: Path) -> None:
+    X = clusters(200)
+    info, found = build(spark, X, tmp_path, k=7)
+    truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X, return_distance=False)[:, 1:]
+    assert np.array_equal(np.sort(found), np.sort(truth))
+    assert info["recall"]["value"] == 1
+
+
+def test_duplicates_fill_no_cell_beyond_its_size(spark: SparkSession, tmp_path: Path) -> None:
+    X = np.concatenate([np.zeros((900, 6), np.float32), clusters(600)])
+    _, found = build(spark, X, tmp_path, k=5, max_cell_rows=200)
+    assert found.shape == (1500, 5)
+    assert (found[:900] < 900).all()

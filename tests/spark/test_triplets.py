@@ -1,0 +1,93 @@
+"""Blocks in Parquet hold what was drawn, whatever the partitioning, and Petastorm reads them back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from ivis_spark.config import TripletsConfig
+from ivis_spark.errors import InputError
+from ivis_spark.spark.triplets import build_triplets
+
+pytestmark = pytest.mark.spark
+N, K, D = 500, 4, 3
+
+
+def frames(spark: SparkSession, cut: int) -> tuple[DataFrame, DataFrame]:
+    vectors = [(i, bytearray(np.full(D, i, "<f4").tobytes()), i % 3) for i in range(N)]
+    near = [(i, [(i + j) % N for j in range(1, K + 1)]) for i in range(N)]
+    rows = spark.createDataFrame(vectors, "id long, features binary, label long").repartition(cut)
+    return rows, spark.createDataFrame(near, "id long, neighbour_ids array<long>").repartition(cut)
+
+
+def build(spark: SparkSession, folder: Path, cut: int = 2, **settings: Any) -> dict[str, Any]:
+    rows, near = frames(spark, cut)
+    config = TripletsConfig(**{"draws": 2, "block_rows": 40, "file_blocks": 3, **settings})
+    return build_triplets(rows, near, config, n_rows=N, random_state=1, folder=f"file://{folder}")
+
+
+def content(folder: Path) -> list[dict[str, bytes]]:
+    files = sorted(folder.glob("*.parquet"), key=lambda file: file.name[:13])
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_blocks_hold_right_triplets(spark: SparkSession, tmp_path: Path) -> None:
+    info = build(spark, tmp_path)
+    blocks = content(tmp_path)
+    assert info["blocks"] == len(blocks) == sum(info["file_blocks"].values())
+    seen = []
+    for block in blocks:
+        anchor, weight = (np.frombuffer(block[name], "<f4") for name in ("anchor", "weight"))
+        anchor = anchor.reshape(-1, D)[:, 0].astype(int)
+        assert len(anchor) == info["block_rows"]
+        assert np.array_equal(np.frombuffer(block["label"], "<f4"), anchor % 3)
+        seen += anchor[weight == 1].tolist()
+        for draw in range(2):
+            positive = np.frombuffer(block[f"positive_{draw}"], "<f4").reshape(-1, D)[:, 0].astype(int)
+            negative = anchor[np.frombuffer(block[f"negative_{draw}"], "<i4")]
+            assert set((positive - anchor) % N) <= {1, 2, 3, 4}
+            assert not set((negative - anchor) % N) & {0, 1, 2, 3, 4}
+    assert sorted(seen) == list(range(N))
+
+
+def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path) -> None:
+    for cut in (1, 5):
+        build(spark, tmp_path / str(cut), cut)
+    assert content(tmp_path / "1") == content(tmp_path / "5")
+
+
+def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+    rows, near = frames(spark, 2)
+    config = TripletsConfig(draws=2, block_rows=40)
+    with pytest.raises(InputError, match="not in the table"):
+        build_triplets(rows.where("id < 490"), near, config, n_rows=N, random_state=0, folder=f"file://{tmp_path}")
+
+
+@pytest.mark.tf
+def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_path: Path) -> None:
+    from ivis_spark.data.reader import TripletBlocks, block_dataset
+
+    info = build(spark, tmp_path)
+    names = ("file_blocks", "block_rows", "draws", "labelled")
+    blocks = TripletBlocks(f"file://{tmp_path}", dims=D, **{name: info[name] for name in names})
+    orders = []
+    for seed in (0, 0, 1):
+        batches = block_dataset(blocks, batch_size=info["block_rows"], random_state=seed, labels=True).take(
+            2 * info["blocks"]
+        )
+        order = []
+        for batch in batches.as_numpy_iterator():
+            anchor = batch["anchor"][:, 0].astype(int)
+            assert np.array_equal(batch["label"], anchor % 3)
+            assert set((batch["positive"][:, 0] - anchor) % N) <= {1, 2, 3, 4}
+            assert not set((batch["negative"][:, 0] - anchor) % N) & {0, 1, 2, 3, 4}
+            order += anchor[batch["weight"] == 1].tolist()
+        assert sorted(order[:N]) == sorted(order[N:]) == list(range(N))
+        assert order[:N] != order[N:]
+        orders.append(order)
+    assert orders[0] == orders[1] != orders[2]

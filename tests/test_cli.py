@@ -1,0 +1,154 @@
+"""The command line end to end, on real Spark: what it publishes, skips, refuses and returns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+
+from ivis_spark.cli import main
+from ivis_spark.pipeline import STAGES
+
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
+FAST = ["--quiet", "--set", "train.epochs=3"]
+
+
+@pytest.fixture(autouse=True)
+def _use_session(spark: object) -> None:
+    """Let the commands find the tests' session."""
+
+
+def write_digits(path: Path, rows: int = 300) -> Path:
+    X, y = load_digits(return_X_y=True)
+    columns = {"id": range(rows), "features": X[:rows].tolist(), "y": y[:rows], "text": ["x"] * rows}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, _session: object) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    table = write_digits(folder / "digits.parquet")
+    output = folder / "out"
+    assert (
+        main(["run", "--input", str(table), "--output", str(output), "--id-col", "id", "--label-col", "y", *FAST]) == 0
+    )
+    return folder
+
+
+def test_run_publishes_every_stage(finished: Path) -> None:
+    output = finished / "out"
+    for stage in STAGES:
+        manifest = json.loads((output / stage / "manifest.json").read_text())
+        assert manifest["stage"] == stage and manifest["files"] and manifest["info"]["seconds"] > 0
+    table = pq.read_table(output / "embeddings" / "data").sort_by("id")
+    assert table.column_names == ["id", "label", "embedding"]
+    assert table["id"].to_pylist() == list(range(300))
+    assert table["label"].to_pylist() == load_digits().target[:300].tolist()
+    embedding = np.array(table["embedding"].to_pylist())
+    assert embedding.shape == (300, 2) and np.isfinite(embedding).all() and embedding.std() > 0
+    figures = json.loads((output / "report" / "metrics.json").read_text())
+    assert 0.5 < figures["trustworthiness"] <= 1
+    assert "<html" in (output / "report" / "report.html").read_text()[:2000]
+    assert (output / "report" / "embedding.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_rerun_skips_and_changes_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(finished / "out")
+    stamps = {stage: (finished / "out" / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+    again = [
+        "run",
+        "--input",
+        str(finished / "digits.parquet"),
+        "--output",
+        output,
+        "--id-col",
+        "id",
+        "--label-col",
+        "y",
+    ]
+    assert main([*again, *FAST]) == 0
+    assert stamps == {stage: (finished / "out" / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+    assert main([*again, *FAST, "--set", "neighbours.k=7"]) == 2
+    assert "config.neighbours.k: 15 -> 7" in capsys.readouterr().err
+
+
+def test_embed_other_rows_agrees_with_the_run(finished: Path) -> None:
+    table = pq.read_table(finished / "digits.parquet").slice(0, 50).drop(["y"])
+    pq.write_table(table, finished / "other.parquet")
+    assert (
+        main(["embed", "--input", str(finished / "other.parquet"), "--output", str(finished / "out"), "--quiet"]) == 0
+    )
+    other = pq.read_table(finished / "out" / "embeddings-other" / "data").sort_by("id")
+    run = pq.read_table(finished / "out" / "embeddings" / "data").sort_by("id").slice(0, 50)
+    assert other.column_names == ["id", "embedding"]
+    np.testing.assert_allclose(other["embedding"].to_pylist(), run["embedding"].to_pylist(), atol=1e-5)
+
+
+def test_stage_by_stage_equals_run(finished: Path, tmp_path: Path) -> None:
+    out = ["--output", str(tmp_path), *FAST]
+    columns = ["--id-col", "id", "--label-col", "y"]
+    assert main(["neighbours", "--input", str(finished / "digits.parquet"), *columns, *out]) == 0
+    for command in ("triplets", "train", "embed", "evaluate"):
+        assert main([command, *out]) == 0
+    tables = [pq.read_table(f / "embeddings" / "data").sort_by("id")["embedding"] for f in (tmp_path, finished / "out")]
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--features-col", "nope"], "data.features_col='nope' is not in the table; it has: id (bigint)"),
+        (["--features-col", "text"], "features column 'text' is string"),
+        (["--set", "neighbours.k=299"], "neighbours.k=299 needs at least 301 rows"),
+        (["--set", "neighbours.kk=3"], "neighbours has no 'kk'; valid: k, metric"),
+        (["--set", "train.supervision_metric=mae"], "needs labels; name their column with --label-col"),
+        (["--config", "/nowhere.yaml"], "'/nowhere.yaml' cannot be read"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    argv = ["run", "--input", str(finished / "digits.parquet"), "--output", str(tmp_path), "--quiet", "--id-col", "id"]
+    assert main([*argv, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not any((tmp_path / stage).exists() for stage in STAGES)
+
+
+def test_labels_with_a_gap(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pq.read_table(finished / "digits.parquet")
+    gap = pa.array([0 if label == 4 else label for label in table["y"].to_pylist()])
+    pq.write_table(table.set_column(2, "y", gap), tmp_path / "gap.parquet")
+    argv = [
+        "run",
+        "--input",
+        str(tmp_path / "gap.parquet"),
+        "--output",
+        str(tmp_path / "out"),
+        "--label-col",
+        "y",
+        "--quiet",
+    ]
+    assert main([*argv, "--set", "train.supervision_metric=sparse_categorical_crossentropy"]) == 2
+    assert "label column 'y': labels go up to 9 but none is 4" in capsys.readouterr().err
+
+
+def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--input", str(tmp_path / "no.parquet"), "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "cannot be read as parquet" in capsys.readouterr().err
+    assert main(["train", "--output", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "make it first: ivis-spark neighbours" in capsys.readouterr().err
+
+
+def test_help_teaches() -> None:
+    job = Path(__file__).parent.parent / "jobs" / "train.py"
+    done = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, check=True)
+    assert "example:" in done.stdout and "train.distance = pn" in done.stdout

