@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 from annoy import AnnoyIndex as _Annoy
 
-from ivis_spark.config import Metric
 from ivis_spark.core.spaces import Floats, Ints, Space, Target
 from ivis_spark.errors import ArtifactError
 
@@ -43,7 +42,7 @@ class ExactIndex:
 
     Args:
         X: Rows as they came, shape (n, d).
-        metric: Metric.
+        metric: str.
     """
 
     suffix = ".vectors.npy"
@@ -93,7 +92,7 @@ class AnnoyIndex:
 
     Args:
         X: Rows as they came, shape (n, d).
-        metric: Metric.
+        metric: str.
         n_trees: Trees of the forest.
         search_k: Nodes inspected a query; -1 is n_trees * k.
         seed: Seed of the splits.
@@ -101,10 +100,10 @@ class AnnoyIndex:
 
     suffix = ".ann"
 
-    def __init__(self, X: npt.NDArray[Any], metric: Metric, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
+    def __init__(self, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
         self._space, self._search_k = Space(metric), search_k
         self._rows: Floats = self._space.prepare(X)
-        self._index = _Annoy(self._rows.shape[1], metric)
+        self._index = _Annoy(self._rows.shape[1], cast(Any, metric))
         self._index.set_seed(seed % _ANNOY_MAX_SEED)
         for number, row in enumerate(self._rows):
             self._index.add_item(number, row)
@@ -133,10 +132,10 @@ class AnnoyIndex:
         self._index.save(path)
 
     @classmethod
-    def load(cls, path: str, metric: Metric, dims: int, *, search_k: int = -1) -> AnnoyIndex:
+    def load(cls, path: str, metric: str, dims: int, *, search_k: int = -1) -> AnnoyIndex:
         """Open a saved index by mmap. Raises ArtifactError if Annoy cannot read it."""
         index = cls.__new__(cls)
-        index._space, index._search_k, index._index = Space(metric), search_k, _Annoy(dims, metric)
+        index._space, index._search_k, index._index = Space(metric), search_k, _Annoy(dims, cast(Any, metric))
         try:
             index._index.load(path)
         except OSError as err:
@@ -171,7 +170,7 @@ def choose_backend(
     """Pick the index that searches a cell faster, by a model whose constants were measured.
 
     Args:
-        metric: Metric.
+        metric: str.
         dims: Features of a row.
         cell_rows: Rows of a typical cell, those that overlap into it included.
         k: Neighbours wanted.

@@ -52,7 +52,8 @@ class Router:
     @classmethod
     def make(cls, metric: str, centroids: Floats, parts: Ints, norm_bound: float) -> Router:
         """Make a router of centroids, grouping them if they are many."""
-        groups, members = centroids[:0], ()
+        groups: Floats = centroids[:0]
+        members: tuple[Ints, ...] = ()
         if len(centroids) > _FLAT_CELLS:
             groups, members = _group(centroids, _is_l1(metric))
         return cls(metric, np.ascontiguousarray(centroids), np.asarray(parts, np.int64), norm_bound, groups, members)
