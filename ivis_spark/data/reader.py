@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_positions, unpack_vectors
-from ivis_spark.errors import DependencyError
+from ivis_spark.errors import ArtifactError, DependencyError
 
 log = logging.getLogger(__name__)
 
-# One reading thread keeps the order of the blocks, and with it the run, reproducible; so many groups are read ahead.
-_WORKERS, _GROUPS_AHEAD = 1, 4
+# tf.data runs the reader in a thread of its own, this far ahead. Petastorm's own thread pool now and then ends an epoch
+# without its last row group (0.13.1), and orders the others by chance.
 _BATCHES_AHEAD = 64
 
 
@@ -118,9 +118,16 @@ def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bo
     files = [storage.join(blocks.folder, name) for name in sorted(blocks.file_blocks)]
     urls = [files[i] for i in rng.permutation(len(files))]
     with _open_reader(urls, list(names.values()), seed=int(rng.integers(1, 2**31 - 1))) as reader:
+        read = 0
         for group in reader:
+            read += len(group.anchor)
             packed = {kind: list(getattr(group, name)) for kind, name in names.items()}
             yield _join_blocks(packed, names, blocks, rng)
+        if read != sum(blocks.file_blocks.values()):
+            raise ArtifactError(
+                f"{read} of {sum(blocks.file_blocks.values())} triplet blocks were read from {blocks.folder}; rebuild "
+                "the stage: ivis-spark triplets --overwrite"
+            )
 
 
 def _join_blocks(
@@ -147,9 +154,7 @@ def _open_reader(urls: list[str], columns: list[str], *, seed: int) -> Iterator[
     reader = make_batch_reader(
         urls,
         schema_fields=[f"^{name}$" for name in columns],
-        reader_pool_type="thread",
-        workers_count=_WORKERS,
-        results_queue_size=_GROUPS_AHEAD,
+        reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
         shuffle_row_groups=True,
         seed=seed,
         num_epochs=1,

@@ -281,6 +281,12 @@ def _write_bucket(
 
 def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     """Turn the B (1 + m) fetched rows of a block into its one row."""
+    places = block["place"].to_numpy()
+    if places[-1] - places[0] != len(places) - 1:
+        raise InputError(
+            "a block lacks vectors: the neighbours name rows that are not in the table; rebuild them: ivis-spark "
+            "neighbours --overwrite"
+        )
     vectors = np.concatenate([unpack(chunk) for chunk in block["features"].chunks])
     slots = vectors.reshape(1 + draws, -1)
     anchors = block.slice(0, block_rows)
