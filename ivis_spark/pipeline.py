@@ -85,8 +85,9 @@ class Pipeline:
         Raises:
             IvisError: whatever a stage raises; stages published before it stay.
         """
-        steps = (self.ingest, self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
-        return {stage: step() for stage, step in zip(STAGES, steps, strict=True)}
+        steps = (self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
+        manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
+        return {STAGES[0]: self._require(STAGES[0]), **manifests}
 
     def ingest(self) -> Manifest:
         """Check, scale and keep the rows of the input table.

