@@ -163,8 +163,8 @@ class NeighboursConfig(_Checked):
     overlap: int = _option(6, "Most cells that a row is searched in, nearest first; the fewest that do are.", low=1)
     overlap_cut: float = _option(
         1.0,
-        "A row joins a further cell only when its distance to that centroid is at most (1 + overlap_cut) times that "
-        "to the nearest one; the smallest cut that suffices is used.",
+        "A row joins a further cell only when it is at most this far behind the border to it, in units of the mean "
+        "distance of a cell's rows to their centroid; the smallest cut that suffices is used.",
         low=0.0,
     )
     n_trees: int = _option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)

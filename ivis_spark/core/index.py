@@ -7,6 +7,7 @@ differences, so two indexes that find the same rows return the same bits. Ties g
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -21,6 +22,7 @@ _BLOCK_BYTES = 4 << 20  # of keys: what fits the second-level caches while it is
 _NARROW = 384  # below this many columns a plain partial sort is as fast as the sampled threshold
 _STRIDE = 8
 _ANNOY_MAX_SEED = 2**31 - 1
+_ANNOY_STEP = 1024
 
 
 class CellIndex(Protocol):
@@ -30,6 +32,10 @@ class CellIndex(Protocol):
 
     def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
         """Return numbers int64 (q, k) and keys float32 (q, k), nearest first; k must not exceed the rows."""
+        ...
+
+    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
+        """Yield what `query` returns for the cell's own rows, some rows at a time, in order."""
         ...
 
     def save(self, path: str) -> None:
@@ -54,19 +60,32 @@ class ExactIndex:
 
     def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
         """Return the nearest rows, as `CellIndex.query`. Memory: O(block)."""
+        queries, step = self._space.prepare(Q), self._step()
+        parts = [queries[start : start + step] for start in range(0, len(queries), step)]
+        found = [self._pick(part, self._ready().rank_keys(part), k) for part in parts]
+        if not found:
+            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+
+    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
+        """Yield the nearest rows of the cell's own, as `CellIndex.query_all`."""
+        start = 0
+        for keys in self._ready().rank_keys_of_all(self._step()):
+            yield self._pick(self._rows[start : start + len(keys)], keys, k)
+            start += len(keys)
+
+    def _step(self) -> int:
+        return max(16, _BLOCK_BYTES // (4 * max(1, len(self._rows))))
+
+    def _ready(self) -> Target:
         if self._target is None:
             self._target = self._space.target(self._rows)
-        queries, n = self._space.prepare(Q), len(self._rows)
-        numbers = np.empty((len(queries), k), dtype=np.int64)
-        keys = np.empty((len(queries), k), dtype=np.float32)
-        spare = min(n, k + 2 + k // 16)  # candidates are chosen by rounded keys, then ranked by exact ones
-        step = max(16, _BLOCK_BYTES // (4 * max(1, n)))
-        for start in range(0, len(queries), step):
-            part = slice(start, start + step)
-            found = smallest_columns(self._target.rank_keys(queries[part]), spare)
-            exact = self._space.pair_keys(queries[part], self._rows, found)
-            numbers[part], keys[part] = _in_order(found, exact, k)
-        return numbers, keys
+        return self._target
+
+    def _pick(self, queries: Floats, rank_keys: Floats, k: int) -> tuple[Ints, Floats]:
+        """Choose candidates by rounded keys, then rank them by exact ones."""
+        found = smallest_columns(rank_keys, min(len(self._rows), k + 2 + k // 16))
+        return _in_order(found, self._space.pair_keys(queries, self._rows, found), k)
 
     def save(self, path: str) -> None:
         """Write the prepared rows as an .npy file."""
@@ -126,6 +145,11 @@ class AnnoyIndex:
             numbers[short] = exact.query(queries[short], k)[0]
         numbers.sort(axis=1)
         return _in_order(numbers, self._space.pair_keys(queries, self._rows, numbers), k)
+
+    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
+        """Yield the near rows of the cell's own, as `CellIndex.query_all`."""
+        for start in range(0, len(self._rows), _ANNOY_STEP):
+            yield self.query(self._rows[start : start + _ANNOY_STEP], k)
 
     def save(self, path: str) -> None:
         """Write Annoy's own file."""
@@ -241,19 +265,37 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     return found
 
 
-def sortable_bits(keys: Floats) -> npt.NDArray[np.uint32]:
-    """Return uint32 that order as the float32 keys do; 0 and -0 alike."""
-    bits = (keys + np.float32(0)).view(np.uint32)
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+def sortable_bits(keys: Floats, *, signed: bool) -> npt.NDArray[np.uint32]:
+    """Return uint32 that order as the float32 keys do. Without negative keys the bits themselves do."""
+    bits = (keys + np.float32(0)).view(np.uint32)  # + 0 makes -0 one with 0
+    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) if signed else bits
 
 
-def bits_to_keys(bits: npt.NDArray[np.uint32]) -> Floats:
+def bits_to_keys(bits: npt.NDArray[np.uint32], *, signed: bool) -> Floats:
     """Undo `sortable_bits`."""
-    return np.where(bits >> 31, bits & np.uint32(0x7FFFFFFF), ~bits).astype(np.uint32).view(np.float32)
+    if signed:
+        bits = np.where(bits >> 31, bits & np.uint32(0x7FFFFFFF), ~bits)
+    return bits.view(np.float32)
+
+
+def pack(keys: Floats, numbers: npt.NDArray[Any], *, signed: bool) -> npt.NDArray[np.uint64]:
+    """Return uint64 that order by key, then by number (below 2**32): one sort does for both."""
+    packed = sortable_bits(keys, signed=signed).astype(np.uint64)
+    packed <<= np.uint64(32)
+    packed |= numbers.view(np.uint64) if numbers.dtype == np.int64 else numbers.astype(np.uint64)
+    return packed
+
+
+def unpack(packed: npt.NDArray[np.uint64], *, signed: bool) -> tuple[Ints, Floats]:
+    """Return the numbers int64 and keys float32 of what `pack` made."""
+    halves = np.ascontiguousarray(packed).view(np.uint32).reshape(*packed.shape, 2)
+    low, high = (0, 1) if np.little_endian else (1, 0)
+    return halves[..., low].astype(np.int64), bits_to_keys(np.ascontiguousarray(halves[..., high]), signed=signed)
 
 
 def _in_order(numbers: Ints, keys: Floats, k: int) -> tuple[Ints, Floats]:
     """Sort candidates by (key, number) and keep k of them."""
-    packed = (sortable_bits(keys).astype(np.uint64) << np.uint64(32)) | numbers.astype(np.uint64)
-    packed = np.sort(packed, axis=1)[:, :k]
-    return (packed & np.uint64(0xFFFFFFFF)).astype(np.int64), bits_to_keys((packed >> np.uint64(32)).astype(np.uint32))
+    signed = bool((keys < 0).any())
+    packed = pack(keys, numbers, signed=signed)
+    packed.sort(axis=1)
+    return unpack(packed[:, :k], signed=signed)

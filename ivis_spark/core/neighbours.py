@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.index import CellIndex, ExactIndex, bits_to_keys, choose_backend, make_index, sortable_bits
-from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, count_ranks, ratio_bins
+from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index, pack, unpack
+from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, count_ranks, depth_bins
 from ivis_spark.core.router import Router, hash_ids, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import InputError, IvisError
@@ -29,6 +29,7 @@ _REFINE_ROUNDS = 4
 _MERGE_ROWS = 8192
 _EXACT_ROWS = 8192
 NO_ID = -1
+_NONE = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
             search_k=config.search_k,
             seed=random_state,
         )
-        found, keys = search_cell(index, ids, X, ids, config.k)
-        return found, space.distances(keys)
+        parts = list(search_own(index, ids, config.k))
+        keys = np.concatenate([part[2] for part in parts])
+        return np.concatenate([part[1] for part in parts]), space.distances(keys)
     found, keys = _search_by_cells(X, ids, config, random_state)
     return found, space.distances(keys)
 
@@ -171,6 +173,8 @@ def _search_all(
     data_rows, data_starts = _rows_by_cell(ranked[0], choice)
     query_rows, query_starts = _rows_by_cell(ranked[1], choice)
 
+    symmetric = ranked[0] is ranked[1]
+
     def search(cell: int) -> tuple[Ints, Ints, Floats]:
         inside = data_rows[data_starts[cell] : data_starts[cell + 1]]
         asking = query_rows[query_starts[cell] : query_starts[cell + 1]]
@@ -182,7 +186,10 @@ def _search_all(
             search_k=config.search_k,
             seed=cell_seed(random_state, cell),
         )
-        return asking, *search_cell(index, inside, X[asking], asking, config.k)
+        if not symmetric:
+            return asking, *search_cell(index, inside, X[asking], asking, config.k)
+        parts = list(search_own(index, inside, config.k))
+        return inside, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
 
     with _blas_threads(1) as workers, ThreadPoolExecutor(workers) as pool:
         parts = list(pool.map(search, range(len(data_starts) - 1)))
@@ -197,9 +204,7 @@ def _search_all(
 
 def _rows_by_cell(ranked: Ranked, choice: OverlapChoice) -> tuple[Ints, Ints]:
     """Return row numbers sorted by cell then row, and where each cell starts."""
-    from ivis_spark.core.overlap import CUTS
-
-    taken = ranked.bins[:, : choice.overlap] <= np.searchsorted(CUTS, np.float32(choice.cut))
+    taken = ranked.bins[:, : choice.overlap] <= depth_bins(np.float32(choice.cut))
     rows, place = np.nonzero(taken)
     cells = ranked.cells[rows, place]
     order = np.argsort(cells, kind="stable")
@@ -226,9 +231,9 @@ def cell_seed(random_state: int, cell: int) -> int:
 
 
 def rank_rows(router: Router, X: Floats, ids: Ints, config: NeighboursConfig, *, as_queries: bool = False) -> Ranked:
-    """Return the cells that each row could be searched in, with the bins of their ratios."""
-    cells, ratios = router.rank(X, ids, config.overlap, as_queries=as_queries)
-    return Ranked(cells, ratio_bins(ratios))
+    """Return the cells that each row could be searched in, with the bins of their depths."""
+    cells, depths = router.rank(X, ids, config.overlap, as_queries=as_queries)
+    return Ranked(cells, depth_bins(depths))
 
 
 def search_cell(index: CellIndex, cell_ids: Ints, Q: Floats, query_ids: Ints, k: int) -> tuple[Ints, Floats]:
@@ -246,14 +251,29 @@ def search_cell(index: CellIndex, cell_ids: Ints, Q: Floats, query_ids: Ints, k:
     """
     width = min(k + 1, len(cell_ids))
     numbers, keys = index.query(Q, width)
-    ids = cell_ids[numbers]
-    own = ids == query_ids[:, None]
-    own[~own.any(axis=1), -1] = width > k
-    keep = ~own
-    out_ids = np.full((len(Q), k), NO_ID, dtype=np.int64)
-    out_keys = np.full((len(Q), k), np.inf, dtype=np.float32)
-    kept = keep.sum(axis=1)
-    fill = np.arange(k) < kept[:, None]
+    return without_self(cell_ids[numbers], keys, query_ids, k)
+
+
+def search_own(index: CellIndex, cell_ids: Ints, k: int) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Yield (row ids, ids, keys) of the cell's own rows, some rows at a time; otherwise as `search_cell`."""
+    start = 0
+    for numbers, keys in index.query_all(min(k + 1, len(cell_ids))):
+        own = cell_ids[start : start + len(numbers)]
+        yield own, *without_self(cell_ids[numbers], keys, own, k)
+        start += len(numbers)
+
+
+def without_self(ids: Ints, keys: Floats, own: Ints, k: int) -> tuple[Ints, Floats]:
+    """Take each row itself out of its list, or the last entry where it is not in it; fill up to k."""
+    hit = ids == own[:, None]
+    if ids.shape[1] > k:
+        hit[~hit.any(axis=1), -1] = True
+        keep = ~hit
+        return ids[keep].reshape(-1, k), keys[keep].reshape(-1, k)
+    out_ids = np.full((len(ids), k), NO_ID, dtype=np.int64)
+    out_keys = np.full((len(ids), k), np.inf, dtype=np.float32)
+    keep = ~hit
+    fill = np.arange(k) < keep.sum(axis=1)[:, None]
     out_ids[fill], out_keys[fill] = ids[keep], keys[keep]
     return out_ids, out_keys
 
@@ -292,20 +312,20 @@ def merge_top_k(row_ids: Ints, ids: Ints, keys: Floats, k: int) -> tuple[Ints, I
 
 def _merge_narrow(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floats]:
     """Merge by sorting one integer, key above id: half the moves of sorting two arrays."""
-    none = np.uint64(2**64 - 1)
-    codes = (ids - low).astype(np.uint64)
-    packed = (sortable_bits(keys).astype(np.uint64) << np.uint64(32)) | (codes & np.uint64(0xFFFFFFFF))
-    packed[ids == NO_ID] = none
+    signed = bool((keys < 0).any())
+    packed = pack(keys, ids - low, signed=signed)
+    if (missing := ids == NO_ID).any():
+        packed[missing] = _NONE
     packed.sort(axis=1)
     repeated = packed[:, 1:] == packed[:, :-1]
     if repeated.any():
-        packed[:, 1:][repeated] = none
+        packed[:, 1:][repeated] = _NONE
         packed.sort(axis=1)
     packed = packed[:, :k]
-    missing = packed == none
-    found = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64) + low
-    near = bits_to_keys((packed >> np.uint64(32)).astype(np.uint32))
-    found[missing], near[missing] = NO_ID, np.inf
+    found, near = unpack(packed, signed=signed)
+    found += low
+    if (missing := packed == _NONE).any():
+        found[missing], near[missing] = NO_ID, np.inf
     return found, near
 
 

@@ -1,7 +1,7 @@
 """How far cells must overlap: the recall of every choice is known before any cell is searched.
 
 A true neighbour is found when it and the row share a cell. So the cells of a sample of rows and of their exact
-neighbours give the recall of each (overlap, cut), and a count of the rows by rank and ratio gives its cost.
+neighbours give the recall of each (overlap, cut), and a count of the rows by rank and depth gives its cost.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import numpy.typing as npt
 
 from ivis_spark.core.spaces import Floats, Ints
 
-CUTS: Floats = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 2.0, np.inf], dtype=np.float32)
+CUTS: Floats = np.array(
+    [0, 0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1, 2, np.inf], dtype=np.float32
+)
 _COLUMN_S = 6e-9  # seconds a core, measured: one key ranked,
 _VALUE_S = 4e-11  # one product of it,
 _BYTE_S = 6e-9  # and one byte of a copy carried to its cell, searched from there and merged
 
 
-def ratio_bins(ratios: Floats) -> npt.NDArray[np.uint8]:
-    """Return for each ratio the number of the smallest cut that takes it."""
-    return np.searchsorted(np.float32(1) + CUTS, ratios, side="left").astype(np.uint8)
+def depth_bins(depths: Floats) -> npt.NDArray[np.uint8]:
+    """Return for each depth the number of the smallest cut that takes it."""
+    return np.searchsorted(CUTS, depths, side="left").astype(np.uint8)
 
 
 def count_ranks(cells: npt.NDArray[np.int32], bins: npt.NDArray[np.uint8], n_cells: int) -> Ints:
@@ -29,7 +31,7 @@ def count_ranks(cells: npt.NDArray[np.int32], bins: npt.NDArray[np.uint8], n_cel
 
     Args:
         cells: Shape (n, w), as `Router.rank` returns them.
-        bins: Shape (n, w), of their ratios.
+        bins: Shape (n, w), of their depths.
         n_cells: Cells of the router.
 
     Returns:
@@ -55,7 +57,7 @@ class OverlapChoice:
 
     Attributes:
         overlap: Most cells of a row.
-        cut: Relative distance up to which a further cell is taken.
+        cut: Depth behind the border up to which a further cell is taken (see `Router.rank`).
         recall: Share of true neighbours that share a cell with their row, on the sample.
         error: Standard error of that share.
         copies: Mean cells of a row.
@@ -111,7 +113,7 @@ def choose_overlap(
             data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
             asked = query_counts[:overlap, : number + 1].sum(axis=(0, 1))
             copies = float(data.sum() / n_rows)
-            choice = OverlapChoice(overlap, float(min(cut, most_cut)), recall, error, copies, data)
+            choice = OverlapChoice(overlap, float(cut), recall, error, copies, data)
             width = float((data.astype(np.float64) * asked).sum() / n_rows)
             seconds = width * (_COLUMN_S + _VALUE_S * dims) + copies * (4 * dims + 12 * k) * _BYTE_S
             if recall - error >= target and (best is None or seconds < best[0]):

@@ -8,6 +8,7 @@ centroids stand in groups, and a row looks only into its nearest groups: about s
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _LLOYD_ROUNDS = 8
 _SAMPLE_PER_CELL = 64
 _MOST_PIECES = 128  # of one split: more cells come from splitting the pieces
 _SEEDS_PER_PIECE = 32
+_TYPICAL_DIMS = 8  # intrinsic dimensions by which the pieces of a split cell are taken to shrink
 _SPREAD = 0.6  # mean rows of a cell, as a share of the most allowed: k-means cells vary in size
 _FORMAT = 1
 
@@ -38,6 +40,7 @@ class Router:
         metric: Metric of the rows.
         centroids: float32, shape (c, r), in the routing space of the metric.
         parts: int64, shape (c,): among how many cells the rows of a centroid are dealt out; mostly 1.
+        sizes: float32, shape (c,): mean distance of a centroid's rows to it.
         norm_bound: Largest norm seen, for dot.
         groups: float32, shape (g, r), and members: list of centroid numbers of each; empty if there is one level.
     """
@@ -45,18 +48,20 @@ class Router:
     metric: str
     centroids: Floats
     parts: Ints
+    sizes: Floats
     norm_bound: float
     groups: Floats
     members: tuple[Ints, ...]
 
     @classmethod
-    def make(cls, metric: str, centroids: Floats, parts: Ints, norm_bound: float) -> Router:
+    def make(cls, metric: str, centroids: Floats, parts: Ints, sizes: Floats, norm_bound: float) -> Router:
         """Make a router of centroids, grouping them if they are many."""
         groups: Floats = centroids[:0]
         members: tuple[Ints, ...] = ()
         if len(centroids) > _FLAT_CELLS:
             groups, members = _group(centroids, _is_l1(metric))
-        return cls(metric, np.ascontiguousarray(centroids), np.asarray(parts, np.int64), norm_bound, groups, members)
+        centroids = np.ascontiguousarray(centroids)
+        return cls(metric, centroids, np.asarray(parts, np.int64), sizes, norm_bound, groups, members)
 
     @property
     def n_cells(self) -> int:
@@ -84,23 +89,44 @@ class Router:
             as_queries: For metrics that route queries and rows differently.
 
         Returns:
-            cells int32 (n, w) and ratios float32 (n, w), nearest first, w = min(width, centroids). A ratio is the
-            distance to the cell's centroid over that to the nearest; 1 for the nearest.
+            cells int32 (n, w) and depths float32 (n, w), nearest first, w = min(width, centroids). A depth is how far
+            the row is from the border to that cell, over the larger mean distance of the two cells' rows to their
+            centroids; 0 for the nearest cell and on the border.
         """
         space = Space(self.metric)
         rows = space.prepare(X)
         route = space.route_queries if as_queries else space.route_rows
         width = min(width, len(self.centroids))
         numbers = np.empty((len(rows), width), dtype=np.int64)
-        squared = np.empty((len(rows), width), dtype=np.float32)
+        near = np.empty((len(rows), width), dtype=np.float32)
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            numbers[part], squared[part] = self._nearest(route(rows[part], self.norm_bound), width)
-        far = np.maximum(squared, 0) if _is_l1(self.metric) else np.sqrt(np.maximum(squared, 0))
-        near = far[:, :1]
-        ratios = np.where(far <= near, 1, far / np.where(near > 0, near, np.finfo(np.float32).tiny))
+            numbers[part], near[part] = self._nearest(route(rows[part], self.norm_bound), width)
+        depths = self._depths(numbers, near)
         dealt = hash_ids(ids, 0)[:, None] % self.parts[numbers].astype(np.uint64)
-        return (self.first_cell[numbers] + dealt.astype(np.int64)).astype(np.int32), ratios.astype(np.float32)
+        return (self.first_cell[numbers] + dealt.astype(np.int64)).astype(np.int32), depths
+
+    def _depths(self, numbers: Ints, near: Floats) -> Floats:
+        """Return the depths of `rank`; for L1, half the difference of the distances stands for the border's."""
+        behind = (near - near[:, :1]) / 2
+        if not _is_l1(self.metric):
+            behind /= np.maximum(self._apart(numbers), np.finfo(np.float32).tiny)
+        sizes = np.maximum(self.sizes[numbers], self.sizes[numbers[:, :1]])
+        depths = np.maximum(behind, 0) / np.maximum(sizes, np.finfo(np.float32).tiny)
+        depths[:, 0] = 0
+        return np.asarray(depths, dtype=np.float32)
+
+    def _apart(self, numbers: Ints) -> Floats:
+        """Return the distances between the nearest centroid of each row and its others."""
+        if self.members:
+            apart = np.empty(numbers.shape, dtype=np.float32)
+            for start in range(0, len(numbers), _BLOCK_ROWS):
+                some = numbers[start : start + _BLOCK_ROWS]
+                keys = Space("euclidean").pair_keys(self.centroids[some[:, 0]], self.centroids, some)
+                apart[start : start + _BLOCK_ROWS] = np.sqrt(keys)
+            return apart
+        between = np.sqrt(_pair_distances(self.centroids, self.centroids, self.metric))
+        return np.asarray(between[numbers[:, :1], numbers])
 
     def assign(
         self, X: npt.NDArray[Any], ids: Ints, *, overlap: int, cut: float, as_queries: bool = False
@@ -111,21 +137,21 @@ class Router:
             X: Rows, shape (n, d).
             ids: int64, shape (n,).
             overlap: Most cells of a row.
-            cut: A further cell is taken if its centroid is at most (1 + cut) times as far as the nearest.
+            cut: A further cell is taken if the row's depth behind the border to it is at most this.
             as_queries: As in `rank`.
 
         Returns:
             rows int64 (p,), cells int32 (p,), home bool (p,): whether it is the row's nearest cell.
         """
-        cells, ratios = self.rank(X, ids, overlap, as_queries=as_queries)
-        taken = ratios <= np.float32(1 + cut)
+        cells, depths = self.rank(X, ids, overlap, as_queries=as_queries)
+        taken = depths <= np.float32(cut)
         rows, order = np.nonzero(taken)
         return rows, cells[taken], order == 0
 
     def save(self, folder: str) -> list[str]:
         """Write `router.npz` and `router.json` into a local folder; return their names."""
         with open(os.path.join(folder, "router.npz"), "wb") as file:
-            np.savez(file, centroids=self.centroids, parts=self.parts)
+            np.savez(file, centroids=self.centroids, parts=self.parts, sizes=self.sizes)
         head = {"format": _FORMAT, "metric": self.metric, "norm_bound": self.norm_bound, "cells": self.n_cells}
         with open(os.path.join(folder, "router.json"), "w", encoding="utf-8") as text:
             json.dump(head, text, indent=2)
@@ -142,7 +168,8 @@ class Router:
             with open(os.path.join(folder, "router.json"), encoding="utf-8") as text:
                 head = json.load(text)
             with np.load(os.path.join(folder, "router.npz"), allow_pickle=False) as arrays:
-                return cls.make(head["metric"], arrays["centroids"], arrays["parts"], float(head["norm_bound"]))
+                parts, sizes, bound = arrays["parts"], arrays["sizes"], float(head["norm_bound"])
+                return cls.make(head["metric"], arrays["centroids"], parts, sizes, bound)
         except (OSError, ValueError, KeyError) as err:
             raise ArtifactError(f"{folder} holds no usable router ({err}); build the neighbours anew") from err
 
@@ -190,7 +217,8 @@ def learn_router(
     rows = space.prepare(sample)
     bound = space.norm_bound(rows)
     routed = space.route_rows(rows, bound)
-    router = Router.make(metric, _centre(routed, metric)[None], np.ones(1, np.int64), bound)
+    centre = _means(routed, np.zeros(len(routed), np.int64), metric)
+    router = Router.make(metric, centre, np.ones(1, np.int64), np.ones(1, np.float32), bound)
     rng = np.random.default_rng(random_state)
     for _ in range(8):
         labels = _labels(router, routed)
@@ -199,7 +227,7 @@ def learn_router(
         if changed is None:
             break
         router = changed
-    return router
+    return dataclasses.replace(router, sizes=_sizes(router, routed))
 
 
 def refine(
@@ -254,6 +282,7 @@ def _rebalance(
     wanted = _SPREAD * max_rows
     centroids: list[Floats] = []
     parts: list[int] = []
+    sizes: list[float] = []
     changed = False
     order = np.argsort(labels, kind="stable")
     bounds = np.searchsorted(labels[order], np.arange(len(router.centroids) + 1))
@@ -266,22 +295,26 @@ def _rebalance(
             if len(pieces) > 1:
                 centroids += list(pieces)
                 parts += [1] * len(pieces)
+                sizes += [float(router.sizes[number]) * len(pieces) ** (-1 / _TYPICAL_DIMS)] * len(pieces)
             else:
                 centroids.append(centre[0])
                 parts.append(int(np.ceil(count / wanted)))
+                sizes.append(float(router.sizes[number]))
             changed = True
         elif count >= min_rows * part or (number == largest and part == 1):
             centroids.append(centre[0])
             parts.append(int(part))
+            sizes.append(float(router.sizes[number]))
         else:
             changed = True
             fewer = int(count // max(min_rows, wanted))
             if part > 1 or number == largest:
                 centroids.append(centre[0])
                 parts.append(max(1, min(fewer, int(part) - 1)))
+                sizes.append(float(router.sizes[number]))
     if not changed:
         return None
-    return Router.make(router.metric, np.stack(centroids), np.array(parts), router.norm_bound)
+    return Router.make(router.metric, np.stack(centroids), np.array(parts), np.array(sizes, np.float32), router.norm_bound)
 
 
 def _split(members: Floats, pieces: int, metric: str, rng: np.random.Generator) -> Floats:
@@ -330,8 +363,14 @@ def _means(members: Floats, labels: Ints, metric: str) -> Floats:
     return np.asarray(sums / sizes[:, None], dtype=np.float32)
 
 
-def _centre(rows: Floats, metric: str) -> Floats:
-    return _means(rows, np.zeros(len(rows), np.int64), metric)[0]
+def _sizes(router: Router, routed: Floats) -> Floats:
+    """Return the mean distance of each centroid's rows to it; the median of all where a centroid has no rows."""
+    labels, near = _nearest_one(router, routed)
+    far = near.astype(np.float64) if _is_l1(router.metric) else np.sqrt(near.astype(np.float64))
+    counts = np.bincount(labels, minlength=len(router.centroids))
+    sizes = np.bincount(labels, weights=far, minlength=len(counts)) / np.maximum(counts, 1)
+    sizes[counts == 0] = np.median(sizes[counts > 0])
+    return sizes.astype(np.float32)
 
 
 def _group(centroids: Floats, l1: bool) -> tuple[Floats, tuple[Ints, ...]]:
@@ -350,8 +389,15 @@ def _group(centroids: Floats, l1: bool) -> tuple[Floats, tuple[Ints, ...]]:
 
 def _labels(router: Router, routed: Floats) -> Ints:
     """Return the nearest centroid of each routed row."""
-    found = [router._nearest(routed[at : at + _BLOCK_ROWS], 1)[0][:, 0] for at in range(0, len(routed), _BLOCK_ROWS)]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+    return _nearest_one(router, routed)[0]
+
+
+def _nearest_one(router: Router, routed: Floats) -> tuple[Ints, Floats]:
+    """Return the nearest centroid of each routed row and the key to it."""
+    if not len(routed):
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    found = [router._nearest(routed[at : at + _BLOCK_ROWS], 1) for at in range(0, len(routed), _BLOCK_ROWS)]
+    return np.concatenate([part[0][:, 0] for part in found]), np.concatenate([part[1][:, 0] for part in found])
 
 
 def _pair_distances(rows: Floats, centroids: Floats, metric: str) -> Floats:

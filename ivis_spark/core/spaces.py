@@ -9,6 +9,7 @@ angular, the distance for manhattan and hamming, the negated product for dot.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
+_SYMMETRIC_DIMS = 48  # with fewer, the plain product is as fast
+_SYMMETRIC_BYTES = 160 << 20
 _GATHER_BYTES = 4 << 20  # about what a core's second-level cache holds
 
 
@@ -125,28 +128,47 @@ class Target:
     def __init__(self, space: Space, X: Floats) -> None:
         self.space, self.rows = space, X
         if space.metric == "manhattan":
-            self._columns = np.ascontiguousarray(X.T)
+            self._manhattan_columns = np.ascontiguousarray(X.T)
             return
         # Centred, |x|^2 is no larger than the distances themselves, so that |x|^2 - 2 qx cancels little.
         centred = space.metric in ("euclidean", "hamming") and len(X) > 0
         self._centre = X.mean(axis=0, dtype=np.float64).astype(np.float32) if centred else None
-        shifted = X if self._centre is None else X - self._centre
+        self._shifted = X if self._centre is None else X - self._centre
         if space.metric == "angular":
-            last = np.ones(len(X), dtype=np.float32)
+            self._last = np.ones(len(X), dtype=np.float32)
         elif space.metric == "dot":
-            last = np.zeros(len(X), dtype=np.float32)
+            self._last = np.zeros(len(X), dtype=np.float32)
         else:
-            last = np.einsum("ij,ij->i", shifted, shifted)
-        self._product = np.concatenate([shifted, last[:, None]], axis=1).T
+            self._last = np.einsum("ij,ij->i", self._shifted, self._shifted)
+        self._scale = np.float32(-1 if space.metric == "dot" else -2)
+        self._columns: Floats | None = None
 
     def rank_keys(self, Q: Floats) -> Floats:
         """Return float32 (q, n) that orders the rows of each query as their keys do, within rounding."""
         if self.space.metric == "manhattan":
-            return _manhattan(Q, self._columns)
+            return _manhattan(Q, self._manhattan_columns)
+        if self._columns is None:  # |x|^2 rides along as one more feature: no pass over the product is needed for it
+            self._columns = np.concatenate([self._shifted, self._last[:, None]], axis=1).T
         shifted = Q if self._centre is None else Q - self._centre
-        scale = np.float32(-1 if self.space.metric == "dot" else -2)
         ones = np.ones((len(Q), 1), dtype=np.float32)
-        return np.asarray(np.concatenate([scale * shifted, ones], axis=1) @ self._product)
+        return np.asarray(np.concatenate([self._scale * shifted, ones], axis=1) @ self._columns)
+
+    def rank_keys_of_all(self, step: int) -> Iterator[Floats]:
+        """Yield `rank_keys` of the rows themselves, `step` rows at a time.
+
+        Where it pays, the product of the rows with themselves is made at once: BLAS then computes half of it.
+        """
+        n, dims = self.rows.shape
+        if self.space.metric == "manhattan" or dims < _SYMMETRIC_DIMS or 4 * n * n > _SYMMETRIC_BYTES:
+            for start in range(0, n, step):
+                yield self.rank_keys(self.rows[start : start + step])
+            return
+        product = self._shifted @ self._shifted.T
+        for start in range(0, n, step):
+            part = product[start : start + step]
+            part *= self._scale
+            part += self._last
+            yield part
 
     def squared(self, Q: Floats) -> Floats:
         """Return float32 (q, n): squared euclidean distances, within rounding, none negative."""

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark import Broadcast, TaskContext
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import make_index
-from ivis_spark.core.neighbours import NO_ID, cell_seed, exact_neighbours, merge_top_k, rank_rows, search_cell
+from ivis_spark.core.neighbours import NO_ID, cell_seed, exact_neighbours, merge_top_k, rank_rows, search_cell, search_own
 from ivis_spark.core.overlap import count_ranks
 from ivis_spark.core.router import Router, hash_ids
 from ivis_spark.core.spaces import Floats, Ints, Space
@@ -38,7 +39,14 @@ BOTH, DATA_ONLY, QUERY_ONLY = 0, 1, 2  # sorted: a cell's rows to search arrive 
 
 CELL_SCHEMA = "task int, cell int, role byte, block binary"
 BUCKET_SCHEMA = "task int, bucket int, block binary"
-TABLE_SCHEMA = "id long, neighbour_ids array<long>, distances array<float>"
+WRITTEN_SCHEMA = "name string, rows long"
+TABLE = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("neighbour_ids", pa.list_(pa.field("element", pa.int64()))),
+        ("distances", pa.list_(pa.field("element", pa.float32()))),
+    ]
+)
 SURVEY_SCHEMA = "counts binary, ids binary, keys binary, cells binary, bins binary"
 
 
@@ -53,7 +61,7 @@ class Plan:
         random_state: Seed.
         backend: Index of a cell.
         folder: URI of the index files.
-        overlap: Most cells of a row; cut: relative distance up to which a further cell is taken.
+        overlap: Most cells of a row; cut: depth behind the border up to which a further cell is taken.
         cell_tasks: int32, shape (n_cells,): number of the task that searches each cell.
         bucket_tasks: int32, shape (n_buckets,): the same for the merge.
         low_id: Smallest id, if all ids above it fit 32 bits; else None.
@@ -82,7 +90,7 @@ def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
 
 
 def survey_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
-    """Count rows by cell, rank and ratio, and find the exact neighbours of the asked rows in this partition.
+    """Count rows by cell, rank and depth, and find the exact neighbours of the asked rows in this partition.
 
     Runs on: executor. Memory: O(batch + asked x k).
     """
@@ -274,14 +282,24 @@ def _search_one(
     index = make_index(p.backend, rows, config.metric, n_trees=config.n_trees, search_k=config.search_k, seed=seed)
     records.append(_keep_index(p, cell, (ids, rows, home), index, where))
     if role == BOTH:
-        for start in range(0, len(ids), _QUERY_ROWS):
-            part = slice(start, start + _QUERY_ROWS)
-            found, keys = search_cell(index, ids, rows[part], ids[part], config.k)
-            yield from _bucket_blocks(p, ids[part], found, keys)
+        for own, found, keys in _joined_lists(search_own(index, ids, config.k)):
+            yield from _bucket_blocks(p, own, found, keys)
     for block in later:
         asking, _, queries = _unpack_rows(block, p.dims)
         found, keys = search_cell(index, ids, queries, asking, config.k)
         yield from _bucket_blocks(p, asking, found, keys)
+
+
+def _joined_lists(parts: Iterator[tuple[Ints, Ints, Floats]]) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Gather lists to some thousand rows, so that the blocks for the buckets are full."""
+    waiting: list[tuple[Ints, Ints, Floats]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(ids) for ids, _, _ in waiting) >= _QUERY_ROWS:
+            yield tuple(np.concatenate(arrays) for arrays in zip(*waiting, strict=True))  # type: ignore[misc]
+            waiting = []
+    if waiting:
+        yield tuple(np.concatenate(arrays) for arrays in zip(*waiting, strict=True))  # type: ignore[misc]
 
 
 def _collect_cell(
@@ -354,34 +372,52 @@ def _bucket_blocks(p: Plan, ids: Ints, found: Ints, keys: Floats) -> Iterator[pa
         )
 
 
-def merge_lists(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
-    """Merge the lists of each row. Runs on: executor. Batches are sorted by bucket. Memory: O(bucket)."""
-    p, k = plan.value, plan.value.config.k
-    space = Space(p.config.metric)
+def write_table(
+    batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], folder: str
+) -> Iterator[pa.RecordBatch]:
+    """Merge the lists of each row and write them to a Parquet file of this attempt; yield its name and rows.
+
+    Runs on: executor. Batches are sorted by bucket. Memory: O(bucket). Python writes the file because handing lists
+    of numbers back to the JVM costs several times the search. The driver takes only the files it is told of.
+    """
+    context = TaskContext.get()
+    attempt = context.taskAttemptId() if context is not None else 0
+    partition = context.partitionId() if context is not None else 0
+    name = f"part-{partition:05d}-{attempt}.parquet"
+    temporary = tempfile.mkdtemp(prefix="ivis-spark-merge-")
+    path, written = os.path.join(temporary, name), 0
+    try:
+        with pq.ParquetWriter(path, TABLE, compression="snappy", use_dictionary=False) as writer:
+            for table in _merged_tables(batches, plan.value):
+                written += table.num_rows
+                writer.write_table(table)
+        if written:
+            storage.put_file(path, storage.join(folder, name))
+            yield pa.RecordBatch.from_pydict({"name": pa.array([name]), "rows": pa.array([written], pa.int64())})
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _merged_tables(batches: Iterable[pa.RecordBatch], p: Plan) -> Iterator[pa.Table]:
+    k, space = p.config.k, Space(p.config.metric)
     id_bytes = 8 if p.low_id is None else 4
     for _, blocks in _grouped(batches, "bucket"):
         parts = [_unpack_lists(block, k, id_bytes, p.low_id) for _, block in blocks]
-        row_ids, found, near = (np.concatenate([part[i] for part in parts]) for i in range(3))
-        rows, ids, keys = merge_top_k(row_ids, found, near, k)
-        del row_ids, found, near
+        rows, ids, keys = merge_top_k(*(np.concatenate([part[i] for part in parts]) for i in range(3)), k)
         del parts
-        for start in range(0, len(rows), _QUERY_ROWS):
-            part = slice(start, start + _QUERY_ROWS)
-            yield _table_batch(rows[part], ids[part], space.distances(keys[part]))
+        yield _table(rows, ids, space.distances(keys))
 
 
-def _table_batch(rows: Ints, ids: Ints, distances: Floats) -> pa.RecordBatch:
-    """Make a batch of the stage's table; a row that has fewer than k neighbours gets a shorter list."""
+def _table(rows: Ints, ids: Ints, distances: Floats) -> pa.Table:
+    """Make a piece of the stage's table; a row that has fewer than k neighbours gets a shorter list."""
     real = ids != NO_ID
     offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int32)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(rows, pa.int64()),
-            pa.ListArray.from_arrays(offsets, pa.array(ids[real], pa.int64())),
-            pa.ListArray.from_arrays(offsets, pa.array(distances[real], pa.float32())),
-        ],
-        names=["id", "neighbour_ids", "distances"],
-    )
+    flat = (ids.reshape(-1), distances.reshape(-1)) if real.all() else (ids[real], distances[real])
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values)).cast(field.type)
+        for values, field in zip(flat, list(TABLE)[1:], strict=True)
+    ]
+    return pa.Table.from_arrays([pa.array(rows, pa.int64()), *lists], schema=TABLE)
 
 
 @contextlib.contextmanager

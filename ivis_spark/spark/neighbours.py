@@ -37,7 +37,7 @@ from ivis_spark.core.neighbours import (
     check_recall,
     recall_at_k,
 )
-from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, ratio_bins
+from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, depth_bins
 from ivis_spark.core.router import Router, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import IvisError
@@ -140,7 +140,7 @@ class _Build:
         """Put all rows in one cell."""
         width = self.dims + (1 if Space(self.config.metric).asymmetric else 0)
         centre = np.zeros((1, width), dtype=np.float32)
-        self.router = Router.make(self.config.metric, centre, np.ones(1, np.int64), 0.0)
+        self.router = Router.make(self.config.metric, centre, np.ones(1, np.int64), np.ones(1, np.float32), 0.0)
         rows = np.array([self.n_rows])
         self.choice = OverlapChoice(overlap=1, cut=0.0, recall=1.0, error=0.0, copies=1.0, cell_rows=rows)
         if self.config.backend == "annoy":
@@ -237,11 +237,11 @@ class _Build:
     def _choose(self, counts: npt.NDArray[np.int64], truth: Any) -> None:
         router, config = self._router(), self.config
         asymmetric = Space(config.metric).asymmetric
-        asking, ratios = router.rank(self.asked.rows, self.asked.ids, config.overlap, as_queries=asymmetric)
+        asking, depths = router.rank(self.asked.rows, self.asked.ids, config.overlap, as_queries=asymmetric)
         self.choice = choose_overlap(
             counts[0],
             counts[-1],
-            Ranked(asking, ratio_bins(ratios)),
+            Ranked(asking, depth_bins(depths)),
             Ranked(truth.cells, truth.bins),
             target=config.target_recall,
             most=config.overlap,
@@ -312,12 +312,27 @@ class _Build:
         broadcast = self.spark.sparkContext.broadcast(plan)
         with self._step("search", f"search {router.n_cells} cells"):
             assigned = _mapped(self.rows, cells.assign_rows, cells.CELL_SCHEMA, plan=broadcast)
-            ordered = repartition_by_group(assigned, "task", tasks).sortWithinPartitions("cell", "role")
+            ordered = _by_task(assigned, tasks).sortWithinPartitions("cell", "role")
             found = _mapped(ordered, cells.search_cells, cells.BUCKET_SCHEMA, plan=broadcast)
-            bucketed = repartition_by_group(found, "task", merges).sortWithinPartitions("bucket")
-            table = _mapped(bucketed, cells.merge_lists, cells.TABLE_SCHEMA, plan=broadcast)
-            table.write.mode("overwrite").parquet(storage.join(self.folder, "data"))
+            bucketed = _by_task(found, merges).sortWithinPartitions("bucket")
+            attempts = storage.join(self.folder, "attempts")
+            body = functools.partial(cells.write_table, folder=attempts)
+            self._take(_mapped(bucketed, body, cells.WRITTEN_SCHEMA, plan=broadcast).collect(), attempts)
         broadcast.unpersist()
+
+    def _take(self, written: list[Any], attempts: str) -> None:
+        """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""
+        rows = sum(row["rows"] for row in written)
+        if rows != self.n_rows:
+            raise IvisError(f"{self.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?")
+        data = storage.join(self.folder, "data")
+        _remove(data)
+        fs, source = storage.filesystem(attempts)
+        _, target = storage.filesystem(data)
+        fs.makedirs(target, exist_ok=True)
+        for row in written:
+            fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}")
+        _remove(attempts)
 
     def _recall(self) -> Recall:
         """Compare what was written for the sampled rows with their exact neighbours."""
@@ -425,6 +440,10 @@ class _Sample:
 
 def _mapped(frame: DataFrame, body: Callable[..., Any], schema: str, *, plan: Broadcast[Any]) -> DataFrame:
     return frame.mapInArrow(functools.partial(body, plan=plan), schema)
+
+
+def _by_task(frame: DataFrame, tasks: int) -> DataFrame:
+    return repartition_by_group(frame, "task", tasks) if tasks > 1 else frame.repartition(1)
 
 
 def _tasks(spark: SparkSession, pieces: int, size: float) -> int:
