@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_positions, unpack_vectors
@@ -71,58 +74,101 @@ def block_dataset(
         first_epoch: Epoch to begin with, for a run that goes on.
 
     Returns:
-        Dictionaries of `anchor`, `positive`, `negative`: float32 (b, d); `weight`: float32 (b,), 0 for padding; and
-        `label`: float32 (b,) if asked for.
+        Dictionaries of `stacked`: anchors, then positives, then negatives, float32 (3b, d); `weight`: float32 (b,), 0
+        for padding; and `label`: float32 (b,) if asked for.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
         ArtifactError: while reading, if a block's bytes are not what they should be.
     """
     _petastorm()
+    size = min(batch_size, blocks.rows)
 
-    def generate() -> Iterator[dict[str, Any]]:
-        epoch = first_epoch
-        while True:
-            yield from _read_epoch(blocks, epoch, random_state, labels)
-            epoch += 1
+    def generate() -> Iterator[dict[str, NDArray[Any]]]:
+        epochs = (_read_epoch(blocks, epoch, random_state, labels) for epoch in itertools.count(first_epoch))
+        for group in _whole_batches(itertools.chain.from_iterable(epochs), size):
+            yield dict(vars(group))
 
-    matrix, vector = (None, blocks.dims), (None,)
     signature = {
-        "anchor": tf.TensorSpec(matrix, tf.float32),
-        "positive": tf.TensorSpec(matrix, tf.float32),
-        "negative": tf.TensorSpec(vector, tf.int32),
-        "weight": tf.TensorSpec(vector, tf.float32),
-        "order": tf.TensorSpec(vector, tf.int32),
+        "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
+        "index": tf.TensorSpec((None, 3 * size), tf.int32),
+        "weight": tf.TensorSpec((None, size), tf.float32),
+        "label": tf.TensorSpec((None, size), tf.float32),
     }
-    if labels:
-        signature["label"] = tf.TensorSpec(vector, tf.float32)
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    dataset = dataset.map(_look_up_negatives, num_parallel_calls=1, deterministic=True)
-    return dataset.rebatch(min(batch_size, blocks.rows), drop_remainder=True).prefetch(_BATCHES_AHEAD)
+    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(_BATCHES_AHEAD)
+    # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up for up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
-def _look_up_negatives(block: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Turn negatives from positions into rows, and put all rows in the order drawn."""
-    order = block.pop("order")
-    negative = tf.gather(block["anchor"], tf.gather(block.pop("negative"), order))
-    return {"negative": negative, **{name: tf.gather(value, order) for name, value in block.items()}}
+def _gather_batches(group: dict[str, tf.Tensor], *, labels: bool) -> tf.data.Dataset:
+    """Make the batches of a row group: one gather each."""
+
+    def gather(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        return {"stacked": tf.gather(group["rows"], batch.pop("index")), **batch}
+
+    kept = ("index", "weight", "label") if labels else ("index", "weight")
+    return tf.data.Dataset.from_tensor_slices({name: group[name] for name in kept}).map(gather)
 
 
-def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool) -> Iterator[dict[str, Any]]:
-    """Yield the row groups of one epoch, each as arrays of its blocks' rows."""
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Triplets over shared rows.
+
+    Attributes:
+        rows: float32 (r, d).
+        index: int32 (n, 3): places in `rows` of anchor, positive and negative; of whole batches (batches, 3b).
+        weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without labels.
+    """
+
+    rows: NDArray[np.float32]
+    index: NDArray[np.int32]
+    weight: NDArray[np.float32]
+    label: NDArray[np.float32]
+
+
+def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
+    """Cut groups into batches; the triplets that are left of a group go before those of the next."""
+    left: _Group | None = None
+    for group in groups:
+        if left is not None:
+            group = _Group(
+                np.concatenate([left.rows, group.rows]),
+                np.concatenate([left.index, group.index + np.int32(len(left.rows))]),
+                np.concatenate([left.weight, group.weight]),
+                np.concatenate([left.label, group.label]),
+            )
+        batches, rest = divmod(len(group.index), size)
+        left = None
+        if rest:
+            places = group.index[-rest:]
+            moved = np.arange(3 * rest, dtype=np.int32).reshape(rest, 3)
+            left = _Group(group.rows[places.reshape(-1)], moved, group.weight[-rest:], group.label[-rest:])
+        if batches:
+            whole = batches * size
+            index = group.index[:whole].reshape(batches, size, 3).transpose(0, 2, 1).reshape(batches, 3 * size)
+            yield _Group(
+                group.rows, index, group.weight[:whole].reshape(batches, size), group.label[:whole].reshape(batches, size)
+            )
+
+
+def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool) -> Iterator[_Group]:
+    """Yield the row groups of one epoch, the triplets of each in an order of their own."""
     rng = np.random.default_rng([random_state, epoch])
     draw = epoch % blocks.draws
-    names = {"anchor": "anchor", "positive": f"positive_{draw}", "negative": f"negative_{draw}", "weight": "weight"}
+    columns = {"anchor": "anchor", "positive": f"positive_{draw}", "negative": f"negative_{draw}", "weight": "weight"}
     if labels:
-        names["label"] = "label"
+        columns["label"] = "label"
     files = [storage.join(blocks.folder, name) for name in sorted(blocks.file_blocks)]
     urls = [files[i] for i in rng.permutation(len(files))]
-    with _open_reader(urls, list(names.values()), seed=int(rng.integers(1, 2**31 - 1))) as reader:
+    with _open_reader(urls, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))) as reader:
         read = 0
-        for group in reader:
-            read += len(group.anchor)
-            packed = {kind: list(getattr(group, name)) for kind, name in names.items()}
-            yield _join_blocks(packed, names, blocks, rng)
+        for found in reader:
+            read += len(found.anchor)
+            packed = {kind: list(getattr(found, column)) for kind, column in columns.items()}
+            yield _join_blocks(packed, columns, blocks, rng)
         if read != sum(blocks.file_blocks.values()):
             raise ArtifactError(
                 f"{read} of {sum(blocks.file_blocks.values())} triplet blocks were read from {blocks.folder}; rebuild "
@@ -131,20 +177,21 @@ def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bo
 
 
 def _join_blocks(
-    packed: dict[str, list[bytes]], names: dict[str, str], blocks: TripletBlocks, rng: np.random.Generator
-) -> dict[str, Any]:
-    rows = blocks.block_rows
-    width = {"anchor": blocks.dims, "positive": blocks.dims, "weight": 1, "label": 1}
-    joined: dict[str, Any] = {}
-    for kind, parts in packed.items():
-        if kind == "negative":
-            arrays: list[Any] = [unpack_positions(p, rows, names[kind]) + i * rows for i, p in enumerate(parts)]
-        else:
-            arrays = [unpack_vectors(part, rows, width[kind], names[kind]) for part in parts]
-        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        joined[kind] = whole.reshape(-1) if kind in ("weight", "label") else whole
-    joined["order"] = rng.permutation(rows * len(packed["anchor"])).astype(np.int32)
-    return joined
+    packed: dict[str, list[bytes]], columns: dict[str, str], blocks: TripletBlocks, rng: np.random.Generator
+) -> _Group:
+    size, count = blocks.block_rows, len(packed["anchor"])
+
+    def vectors(kind: str, width: int) -> list[NDArray[np.float32]]:
+        return [unpack_vectors(part, size, width, columns[kind]) for part in packed.get(kind, ())]
+
+    rows = np.concatenate([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
+    parts = [unpack_positions(part, size, columns["negative"]) + i * size for i, part in enumerate(packed["negative"])]
+    anchors = np.arange(size * count, dtype=np.int32)
+    index = np.stack([anchors, anchors + np.int32(size * count), np.concatenate(parts)], axis=1)
+    weight = np.concatenate(vectors("weight", 1)).reshape(-1)
+    label = np.concatenate(vectors("label", 1)).reshape(-1) if "label" in columns else np.zeros_like(weight)
+    order = rng.permutation(size * count)
+    return _Group(rows, index[order], weight[order], label[order])
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ivis_spark.nn.activations import SELU_FLOOR
 from ivis_spark.nn.distances import Tensor
 
-_SELU_FLOOR = -1.0507009873554805 * 1.6732632423543772  # what a dropped unit is set to: SELU at minus infinity
 _POOL_VALUES = 1 << 22
 _MIN_POOL_ROWS = 8192
 
@@ -31,28 +31,28 @@ class PooledAlphaDropout(keras.layers.AlphaDropout):  # type: ignore[misc]
         self._pool: Any = None
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
-        """Drop units of rows, shape (b, units), in training; else give the inputs back."""
+        """Set some units of rows, shape (b, units), to `SELU_FLOOR` in training; else give the inputs back."""
         if not training or self.rate == 0:
             return inputs
         if len(inputs.shape) != 2 or self.noise_shape is not None:
             return super().call(inputs, training=training)
         pool = self._mask_pool(int(inputs.shape[-1]))
         start = tf.cast(keras.random.randint((), 0, len(pool), seed=self.seed_generator), tf.int32)
-        scale = ((1 - self.rate) * (1 + self.rate * _SELU_FLOOR**2)) ** -0.5
+        scale = ((1 - self.rate) * (1 + self.rate * SELU_FLOOR**2)) ** -0.5
         mask = tf.gather(pool, (start + tf.range(tf.shape(inputs)[0])) % len(pool))  # 0 or scale
         # (x - floor) * mask + scale * floor + shift, with the shift that keeps the mean
-        offset = scale * _SELU_FLOOR * (1 - self.rate)
+        offset = scale * SELU_FLOOR * (1 - self.rate)
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
         def drop(x: Tensor) -> tuple[Tensor, Any]:
-            return (x - _SELU_FLOOR) * mask + offset, lambda upstream: upstream * mask
+            return (x - SELU_FLOOR) * mask + offset, lambda upstream: upstream * mask
 
         return drop(inputs)
 
     def _mask_pool(self, units: int) -> Tensor:
         if self._pool is None:
             rows = max(_POOL_VALUES // units, _MIN_POOL_ROWS)
-            scale = ((1 - self.rate) * (1 + self.rate * _SELU_FLOOR**2)) ** -0.5
+            scale = ((1 - self.rate) * (1 + self.rate * SELU_FLOOR**2)) ** -0.5
             kept = np.random.default_rng(self.seed).random((rows, units), dtype=np.float32) >= self.rate
             with tf.init_scope():
                 self._pool = tf.constant(kept * np.float32(scale), dtype=tf.float32)

@@ -76,8 +76,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         """Update the weights with one batch.
 
         Args:
-            batch: `anchor`, `positive`, `negative`, each (b, ...) float32, or all three as `stacked`, (3b, ...), which
-                saves a copy; optionally `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
+            batch: `stacked`: anchors, then positives, then negatives, float32 (3b, ...), so that they pass the encoder
+                without a copy; optionally `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
 
         Returns:
             `metric_names`, each the weighted mean over the rows of the batch, and `weight`, the sum of the weights.
@@ -92,10 +92,7 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return figures
 
     def _figures(self, batch: Batch) -> dict[str, Tensor]:
-        stacked = batch.get("stacked")
-        if stacked is None:
-            stacked = tf.concat([batch["anchor"], batch["positive"], batch["negative"]], axis=0)
-        embeddings = self.encoder(stacked, training=True)
+        embeddings = self.encoder(batch["stacked"], training=True)
         anchor, positive, negative = tf.split(embeddings, 3)
         weight = batch.get("weight")
         if weight is None:

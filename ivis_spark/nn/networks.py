@@ -12,6 +12,7 @@ import keras
 
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
+from ivis_spark.nn.activations import selu
 from ivis_spark.nn.dropout import PooledAlphaDropout
 
 InputShape = tuple[int | None, ...]
@@ -158,7 +159,7 @@ def _selu_network(input_shape: InputShape, units: tuple[int, ...]) -> keras.Mode
     for position, width in enumerate(units):
         if position:
             network.add(PooledAlphaDropout(_DROPOUT))
-        network.add(keras.layers.Dense(width, activation="selu", kernel_initializer="lecun_normal"))
+        network.add(keras.layers.Dense(width, activation=selu, kernel_initializer="lecun_normal"))
     return network
 
 

@@ -17,19 +17,25 @@ class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
     The numbers are the same to rounding. On small networks those operations cost about a fifth of a training step.
     """
 
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        """Update the variables; powers of the betas are computed once for all of them."""
+        step = tf.cast(self.iterations + 1, tf.float32)
+        self._powers = tf.pow(tf.cast(self.beta_1, tf.float32), step), tf.pow(tf.cast(self.beta_2, tf.float32), step)
+        super().apply(grads, trainable_variables)
+
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Update one variable."""
         if self.amsgrad:
             super().update_step(gradient, variable, learning_rate)
             return
         index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, variable.dtype)
+        beta1_power, beta2_power = (tf.cast(power, variable.dtype) for power in self._powers)
         tf.raw_ops.ResourceApplyAdam(
             var=_handle(variable),
             m=_handle(self._momentums[index]),
             v=_handle(self._velocities[index]),
-            beta1_power=tf.pow(tf.cast(self.beta_1, variable.dtype), step),
-            beta2_power=tf.pow(tf.cast(self.beta_2, variable.dtype), step),
+            beta1_power=beta1_power,
+            beta2_power=beta2_power,
             lr=tf.cast(learning_rate, variable.dtype),
             beta1=tf.cast(self.beta_1, variable.dtype),
             beta2=tf.cast(self.beta_2, variable.dtype),

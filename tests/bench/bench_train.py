@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-K, BATCH, ROUNDS = 15, 128, 2
+K, BATCH, ROUNDS = 15, 128, 3
 
 TIMED_IVIS = """
 import sys, time

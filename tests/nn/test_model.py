@@ -22,18 +22,23 @@ def linear_encoder(seed: int = 1) -> keras.Model:
 
 def batch(n: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=(n, 5)).astype(np.float32) for name in ("anchor", "positive", "negative")}
+    return {"stacked": rng.normal(size=(3 * n, 5)).astype(np.float32)}
+
+
+def padded_batch() -> dict[str, np.ndarray]:
+    """The same triplets and three more of weight 0."""
+    triplets, padding = batch()["stacked"].reshape(3, 6, 5), np.full((3, 3, 5), 99, np.float32)
+    weight = np.array([1] * 6 + [0] * 3, np.float32)
+    return {"stacked": np.concatenate([triplets, padding], axis=1).reshape(27, 5), "weight": weight}
 
 
 def embed(encoder: keras.Model, triplets: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return [encoder(triplets[name]) for name in ("anchor", "positive", "negative")]
+    return np.split(encoder(triplets["stacked"]).numpy(), 3)
 
 
 def test_padding_changes_nothing() -> None:
     one, two = TripletModel(linear_encoder(), triplet_loss()), TripletModel(linear_encoder(), triplet_loss())
-    padded = {name: np.concatenate([rows, np.full((3, 5), 99, np.float32)]) for name, rows in batch().items()}
-    padded["weight"] = np.array([1] * 6 + [0] * 3, np.float32)
-    first, second = one.train_step(batch()), two.train_step(padded)
+    first, second = one.train_step(batch()), two.train_step(padded_batch())
     assert float(first["loss"]) == pytest.approx(float(second["loss"]), abs=1e-6)
     assert float(second["weight"]) == 6
     # kernels only: no distance depends on the bias, so Adam scales up what rounding leaves of its gradient
@@ -51,10 +56,8 @@ def test_callable_loss_is_not_shown_padding() -> None:
         return keras.ops.mean(y_pred[0])
 
     model = TripletModel(linear_encoder(), mean_of_anchors)
-    expected = float(np.mean(model.encoder(batch()["anchor"])))
-    padded = {name: np.concatenate([rows, np.full((3, 5), 99, np.float32)]) for name, rows in batch().items()}
-    padded["weight"] = np.array([1] * 6 + [0] * 3, np.float32)
-    assert float(model.train_step(padded)["loss"]) == pytest.approx(expected, abs=1e-6)
+    expected = float(np.mean(embed(model.encoder, batch())[0]))
+    assert float(model.train_step(padded_batch())["loss"]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_supervised_total_is_the_weighted_sum_and_averages_over_labelled_rows() -> None:
@@ -67,7 +70,7 @@ def test_supervised_total_is_the_weighted_sum_and_averages_over_labelled_rows() 
         supervision_weight=0.8,
     )
     labels = np.array([0, 1, 2, -1, -1, -1])
-    probabilities = head(model.encoder(batch()["anchor"])).numpy()
+    probabilities = head(embed(model.encoder, batch())[0]).numpy()
     supervised = -np.log(probabilities[[0, 1, 2], [0, 1, 2]]).mean()
     triplet = float(triplet_loss()(None, embed(model.encoder, batch())))
     before = head.get_weights()[0]

@@ -82,10 +82,10 @@ def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_pat
         )
         order = []
         for batch in batches.as_numpy_iterator():
-            anchor = batch["anchor"][:, 0].astype(int)
+            anchor, positive, negative = batch["stacked"][:, 0].astype(int).reshape(3, -1)
             assert np.array_equal(batch["label"], anchor % 3)
-            assert set((batch["positive"][:, 0] - anchor) % N) <= {1, 2, 3, 4}
-            assert not set((batch["negative"][:, 0] - anchor) % N) & {0, 1, 2, 3, 4}
+            assert set((positive - anchor) % N) <= {1, 2, 3, 4}
+            assert not set((negative - anchor) % N) & {0, 1, 2, 3, 4}
             order += anchor[batch["weight"] == 1].tolist()
         assert sorted(order[:N]) == sorted(order[N:]) == list(range(N))
         assert order[:N] != order[N:]

@@ -1,0 +1,102 @@
+"""`ivis-spark run` on MNIST (70,000 x 784) and ivis 2.0.11 on the same rows, after each other: seconds and quality.
+
+    python tests/bench/bench_end_to_end.py --data DIR --ivis-python PYTHON
+
+Same k, network, loss and patience. ivis is timed from the first line of its kNN to the last embedded row, without
+reading the data or importing TensorFlow; ours is the whole command: starting Python, Spark and TensorFlow, reading,
+all stages, and the report, which is also given apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+from common import mnist, parser, run_python, say, write_table
+
+from ivis_spark.core import metrics
+
+K, PATIENCE = 15, 3
+
+IVIS = """
+import json, sys, time
+import numpy as np
+from ivis import Ivis
+folder, k, patience = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+X = np.load(folder + "/X.npy")
+started = time.perf_counter()
+model = Ivis(k=k, model="szubert", n_epochs_without_progress=patience, verbose=0, annoy_index_path=folder + "/annoy.index")
+model.fit(X)
+fitted = time.perf_counter()
+Z = model.transform(X)
+done = time.perf_counter()
+np.save(folder + "/Z.npy", Z)
+print("RESULT " + json.dumps({"fit": fitted - started, "transform": done - fitted, "total": done - started,
+                              "epochs": len(model.loss_history_)}))
+"""
+
+
+def main() -> None:
+    """Run both and print their seconds, quality and the ratio."""
+    made = parser(__doc__, ivis=True)
+    made.add_argument("--heap", default="2g", help="Spark's JVM heap")
+    made.add_argument("--set", action="append", default=[], help="more settings of ours, section.key=value")
+    options = made.parse_args()
+    X, labels = mnist(options.data)
+    with tempfile.TemporaryDirectory() as folder:
+        table, output = os.path.join(folder, "table"), os.path.join(folder, "run")
+        write_table(table, X, labels)
+        ours = run_ours(table, output, options)
+        embedded = pq.read_table(os.path.join(output, "embeddings", "data")).sort_by("id")
+        Z = np.stack(embedded["embedding"].to_numpy())
+        say(f"ivis_spark: {ours:.1f} s; " + quality(X, Z, labels))
+        for stage in ("rows", "neighbours", "triplets", "model", "embeddings", "report"):
+            with open(os.path.join(output, stage, "manifest.json"), encoding="utf-8") as file:
+                manifest = json.load(file)
+            epochs = f"  {manifest['info']['epochs']} epochs" if stage == "model" else ""
+            say(f"    {stage:11} {manifest['info']['seconds']:6.1f} s{epochs}")
+        if options.ivis_python:
+            np.save(os.path.join(folder, "X.npy"), X)
+            theirs = run_python(options.ivis_python, IVIS, folder, K, PATIENCE)
+            said = quality(X, np.load(os.path.join(folder, "Z.npy")), labels)
+            parts = ", ".join(f"{name} {theirs[name]:.1f}" for name in ("fit", "transform", "epochs"))
+            say(f"ivis: {theirs['total']:.1f} s ({parts}); {said}")
+            say(f"ivis / ivis_spark: {theirs['total'] / ours:.2f} times the wall time")
+
+
+def run_ours(table: str, output: str, options: argparse.Namespace) -> float:
+    """Run the command and return its seconds."""
+    settings = [f"neighbours.k={K}", f"train.patience={PATIENCE}", "data.scaling=none", *options.set]
+    command = [sys.executable, "-m", "ivis_spark.cli", "run", "--input", table, "--output", output]
+    command += ["--id-col", "id", "--label-col", "label"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    command += ["--spark-conf", f"spark.driver.memory={options.heap}"]
+    started = time.perf_counter()
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return time.perf_counter() - started
+
+
+def quality(X: np.ndarray, Z: np.ndarray, labels: np.ndarray) -> str:
+    """Measure an embedding as the report does, on 4,000 rows."""
+    rng = np.random.default_rng(0)
+    drawn = rng.permutation(len(X))[:4000]
+    figures = {
+        "trustworthiness@15": metrics.trustworthiness(X[drawn], Z[drawn], 15),
+        "triplets": metrics.random_triplet_accuracy(X, Z, n_triplets=20_000, rng=rng),
+        "kNN": metrics.knn_accuracy(Z, labels, k=15, rng=rng),
+        "centroids": metrics.centroid_correlation(X, Z, labels),
+    }
+    return ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Triplets/s of reading alone: Parquet through Petastorm into batches of 128, next to the disk's own rate.
+
+    python tests/bench/bench_reader.py [--rows 400000] [--dims 100]
+
+The blocks are written as the triplets stage writes them. The baseline is one pass of pyarrow over the same columns
+(decompressed, not unpacked): what Parquet itself allows one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import parser, say
+
+from ivis_spark.data.reader import TripletBlocks, block_dataset
+
+BLOCK_ROWS, BLOCKS_A_FILE, BATCH, EPOCHS = 1024, 64, 128, 3
+
+
+def main() -> None:
+    """Write blocks, read them and print the rates."""
+    made = parser(__doc__, data=False)
+    made.add_argument("--rows", type=int, default=400_000)
+    made.add_argument("--dims", type=int, default=100)
+    options = made.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = write_blocks(folder, options.rows, options.dims)
+        ours, limit = [], []
+        for _ in range(3):
+            limit.append(blocks.rows / seconds_of_pyarrow(folder))
+            ours.append(rate_of_dataset(blocks))
+    say(f"d={options.dims}: {max(ours):,.0f} triplets/s ({max(ours) * 12 * options.dims / 1e9:.2f} GB/s of batches)")
+    say(f"pyarrow alone: {max(limit):,.0f} triplets/s; ratio {max(ours) / max(limit):.2f}")
+
+
+def write_blocks(folder: str, rows: int, dims: int) -> TripletBlocks:
+    """Write files of blocks of random rows with one draw."""
+    rng = np.random.default_rng(0)
+    count, files = -(-rows // BLOCK_ROWS), {}
+    for first in range(0, count, BLOCKS_A_FILE):
+        number = min(BLOCKS_A_FILE, count - first)
+        rows_of = [rng.standard_normal((BLOCK_ROWS, dims), dtype=np.float32) for _ in range(2 * number)]
+        weight = np.ones(BLOCK_ROWS, np.float32).tobytes()
+        columns = {
+            "anchor": [block.tobytes() for block in rows_of[:number]],
+            "positive_0": [block.tobytes() for block in rows_of[number:]],
+            "negative_0": [rng.integers(BLOCK_ROWS, size=BLOCK_ROWS, dtype=np.int32).tobytes() for _ in range(number)],
+            "weight": [weight] * number,
+        }
+        table = pa.table({name: pa.array(values, pa.binary()) for name, values in columns.items()})
+        name = f"part-{first}.parquet"
+        group = max(1, (8 << 20) // (8 * BLOCK_ROWS * dims))
+        pq.write_table(table, os.path.join(folder, name), compression="lz4", use_dictionary=False, row_group_size=group)
+        files[name] = number
+    return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=False)
+
+
+def rate_of_dataset(blocks: TripletBlocks) -> float:
+    """Take the batches of some epochs in a compiled loop, as training does."""
+    import tensorflow as tf
+
+    steps = blocks.steps_per_epoch(BATCH)
+
+    @tf.function
+    def drain(batches: object, count: object) -> object:
+        total = tf.constant(0.0)
+        for _ in tf.range(count):
+            total += next(batches)["stacked"][0, 0]
+        return total
+
+    batches = iter(block_dataset(blocks, batch_size=BATCH, random_state=0))
+    drain(batches, tf.constant(steps // 4))
+    started = time.perf_counter()
+    drain(batches, tf.constant(EPOCHS * steps))
+    return EPOCHS * steps * BATCH / (time.perf_counter() - started)
+
+
+def seconds_of_pyarrow(folder: str) -> float:
+    """Read all row groups with one thread."""
+    started = time.perf_counter()
+    for name in sorted(os.listdir(folder)):
+        file = pq.ParquetFile(os.path.join(folder, name))
+        for group in range(file.num_row_groups):
+            file.read_row_group(group, use_threads=False)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

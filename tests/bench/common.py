@@ -1,0 +1,96 @@
+"""What the benchmarks share: data, programs in processes of their own, and a line a result."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Floats = npt.NDArray[np.float32]
+
+
+def parser(doc: str | None, *, data: bool = True, ivis: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options that benchmarks have in common."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if data:
+        made.add_argument("--data", help="folder with mnist/ and cytof_multicenter/, Parquet; without it: random rows")
+    if ivis:
+        made.add_argument("--ivis-python", help="python of an environment with ivis 2.0.11, to measure beside ours")
+    return made
+
+
+def mnist(folder: str | None) -> tuple[Floats, npt.NDArray[Any]]:
+    """Return the 70,000 images scaled to [0, 1] with their digits; random ones without a folder."""
+    if folder is None:
+        return random_clusters(70_000, 784, 10)
+    tables = [pq.read_table(path) for path in sorted(glob.glob(os.path.join(folder, "mnist", "*.parquet")))]
+    flat = np.concatenate([np.asarray(c.flatten()) for table in tables for c in table["features"].chunks])
+    labels = np.concatenate([table["y"].to_numpy() for table in tables])
+    return (flat.reshape(-1, 784) / 255).astype(np.float32), labels
+
+
+def cytometry(folder: str | None, rows: int | None = 100_000) -> tuple[Floats, npt.NDArray[Any]]:
+    """Return labelled cells, arcsinh(x / 5), min-max, `rows` of them drawn; random rows without a folder."""
+    if folder is None:
+        return random_clusters(rows or 370_087, 8, 4)
+    table = pa.concat_tables(
+        [pq.read_table(path) for path in sorted(glob.glob(os.path.join(folder, "cytof_multicenter", "*.parquet")))]
+    )
+    labels = table["y"].to_numpy()
+    names = [name for name in table.column_names if name not in ("y", "sample")]
+    X = np.stack([table[name].to_numpy() for name in names], axis=1)[labels > 0]
+    X = np.arcsinh(X / 5)
+    X = ((X - X.min(axis=0)) / np.ptp(X, axis=0)).astype(np.float32)
+    drawn = np.random.default_rng(0).permutation(len(X))[:rows]
+    return X[drawn], labels[labels > 0][drawn]
+
+
+def random_clusters(rows: int, dims: int, clusters: int) -> tuple[Floats, npt.NDArray[Any]]:
+    """Return rows of a Gaussian mixture, clipped to [0, 1], with the cluster of each."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(clusters, size=rows)
+    centres = rng.random((clusters, dims), dtype=np.float32)
+    X = centres[labels] + 0.1 * rng.standard_normal((rows, dims), dtype=np.float32)
+    return np.clip(X, 0, 1).astype(np.float32), labels
+
+
+def write_table(path: str, X: Floats, labels: npt.NDArray[Any] | None = None, *, files: int = 8) -> None:
+    """Write rows as a user's table: folder of Parquet files with `id`, `features` array<float> and `label`."""
+    os.makedirs(path)
+    for number, rows in enumerate(np.array_split(np.arange(len(X)), files)):
+        features = pa.FixedSizeListArray.from_arrays(pa.array(X[rows].reshape(-1)), X.shape[1])
+        columns = {"id": pa.array(rows), "features": features.cast(pa.list_(pa.float32()))}
+        if labels is not None:
+            columns["label"] = pa.array(labels[rows].astype(np.int64))
+        pq.write_table(pa.table(columns), os.path.join(path, f"part-{number}.parquet"), row_group_size=8192)
+
+
+def run_python(python: str, program: str, *arguments: object) -> dict[str, Any]:
+    """Run a program in its own process; it prints `RESULT <JSON>` as its last line. `seconds` of the whole is added."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [python, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{python} failed:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
+    return {"seconds": time.perf_counter() - started, **json.loads(lines[-1].removeprefix("RESULT "))}
+
+
+def say(line: str) -> None:
+    """Print at once, also into a pipe."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
