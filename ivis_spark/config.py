@@ -177,8 +177,12 @@ class TripletsConfig(_Checked):
 
     section = "triplets"
 
-    draws: int = _option(4, "Fresh positives and negatives of each anchor; epoch e trains on draw e mod draws.", low=1)
-    block_rows: int = _option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2)
+    draws: int = _option(
+        4,
+        "Fresh positives of each anchor; epoch e trains on draw e mod draws. Negatives are drawn anew in every epoch.",
+        low=1,
+    )
+    block_rows: int = _option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
     file_blocks: int = _option(8, "Blocks of a Parquet file; more files than ranks are needed.", low=1)
     group_blocks: int = _option(2, "Blocks of a Parquet row group, the unit that training reads.", low=1)
 
@@ -199,6 +203,11 @@ class TrainConfig(_Checked):
     margin: float = _option(1.0, "Margin of the triplet loss.", low=0.0)
     epochs: int = _option(1000, "Most passes over the anchors.", low=1)
     patience: int = _option(5, "Epochs without a lower loss after which training stops.", low=1)
+    cooldown_epochs: int = _option(
+        4,
+        "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
+        low=0,
+    )
     batch_size: int = _option(128, "Triplets of a step, over all ranks.", low=1)
     learning_rate: float = _option(0.001, "Learning rate of Adam.", low=0.0)
     supervision_metric: str | None = _option(

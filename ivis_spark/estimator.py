@@ -258,6 +258,7 @@ class Ivis:
             margin=self.margin,
             epochs=self.epochs,
             patience=self.n_epochs_without_progress,
+            cooldown_epochs=0,  # ivis has none, and its users count the epochs
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             supervision_weight=self.supervision_weight,

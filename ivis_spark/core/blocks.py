@@ -1,8 +1,8 @@
 """Triplet blocks: which rows share a block, and how a block is packed.
 
-A block holds B anchors that are a random subset of the table, their positives as vectors, and their negatives as
-positions among the block's own anchors. A random row of a random subset is a random row of the table, so negatives need
-no vectors of their own: a draw costs 4 bytes instead of 4 d.
+A block holds B anchors that are a random subset of the table, their positives as vectors, and which of the anchors are
+near one another. A random row of a random subset is a random row of the table, so negatives are drawn among the block's
+own anchors, anew in every epoch: they need no vectors, and no list of draws to tire of.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.core.sampling import draw_negatives, draw_positives
+from ivis_spark.core.sampling import draw_positives, near_codes
 from ivis_spark.errors import ArtifactError
 
 Ids = NDArray[np.int64]
@@ -41,15 +41,15 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class BlockDraws:
-    """What one block draws: ids of its anchors and positives, negatives as positions among the anchors.
+    """What one block draws: ids of its anchors and positives, and the pairs of places that are no (anchor, negative).
 
-    Shapes: anchors (B,), positives (B, m), negatives (B, m), weights (B,). Rows that pad the block to its size repeat
-    others of the bucket and have weight 0.
+    Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, weights (B,). Rows that pad the block to
+    its size repeat others of the bucket and have weight 0.
     """
 
     anchors: Ids
     positives: Ids
-    negatives: NDArray[np.int32]
+    near: NDArray[np.uint32]
     weights: NDArray[np.float32]
 
 
@@ -62,7 +62,7 @@ def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed:
         ids: Rows of the bucket in random order, shape (n,).
         neighbours: Their neighbours, shape (n, k).
         block_rows: B, the size of every block.
-        draws: m, positives and negatives of each anchor.
+        draws: m, positives of each anchor.
         seed: Seeds the draws.
 
     Returns:
@@ -80,15 +80,14 @@ def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed:
         picked = np.concatenate([members, padding])
         anchors, near = ids[picked], neighbours[picked]
         positives = draw_positives(near, draws=draws, rng=rng)
-        negatives = draw_negatives(anchors, near, anchors, draws=draws, rng=rng)
         weights = (np.arange(block_rows) < len(members)).astype(np.float32)
-        blocks.append(BlockDraws(anchors, positives, negatives.astype(np.int32), weights))
+        blocks.append(BlockDraws(anchors, positives, near_codes(anchors, near), weights))
     return blocks
 
 
 def column_names(draws: int) -> list[str]:
     """Return the names of a block's packed columns."""
-    return ["anchor", "weight", *[f"positive_{i}" for i in range(draws)], *[f"negative_{i}" for i in range(draws)]]
+    return ["anchor", "weight", "near", *[f"positive_{i}" for i in range(draws)]]
 
 
 def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> NDArray[np.float32]:
@@ -100,19 +99,20 @@ def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> N
     return _unpack(packed, "<f4", block_rows, width, column).reshape(block_rows, width)
 
 
-def unpack_positions(packed: bytes, block_rows: int, column: str) -> NDArray[np.int32]:
-    """Return packed negatives as int32 positions in the block, shape (block_rows,); a view.
+def unpack_near(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
+    """Return the packed column `near` of a block, shape (p,); a view.
 
     Raises:
-        ArtifactError: if the bytes are not of that size, or a position is outside the block.
+        ArtifactError: if the codes are not sorted codes of pairs of the block's rows.
     """
-    positions = _unpack(packed, "<i4", block_rows, 1, column)
-    if len(positions) and (positions.min() < 0 or positions.max() >= block_rows):
+    codes = np.frombuffer(packed[: len(packed) // 4 * 4], "<u4")
+    sound = len(packed) % 4 == 0 and (codes[1:] > codes[:-1]).all()
+    if not sound or (len(codes) and int(codes[-1]) >= block_rows**2):
         raise ArtifactError(
-            f"triplet block column {column!r} points to row {positions.max()} of {block_rows}; rebuild the stage: "
-            "ivis-spark triplets --overwrite"
+            f"triplet block column 'near' holds {len(packed)} bytes that are no pairs of {block_rows} rows; rebuild the "
+            "stage: ivis-spark triplets --overwrite"
         )
-    return positions
+    return codes
 
 
 def _unpack(packed: bytes, dtype: str, block_rows: int, width: int, column: str) -> NDArray[Any]:

@@ -204,7 +204,7 @@ def _search_all(
 
 def _rows_by_cell(ranked: Ranked, choice: OverlapChoice) -> tuple[Ints, Ints]:
     """Return row numbers sorted by cell then row, and where each cell starts."""
-    taken = ranked.bins[:, : choice.overlap] <= depth_bins(np.float32(choice.cut))
+    taken = ranked.bins[:, : choice.overlap] <= depth_bins(np.array([choice.cut], np.float32))
     rows, place = np.nonzero(taken)
     cells = ranked.cells[rows, place]
     order = np.argsort(cells, kind="stable")

@@ -112,7 +112,8 @@ class Router:
         if not _is_l1(self.metric):
             behind /= np.maximum(self._apart(numbers), np.finfo(np.float32).tiny)
         sizes = np.maximum(self.sizes[numbers], self.sizes[numbers[:, :1]])
-        depths = np.maximum(behind, 0) / np.maximum(sizes, np.finfo(np.float32).tiny)
+        with np.errstate(over="ignore"):  # cells of equal rows have no size: all others are infinitely deep
+            depths = np.maximum(behind, 0) / np.maximum(sizes, np.finfo(np.float32).tiny)
         depths[:, 0] = 0
         return np.asarray(depths, dtype=np.float32)
 
@@ -314,7 +315,9 @@ def _rebalance(
                 sizes.append(float(router.sizes[number]))
     if not changed:
         return None
-    return Router.make(router.metric, np.stack(centroids), np.array(parts), np.array(sizes, np.float32), router.norm_bound)
+    return Router.make(
+        router.metric, np.stack(centroids), np.array(parts), np.array(sizes, np.float32), router.norm_bound
+    )
 
 
 def _split(members: Floats, pieces: int, metric: str, rng: np.random.Generator) -> Floats:

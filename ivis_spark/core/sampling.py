@@ -9,6 +9,7 @@ from ivis_spark.errors import InputError
 
 # Rejection sampling settles all but anchors that have almost no candidates; those are then drawn from their exact list.
 _REJECTION_ROUNDS = 8
+MAX_BLOCK_ROWS = 1 << 16  # pairs of rows are coded in 32 bits
 
 
 def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -77,6 +78,77 @@ def draw_negatives(
             )
         picked[row] = rng.choice(allowed, size=draws)
     return picked
+
+
+def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the pairs of places (i, j), i != j, where anchor j is anchor i itself or one of its neighbours.
+
+    Runs on: executor. Memory: O(n * k).
+
+    Args:
+        anchors: Row ids, shape (n,), n at most `MAX_BLOCK_ROWS`; they may repeat.
+        neighbours: Row ids of the neighbours of each anchor, shape (n, k).
+
+    Returns:
+        i * n + j of each pair, sorted.
+
+    Raises:
+        InputError: if an anchor would have no negative.
+    """
+    n = len(anchors)
+    order = np.argsort(anchors, kind="stable")
+    wanted = np.concatenate([anchors[:, None], neighbours], axis=1).reshape(-1)
+    first, last = (np.searchsorted(anchors[order], wanted, side=side) for side in ("left", "right"))
+    counts = last - first
+    asking = np.repeat(np.repeat(np.arange(n), neighbours.shape[1] + 1), counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = order[np.repeat(first, counts) + within]
+    codes = np.unique(asking[asking != found] * n + found[asking != found])
+    taken = np.bincount(codes // n, minlength=n)
+    if (taken >= n - 1).any():
+        raise InputError(
+            f"row {anchors[int(taken.argmax())]} has no negative: all {len(np.unique(anchors))} candidates are itself "
+            f"or among its {neighbours.shape[1]} neighbours; lower k or pass more rows"
+        )
+    return codes.astype(np.uint32)
+
+
+def draw_block_negatives(near: NDArray[np.uint32], n: int, *, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Draw a negative of every anchor of a block, uniformly from the anchors that are not near it.
+
+    Runs on: each rank. Deterministic for a given `rng`.
+
+    Args:
+        near: What is forbidden, as `near_codes` gives it.
+        n: Anchors of the block.
+        rng: Source of randomness.
+
+    Returns:
+        Places, int32, shape (n,).
+    """
+    places = np.arange(n)
+    picked = (places + rng.integers(1, n, size=n)) % n
+    wrong = np.flatnonzero(_is_near(near, places, picked, n))
+    for _ in range(_REJECTION_ROUNDS):
+        if len(wrong) == 0:
+            break
+        picked[wrong] = (wrong + rng.integers(1, n, size=len(wrong))) % n
+        wrong = wrong[_is_near(near, wrong, picked[wrong], n)]
+    for place in wrong:
+        allowed = np.flatnonzero(~_is_near(near, np.full(n, place), places, n) & (places != place))
+        picked[place] = rng.choice(allowed)
+    return picked.astype(np.int32)
+
+
+def _is_near(
+    near: NDArray[np.uint32], first: NDArray[np.int64], second: NDArray[np.int64], n: int
+) -> NDArray[np.bool_]:
+    """Tell which pairs of places stand in `near`."""
+    if len(near) == 0:
+        return np.zeros(len(first), dtype=np.bool_)
+    codes = (first * n + second).astype(np.uint32)
+    at = np.minimum(np.searchsorted(near, codes), len(near) - 1)
+    return near[at] == codes
 
 
 def _is_forbidden(

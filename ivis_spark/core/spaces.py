@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 
 _SYMMETRIC_DIMS = 48  # with fewer, the plain product is as fast
 _SYMMETRIC_BYTES = 160 << 20
+_CENTRE_ROWS = 64  # sampled for the centre, which need not be exact
 _GATHER_BYTES = 4 << 20  # about what a core's second-level cache holds
 
 
@@ -130,9 +131,11 @@ class Target:
         if space.metric == "manhattan":
             self._manhattan_columns = np.ascontiguousarray(X.T)
             return
-        # Centred, |x|^2 is no larger than the distances themselves, so that |x|^2 - 2 qx cancels little.
+        # Centred, |x|^2 is no larger than the distances themselves, so that |x|^2 - 2 qx cancels little. The median,
+        # because one far row would pull a mean away from all others.
         centred = space.metric in ("euclidean", "hamming") and len(X) > 0
-        self._centre = X.mean(axis=0, dtype=np.float64).astype(np.float32) if centred else None
+        few = X[:: max(1, len(X) // _CENTRE_ROWS)]
+        self._centre = np.median(few, axis=0).astype(np.float32) if centred else None
         self._shifted = X if self._centre is None else X - self._centre
         if space.metric == "angular":
             self._last = np.ones(len(X), dtype=np.float32)

@@ -16,7 +16,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ivis_spark import storage
-from ivis_spark.core.blocks import unpack_positions, unpack_vectors
+from ivis_spark.core.blocks import unpack_near, unpack_vectors
+from ivis_spark.core.sampling import draw_block_negatives
 from ivis_spark.errors import ArtifactError, DependencyError
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class TripletBlocks:
         file_blocks: Blocks of each file, by name.
         block_rows: B, rows of a block.
         dims: d, numbers of a row.
-        draws: m, positives and negatives of each anchor.
+        draws: m, positives of each anchor.
         labelled: Whether there is a column of labels.
     """
 
@@ -61,8 +62,9 @@ def block_dataset(
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
-    Each epoch reads the columns of one draw only, opens the files and row groups in an order of its own, and shuffles
-    rows inside a row group. Rows of a block are a random subset of the table to begin with.
+    Each epoch reads the positives of one draw only, draws negatives anew among the anchors of a block, opens the files
+    and row groups in an order of its own, and shuffles rows inside a row group. Rows of a block are a random subset of
+    the table to begin with.
 
     Runs on: each rank. Memory: a few row groups, whatever the size of the table.
 
@@ -97,7 +99,7 @@ def block_dataset(
     }
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(_BATCHES_AHEAD)
-    # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up for up to a minute.
+    # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)
@@ -150,15 +152,18 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
             whole = batches * size
             index = group.index[:whole].reshape(batches, size, 3).transpose(0, 2, 1).reshape(batches, 3 * size)
             yield _Group(
-                group.rows, index, group.weight[:whole].reshape(batches, size), group.label[:whole].reshape(batches, size)
+                group.rows,
+                index,
+                group.weight[:whole].reshape(batches, size),
+                group.label[:whole].reshape(batches, size),
             )
 
 
 def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool) -> Iterator[_Group]:
     """Yield the row groups of one epoch, the triplets of each in an order of their own."""
     rng = np.random.default_rng([random_state, epoch])
-    draw = epoch % blocks.draws
-    columns = {"anchor": "anchor", "positive": f"positive_{draw}", "negative": f"negative_{draw}", "weight": "weight"}
+    positive = f"positive_{epoch % blocks.draws}"
+    columns = {"anchor": "anchor", "positive": positive, "near": "near", "weight": "weight"}
     if labels:
         columns["label"] = "label"
     files = [storage.join(blocks.folder, name) for name in sorted(blocks.file_blocks)]
@@ -185,7 +190,10 @@ def _join_blocks(
         return [unpack_vectors(part, size, width, columns[kind]) for part in packed.get(kind, ())]
 
     rows = np.concatenate([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
-    parts = [unpack_positions(part, size, columns["negative"]) + i * size for i, part in enumerate(packed["negative"])]
+    parts = [
+        draw_block_negatives(unpack_near(part, size), size, rng=rng) + np.int32(i * size)
+        for i, part in enumerate(packed["near"])
+    ]
     anchors = np.arange(size * count, dtype=np.int32)
     index = np.stack([anchors, anchors + np.int32(size * count), np.concatenate(parts)], axis=1)
     weight = np.concatenate(vectors("weight", 1)).reshape(-1)

@@ -12,7 +12,7 @@ _ALPHA = 1.6732632423543772
 SELU_FLOOR = -_SCALE * _ALPHA  # SELU at minus infinity
 
 
-@keras.saving.register_keras_serializable(package="ivis_spark")
+@keras.saving.register_keras_serializable(package="ivis_spark")  # type: ignore[untyped-decorator]
 def selu(x: Tensor) -> Tensor:
     """Return SELU of any shape (Klambauer et al., "Self-normalizing neural networks"), to rounding that of Keras.
 

@@ -25,7 +25,15 @@ from pyspark import Broadcast, TaskContext
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import make_index
-from ivis_spark.core.neighbours import NO_ID, cell_seed, exact_neighbours, merge_top_k, rank_rows, search_cell, search_own
+from ivis_spark.core.neighbours import (
+    NO_ID,
+    cell_seed,
+    exact_neighbours,
+    merge_top_k,
+    rank_rows,
+    search_cell,
+    search_own,
+)
 from ivis_spark.core.overlap import count_ranks
 from ivis_spark.core.router import Router, hash_ids
 from ivis_spark.core.spaces import Floats, Ints, Space
@@ -296,10 +304,15 @@ def _joined_lists(parts: Iterator[tuple[Ints, Ints, Floats]]) -> Iterator[tuple[
     for part in parts:
         waiting.append(part)
         if sum(len(ids) for ids, _, _ in waiting) >= _QUERY_ROWS:
-            yield tuple(np.concatenate(arrays) for arrays in zip(*waiting, strict=True))  # type: ignore[misc]
+            yield _join(waiting)
             waiting = []
     if waiting:
-        yield tuple(np.concatenate(arrays) for arrays in zip(*waiting, strict=True))  # type: ignore[misc]
+        yield _join(waiting)
+
+
+def _join(parts: list[tuple[Ints, Ints, Floats]]) -> tuple[Ints, Ints, Floats]:
+    rows, ids, keys = zip(*parts, strict=True)
+    return np.concatenate(rows), np.concatenate(ids), np.concatenate(keys)
 
 
 def _collect_cell(
@@ -372,9 +385,7 @@ def _bucket_blocks(p: Plan, ids: Ints, found: Ints, keys: Floats) -> Iterator[pa
         )
 
 
-def write_table(
-    batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], folder: str
-) -> Iterator[pa.RecordBatch]:
+def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], folder: str) -> Iterator[pa.RecordBatch]:
     """Merge the lists of each row and write them to a Parquet file of this attempt; yield its name and rows.
 
     Runs on: executor. Batches are sorted by bucket. Memory: O(bucket). Python writes the file because handing lists
@@ -403,8 +414,9 @@ def _merged_tables(batches: Iterable[pa.RecordBatch], p: Plan) -> Iterator[pa.Ta
     id_bytes = 8 if p.low_id is None else 4
     for _, blocks in _grouped(batches, "bucket"):
         parts = [_unpack_lists(block, k, id_bytes, p.low_id) for _, block in blocks]
-        rows, ids, keys = merge_top_k(*(np.concatenate([part[i] for part in parts]) for i in range(3)), k)
+        joined = _join(parts)
         del parts
+        rows, ids, keys = merge_top_k(*joined, k)
         yield _table(rows, ids, space.distances(keys))
 
 

@@ -324,7 +324,9 @@ class _Build:
         """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""
         rows = sum(row["rows"] for row in written)
         if rows != self.n_rows:
-            raise IvisError(f"{self.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?")
+            raise IvisError(
+                f"{self.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?"
+            )
         data = storage.join(self.folder, "data")
         _remove(data)
         fs, source = storage.filesystem(attempts)

@@ -1,7 +1,7 @@
 """The triplets stage: neighbours and rows in, packed blocks of triplets out.
 
-One row of the Parquet files is one block. The columns `positive_0 .. m-1` and `negative_0 .. m-1` are m draws, so that
-epoch e reads `anchor, positive_{e mod m}, negative_{e mod m}` alone.
+One row of the Parquet files is one block. The columns `positive_0 .. m-1` are m draws, so that epoch e reads
+`positive_{e mod m}` alone; `near` says which anchors of the block are no negatives of which.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ivis_spark.spark.vectors import list_values, unpack
 
 log = logging.getLogger(__name__)
 
-_REQUEST_SCHEMA = "bucket int, place long, other long, weight float, negatives binary"
+_REQUEST_SCHEMA = "bucket int, place long, other long, weight float, near binary"
 
 
 def build_triplets(
@@ -120,7 +120,8 @@ def request_vectors(
 ) -> Iterator[pa.RecordBatch]:
     """Yield, for every bucket of a task, the rows whose vectors its blocks need, each with its place in the bucket.
 
-    Block by block: first the anchors, with weight and packed negatives, then the positives of each draw.
+    Block by block: first the anchors, with their weights and, in the first of them, the packed pairs of near rows; then
+    the positives of each draw.
 
     Runs on: executor. Memory: one bucket's ids and neighbours.
     """
@@ -133,7 +134,6 @@ def request_vectors(
 def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordBatch:
     others = np.concatenate([block.anchors, *block.positives.T])
     n_anchors, n_all = len(block.anchors), len(others)
-    packed = [row.tobytes() for row in np.ascontiguousarray(block.negatives, dtype="<i4")]
     nothing = [None] * (n_all - n_anchors)
     return pa.RecordBatch.from_arrays(
         [
@@ -141,9 +141,9 @@ def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordB
             pa.array(np.arange(first_place, first_place + n_all, dtype=np.int64)),
             pa.array(others),
             pa.array([*block.weights.tolist(), *nothing], pa.float32()),
-            pa.array([*packed, *nothing], pa.binary()),
+            pa.array([block.near.astype("<u4").tobytes(), *[None] * (n_all - 1)], pa.binary()),
         ],
-        ["bucket", "place", "other", "weight", "negatives"],
+        ["bucket", "place", "other", "weight", "near"],
     )
 
 
@@ -290,12 +290,16 @@ def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     vectors = np.concatenate([unpack(chunk) for chunk in block["features"].chunks])
     slots = vectors.reshape(1 + draws, -1)
     anchors = block.slice(0, block_rows)
-    negatives = np.frombuffer(b"".join(anchors["negatives"].to_pylist()), "<i4").reshape(block_rows, draws)
     weights = anchors["weight"].to_numpy().astype("<f4")
-    values = [slots[0], weights, *slots[1:], *np.ascontiguousarray(negatives.T)]
+    packed = [
+        slots[0].tobytes(),
+        weights.tobytes(),
+        anchors["near"][0].as_py(),
+        *[slot.tobytes() for slot in slots[1:]],
+    ]
     names = column_names(draws)
     if "label" in block.column_names:
         labels = anchors["label"].cast(pa.float64()).fill_null(float("nan")).to_numpy()
-        values.append(labels.astype("<f4"))
+        packed.append(labels.astype("<f4").tobytes())
         names.append("label")
-    return pa.table({name: pa.array([value.tobytes()], pa.binary()) for name, value in zip(names, values, strict=True)})
+    return pa.table({name: pa.array([value], pa.binary()) for name, value in zip(names, packed, strict=True)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -32,7 +33,10 @@ def fit(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     initial_epoch: int = 0,
 ) -> History:
-    """Train until the loss has not fallen for `config.patience` epochs, or for `config.epochs` epochs.
+    """Train until the loss has not fallen for `config.patience` epochs, then cool down; at most `config.epochs` in all.
+
+    In the last `config.cooldown_epochs` the learning rate falls linearly to 0. It takes the noise of the steps out of
+    the weights: "Scaling laws and compute-optimal training beyond fixed training durations" (Haegele et al., 2024).
 
     Runs on: each rank.
 
@@ -40,8 +44,9 @@ def fit(
         model: What to train; its weights change in place.
         dataset: Infinite; batches as `TripletModel.train_step` takes them.
         steps_per_epoch: Batches of an epoch.
-        config: `epochs` and `patience` are read here.
-        callbacks: Keras callbacks. `on_train_batch_*` is called once for each chunk of steps, with its last step.
+        config: `epochs`, `patience` and `cooldown_epochs` are read here.
+        callbacks: Keras callbacks; one that sets `model.stop_training` ends training at once. `on_train_batch_*` is
+            called once for each chunk of steps, with its last step.
         initial_epoch: Number of the first epoch, when training goes on.
 
     Returns:
@@ -63,30 +68,58 @@ def fit(
     model.stop_training = False
     model.optimizer.build(model.trainable_variables)
     run_steps = _make_run_steps_fn(model)
-    batches = iter(dataset)
+    cooldown = min(config.cooldown_epochs, config.epochs // 2)
+    run_epoch = functools.partial(_run_epoch, run_steps, iter(dataset), steps_per_epoch, listeners=listeners)
     listeners.on_train_begin()
-    for epoch in range(initial_epoch, config.epochs):
-        listeners.on_epoch_begin(epoch)
-        figures = _run_epoch(run_steps, batches, steps_per_epoch, listeners=listeners, epoch=epoch)
-        listeners.on_epoch_end(epoch, figures)
-        if model.stop_training:
-            log.info("stopped after epoch %d: no lower loss in %d epochs", epoch + 1, config.patience)
-            break
+    epoch = initial_epoch
+    while epoch < config.epochs - cooldown and not model.stop_training:
+        run_epoch(epoch)
+        epoch += 1
+    settled = stopping.wait >= config.patience
+    if settled:
+        log.info("no lower loss in %d epochs; %d more at a falling learning rate", config.patience, cooldown)
+    if cooldown and (settled or not model.stop_training):
+        model.stop_training = False
+        cooling = _Cooldown(model, first_epoch=epoch, epochs=cooldown, steps=steps_per_epoch)
+        listeners.callbacks[listeners.callbacks.index(stopping)] = cooling
+        while epoch < cooling.last_epoch and not model.stop_training:
+            run_epoch(epoch)
+            epoch += 1
+        model.optimizer.learning_rate = cooling.start
     listeners.on_train_end()
     history: History = model.history.history
     return history
+
+
+class _Cooldown(keras.callbacks.Callback):  # type: ignore[misc]
+    """Lets the learning rate fall linearly to 0: each chunk of steps has the rate of its middle."""
+
+    def __init__(self, model: TripletModel, *, first_epoch: int, epochs: int, steps: int) -> None:
+        super().__init__()
+        self.set_model(model)
+        self.start = float(model.optimizer.learning_rate)
+        self.last_epoch = first_epoch + epochs
+        self._epochs, self._steps, self._epoch = epochs, steps, first_epoch
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        middle = min(batch + _STEPS_PER_CALL / 2, (batch + self._steps) / 2) / self._steps
+        self.model.optimizer.learning_rate = self.start * (self.last_epoch - self._epoch - middle) / self._epochs
 
 
 def _run_epoch(
     run_steps: Callable[..., Any],
     batches: Any,
     steps_per_epoch: int,
+    epoch: int,
     *,
     listeners: keras.callbacks.CallbackList,
-    epoch: int,
-) -> dict[str, float]:
-    """Run the steps of an epoch and return its figures."""
+) -> None:
+    """Run the steps of an epoch and tell the listeners its figures."""
     sums: dict[str, float] = {}
+    listeners.on_epoch_begin(epoch)
     for start in range(0, steps_per_epoch, _STEPS_PER_CALL):
         steps = min(_STEPS_PER_CALL, steps_per_epoch - start)
         listeners.on_train_batch_begin(start)
@@ -101,7 +134,7 @@ def _run_epoch(
         listeners.on_train_batch_end(start + steps - 1, _averages(sums))
         if listeners.model.stop_training:
             break
-    return _averages(sums)
+    listeners.on_epoch_end(epoch, _averages(sums))
 
 
 def _averages(sums: dict[str, float]) -> dict[str, float]:

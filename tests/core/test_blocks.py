@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.blocks import BlockPlan, draw_blocks, unpack_positions, unpack_vectors
+from ivis_spark.core.blocks import BlockPlan, draw_blocks, unpack_near, unpack_vectors
+from ivis_spark.core.sampling import draw_block_negatives
 from ivis_spark.errors import ArtifactError, InputError
 
 
@@ -30,7 +31,8 @@ def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: 
         for draw in range(draws):
             gap = (block.positives[:, draw] - block.anchors) % n
             assert ((gap >= 1) & (gap <= 3)).all()
-            gap = (block.anchors[block.negatives[:, draw]] - block.anchors) % n
+            negatives = draw_block_negatives(block.near, block_rows, rng=np.random.default_rng([seed, draw]))
+            gap = (block.anchors[negatives] - block.anchors) % n
             assert (gap > 3).all()
 
 
@@ -39,7 +41,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
         draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed)[1]
         for seed in ((1, 2), (1, 2), (1, 3))
     )
-    assert np.array_equal(first.positives, again.positives) and np.array_equal(first.negatives, again.negatives)
+    assert np.array_equal(first.positives, again.positives) and np.array_equal(first.near, again.near)
     assert not np.array_equal(first.positives, other.positives)
 
 
@@ -60,5 +62,7 @@ def test_unpack_checks_sizes_and_positions() -> None:
     assert np.array_equal(unpack_vectors(vectors.tobytes(), 2, 3, "anchor"), vectors.reshape(2, 3))
     with pytest.raises(ArtifactError, match=r"'anchor' holds 24 bytes; 2 rows x 4 .* are 32"):
         unpack_vectors(vectors.tobytes(), 2, 4, "anchor")
-    with pytest.raises(ArtifactError, match="points to row 7 of 2"):
-        unpack_positions(np.array([0, 7], "<i4").tobytes(), 2, "negative_0")
+    assert np.array_equal(unpack_near(np.array([1, 2], "<u4").tobytes(), 2), [1, 2])
+    for wrong in (np.array([1, 4], "<u4").tobytes(), np.array([2, 1], "<u4").tobytes(), b"123"):
+        with pytest.raises(ArtifactError, match=r"'near' holds .* no pairs of 2 rows"):
+            unpack_near(wrong, 2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.sampling import draw_negatives, draw_positives
+from ivis_spark.core.sampling import draw_block_negatives, draw_negatives, draw_positives, near_codes
 from ivis_spark.errors import InputError
 
 
@@ -52,3 +52,28 @@ def test_the_same_seed_draws_the_same() -> None:
 def test_no_candidate_left_is_an_error() -> None:
     with pytest.raises(InputError, match=r"row 0 has no negative: all 4 candidates .* 3 neighbours; lower k"):
         draw_negatives(np.arange(4), ring(4, 3), np.arange(4), draws=1, rng=np.random.default_rng(0))
+
+
+@given(n=st.integers(4, 60), k=st.integers(1, 8), seed=st.integers(0, 99), repeats=st.booleans())
+def test_pairs_of_a_block_that_are_near_are_never_drawn(n: int, k: int, seed: int, repeats: bool) -> None:
+    rng = np.random.default_rng(seed)
+    anchors = rng.choice(10 * n, size=n, replace=repeats)
+    neighbours = rng.choice(anchors, size=(n, k))
+    wrong = (anchors[None, :] == anchors[:, None]) | (anchors[None, :, None] == neighbours[:, None, :]).any(axis=2)
+    if wrong.all(axis=1).any():
+        with pytest.raises(InputError, match="no negative"):
+            near_codes(anchors, neighbours)
+        return
+    near = near_codes(anchors, neighbours)
+    expected = np.flatnonzero(wrong & ~np.eye(n, dtype=bool))
+    np.testing.assert_array_equal(near, expected)
+    for _ in range(5):
+        assert not wrong[np.arange(n), draw_block_negatives(near, n, rng=rng)].any()
+
+
+def test_block_negatives_are_uniform_over_what_is_allowed() -> None:
+    anchors, rng = np.arange(6), np.random.default_rng(0)
+    near = near_codes(anchors, np.array([[1], [2], [3], [4], [5], [0]]))
+    drawn = np.array([draw_block_negatives(near, 6, rng=rng) for _ in range(4000)])
+    shares = np.bincount(drawn[:, 0], minlength=6) / 4000
+    np.testing.assert_allclose(shares, [0, 0, 0.25, 0.25, 0.25, 0.25], atol=0.03)

@@ -26,11 +26,19 @@ def clusters() -> np.ndarray:
 NEIGHBOURS = np.array([[30 * (i // 30) + (i + j) % 30 for j in range(1, 6)] for i in range(90)])
 
 
-def train(epochs: int = 3, patience: int = 5, X: np.ndarray | None = None, seed: int = 1, callbacks=(), **options):
+def train(
+    epochs: int = 3,
+    patience: int = 5,
+    X: np.ndarray | None = None,
+    seed: int = 1,
+    cooldown: int = 0,
+    callbacks=(),
+    **options,
+):
     X = clusters() if X is None else X
     model = TripletModel(build_encoder("szubert", (6,), 2, seed), triplet_loss(), **options)
     dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=16, random_state=seed)
-    config = TrainConfig(epochs=epochs, patience=patience)
+    config = TrainConfig(epochs=epochs, patience=patience, cooldown_epochs=cooldown)
     history = loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=callbacks)
     return model, history
 
@@ -76,6 +84,38 @@ def test_stops_when_the_loss_does_not_fall() -> None:
     assert len(history["loss"]) < 25
 
 
+class Rates(keras.callbacks.Callback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(float(self.model.optimizer.learning_rate))
+
+
+def test_learning_rate_falls_to_nothing_in_the_last_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)
+    rates = Rates()
+    model, history = train(epochs=5, cooldown=2, callbacks=[rates])
+    assert len(history["loss"]) == 5
+    np.testing.assert_allclose(rates.seen, 0.001 * np.array([1] * 6 + [0.875, 0.625, 0.375, 0.125]), rtol=1e-5)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
+    assert len(train(epochs=1, cooldown=4)[1]["loss"]) == 1
+
+
+def test_cooldown_comes_after_the_loss_stopped_falling_but_not_after_a_stop_of_the_users() -> None:
+    still = {"reduce_gradients": lambda gradients: [0 * each for each in gradients]}
+    assert len(train(epochs=50, patience=2, cooldown=3, **still)[1]["loss"]) == (
+        len(train(epochs=50, patience=2, **still)[1]["loss"]) + 3
+    )
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    assert len(train(epochs=50, cooldown=3, callbacks=[Stop()])[1]["loss"]) == 1
+
+
 def test_diverging_loss_is_an_error_with_a_remedy() -> None:
     X = clusters()
     X[5] = np.inf
@@ -113,7 +153,12 @@ def test_goes_on_from_an_epoch() -> None:
     dataset, steps = triplet_dataset(clusters(), NEIGHBOURS, batch_size=16, random_state=1)
     recorder = Recorder()
     history = loop.fit(
-        model, dataset, steps_per_epoch=steps, config=TrainConfig(epochs=3), callbacks=[recorder], initial_epoch=2
+        model,
+        dataset,
+        steps_per_epoch=steps,
+        config=TrainConfig(epochs=3, cooldown_epochs=0),
+        callbacks=[recorder],
+        initial_epoch=2,
     )
     assert len(history["loss"]) == 1
     assert "epoch+2" in recorder.calls
