@@ -19,7 +19,9 @@ def test_values_and_gradients_are_those_of_keras() -> None:
         ours, theirs = selu(x), keras.activations.selu(x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7)
     not_zero = np.abs(x) > 0.05  # the slope jumps at 0, and which side 0 is on is anybody's choice
-    np.testing.assert_allclose(tape.gradient(ours, x)[not_zero], tape.gradient(theirs, x)[not_zero], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        tape.gradient(ours, x)[not_zero], tape.gradient(theirs, x)[not_zero], rtol=1e-5, atol=1e-7
+    )
     assert float(selu(tf.constant(-100.0))) == pytest.approx(SELU_FLOOR)
 
 

@@ -1,0 +1,46 @@
+"""Settings: files only override, what is unknown or out of range is refused with what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ivis_spark.config import Config, load_config
+from ivis_spark.errors import ConfigError
+
+EXAMPLE = Path(__file__).parents[1] / "conf" / "example.yaml"
+
+
+def test_example_file_overrides_and_set_wins() -> None:
+    config = load_config(str(EXAMPLE), ["neighbours.k=7"])
+    assert (config.neighbours.k, config.neighbours.target_recall, config.data.scaling) == (7, 0.98, "standard")
+    assert config.train.batch_size == Config().train.batch_size
+    assert Config.from_mapping(config.to_mapping()) == config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("neighbours.kk=3", "kk"),
+        ("nothing.k=3", "nothing"),
+        ("neighbours.k=0", "neighbours.k"),
+        ("neighbours.k=abc", "neighbours.k"),
+        ("train.distance=cosin", "cosine"),
+        ("neighbours.target_recall=1.5", "target_recall"),
+        ("triplets.block_rows=70000", "65536"),
+        ("neighbours", "neighbours"),
+    ],
+)
+def test_wrong_settings_name_what_is_allowed(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [setting])
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    for text in ("- a\n- b\n", "train: [1", "train:\n  epoch: 3\n"):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(ConfigError):
+            load_config(str(tmp_path / "x.yaml"), [])
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load_config(str(tmp_path / "missing.yaml"), [])
