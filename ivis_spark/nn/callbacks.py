@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class ProgressLogger(keras.callbacks.Callback):  # type: ignore[misc]
-    """Logs, after each epoch, its loss, the rate and the time that all epochs would still take."""
+    """Logs, after each epoch, its loss, its seconds and the rate; early stopping may come before the last."""
 
     def __init__(self, rows_per_epoch: int, *, min_interval_s: float = 0.0) -> None:
         """Set up.
@@ -38,8 +38,7 @@ class ProgressLogger(keras.callbacks.Callback):  # type: ignore[misc]
         seconds = max(now - self._epoch_start, 1e-9)
         epochs = self.params.get("epochs", epoch + 1)
         figures = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        remaining = (epochs - epoch - 1) * seconds
-        self._unlogged = (epoch + 1, epochs, figures, self.rows_per_epoch / seconds, remaining)
+        self._unlogged = (epoch + 1, epochs, figures, seconds, self.rows_per_epoch / seconds)
         if now - self._last_message >= self.min_interval_s:
             self._last_message = now
             self._log()
@@ -50,5 +49,5 @@ class ProgressLogger(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _log(self) -> None:
         if self._unlogged is not None:
-            log.info("epoch %d of at most %d: %s, %.0f triplets/s, at most %.0f s to go", *self._unlogged)
+            log.info("epoch %d/%d: %s, %.1f s, %.0f triplets/s", *self._unlogged)
             self._unlogged = None

@@ -117,7 +117,8 @@ class _Build:
             yield
         taken = time.perf_counter() - started
         self.seconds[name] = round(self.seconds.get(name, 0.0) + taken, 3)
-        log.info("neighbours: %s: %.1f s, %.0f rows/s", text, taken, self.n_rows / max(taken, 1e-9))
+        rate = f", {self.n_rows / taken:,.0f} rows/s" if self.n_rows and taken >= 0.1 else ""
+        log.info("neighbours: %s: %.1f s%s", text, taken, rate)
 
     def count(self) -> None:
         """Count the rows and look at the ids."""

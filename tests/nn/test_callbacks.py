@@ -21,7 +21,7 @@ def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: p
         progress.on_epoch_end(epoch, {"loss": 0.5 - epoch / 10})
     progress.on_train_end()
     assert [message.split(",")[0] for message in caplog.messages] == [
-        "epoch 1 of at most 3: loss 0.5000",
-        "epoch 3 of at most 3: loss 0.3000",
+        "epoch 1/3: loss 0.5000",
+        "epoch 3/3: loss 0.3000",
     ]
     assert "triplets/s" in caplog.messages[0]
