@@ -79,6 +79,8 @@ def test_no_cell_is_above_the_limit(name: str, metric: str) -> None:
     assert router.n_cells <= 4 * len(X) / (0.6 * LIMITS["max_cell_rows"])  # nor are they crumbs
     assert len(router.centroids) == len(router.parts) == len(router.sizes)
     assert np.isfinite(router.centroids).all() and np.isfinite(router.sizes).all()
+    if name in ("clusters", "line") and metric in ("euclidean", "manhattan"):
+        assert (router.parts == 1).all()  # rows that differ are told apart by place, not dealt out
 
 
 def test_rows_that_fit_one_cell_get_one() -> None:
