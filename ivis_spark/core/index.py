@@ -1,7 +1,8 @@
 """Indexes of one cell behind one small interface: exact (a matrix product and a partial sort) and Annoy.
 
 A cell's rows are numbered 0..n-1; `query` returns such numbers and keys (see `core.spaces`) computed exactly from
-differences, so two indexes that find the same rows return the same bits. Ties go to the lower number.
+differences, so two indexes that find the same rows return the same bits. Ties go to the lower number; where more rows
+tie for the last places than there are, which of them are found is up to the index.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Nearest neighbours of all rows: the pieces that Spark's tasks and one process share, and the latter's driver.
 
-Lists of neighbours are (ids, keys) of shape (rows, k), nearest first; missing ones have id -1 and key infinity.
+Lists of neighbours are (ids, keys) of shape (rows, k), nearest first; missing ones have id `NO_ID`
+and key infinity.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ONE_BLOCK_ROWS = 4096  # up to here one exact block is faster than any routing
 _REFINE_ROUNDS = 4
 _MERGE_ROWS = 8192
 _EXACT_ROWS = 8192
-NO_ID = -1
+NO_ID = -(2**63)  # not -1, which a table may hold as an id
 _NONE = np.uint64(2**64 - 1)
 
 

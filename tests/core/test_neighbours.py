@@ -55,7 +55,7 @@ def true_distances(X: np.ndarray, metric: str) -> np.ndarray:
 def lists_of_neighbours(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Lists of some rows; a pair (row, neighbour) has one key wherever it stands, as in the search."""
     count, width = draw(st.integers(1, 12)), draw(st.integers(1, 5))
-    base = draw(st.sampled_from([0, 5, 2**31, 2**40, 2**62, -(2**62)]))
+    base = draw(st.sampled_from([0, 5, -4, 2**31, 2**40, 2**62, -(2**62)]))
     spread = draw(st.sampled_from([1, 2**20, 2**33, 2**58]))
     known = [base + spread * number for number in range(8)]
     signed = draw(st.booleans())
@@ -109,6 +109,12 @@ def test_merge_by_hand() -> None:
     assert rows.tolist() == [4, 7]
     assert ids.tolist() == [[9, NO_ID, NO_ID], [3, 2, 5]]
     assert keys.tolist() == [[4, np.inf, np.inf], [1, 2, 2]]
+
+
+def test_minus_one_is_an_id() -> None:
+    keys = np.array([[1, np.inf], [0, 2]], np.float32)
+    rows, ids, _ = merge_top_k(np.array([-1, -1]), np.array([[-2, NO_ID], [-1, 3]]), keys, 3)
+    assert rows.tolist() == [-1] and ids.tolist() == [[-1, -2, 3]]
 
 
 @pytest.mark.parametrize("far", [2**32 - 2, 2**32 - 1, 2**32, 2**62])
