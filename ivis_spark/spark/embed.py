@@ -95,7 +95,8 @@ def embed_udf(spark: SparkSession, encoder: Encoder) -> Any:
         encoder: Scales and embeds a batch.
 
     Returns:
-        A UDF from array<float> to array<float>; null rows stay null.
+        A UDF from array<float> to array<float>; null rows stay null. A task fails with InputError if a row has another
+        width than the model's or holds NaN or infinity.
     """
     import pandas as pd
 
@@ -103,18 +104,33 @@ def embed_udf(spark: SparkSession, encoder: Encoder) -> Any:
 
     def embed(features: pd.Series) -> pd.Series:
         loaded = shared.value
-        known = features.notna().to_numpy()
-        result = pd.Series([None] * len(features), dtype=object)
-        rows = features[known].to_list()
-        if rows:
-            widths = {len(row) for row in rows}
-            if widths != {loaded.network.n_inputs}:
-                raise InputError(
-                    f"rows have {sorted(widths)} features; the model was trained on {loaded.network.n_inputs}"
-                )
-            flat = np.concatenate(rows).astype(np.float32, copy=False)
-            result[known] = list(loaded(flat.reshape(len(rows), -1)))
-        return result
+        known = np.flatnonzero(features.notna())
+        embeddings: list[NDArray[np.float32] | None] = [None] * len(features)
+        if len(known):
+            matrix = _matrix(features.iloc[known].to_list(), loaded.network.n_inputs)
+            for place, row in zip(known, loaded(matrix), strict=True):
+                embeddings[place] = row
+        return pd.Series(embeddings, dtype=object)
 
     embed.__annotations__ = {"features": pd.Series, "return": pd.Series}
     return pandas_udf(embed, "array<float>")  # type: ignore[call-overload]
+
+
+def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[np.float32]:
+    """Return rows of a UDF's batch as one matrix of shape (n, width). Runs on: executor.
+
+    Raises:
+        InputError: if a row has another width, or holds NaN (which a null element is by now) or infinity.
+    """
+    widths = {len(row) for row in rows}
+    if widths != {width}:
+        raise InputError(f"rows have {sorted(widths)} features; the model was trained on {width}")
+    matrix = np.concatenate(rows).astype(np.float32, copy=False).reshape(-1, width)
+    finite = np.isfinite(matrix).all(axis=1)
+    if not finite.all():
+        first = matrix[int(finite.argmin())]
+        raise InputError(
+            f"{int((~finite).sum())} of {len(matrix)} rows of a batch hold null, NaN or infinity (the first is "
+            f"{np.array2string(first, threshold=6, separator=', ')}): mend them, or leave them out with a filter"
+        )
+    return matrix
