@@ -3,12 +3,14 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
+CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
+PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast lint format bench clean machine
+.PHONY: help demo test test-fast test-spark4 lint format bench clean machine
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
 	$(VENV)/bin/ivis-spark demo --output $(DEMO_OUTPUT)
@@ -18,6 +20,11 @@ test: lint  ## everything that CI runs: lint, types and all tests
 
 test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
 	$(PYTHON) -m pytest -m "not spark and not tf and not slow"
+
+test-spark4:  ## the Spark tests on PySpark 4.0, in an environment of their own; needs a full Java 17 or 21
+	@bash conf/find_java.sh
+	@$(MAKE) --no-print-directory VENV=build/venv-spark4 CONSTRAINTS=build/constraints-spark4.txt build/venv-spark4/.dev
+	build/venv-spark4/bin/python -m pytest -m spark
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -32,15 +39,19 @@ clean:  ## remove the environment, outputs and caches
 	rm -rf $(VENV) output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # An interrupted install leaves no stamp and is done again.
-$(VENV)/.demo: setup.cfg conf/constraints.txt | $(VENV)/.created
-	$(PIP) install -q -c conf/constraints.txt -e '.[cpu,spark,java,demo]'
+$(VENV)/.demo: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[cpu,spark,java,demo]'
 	@touch $@
 
-$(VENV)/.dev: setup.cfg conf/constraints.txt | $(VENV)/.created
-	$(PIP) install -q -c conf/constraints.txt -e '.[dev]'
+$(VENV)/.dev: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.created:
 	@python=$$(bash conf/find_python.sh) && "$$python" -m venv --clear $(VENV)
 	@$(PIP) install -q 'pip>=23.2' 'setuptools<70' wheel
 	@touch $@
+
+build/constraints-spark4.txt: conf/constraints.txt Makefile
+	@mkdir -p $(@D)
+	@sed 's/^pyspark==.*/pyspark==$(PYSPARK4)/' $< > $@
