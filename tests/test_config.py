@@ -42,5 +42,5 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(ConfigError):
             load_config(str(tmp_path / "x.yaml"), [])
-    with pytest.raises(ConfigError, match="missing.yaml"):
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(str(tmp_path / "missing.yaml"), [])

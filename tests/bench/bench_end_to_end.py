@@ -32,8 +32,7 @@ from ivis import Ivis
 folder, k, patience = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 X = np.load(folder + "/X.npy")
 started = time.perf_counter()
-index = folder + "/annoy.index"
-model = Ivis(k=k, model="szubert", n_epochs_without_progress=patience, verbose=0, annoy_index_path=index)
+model = Ivis(k=k, model="szubert", n_epochs_without_progress=patience, verbose=0)
 model.fit(X)
 fitted = time.perf_counter()
 Z = model.transform(X)
