@@ -49,7 +49,7 @@ def write_blocks(folder: str, rows: int, dims: int) -> TripletBlocks:
         columns = {
             "anchor": [block.tobytes() for block in rows_of[:number]],
             "positive_0": [block.tobytes() for block in rows_of[number:]],
-            "negative_0": [rng.integers(BLOCK_ROWS, size=BLOCK_ROWS, dtype=np.int32).tobytes() for _ in range(number)],
+            "near": [near_pairs(rng, rows) for _ in range(number)],
             "weight": [weight] * number,
         }
         table = pa.table({name: pa.array(values, pa.binary()) for name, values in columns.items()})
@@ -58,6 +58,12 @@ def write_blocks(folder: str, rows: int, dims: int) -> TripletBlocks:
         pq.write_table(table, os.path.join(folder, name), compression="lz4", use_dictionary=False, row_group_size=group)
         files[name] = number
     return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=False)
+
+
+def near_pairs(rng: np.random.Generator, rows: int) -> bytes:
+    """Return as many pairs of neighbours as a random block of a table of `rows` rows holds at k=15."""
+    pairs = rng.integers(BLOCK_ROWS**2, size=round(15 * BLOCK_ROWS**2 / rows))
+    return np.unique(pairs[pairs // BLOCK_ROWS != pairs % BLOCK_ROWS]).astype("<u4").tobytes()
 
 
 def rate_of_dataset(blocks: TripletBlocks) -> float:
