@@ -108,6 +108,7 @@ def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key (bigint)"),
         (["--label-col", "text"], "label column 'text' is string; a numeric column is wanted. Number the classes"),
         (["--id-col", "text"], "id column 'text' is string; an integer column is wanted. Leave it out"),
+        (["--features-col", "text"], "features column 'text' is string; an array of numbers or a Spark ML vector is"),
         (["--set", "neighbours.k=5"], "neighbours.k=5 needs at least 7 rows, so that each has 5 neighbours and one"),
         (["--set", "neighbours.k=600"], "the input has 6. Pass --set neighbours.k=4 or less"),
         (["--set", "neighbours.k=0"], "neighbours.k=0 is out of range: it must be at least 1"),
@@ -117,6 +118,26 @@ def test_options_that_do_not_fit_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     refused(tmp_path, {"key": IDS, "values": GOOD, "text": ["x"] * 6}, *options)
+    assert message in said(capsys)
+
+
+def test_text_among_the_feature_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {"key": IDS, "a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "text": ["x"] * 6}
+    refused(tmp_path, columns, "--feature-cols", "a,text")
+    assert "feature column 'text' is string; a numeric column is wanted" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 3, 1, 0, 3], "label column 'y': labels go up to 3 but none is 2. Ensure that your labels are indexed"),
+        ([1, 2, 1, 2, 1, 2], "label column 'y': labels start at 1. Ensure that your labels are zero-indexed"),
+        ([-1] * 6, "label column 'y': labels are all -1 (missing); label some rows"),
+    ],
+)
+def test_labels_with_a_gap(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[int], message: str) -> None:
+    supervised = ["--label-col", "y", "--set", "train.supervision_metric=sparse_categorical_crossentropy"]
+    refused(tmp_path, {"key": IDS, "values": GOOD, "y": labels}, *supervised)
     assert message in said(capsys)
 
 

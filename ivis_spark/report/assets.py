@@ -47,6 +47,7 @@ td.value { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 8
 details summary { cursor: pointer; color: var(--accent); }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2rem;
   align-items: start; }
+.columns th { min-width: 8rem; overflow-wrap: normal; }
 @media (max-width: 640px) {
   main, header { padding-left: .75rem; padding-right: .75rem; }
   section { padding: .9rem; }
