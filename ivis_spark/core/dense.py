@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
@@ -18,6 +19,8 @@ Array = NDArray[np.float32]
 
 _SELU_SCALE = np.float32(1.0507009873554805)
 _SELU_ALPHA = np.float32(1.6732632423543772)
+_KNEE = np.log(_SELU_ALPHA)
+_BENT_ZERO = _KNEE + _SELU_ALPHA
 # A chunk's widest layer should stay in the second-level cache between the product and the activation.
 _CHUNK_BYTES = 1 << 20
 _MIN_CHUNK_ROWS = 128
@@ -32,13 +35,21 @@ def _relu(x: Array) -> None:
 
 
 def _selu(x: Array) -> None:
-    below = np.minimum(x, 0)
-    np.exp(below, out=below)
-    below *= _SELU_SCALE * _SELU_ALPHA
-    np.maximum(x, 0, out=x)
+    x += _KNEE
+    _bend(x, np.empty_like(x))
     x *= _SELU_SCALE
-    x += below
-    x -= _SELU_SCALE * _SELU_ALPHA
+    x -= _SELU_SCALE * _BENT_ZERO
+
+
+def _bend(x: Array, spare: Array) -> None:
+    """Turn z + `_KNEE` into selu(z) / scale + `_BENT_ZERO`: four passes over the rows, where SELU takes eight.
+
+    What is missing is linear, so the next layer's weights take it in: see `DenseNetwork._folded`.
+    """
+    np.minimum(x, _KNEE, out=spare)
+    np.exp(spare, out=spare)
+    np.maximum(x, _KNEE, out=x)
+    x += spare
 
 
 def _elu(x: Array) -> None:
@@ -74,6 +85,9 @@ ACTIVATIONS: dict[str, Callable[[Array], None]] = {
     "sigmoid": _sigmoid,
     "softmax": _softmax,
 }
+
+
+_BENT = "bent selu"  # of a folded layer only
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +147,36 @@ class DenseNetwork:
             )
         output = np.empty((len(X), self.n_outputs), dtype=np.float32)
         widest = max(layer.kernel.shape[1] for layer in self.layers)
-        rows = max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (4 * widest))
+        rows = min(max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (4 * widest)), max(1, len(X)))
+        # Used again for every chunk: fresh memory of this size costs a page fault each 4 kB.
+        buffers = [np.empty((rows, layer.kernel.shape[1]), np.float32) for layer in self.layers[:-1]]
+        spare = np.empty((rows, widest), np.float32)
         for start in range(0, len(X), rows):
             hidden = np.ascontiguousarray(X[start : start + rows], dtype=np.float32)
-            for layer in self.layers:
-                hidden = hidden @ layer.kernel
+            count = len(hidden)
+            targets = [*(buffer[:count] for buffer in buffers), output[start : start + rows]]
+            for layer, target in zip(self._folded, targets, strict=True):
+                hidden = np.matmul(hidden, layer.kernel, out=target)
                 hidden += layer.bias
-                ACTIVATIONS[layer.activation](hidden)
-            output[start : start + rows] = hidden
+                if layer.activation == _BENT:
+                    _bend(hidden, spare.reshape(-1)[: hidden.size].reshape(hidden.shape))
+                else:
+                    ACTIVATIONS[layer.activation](hidden)
         return output
+
+    @functools.cached_property
+    def _folded(self) -> tuple[DenseLayer, ...]:
+        """The layers as they are run: what SELU does after `_bend` is done by the weights of the next layer."""
+        folded: list[DenseLayer] = []
+        bent = False
+        for position, layer in enumerate(self.layers):
+            kernel, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
+            if bent:
+                kernel *= _SELU_SCALE
+                bias -= _BENT_ZERO * kernel.sum(axis=0)
+            bent = layer.activation == "selu" and position < len(self.layers) - 1
+            folded.append(DenseLayer.of(kernel, bias + _KNEE * bent, _BENT if bent else layer.activation))
+        return tuple(folded)
 
     def to_bytes(self) -> bytes:
         """Return the network as an npz file: arrays and JSON, nothing that could run."""
