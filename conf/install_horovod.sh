@@ -14,7 +14,7 @@ installed = {d.metadata["Name"].replace("_", "-"): d.version for d in metadata.d
 print(next((installed[name] for name in ("tensorflow", "tensorflow-cpu") if name in installed), ""))')
 [ -n "$tensorflow" ] || fail "it is compiled against TensorFlow, which $python does not have (pip install '.[cpu]' first)."
 tag=$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
-wheels=.cache/wheels/horovod-$version-tensorflow-$tensorflow-$tag
+wheels=$(cd "$(dirname "$0")/.." && pwd)/.cache/wheels/horovod-$version-tensorflow-$tensorflow-$tag
 
 if ! ls "$wheels"/horovod-*.whl >/dev/null 2>&1; then
   command -v "${CXX:-c++}" >/dev/null 2>&1 || command -v g++ >/dev/null 2>&1 \

@@ -324,14 +324,21 @@ def _join_blocks(
 def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterator[Any]:
     """Open a Petastorm reader for one pass. Petastorm takes seed 0 for no seed, so a seed must be at least 1."""
     make_batch_reader = _petastorm()
-    reader = make_batch_reader(
-        urls,
-        schema_fields=[f"^{name}$" for name in columns],
-        reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
-        num_epochs=1,
-        hdfs_driver="libhdfs",
-        **options,
-    )
+    from petastorm.errors import NoDataAvailableError
+
+    try:
+        reader = make_batch_reader(
+            urls,
+            schema_fields=[f"^{name}$" for name in columns],
+            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
+            num_epochs=1,
+            hdfs_driver="libhdfs",
+            **options,
+        )
+    except NoDataAvailableError as err:
+        raise ArtifactError(
+            f"{urls[0]} has fewer row groups than its blocks need; rebuild the stage: ivis-spark triplets --overwrite"
+        ) from err
     try:
         yield reader
     finally:

@@ -112,8 +112,8 @@ def _wait_for_slots(spark: SparkSession, config: TrainConfig) -> None:
     """Wait for executors: they may be starting, or being replaced."""
     deadline = time.monotonic() + config.start_timeout_seconds
     while (slots := count_slots(spark)) < config.num_ranks:
-        # Local masters have all they will ever have.
-        if time.monotonic() > deadline or str(spark.sparkContext.master).startswith("local["):
+        final = str(spark.sparkContext.master).partition("[")[0] == "local"
+        if final or time.monotonic() > deadline:
             raise ConfigError(
                 f"train.num_ranks={config.num_ranks} needs as many task slots at once; the session has {slots} "
                 f"(after {config.start_timeout_seconds:g} s at most). Lower it, or give Spark more executors or cores "

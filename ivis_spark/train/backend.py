@@ -179,6 +179,7 @@ def ring_environment(
         "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(hosts[0]),
         "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
         "HOROVOD_GLOO_IFACE": environ.get("HOROVOD_GLOO_IFACE") or _network_card(hosts[0]),
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(30, round(stall_timeout_seconds))),
         "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, round(stall_timeout_seconds / 2))),
         "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(2, round(stall_timeout_seconds))),
     }

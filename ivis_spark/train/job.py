@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
@@ -86,6 +89,7 @@ def run_job(job: TrainingJob, backend: Backend | None = None) -> dict[str, Any]:
     Raises:
         InputError: if the labels do not fit the supervision.
         ConfigError: if a callback cannot be made.
+        ArtifactError: if the blocks are not what the manifest says.
         TrainingError: if the loss is not finite.
     """
     backend = backend or Backend()
@@ -141,16 +145,33 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
             log.debug("checkpoint after epoch %d, step %d", state.epoch, state.step)
 
     first, started = dataclasses.replace(state), time.monotonic()
-    history = fit(
-        model,
-        dataset,
-        steps_per_epoch=steps,
-        config=config,
-        callbacks=_callbacks(job, backend, steps, logs),
-        state=state,
-        on_progress=save,
-    )
+    with _reading_errors():
+        history = fit(
+            model,
+            dataset,
+            steps_per_epoch=steps,
+            config=config,
+            callbacks=_callbacks(job, backend, steps, logs),
+            state=state,
+            on_progress=save,
+        )
     return history, first, time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _reading_errors() -> Iterator[None]:
+    """Raise what the reader raised on purpose, instead of TensorFlow's account of it.
+
+    Raises:
+        ArtifactError: with the reader's message.
+    """
+    try:
+        yield
+    except tf.errors.OpError as err:
+        match = re.search(rf"\b{ArtifactError.__name__}: (.+)", str(err))
+        if match is None:
+            raise
+        raise ArtifactError(match.group(1).strip()) from err
 
 
 def _synchronise(backend: Backend, model: TripletModel, checkpoints: Checkpoints) -> TrainingState:
