@@ -190,7 +190,9 @@ def test_a_short_shard_names_the_rank(run: Path, cluster: Cluster) -> None:
     path.write_text(json.dumps(manifest))
     started = time.monotonic()
     done = train(run, cluster.url)
-    assert done.returncode == 2 and re.search(r"rank \d on 127.0.0.1: .*(blocks were read|fewer row groups)", done.stderr)
+    assert done.returncode == 2 and re.search(
+        r"rank \d on 127.0.0.1: .*(blocks were read|fewer row groups)", done.stderr
+    )
     assert time.monotonic() - started < RESTART_SECONDS and not find_ranks()
 
 

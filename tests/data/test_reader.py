@@ -148,7 +148,9 @@ def test_a_shard_shorter_than_the_manifest_says_is_an_error_not_a_wait(tmp_path:
     """Rank 1 of 2 is dealt the end of a file that lost its end."""
     blocks = write_blocks(tmp_path, [3])
     claimed = dataclasses.replace(blocks, file_blocks={"part-0.parquet": 5})
-    with pytest.raises(tf.errors.OpError, match=r"ArtifactError: .*(\d of \d triplet blocks were read|fewer row groups)"):
+    with pytest.raises(
+        tf.errors.OpError, match=r"ArtifactError: .*(\d of \d triplet blocks were read|fewer row groups)"
+    ):
         read(claimed, claimed.steps_per_epoch(32), batch_size=32, n_ranks=n_ranks, rank=n_ranks - 1)
 
 
