@@ -26,7 +26,7 @@ from pyspark.sql import SparkSession
 
 from ivis_spark import errors, storage
 from ivis_spark.config import TrainConfig
-from ivis_spark.errors import ArtifactError, ConfigError, IvisError, TrainingError
+from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
 from ivis_spark.spark.session import describe_job
 from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
 
@@ -221,18 +221,29 @@ def run_rank(_: Iterator[int], *, order: str, stall_seconds: float) -> Iterator[
     rank = context.partitionId()
     hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(rendezvous()) if rank == 0 else 0
-        port = int(context.allGather(str(port))[0])
-        resources = context.resources()
-        gpus = resources["gpu"].addresses if "gpu" in resources else []
-        environment = {
-            **os.environ,
-            **device_environment(gpus, context.cpus()),
-            **ring_environment(rank, hosts, port, stall_timeout_seconds=stall_seconds),
-            "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # --py-files too
-        }
-        yield json.dumps({"rank": rank, "host": hosts[rank], **run_process(order, environment)})
+        port, result = "", {"kind": "lost", "error": "rank 0 did not open the ring"}
+        if rank == 0:
+            try:
+                port = str(stack.enter_context(rendezvous()))
+            except DependencyError as err:
+                result = {"kind": "refused", "type": type(err).__name__, "error": str(err)}
+        port = context.allGather(port)[0]
+        if port:
+            result = run_process(order, _environment(context, hosts, int(port), stall_seconds))
+        yield json.dumps({"rank": rank, "host": hosts[rank], **result})
+
+
+def _environment(context: BarrierTaskContext, hosts: list[str], port: int, stall_seconds: float) -> dict[str, str]:
+    """Return the environment of a rank: that of Spark's Python worker, its cores, its GPU and its place in the ring."""
+    resources = context.resources()
+    gpus = resources["gpu"].addresses if "gpu" in resources else []
+    return {
+        **os.environ,
+        **device_environment(gpus, context.cpus()),
+        **ring_environment(context.partitionId(), hosts, port, stall_timeout_seconds=stall_seconds),
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # --py-files too
+    }
 
 
 def run_process(order: str, environment: dict[str, str]) -> RankResult:

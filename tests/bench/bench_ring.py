@@ -8,6 +8,10 @@ of its own. Rounds of all settings alternate; the best epoch of each counts, sin
 together/alone is the speed-up. The allreduce share is what a step is longer than that of the same two ranks training
 apart, at the same time, without messages. The wait share is what an epoch's steps spend in the call that takes the next
 batch.
+
+The last lines are arithmetic, not measurement: the efficiency t / (t + c) at N ranks, each with as many triplets a step
+as here, for a step of t seconds without messages and a ring that sends M bytes of gradients in
+c = 2 (N - 1) / N * M / bandwidth + 2 (N - 1) * latency.
 """
 
 from __future__ import annotations
@@ -24,6 +28,9 @@ from bench_reader import write_blocks
 from common import mnist, parser, say
 
 from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
+
+# Bytes a second and seconds a message.
+NETWORKS = {"25 Gb/s Ethernet, TCP": (25e9 / 8, 30e-6), "NVLink, 300 GB/s": (300e9, 3e-6)}
 
 PROGRAM = """
 import os, sys, json, time
@@ -115,6 +122,12 @@ def main() -> None:
     say(f"together / alone: {best['alone'] / best['together']:.2f}")
     share = 1 - best["apart"] / best["together"]
     say(f"allreduce share of a step: {share:.1%} ({4 * weights / 1024:.0f} KiB of gradients)")
+    for name, (bandwidth, latency) in NETWORKS.items():
+        step, size = best["apart"] / steps, 4 * weights
+        efficiency = {
+            n: step / (step + 2 * (n - 1) / n * size / bandwidth + 2 * (n - 1) * latency) for n in (8, 64, 512)
+        }
+        say(f"expected over {name}: " + ", ".join(f"{share:.0%} at {n} ranks" for n, share in efficiency.items()))
 
 
 def run(mode: str, count: int, blocks: str, options: Any) -> list[dict[str, Any]]:
