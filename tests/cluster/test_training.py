@@ -177,7 +177,7 @@ def test_a_rank_that_raises_is_named_at_once(run: Path, cluster: Cluster, undist
     started = time.monotonic()
     done = train(run, cluster.url, train__rank_callbacks="[ring_callbacks:raise_on_rank_one]")
     assert done.returncode == 1
-    assert "rank 1 on 127.0.0.1 raised ZeroDivisionError: a fault of the user's own" in done.stderr
+    assert re.search(r"rank 1 on \S+ raised ZeroDivisionError: a fault of the user's own", done.stderr)
     assert "starting all ranks again" not in done.stderr
     assert time.monotonic() - started < most_seconds(undisturbed) and not find_ranks()
 
@@ -227,7 +227,7 @@ def test_more_losses_than_allowed_end_the_run_and_keep_the_checkpoint(run: Path)
     settings = {"train__max_restarts": 0, "train__rank_callbacks": "[ring_callbacks:kill_rank_one]"}
     done = train(run, "local[2]", **settings)
     assert done.returncode == 1
-    assert "rank 1 on localhost: was killed by signal 9" in done.stderr and "train.max_restarts=0" in done.stderr
+    assert re.search(r"rank 1 on \S+: was killed by signal 9.*train.max_restarts=0", done.stderr)
     done = train(run, "local[2]", **settings)  # it was killed once, and once only
     assert done.returncode == 0 and "going on from the checkpoint" in done.stderr and facts(run)["restarts"] == 0
 
