@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-spark4 lint format bench clean machine
+.PHONY: help demo test test-fast test-cluster test-spark4 lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,16 +15,19 @@ help:  ## show this list
 demo: $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
 	$(VENV)/bin/ivis-spark demo --output $(DEMO_OUTPUT)
 
-test: lint  ## everything that CI runs: lint, types and all tests
+test: lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
 	$(PYTHON) -m pytest
 
+test-cluster: $(VENV)/.horovod  ## training on Spark clusters started here, ranks and executors killed; a quarter of an hour
+	$(PYTHON) -m pytest -m cluster tests/cluster
+
 test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
-	$(PYTHON) -m pytest -m "not spark and not tf and not slow"
+	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"
 
 test-spark4:  ## the Spark tests on PySpark 4.0, in an environment of their own; needs a full Java 17 or 21
 	@bash conf/find_java.sh
 	@$(MAKE) --no-print-directory VENV=build/venv-spark4 CONSTRAINTS=build/constraints-spark4.txt build/venv-spark4/.dev
-	build/venv-spark4/bin/python -m pytest -m spark
+	build/venv-spark4/bin/python -m pytest -m "spark and not cluster"
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
@@ -46,6 +49,11 @@ $(VENV)/.demo: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
 $(VENV)/.dev: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# Compiled for the TensorFlow that .dev installed; the wheel stays in .cache, so only the first time takes minutes.
+$(VENV)/.horovod: $(VENV)/.dev conf/install_horovod.sh
+	@bash conf/install_horovod.sh $(PYTHON) $(CONSTRAINTS)
+	@touch $@
 
 $(VENV)/.created:
 	@python=$$(bash conf/find_python.sh) && "$$python" -m venv --clear $(VENV)

@@ -33,12 +33,17 @@ Distance = Literal[
     "softmax_ratio",
 ]
 
+# ivis's batch size, to which its learning rate belongs.
+_IVIS_BATCH_SIZE = 128
+
 _Section = TypeVar("_Section", bound="_Checked")
 
 
-def _option(default: Any, doc: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """Declare a setting: its default, its documentation and (inclusive) limits."""
-    metadata = {"doc": doc, "low": low, "high": high}
+def _option(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, operational: bool = False
+) -> Any:
+    """Declare a setting: its default, its documentation, (inclusive) limits, and whether it leaves the result alone."""
+    metadata = {"doc": doc, "low": low, "high": high, "operational": operational}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -183,8 +188,10 @@ class TripletsConfig(_Checked):
         low=1,
     )
     block_rows: int = _option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
-    file_blocks: int = _option(8, "Blocks of a Parquet file; more files than ranks are needed.", low=1)
-    group_blocks: int = _option(2, "Blocks of a Parquet row group, the unit that training reads.", low=1)
+    file_blocks: int = _option(8, "Blocks of a Parquet file.", low=1)
+    group_blocks: int = _option(
+        2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -193,8 +200,14 @@ class TrainConfig(_Checked):
 
     section = "train"
 
-    backend: Literal["auto", "local"] = _option("auto", "Where to train: local is this process.")
-    num_ranks: int = _option(1, "Processes that train together.", low=1, high=1)
+    backend: Literal["auto", "local", "horovod"] = _option(
+        "auto",
+        "Where to train: local is this process; horovod is num_ranks tasks of the Spark session; auto is horovod when "
+        "num_ranks is above 1 and Horovod is installed, else local.",
+    )
+    num_ranks: int = _option(
+        1, "Processes that train together, each on a Spark task's cores, and on its GPU if Spark gives it one.", low=1
+    )
     model: Network = _option(
         "szubert", "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000)."
     )
@@ -208,8 +221,17 @@ class TrainConfig(_Checked):
         "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
         low=0,
     )
-    batch_size: int = _option(128, "Triplets of a step, over all ranks.", low=1)
+    batch_size: int = _option(_IVIS_BATCH_SIZE, "Triplets of a step, over all ranks; a multiple of num_ranks.", low=1)
     learning_rate: float = _option(0.001, "Learning rate of Adam.", low=0.0)
+    learning_rate_scaling: Literal["none", "sqrt", "linear"] = _option(
+        "none",
+        "How the learning rate grows with batch_size: it is taken as it is, or times the square root of, or times "
+        f"batch_size / {_IVIS_BATCH_SIZE}.",
+    )
+    warmup_epochs: int = _option(0, "First epochs, in which the learning rate rises from 0.", low=0)
+    gradient_compression: Literal["none", "fp16"] = _option(
+        "none", "How gradients travel between ranks: fp16 halves the bytes, for slow networks."
+    )
     supervision_metric: str | None = _option(
         None,
         "Keras loss of the labels, for example sparse_categorical_crossentropy or mae; none trains without labels.",
@@ -217,6 +239,48 @@ class TrainConfig(_Checked):
     supervision_weight: float = _option(
         0.5, "Weight of the supervised loss; the triplet loss gets the rest.", low=0.0, high=1.0
     )
+    callbacks: tuple[str, ...] = _option(
+        (),
+        "Keras callbacks of rank 0: csv and tensorboard write into model/logs; package.module:function is called "
+        "without arguments and returns one.",
+    )
+    rank_callbacks: tuple[str, ...] = _option(
+        (), "Keras callbacks of every rank, as package.module:function. They must not wait for other ranks."
+    )
+    checkpoint_steps: int = _option(
+        0, "Steps between checkpoints, rounded up to a multiple of 256 in an epoch; 0: epochs end with one.", low=0
+    )
+    checkpoint_seconds: float = _option(
+        10.0, "Least seconds between two checkpoints; 0: none is left out.", low=0.0, operational=True
+    )
+    keep_checkpoints: int = _option(2, "Checkpoints kept while training; 0 makes none.", low=0, operational=True)
+    max_restarts: int = _option(
+        2, "Times that lost ranks are started again, from the last checkpoint.", low=0, operational=True
+    )
+    start_timeout_seconds: float = _option(
+        300.0, "Most seconds to wait until all ranks run at once.", low=1.0, operational=True
+    )
+    stall_timeout_seconds: float = _option(
+        300.0, "Seconds after which a rank that others wait for counts as lost.", low=1.0, operational=True
+    )
+
+    def _check_together(self) -> None:
+        if self.batch_size % self.num_ranks:
+            below = self.batch_size - self.batch_size % self.num_ranks
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} is over all ranks and cannot be shared by "
+                f"train.num_ranks={self.num_ranks}: pass {below + self.num_ranks}, or another multiple"
+            )
+        if self.backend == "local" and self.num_ranks > 1:
+            raise ConfigError(
+                f"train.num_ranks={self.num_ranks} needs train.backend=horovod or auto; local is one process"
+            )
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate that goes with the batch size."""
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.learning_rate_scaling]
+        return float(self.learning_rate * (self.batch_size / _IVIS_BATCH_SIZE) ** power)
 
 
 @dataclass(frozen=True)
@@ -271,6 +335,15 @@ class Config(_Checked):
     def to_mapping(self) -> dict[str, Any]:
         """Return nested plain dicts and lists that `from_mapping` and JSON understand."""
         return typing.cast("dict[str, Any]", _plain(dataclasses.asdict(self)))
+
+    def result_settings(self, name: str) -> Any:
+        """Return a section, or a setting of the top, without the settings that leave the result alone."""
+        value = self.to_mapping()[name]
+        section = _sections().get(name)
+        if section is None:
+            return value
+        operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
+        return {key: item for key, item in value.items() if key not in operational}
 
     def override(self, assignments: Iterable[str]) -> Config:
         """Apply `section.key=value` texts, values in YAML, over this configuration.

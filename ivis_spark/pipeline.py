@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import posixpath
 import shutil
 import tempfile
@@ -29,13 +28,14 @@ from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import InputError
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from ivis_spark.spark.frames import Source
+    from ivis_spark.train.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ COMMANDS = {
     "embeddings": "embed",
     "report": "evaluate",
 }
-_DENSE, _SCALER = "dense.npz", "scaler.json"
+_DENSE, _SCALER, _CHECKPOINTS = "dense.npz", "scaler.json", ".checkpoints"
 _DIGEST_ON_EXECUTORS_BYTES = 1 << 30
 
 
@@ -147,32 +147,51 @@ class Pipeline:
         return self._stage("triplets", spec, build)
 
     def train(self) -> Manifest:
-        """Train the network on the blocks, in this process."""
+        """Train the network on the blocks: in this process, or on ranks of the Spark cluster.
+
+        A run that was interrupted goes on from its last checkpoint.
+        """
         rows, triplets = self._checked(self._require("rows")), self._require("triplets")
+        spec = self._spec("train", "random_state", triplets=triplets.fingerprint)
+        checkpoints = self.run_folder.path(_CHECKPOINTS, storage.fingerprint(spec))
 
         def build(stage: StageBuild) -> None:
-            from ivis_spark.data.reader import TripletBlocks
-            from ivis_spark.train.job import train_on_blocks
-
-            info = triplets.info
-            names = ("file_blocks", "block_rows", "dims", "draws", "labelled")
-            blocks = TripletBlocks(self.run_folder.path("triplets", "data"), **{name: info[name] for name in names})
-            with _scratch_folder() as folder:
-                stage.info.update(
-                    train_on_blocks(
-                        blocks,
-                        self.config.train,
-                        label_values=None if rows.info["labels"] is None else np.asarray(_label_values(rows.info)),
-                        random_state=self.config.random_state,
-                        folder=folder,
-                        extra={"features": rows.info["features"], "scaling": self.config.data.scaling},
-                    )
-                )
-                _add_serving_files(folder)
-                storage.put_folder(folder, stage.uri)
+            stage.info.update(self._train(self._training_job(rows, triplets, stage.uri, checkpoints)))
             storage.write_json(stage.path(_SCALER), storage.read_json(self.run_folder.path("rows", _SCALER)))
 
-        return self._stage("model", self._spec("train", "random_state", triplets=triplets.fingerprint), build)
+        manifest = self._stage("model", spec, build)
+        storage.remove_folder(self.run_folder.path(_CHECKPOINTS))
+        return manifest
+
+    def _training_job(self, rows: Manifest, triplets: Manifest, model_uri: str, checkpoint_uri: str) -> TrainingJob:
+        from ivis_spark.data.reader import TripletBlocks
+        from ivis_spark.train.job import TrainingJob
+
+        names = ("file_blocks", "block_rows", "dims", "draws", "labelled")
+        blocks = TripletBlocks(
+            self.run_folder.path("triplets", "data"),
+            **{name: triplets.info[name] for name in names},
+            group_blocks=triplets.spec["config"]["triplets"]["group_blocks"],
+        )
+        return TrainingJob(
+            blocks,
+            self.config.train,
+            label_values=_label_values(rows.info),
+            random_state=self.config.random_state,
+            model_uri=model_uri,
+            checkpoint_uri=checkpoint_uri,
+            extra={"features": rows.info["features"], "scaling": self.config.data.scaling},
+        )
+
+    def _train(self, job: TrainingJob) -> dict[str, Any]:
+        from ivis_spark.train.backend import resolve_backend
+        from ivis_spark.train.job import run_job
+
+        if resolve_backend(job.config) == "local":
+            return run_job(job)
+        from ivis_spark.spark.training import train_on_ring
+
+        return train_on_ring(self._get_spark(), job)
 
     def embed(self, name: str | None = None) -> Manifest:
         """Embed the rows of the run, or those of another input table.
@@ -244,8 +263,7 @@ class Pipeline:
         return manifest
 
     def _spec(self, *sections: str, **inputs: Any) -> dict[str, Any]:
-        settings = self.config.to_mapping()
-        return {"config": {name: settings[name] for name in sections}, "inputs": inputs}
+        return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
 
     def _require(self, stage: str) -> Manifest:
         return self.run_folder.require(stage, COMMANDS[stage])
@@ -371,18 +389,6 @@ def _label_values(info: dict[str, Any]) -> list[float] | None:
     if labels is None:
         return None
     return [0.0, 1.0] if labels["values"] is None else list(labels["values"])
-
-
-def _add_serving_files(folder: str) -> None:
-    """Save the encoder once more as plain arrays, which executors run without TensorFlow."""
-    from ivis_spark.nn.networks import dense_network
-    from ivis_spark.nn.persistence import load_model
-
-    network = dense_network(load_model(folder).encoder)
-    if network is None:
-        raise ArtifactError("the encoder has layers that cannot run outside TensorFlow")
-    with open(os.path.join(folder, _DENSE), "wb") as file:
-        file.write(network.to_bytes())
 
 
 @contextlib.contextmanager

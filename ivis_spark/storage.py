@@ -154,6 +154,13 @@ def put_folder(local: str, uri: str) -> None:
             put_file(source, join(uri, *os.path.relpath(source, local).split(os.sep)))
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
     """Yield a local path with the content of a file or folder: itself if local, else a copy that is removed after."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_near, unpack_vectors
 from ivis_spark.core.sampling import draw_block_negatives
-from ivis_spark.errors import ArtifactError, DependencyError
+from ivis_spark.errors import ArtifactError, DependencyError, InputError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class TripletBlocks:
         dims: d, numbers of a row.
         draws: m, positives of each anchor.
         labelled: Whether there is a column of labels.
+        group_blocks: Blocks of a Parquet row group; the last group of a file may hold fewer.
     """
 
     folder: str
@@ -46,50 +47,102 @@ class TripletBlocks:
     dims: int
     draws: int
     labelled: bool
+    group_blocks: int
 
     @property
     def rows(self) -> int:
         """Rows of an epoch, those that pad blocks included."""
         return self.block_rows * sum(self.file_blocks.values())
 
+    @property
+    def row_groups(self) -> int:
+        """Row groups of all files."""
+        return sum(-(-blocks // self.group_blocks) for blocks in self.file_blocks.values())
+
+    def check_ranks(self, n_ranks: int, batch_size: int) -> None:
+        """Check that every rank gets something to read in every step.
+
+        Runs on: driver, before ranks are started.
+
+        Raises:
+            InputError: if there are fewer row groups than ranks, or fewer triplets than a batch has.
+        """
+        if n_ranks > 1 and self.row_groups < n_ranks:
+            rows = max(2, self.rows // (2 * n_ranks))
+            raise InputError(
+                f"{self.folder} has {self.row_groups} Parquet row groups; train.num_ranks={n_ranks} needs one a rank "
+                f"at least. Lower it, or write smaller groups: ivis-spark triplets --overwrite --set "
+                f"triplets.group_blocks=1 --set triplets.block_rows={min(rows, self.block_rows)}"
+            )
+        if n_ranks > 1 and self.rows < batch_size:
+            raise InputError(
+                f"{self.folder} has {self.rows} triplets an epoch; train.batch_size={batch_size} over "
+                f"{n_ranks} ranks needs as many at least: lower it to a multiple of {n_ranks} up to {self.rows}"
+            )
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches of an epoch; a table smaller than a batch is one batch."""
         return max(1, self.rows // batch_size)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where reading begins, and for whom.
+
+    Attributes:
+        rank: Which of the processes reads.
+        n_ranks: How many share every epoch.
+        epoch: First epoch.
+        step: First batch of that epoch.
+    """
+
+    rank: int = 0
+    n_ranks: int = 1
+    epoch: int = 0
+    step: int = 0
+
+
 def block_dataset(
-    blocks: TripletBlocks, *, batch_size: int, random_state: int, labels: bool = False, first_epoch: int = 0
+    blocks: TripletBlocks, *, batch_size: int, random_state: int, labels: bool = False, place: Place | None = None
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
     Each epoch reads the positives of one draw only, draws negatives anew among the anchors of a block, opens the files
     and row groups in an order of its own, and shuffles rows inside a row group. Rows of a block are a random subset of
-    the table to begin with.
+    the table to begin with. What is left of an epoch after its last whole batch is not used. An epoch's batches depend
+    on (random_state, epoch, rank, n_ranks) alone, so reading can begin anywhere.
+
+    With several ranks the blocks are dealt anew in every epoch: each rank reads its share, and gives as many batches
+    as all others.
 
     Runs on: each rank. Memory: a few row groups, whatever the size of the table.
 
     Args:
         blocks: What to read.
-        batch_size: Rows of a batch.
+        batch_size: Rows of a batch over all ranks.
         random_state: Seeds the orders.
         labels: Whether to read the labels too.
-        first_epoch: Epoch to begin with, for a run that goes on.
+        place: Where to begin; by default at the beginning, alone.
 
     Returns:
         Dictionaries of `stacked`: anchors, then positives, then negatives, float32 (3b, d); `weight`: float32 (b,), 0
-        for padding; and `label`: float32 (b,) if asked for.
+        for padding; and `label`: float32 (b,) if asked for; b is this rank's part of the batch.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
         ArtifactError: while reading, if a block's bytes are not what they should be.
     """
     _petastorm()
-    size = min(batch_size, blocks.rows)
+    place = place or Place()
+    size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
 
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
-        epochs = (_read_epoch(blocks, epoch, random_state, labels) for epoch in itertools.count(first_epoch))
-        for group in _whole_batches(itertools.chain.from_iterable(epochs), size):
-            yield dict(vars(group))
+        first = place.step
+        for epoch in itertools.count(place.epoch):
+            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, labels, place), size)
+            for group in _slice_batches(groups, first, steps):
+                yield dict(vars(group))
+            first = 0
 
     signature = {
         "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
@@ -159,26 +212,91 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
             )
 
 
-def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool) -> Iterator[_Group]:
-    """Yield the row groups of one epoch, the triplets of each in an order of their own."""
-    rng = np.random.default_rng([random_state, epoch])
+def _slice_batches(groups: Iterator[_Group], first: int, stop: int) -> Iterator[_Group]:
+    """Yield the batches from `first` to before `stop`, and read no further."""
+    done = 0
+    for group in groups:
+        count = len(group.index)
+        kept = slice(max(first - done, 0), stop - done)
+        if kept.start < count:
+            yield _Group(group.rows, group.index[kept], group.weight[kept], group.label[kept])
+        done += count
+        if done >= stop:
+            return
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Blocks `first` to before `stop` of a file."""
+
+    name: str
+    first: int
+    stop: int
+
+
+def _deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.Generator) -> list[_Part]:
+    """Return the parts of files that a rank reads: its stretch of all blocks, the files in an order drawn anew.
+
+    All ranks must call it with generators of the same seed. Each gets the same number of blocks but for one; where
+    blocks cannot be shared out evenly, the block at a border is read by both neighbours.
+    """
+    names = sorted(file_blocks)
+    total = sum(file_blocks.values())
+    first, stop = total * rank // n_ranks, -(-total * (rank + 1) // n_ranks)
+    parts, start = [], 0
+    for i in rng.permutation(len(names)):
+        count = file_blocks[names[i]]
+        part = _Part(names[i], max(first - start, 0), min(stop - start, count))
+        if part.first < part.stop:
+            parts.append(part)
+        start += count
+    return parts
+
+
+def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool, place: Place) -> Iterator[_Group]:
+    """Yield the row groups of a rank's share of one epoch, the triplets of each in an order of their own."""
+    parts = _deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
+    rng = np.random.default_rng([random_state, epoch, place.rank])
     positive = f"positive_{epoch % blocks.draws}"
     columns = {"anchor": "anchor", "positive": positive, "near": "near", "weight": "weight"}
     if labels:
         columns["label"] = "label"
-    files = [storage.join(blocks.folder, name) for name in sorted(blocks.file_blocks)]
-    urls = [files[i] for i in rng.permutation(len(files))]
-    with _open_reader(urls, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))) as reader:
-        read = 0
-        for found in reader:
-            read += len(found.anchor)
-            packed = {kind: list(getattr(found, column)) for kind, column in columns.items()}
-            yield _join_blocks(packed, columns, blocks, rng)
-        if read != sum(blocks.file_blocks.values()):
-            raise ArtifactError(
-                f"{read} of {sum(blocks.file_blocks.values())} triplet blocks were read from {blocks.folder}; rebuild "
-                "the stage: ivis-spark triplets --overwrite"
-            )
+    read = 0
+    for found in _read_parts(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
+        packed = {kind: found[column] for kind, column in columns.items()}
+        read += len(packed["anchor"])
+        yield _join_blocks(packed, columns, blocks, rng)
+    wanted = sum(part.stop - part.first for part in parts)
+    if read != wanted:
+        raise ArtifactError(
+            f"{read} of {wanted} triplet blocks were read from {blocks.folder}; rebuild the stage: ivis-spark triplets "
+            "--overwrite"
+        )
+
+
+def _read_parts(
+    blocks: TripletBlocks, parts: list[_Part], columns: list[str], *, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the packed blocks of each row group by column: first those of files cut by a border, then whole files."""
+    whole = []
+    for part in parts:
+        url = storage.join(blocks.folder, part.name)
+        count = blocks.file_blocks[part.name]
+        if part.stop - part.first == count:
+            whole.append(url)
+            continue
+        size = blocks.group_blocks
+        shards = -(-count // size)
+        for group in range(part.first // size, -(-part.stop // size)):
+            kept = slice(max(part.first - group * size, 0), part.stop - group * size)
+            # Of as many shards as row groups, each is a row group.
+            with _open_reader([url], columns, cur_shard=group, shard_count=shards, shuffle_row_groups=False) as reader:
+                for found in reader:
+                    yield {column: list(getattr(found, column))[kept] for column in columns}
+    if whole:
+        with _open_reader(whole, columns, shuffle_row_groups=True, seed=seed) as reader:
+            for found in reader:
+                yield {column: list(getattr(found, column)) for column in columns}
 
 
 def _join_blocks(
@@ -203,18 +321,24 @@ def _join_blocks(
 
 
 @contextlib.contextmanager
-def _open_reader(urls: list[str], columns: list[str], *, seed: int) -> Iterator[Any]:
-    """Open a Petastorm reader for one pass. Petastorm takes seed 0 for no seed, so the seed is at least 1."""
+def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterator[Any]:
+    """Open a Petastorm reader for one pass. Petastorm takes seed 0 for no seed, so a seed must be at least 1."""
     make_batch_reader = _petastorm()
-    reader = make_batch_reader(
-        urls,
-        schema_fields=[f"^{name}$" for name in columns],
-        reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
-        shuffle_row_groups=True,
-        seed=seed,
-        num_epochs=1,
-        hdfs_driver="libhdfs",
-    )
+    from petastorm.errors import NoDataAvailableError
+
+    try:
+        reader = make_batch_reader(
+            urls,
+            schema_fields=[f"^{name}$" for name in columns],
+            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
+            num_epochs=1,
+            hdfs_driver="libhdfs",
+            **options,
+        )
+    except NoDataAvailableError as err:
+        raise ArtifactError(
+            f"{urls[0]} has fewer row groups than its blocks need; rebuild the stage: ivis-spark triplets --overwrite"
+        ) from err
     try:
         yield reader
     finally:

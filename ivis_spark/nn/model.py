@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -11,15 +11,10 @@ import tensorflow as tf
 from ivis_spark.nn.distances import Tensor
 from ivis_spark.nn.losses import Loss, row_loss
 from ivis_spark.nn.optimizer import FusedAdam
+from ivis_spark.nn.reducer import Reducer
 from ivis_spark.nn.supervision import Metric, make_supervised_loss_fn
 
-Reduce = Callable[[list[Tensor]], list[Tensor]]
 Batch = Mapping[str, Tensor]
-
-
-def keep_gradients(gradients: list[Tensor]) -> list[Tensor]:
-    """Return the gradients as they are: the reducer of a single process."""
-    return gradients
 
 
 class TripletModel(keras.Model):  # type: ignore[misc]
@@ -38,7 +33,7 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         supervision_weight: float = 0.0,
         optimizer: Any | None = None,
         learning_rate: float = 0.001,
-        reduce_gradients: Reduce = keep_gradients,
+        reducer: Reducer | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -50,13 +45,13 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             supervision_weight: Weight of the head's loss; the triplet loss gets the rest. In [0, 1].
             optimizer: Any Keras optimizer; None is Adam with `learning_rate`.
             learning_rate: Of Adam.
-            reduce_gradients: Averages gradients over the ranks that train together.
+            reducer: Joins the ranks that train together; None trains alone.
         """
         super().__init__(name="triplet_model")
         self.encoder = encoder
         self.head = head
         self.supervision_weight = supervision_weight if head is not None else 0.0
-        self.reduce_gradients = reduce_gradients
+        self.reducer = reducer or Reducer()
         self._row_loss = row_loss(loss)
         self._has_rows = hasattr(loss, "rows")
         self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
@@ -80,14 +75,15 @@ class TripletModel(keras.Model):  # type: ignore[misc]
                 without a copy; optionally `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
 
         Returns:
-            `metric_names`, each the weighted mean over the rows of the batch, and `weight`, the sum of the weights.
+            `metric_names`, each this rank's share of the weighted mean over the rows of all ranks, so that the shares
+            add up to it (alone: the mean), and `weight`, the sum of the weights over all ranks.
         """
         with tf.GradientTape() as tape:
             figures = self._figures(batch)
-            penalty = self.losses
+            penalty = [each / self.reducer.n_ranks for each in self.losses]
             objective = tf.add_n([figures["loss"], *penalty]) if penalty else figures["loss"]
         variables = self.trainable_variables
-        gradients = self.reduce_gradients(tape.gradient(objective, variables))
+        gradients = self.reducer.sum_gradients(tape.gradient(objective, variables))
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return figures
 
@@ -97,17 +93,20 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         weight = batch.get("weight")
         if weight is None:
             weight = tf.ones([tf.shape(anchor)[0]])
-        triplet = _weighted_mean(self._triplet_rows(anchor, positive, negative, batch.get("weight")), weight)
+        rows = self._triplet_rows(anchor, positive, negative, batch.get("weight"))
+        # The sums of weights depend on no weight of the network, so they are joined while the forward pass runs.
         if self.head is None or self._supervised_loss is None:
-            return {"loss": triplet, "weight": tf.reduce_sum(weight)}
+            (total,) = self.reducer.sum_values([tf.reduce_sum(weight)])
+            return {"loss": _share(rows, weight, total), "weight": total}
         values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
-        supervised = _weighted_mean(values, weight * labelled)
-        total = (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised
+        total, total_labelled = self.reducer.sum_values([tf.reduce_sum(weight), tf.reduce_sum(weight * labelled)])
+        triplet = _share(rows, weight, total)
+        supervised = _share(values, weight * labelled, total_labelled)
         return {
-            "loss": total,
+            "loss": (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised,
             "triplet_loss": triplet,
             "supervised_loss": supervised,
-            "weight": tf.reduce_sum(weight),
+            "weight": total,
         }
 
     def _triplet_rows(self, anchor: Tensor, positive: Tensor, negative: Tensor, weight: Tensor | None) -> Tensor:
@@ -119,5 +118,6 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return tf.scatter_nd(real, values, [tf.shape(anchor, out_type=tf.int64)[0]])
 
 
-def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), tf.reduce_sum(weight))
+def _share(values: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+    """Return what these values add to the mean over rows whose weights add up to `total`."""
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), total)

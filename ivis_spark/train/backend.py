@@ -1,29 +1,208 @@
-"""Where training runs: one process now; the only room that will know horovod."""
+"""Which processes train together, and how they speak: the only room that knows Horovod.
+
+`Backend` is a process that trains alone, `HorovodBackend` one of a ring. Another way to train together, such as
+tf.distribute, is one more subclass. Importing this loads neither TensorFlow nor Horovod: Spark's Python workers use it
+to start ranks.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from ivis_spark.nn.model import keep_gradients
+from ivis_spark.config import TrainConfig
+from ivis_spark.errors import DependencyError
+from ivis_spark.nn.reducer import Reducer, Tensor
+
+log = logging.getLogger(__name__)
+
+_REMEDY = (
+    "Build it for the TensorFlow that is installed: conf/install_horovod.sh PYTHON conf/constraints.txt, or "
+    "pip install --no-build-isolation --no-cache-dir 'horovod==0.28.*' with cmake below 4, setuptools below 70 and "
+    "HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1; or train in one process with train.backend=local"
+)
 
 
-class Reducer(Protocol):
-    """Averages gradients over the ranks that train together."""
+class Backend(Reducer):
+    """What the ranks of one training do together; this one is a process that trains alone."""
 
-    def __call__(self, gradients: list[Any], /) -> list[Any]:
-        """Return the averaged gradients, in the same order."""
+    rank = 0
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's value, which JSON can hold, on every rank."""
+        return value
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        """Give every rank the values that rank 0's variables have."""
+
+    def leave(self) -> None:
+        """Wait until every rank has come this far, then part."""
 
 
-def make_reduce_fn() -> Reducer:
-    """Return the reducer of this process: gradients stay as they are while it trains alone."""
-    return keep_gradients
+class HorovodBackend(Backend):
+    """One rank of a Horovod ring.
+
+    Args:
+        compression: How gradients travel.
+
+    Raises:
+        DependencyError: if Horovod is missing or was built for another TensorFlow.
+    """
+
+    def __init__(self, compression: Literal["none", "fp16"] = "none") -> None:
+        self._hvd = _horovod()
+        self._hvd.init()
+        self.rank, self.n_ranks = self._hvd.rank(), self._hvd.size()
+        self._compression = getattr(self._hvd.Compression, compression)
+
+    def sum_gradients(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Return the sums over the ranks; what has no gradient stays without."""
+        given = [each for each in gradients if each is not None]
+        joined = iter(self._hvd.grouped_allreduce(given, op=self._hvd.Sum, compression=self._compression))
+        return [None if each is None else next(joined) for each in gradients]
+
+    def sum_values(self, values: list[Tensor]) -> list[Tensor]:
+        """Return the sums over the ranks of scalars, as one message."""
+        import tensorflow as tf
+
+        return tf.unstack(self._hvd.allreduce(tf.stack(values), op=self._hvd.Sum), num=len(values))
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        return self._hvd.broadcast_object(value, root_rank=0)
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        """Give every rank the values that rank 0's variables have."""
+        import tensorflow as tf
+
+        for variable in variables:
+            value = tf.convert_to_tensor(variable)
+            # Horovod has no unsigned 32-bit integers, of which Keras's random states are.
+            sent = tf.cast(value, tf.int64) if value.dtype == tf.uint32 else value
+            variable.assign(tf.cast(self._hvd.broadcast(sent, root_rank=0), value.dtype))
+
+    def leave(self) -> None:
+        """Wait until every rank has come this far, then part."""
+        self.sum_values([0.0])
+        self._hvd.shutdown()
 
 
-def rank() -> int:
-    """Return which of the training processes this is; 0 also when it is the only one."""
-    return 0
+def resolve_backend(config: TrainConfig) -> Literal["local", "horovod"]:
+    """Return where to train. Runs on: driver.
+
+    Raises:
+        DependencyError: if Horovod was asked for by name and is not installed.
+    """
+    installed = importlib.util.find_spec("horovod") is not None
+    if config.backend == "horovod" and not installed:
+        raise DependencyError(f"train.backend=horovod: Horovod is not installed here. {_REMEDY}")
+    if config.backend == "horovod" or (config.backend == "auto" and config.num_ranks > 1 and installed):
+        return "horovod"
+    if config.num_ranks > 1:
+        log.warning("train.num_ranks=%d, but Horovod is not installed: one process trains", config.num_ranks)
+    return "local"
 
 
-def size() -> int:
-    """Return how many processes train together."""
-    return 1
+def _horovod() -> Any:
+    import tensorflow as tf
+
+    try:
+        import horovod.tensorflow as hvd
+
+        hvd.gloo_built()
+    except (ImportError, AttributeError, OSError, tf.errors.NotFoundError) as err:
+        raise DependencyError(
+            f"Horovod cannot be used with TensorFlow {tf.__version__}: {' '.join(str(err).split())[:300]}. {_REMEDY}"
+        ) from err
+    return hvd
+
+
+def is_lost_peer(err: BaseException) -> bool:
+    """Tell whether an error says that another rank left the ring, or stalled."""
+    import tensorflow as tf
+
+    return isinstance(err, (tf.errors.OpError, RuntimeError)) and any(
+        text in str(err) for text in ("Horovod", "HorovodInternalError", "gloo")
+    )
+
+
+@contextlib.contextmanager
+def rendezvous() -> Iterator[int]:
+    """Serve the meeting point of a ring, yield its port. Runs on: the machine of rank 0.
+
+    Raises:
+        DependencyError: if Horovod is missing.
+    """
+    try:
+        from horovod.runner.http.http_server import RendezvousServer
+    except ImportError as err:
+        raise DependencyError(f"Horovod is missing on {socket.gethostname()}: {err}. {_REMEDY}") from err
+    server = RendezvousServer()
+    port = server.start()
+    try:
+        yield port
+    finally:
+        server.stop()
+
+
+def ring_environment(
+    rank: int, hosts: Sequence[str], port: int, *, stall_timeout_seconds: float, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment variables that tell a process its rank.
+
+    Args:
+        rank: Of this process.
+        hosts: The host of each rank.
+        port: Of the rendezvous on rank 0's host.
+        stall_timeout_seconds: After which a rank that others wait for counts as lost.
+        environ: What is set already: HOROVOD_GLOO_IFACE in it wins over the network card found here.
+    """
+    host = hosts[rank]
+    local_rank = hosts[:rank].count(host)
+    # Horovod's cross communicator: the ranks with the same local rank, one a host.
+    peers = [name for name in dict.fromkeys(hosts) if hosts.count(name) > local_rank]
+    return {
+        "HOROVOD_RANK": str(rank),
+        "HOROVOD_SIZE": str(len(hosts)),
+        "HOROVOD_LOCAL_RANK": str(local_rank),
+        "HOROVOD_LOCAL_SIZE": str(hosts.count(host)),
+        "HOROVOD_CROSS_RANK": str(peers.index(host)),
+        "HOROVOD_CROSS_SIZE": str(len(peers)),
+        "HOROVOD_HOSTNAME": host,
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_RENDEZVOUS_ADDR": socket.gethostbyname(hosts[0]),
+        "HOROVOD_GLOO_RENDEZVOUS_PORT": str(port),
+        "HOROVOD_GLOO_IFACE": environ.get("HOROVOD_GLOO_IFACE") or _network_card(hosts[0]),
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": str(max(30, round(stall_timeout_seconds))),
+        "HOROVOD_STALL_CHECK_TIME_SECONDS": str(max(1, round(stall_timeout_seconds / 2))),
+        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(max(2, round(stall_timeout_seconds))),
+    }
+
+
+def _network_card(host: str) -> str:
+    """Return the name of the network interface that leads to a host."""
+    import psutil  # one of Horovod's own needs
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing; the kernel picks the route
+        address = probe.getsockname()[0]
+    cards = psutil.net_if_addrs()
+    found = [name for name, entries in cards.items() if any(entry.address == address for entry in entries)]
+    return found[0] if found else ""
+
+
+def device_environment(gpus: Iterable[str], cores: int) -> dict[str, str]:
+    """Return the environment variables that keep a rank to its GPU (none: to the CPU) and to its cores."""
+    return {
+        "CUDA_VISIBLE_DEVICES": next(iter(gpus), "-1"),
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "OMP_NUM_THREADS": str(cores),
+        "TF_NUM_INTRAOP_THREADS": str(cores),
+        "TF_NUM_INTEROP_THREADS": str(max(2, cores)),
+    }

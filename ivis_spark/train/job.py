@@ -2,79 +2,205 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
+import os
+import re
+import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
-from numpy.typing import NDArray
+import tensorflow as tf
 
-from ivis_spark.config import TrainConfig
-from ivis_spark.data.reader import TripletBlocks, block_dataset
+from ivis_spark import storage
+from ivis_spark.config import TrainConfig, section_from_mapping
+from ivis_spark.data.reader import Place, TripletBlocks, block_dataset
+from ivis_spark.errors import ArtifactError
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
-from ivis_spark.nn.networks import build_encoder
+from ivis_spark.nn.networks import build_encoder, dense_network
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
-from ivis_spark.train.backend import make_reduce_fn
-from ivis_spark.train.loop import fit
+from ivis_spark.train.backend import Backend
+from ivis_spark.train.callbacks import make_callbacks
+from ivis_spark.train.checkpoints import Checkpoints, variables_of
+from ivis_spark.train.loop import History, TrainingState, fit
 
 log = logging.getLogger(__name__)
 
+DENSE = "dense.npz"
 _SECONDS_BETWEEN_MESSAGES = 2.0
 
 
-def train_on_blocks(
-    blocks: TripletBlocks,
-    config: TrainConfig,
-    *,
-    label_values: NDArray[Any] | None,
-    random_state: int,
-    folder: str,
-    extra: dict[str, Any],
-) -> dict[str, Any]:
-    """Train an encoder on the blocks of a `triplets` stage and save it.
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a rank needs to know, as values that JSON can hold.
+
+    Attributes:
+        blocks: Where the triplets are.
+        config: Network and training.
+        label_values: The distinct labels; looked at when `config.supervision_metric` is set.
+        random_state: Seeds weights, dropout and the order of the data.
+        model_uri: Folder to save the model into, by rank 0.
+        checkpoint_uri: Folder of the checkpoints.
+        extra: Facts kept in the model's own description.
+    """
+
+    blocks: TripletBlocks
+    config: TrainConfig
+    label_values: list[float] | None
+    random_state: int
+    model_uri: str
+    checkpoint_uri: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return nested plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> TrainingJob:
+        """Make a job of what `to_mapping` returned, perhaps by way of JSON."""
+        values = dict(mapping)
+        values["blocks"] = TripletBlocks(**values["blocks"])
+        values["config"] = section_from_mapping(TrainConfig, values["config"])
+        return cls(**values)
+
+
+def run_job(job: TrainingJob, backend: Backend | None = None) -> dict[str, Any]:
+    """Train an encoder on the blocks of a `triplets` stage, from the last checkpoint if there is one, and save it.
 
     Runs on: each rank. Memory: the network and a few row groups.
 
     Args:
-        blocks: Where the triplets are.
-        config: Network and training.
-        label_values: The distinct labels, shape (c,); looked at when `config.supervision_metric` is set.
-        random_state: Seeds weights, dropout and the order of the data.
-        folder: Local folder to save the model into.
-        extra: Facts kept in the model's own description, JSON-able.
+        job: What to train on and how.
+        backend: The ranks that train together; None is one process.
 
     Returns:
-        Facts for the manifest: loss of each epoch and its parts, epochs, steps, seconds, triplets a second, and for a
-        plain margin loss the loss of a collapsed embedding (`margin`).
+        Facts for the manifest: loss of each epoch and its parts, epochs, steps, seconds, triplets a second, ranks, and
+        for a plain margin loss the loss of a collapsed embedding (`margin`).
 
     Raises:
         InputError: if the labels do not fit the supervision.
+        ConfigError: if a callback cannot be made.
+        ArtifactError: if the blocks are not what the manifest says.
         TrainingError: if the loss is not finite.
     """
-    supervised = config.supervision_metric is not None
-    encoder = build_encoder(config.model, (blocks.dims,), config.embedding_dims, seed=random_state)
-    head = None
-    if supervised:
-        outputs = count_outputs(
-            config.supervision_metric or "", np.asarray([] if label_values is None else label_values)
-        )
-        head = build_head(config.supervision_metric or "", outputs, config.embedding_dims, seed=random_state)
+    backend = backend or Backend()
+    started = time.monotonic()
+    model = _build_model(job, backend)
+    with tempfile.TemporaryDirectory(prefix="ivis-spark-") as scratch:
+        logs = os.path.join(scratch, "logs")
+        history, first, seconds = _train(job, backend, model, logs)
+        if backend.rank == 0:
+            _save(job, model, scratch)
+            storage.put_folder(scratch, job.model_uri)
+        backend.leave()
+    return _facts(job, backend, history, first, seconds) | {"job_seconds": round(time.monotonic() - started, 3)}
+
+
+def _build_model(job: TrainingJob, backend: Backend) -> TripletModel:
+    config, head = job.config, None
+    metric = config.supervision_metric
+    encoder = build_encoder(config.model, (job.blocks.dims,), config.embedding_dims, seed=job.random_state)
+    if metric is not None:
+        outputs = count_outputs(metric, np.asarray(job.label_values or []))
+        head = build_head(metric, outputs, config.embedding_dims, seed=job.random_state)
     model = TripletModel(
         encoder,
         triplet_loss(config.distance, config.margin),
         head=head,
-        supervision_metric=config.supervision_metric,
+        supervision_metric=metric,
         supervision_weight=config.supervision_weight,
-        learning_rate=config.learning_rate,
-        reduce_gradients=make_reduce_fn(),
+        learning_rate=config.scaled_learning_rate,
+        reducer=backend,
     )
-    steps = blocks.steps_per_epoch(config.batch_size)
-    dataset = block_dataset(blocks, batch_size=config.batch_size, random_state=random_state, labels=supervised)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -> tuple[History, TrainingState, float]:
+    """Train and return the figures of all epochs, where this process began, and its seconds."""
+    config = job.config
+    steps = job.blocks.steps_per_epoch(config.batch_size)
+    checkpoints = Checkpoints(job.checkpoint_uri, config, steps_per_epoch=steps, logs=logs)
+    state = _synchronise(backend, model, checkpoints)
+    _describe(job, backend, state, steps)
+    dataset = block_dataset(
+        job.blocks,
+        batch_size=config.batch_size,
+        random_state=job.random_state,
+        labels=config.supervision_metric is not None,
+        place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
+    )
+
+    def save(state: TrainingState) -> None:
+        if backend.rank == 0 and checkpoints.save_if_due(model, state):
+            log.debug("checkpoint after epoch %d, step %d", state.epoch, state.step)
+
+    first, started = dataclasses.replace(state), time.monotonic()
+    with _reading_errors():
+        history = fit(
+            model,
+            dataset,
+            steps_per_epoch=steps,
+            config=config,
+            callbacks=_callbacks(job, backend, steps, logs),
+            state=state,
+            on_progress=save,
+        )
+    return history, first, time.monotonic() - started
+
+
+@contextlib.contextmanager
+def _reading_errors() -> Iterator[None]:
+    """Raise what the reader raised on purpose, instead of TensorFlow's account of it.
+
+    Raises:
+        ArtifactError: with the reader's message.
+    """
+    try:
+        yield
+    except tf.errors.OpError as err:
+        match = re.search(rf"\b{ArtifactError.__name__}: (.+)", str(err))
+        if match is None:
+            raise
+        raise ArtifactError(match.group(1).strip()) from err
+
+
+def _synchronise(backend: Backend, model: TripletModel, checkpoints: Checkpoints) -> TrainingState:
+    """Give every rank the values and the place of rank 0: those of the last checkpoint, or fresh ones."""
+    found = checkpoints.restore(model) if backend.rank == 0 else None
+    position = backend.broadcast_object(None if found is None else dataclasses.asdict(found))
+    variables = list(variables_of(model).values())
+    backend.broadcast_variables(variables)
+    for variable in variables:
+        if str(variable.dtype) == "uint32":  # states of dropout: each rank drops other units
+            variable.assign(np.asarray(variable) + np.array([backend.rank, 0], np.uint32))
+    return TrainingState() if position is None else TrainingState(**position)
+
+
+def _callbacks(job: TrainingJob, backend: Backend, steps: int, logs: str) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of this rank: the user's own run on rank 0 alone, unless they are for every rank."""
+    callbacks = make_callbacks(job.config.rank_callbacks, logs)
+    if backend.rank == 0:
+        callbacks += make_callbacks(job.config.callbacks, logs)
+        callbacks.append(ProgressLogger(steps * job.config.batch_size, min_interval_s=_SECONDS_BETWEEN_MESSAGES))
+    return callbacks
+
+
+def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: int) -> None:
+    config, blocks = job.config, job.blocks
+    if backend.rank:
+        return
     log.info(
-        "%s, %d -> %d, %s loss: %d triplets an epoch in %d steps of %d",
+        "%s, %d -> %d, %s loss: %d triplets an epoch in %d steps of %d, %d rank(s)",
         config.model,
         blocks.dims,
         config.embedding_dims,
@@ -82,18 +208,35 @@ def train_on_blocks(
         blocks.rows,
         steps,
         config.batch_size,
+        backend.n_ranks,
     )
-    started = time.monotonic()
-    callbacks = [ProgressLogger(steps * config.batch_size, min_interval_s=_SECONDS_BETWEEN_MESSAGES)]
-    history = fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=callbacks)
-    seconds = time.monotonic() - started
-    save_model(folder, encoder, head=head, extra=extra)
-    epochs = len(history["loss"])
+    if state.epoch or state.step:
+        log.info("going on from the checkpoint after epoch %d, step %d", state.epoch, state.step)
+
+
+def _save(job: TrainingJob, model: TripletModel, folder: str) -> None:
+    """Save the encoder and head, and the encoder once more as plain arrays, which executors run without TensorFlow."""
+    save_model(folder, model.encoder, head=model.head, extra=job.extra)
+    network = dense_network(model.encoder)
+    if network is None:
+        raise ArtifactError("the encoder has layers that cannot run outside TensorFlow")
+    with open(os.path.join(folder, DENSE), "wb") as file:
+        file.write(network.to_bytes())
+
+
+def _facts(
+    job: TrainingJob, backend: Backend, history: History, first: TrainingState, seconds: float
+) -> dict[str, Any]:
+    """Describe the training; the rate is that of this process's own epochs."""
+    config, blocks = job.config, job.blocks
+    epochs, steps = len(history["loss"]), blocks.steps_per_epoch(config.batch_size)
+    done = (epochs - first.epoch) * steps - first.step
     return {
         **history,
         "epochs": epochs,
         "steps_per_epoch": steps,
+        "ranks": backend.n_ranks,
         "training_seconds": round(seconds, 3),
-        "triplets_per_second": round(epochs * steps * min(config.batch_size, blocks.rows) / seconds, 1),
-        "margin": None if supervised or "ratio" in config.distance else config.margin,
+        "triplets_per_second": round(done * min(config.batch_size, blocks.rows) / seconds, 1),
+        "margin": None if config.supervision_metric or "ratio" in config.distance else config.margin,
     }

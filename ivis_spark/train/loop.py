@@ -1,11 +1,11 @@
-"""The training loop: epochs, callbacks, early stopping."""
+"""The training loop: epochs, callbacks, early stopping, and where it stands at any moment."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -24,6 +24,31 @@ _STEPS_PER_CALL = 256
 History = dict[str, list[float]]
 
 
+@dataclass
+class TrainingState:
+    """Where training stands between two calls of the compiled loop. JSON can hold it.
+
+    Attributes:
+        epoch, step: The next batch to train on.
+        sums: Sums of the figures of the epoch's batches so far.
+        history: Figures of the epochs that ended.
+        best, wait: Lowest loss, and the epochs since: early stopping.
+        rate: Learning rate outside warm-up and cool-down; None before training.
+        cooldown_from: First epoch of the cool-down, once that is known.
+        stopped: Whether a callback ended training.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
+    best: float | None = None
+    wait: int = 0
+    rate: float | None = None
+    cooldown_from: int | None = None
+    stopped: bool = False
+
+
 def fit(
     model: TripletModel,
     dataset: tf.data.Dataset,
@@ -31,23 +56,29 @@ def fit(
     steps_per_epoch: int,
     config: TrainConfig,
     callbacks: Iterable[keras.callbacks.Callback] = (),
-    initial_epoch: int = 0,
+    state: TrainingState | None = None,
+    on_progress: Callable[[TrainingState], None] | None = None,
 ) -> History:
     """Train until the loss has not fallen for `config.patience` epochs, then cool down; at most `config.epochs` in all.
 
     In the last `config.cooldown_epochs` the learning rate falls linearly to 0. It takes the noise of the steps out of
     the weights: "Scaling laws and compute-optimal training beyond fixed training durations" (Haegele et al., 2024).
+    In the first `config.warmup_epochs` it rises linearly from 0.
+
+    All ranks that train together see the same figures and stop together, whichever of them has the callback that
+    asked for it.
 
     Runs on: each rank.
 
     Args:
         model: What to train; its weights change in place.
-        dataset: Infinite; batches as `TripletModel.train_step` takes them.
+        dataset: Infinite; batches as `TripletModel.train_step` takes them, from where `state` stands.
         steps_per_epoch: Batches of an epoch.
-        config: `epochs`, `patience` and `cooldown_epochs` are read here.
+        config: `epochs`, `patience`, `warmup_epochs` and `cooldown_epochs` are read here.
         callbacks: Keras callbacks; one that sets `model.stop_training` ends training at once. `on_train_batch_*` is
             called once for each chunk of steps, with its last step.
-        initial_epoch: Number of the first epoch, when training goes on.
+        state: Where training goes on; it is kept up to date. None begins.
+        on_progress: Called with the state after each chunk of steps and each epoch.
 
     Returns:
         The figures of each epoch, averaged over its rows by weight: `loss`, and its parts with supervision.
@@ -55,86 +86,136 @@ def fit(
     Raises:
         TrainingError: if the loss is not finite.
     """
-    stopping = keras.callbacks.EarlyStopping(monitor="loss", mode="min", patience=config.patience)
-    listeners = keras.callbacks.CallbackList(
-        [*callbacks, stopping],
-        add_history=True,
-        add_progbar=False,
-        model=model,
-        epochs=config.epochs,
-        steps=steps_per_epoch,
-        verbose=0,
-    )
-    model.stop_training = False
-    model.optimizer.build(model.trainable_variables)
-    run_steps = _make_run_steps_fn(model)
-    cooldown = min(config.cooldown_epochs, config.epochs // 2)
-    run_epoch = functools.partial(_run_epoch, run_steps, iter(dataset), steps_per_epoch, listeners=listeners)
-    listeners.on_train_begin()
-    epoch = initial_epoch
-    while epoch < config.epochs - cooldown and not model.stop_training:
-        run_epoch(epoch)
-        epoch += 1
-    settled = stopping.wait >= config.patience
-    if settled:
-        log.info("no lower loss in %d epochs; %d more at a falling learning rate", config.patience, cooldown)
-    if cooldown and (settled or not model.stop_training):
+    state = state if state is not None else TrainingState()
+    run = _Run(model, dataset, steps_per_epoch, config, callbacks, state, on_progress or (lambda _: None))
+    run.train()
+    return state.history
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(
+        self,
+        model: TripletModel,
+        dataset: tf.data.Dataset,
+        steps_per_epoch: int,
+        config: TrainConfig,
+        callbacks: Iterable[keras.callbacks.Callback],
+        state: TrainingState,
+        on_progress: Callable[[TrainingState], None],
+    ) -> None:
+        self._model, self._state, self._steps, self._on_progress = model, state, steps_per_epoch, on_progress
+        self._config = config
+        self._cooldown = min(config.cooldown_epochs, config.epochs // 2)
+        self._stopping = keras.callbacks.EarlyStopping(monitor="loss", mode="min", patience=config.patience)
+        self._stopping.set_model(model)
+        self._listeners = keras.callbacks.CallbackList(
+            list(callbacks),
+            add_history=True,
+            add_progbar=False,
+            model=model,
+            epochs=config.epochs,
+            steps=steps_per_epoch,
+            verbose=0,
+        )
         model.stop_training = False
-        cooling = _Cooldown(model, first_epoch=epoch, epochs=cooldown, steps=steps_per_epoch)
-        listeners.callbacks[listeners.callbacks.index(stopping)] = cooling
-        while epoch < cooling.last_epoch and not model.stop_training:
-            run_epoch(epoch)
-            epoch += 1
-        model.optimizer.learning_rate = cooling.start
-    listeners.on_train_end()
-    history: History = model.history.history
-    return history
+        model.optimizer.build(model.trainable_variables)
+        if state.rate is None:
+            state.rate = float(model.optimizer.learning_rate)
+        self._run_steps = _make_run_steps_fn(model)
+        self._batches = iter(dataset)
 
+    def train(self) -> None:
+        """Run epochs until it is time to end."""
+        state = self._state
+        self._listeners.on_train_begin()
+        self._model.history.history = state.history  # which Keras's own History fills
+        self._stopping.on_train_begin()
+        self._stopping.wait = state.wait
+        if state.best is not None:
+            self._stopping.best = state.best
+        while not self._ended():
+            self._run_epoch()
+            self._decide()
+            self._on_progress(state)
+        if state.cooldown_from is not None:
+            self._model.optimizer.learning_rate = state.rate
+        self._listeners.on_train_end()
 
-class _Cooldown(keras.callbacks.Callback):  # type: ignore[misc]
-    """Lets the learning rate fall linearly to 0: each chunk of steps has the rate of its middle."""
+    def _ended(self) -> bool:
+        state = self._state
+        last = self._config.epochs if state.cooldown_from is None else state.cooldown_from + self._cooldown
+        return state.stopped or state.epoch >= last
 
-    def __init__(self, model: TripletModel, *, first_epoch: int, epochs: int, steps: int) -> None:
-        super().__init__()
-        self.set_model(model)
-        self.start = float(model.optimizer.learning_rate)
-        self.last_epoch = first_epoch + epochs
-        self._epochs, self._steps, self._epoch = epochs, steps, first_epoch
+    def _run_epoch(self) -> None:
+        """Run the steps that are left of an epoch and tell the listeners its figures."""
+        state, listeners = self._state, self._listeners
+        listeners.on_epoch_begin(state.epoch)
+        for start in range(state.step, self._steps, _STEPS_PER_CALL):
+            steps = min(_STEPS_PER_CALL, self._steps - start)
+            self._set_rate(start)
+            listeners.on_train_batch_begin(start)
+            for name, value in self._run_steps(self._batches, tf.constant(steps)).items():
+                state.sums[name] = state.sums.get(name, 0.0) + float(value)
+            if not math.isfinite(state.sums["loss"]):
+                raise TrainingError(
+                    f"the loss is {state.sums['loss']} in epoch {state.epoch + 1}, batch {start + 1} to "
+                    f"{start + steps}: training diverged; lower the learning rate, scale the features to [0, 1] or to "
+                    "variance 1, or check them for very large values"
+                )
+            state.step = start + steps
+            listeners.on_train_batch_end(state.step - 1, _averages(state.sums))
+            if self._any_rank(self._model.stop_training):
+                self._model.stop_training = True
+                break
+            if state.step < self._steps:
+                self._on_progress(state)
 
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch = epoch
+    def _decide(self) -> None:
+        """End the epoch: go on, cool down or stop."""
+        state, epoch = self._state, self._state.epoch
+        figures = _averages(state.sums)
+        self._listeners.on_epoch_end(epoch, figures)
+        stop = self._any_rank(self._model.stop_training)
+        state.epoch, state.step, state.sums = epoch + 1, 0, {}
+        if state.cooldown_from is not None:
+            state.stopped = stop
+            return
+        self._stopping.on_epoch_end(epoch, figures)
+        state.wait, state.best = self._stopping.wait, float(self._stopping.best)
+        settled = state.wait >= self._config.patience
+        self._model.stop_training = False
+        if epoch + 1 >= self._config.warmup_epochs > epoch:
+            self._model.optimizer.learning_rate = state.rate
+        if self._cooldown and (settled or (not stop and state.epoch >= self._config.epochs - self._cooldown)):
+            state.cooldown_from = state.epoch
+            if epoch + 1 > self._config.warmup_epochs:
+                state.rate = float(self._model.optimizer.learning_rate)
+            if settled:
+                log.info("no lower loss in %d epochs; %d more at a falling learning rate", state.wait, self._cooldown)
+            return
+        state.stopped = stop or settled
 
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        middle = min(batch + _STEPS_PER_CALL / 2, (batch + self._steps) / 2) / self._steps
-        self.model.optimizer.learning_rate = self.start * (self.last_epoch - self._epoch - middle) / self._epochs
+    def _set_rate(self, start: int) -> None:
+        """In warm-up and cool-down, give each chunk of steps the learning rate of its middle."""
+        state, steps = self._state, self._steps
+        now = state.epoch + min(start + _STEPS_PER_CALL / 2, (start + steps) / 2) / steps
+        if state.cooldown_from is not None:
+            share = (state.cooldown_from + self._cooldown - now) / self._cooldown
+        elif state.epoch < self._config.warmup_epochs:
+            share = now / self._config.warmup_epochs
+        else:
+            return
+        self._model.optimizer.learning_rate = state.rate * share  # type: ignore[operator]
 
-
-def _run_epoch(
-    run_steps: Callable[..., Any],
-    batches: Any,
-    steps_per_epoch: int,
-    epoch: int,
-    *,
-    listeners: keras.callbacks.CallbackList,
-) -> None:
-    """Run the steps of an epoch and tell the listeners its figures."""
-    sums: dict[str, float] = {}
-    listeners.on_epoch_begin(epoch)
-    for start in range(0, steps_per_epoch, _STEPS_PER_CALL):
-        steps = min(_STEPS_PER_CALL, steps_per_epoch - start)
-        listeners.on_train_batch_begin(start)
-        for name, value in run_steps(batches, tf.constant(steps)).items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-        if not math.isfinite(sums["loss"]):
-            raise TrainingError(
-                f"the loss is {sums['loss']} in epoch {epoch + 1}, batch {start + 1} to {start + steps}: training "
-                "diverged; lower the learning rate, scale the features to [0, 1] or to variance 1, or check them for "
-                "very large values"
-            )
-        listeners.on_train_batch_end(start + steps - 1, _averages(sums))
-        if listeners.model.stop_training:
-            break
-    listeners.on_epoch_end(epoch, _averages(sums))
+    def _any_rank(self, flag: bool) -> bool:
+        """Tell whether a flag is set on any rank; they all must ask."""
+        reducer = self._model.reducer
+        if reducer.n_ranks == 1:
+            return flag
+        (total,) = reducer.sum_values([tf.constant(float(flag))])
+        return float(total) > 0
 
 
 def _averages(sums: dict[str, float]) -> dict[str, float]:
@@ -143,16 +224,23 @@ def _averages(sums: dict[str, float]) -> dict[str, float]:
 
 
 def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
-    """Return a compiled function that trains on the next `steps` batches and returns sums of figures by weight."""
+    """Return a compiled function that trains on the next `steps` batches and returns sums of figures by weight.
+
+    The sums are over all ranks.
+    """
     names = model.metric_names
+    # Two steps of a ring at once would send two sums of the same name. 10 is TensorFlow's own choice.
+    parallel = 10 if model.reducer.n_ranks == 1 else 1
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def run_steps(batches: Any, steps: Any) -> dict[str, Any]:
         sums = {name: tf.constant(0.0) for name in (*names, "weight")}
         for _ in tf.range(steps):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=parallel)
             figures = model.train_step(next(batches))
             weight = figures["weight"]
             sums = {name: sums[name] + (weight if name == "weight" else figures[name] * weight) for name in sums}
-        return sums
+        totals = model.reducer.sum_values([sums[name] for name in names])
+        return {**dict(zip(names, totals, strict=True)), "weight": sums["weight"]}
 
     return run_steps

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import parser, say
+from common import Floats, parser, say
 
 from ivis_spark.data.reader import TripletBlocks, block_dataset
 
@@ -38,13 +38,19 @@ def main() -> None:
     say(f"pyarrow alone: {max(limit):,.0f} triplets/s; ratio {max(ours) / max(limit):.2f}")
 
 
-def write_blocks(folder: str, rows: int, dims: int) -> TripletBlocks:
-    """Write files of blocks of random rows with one draw."""
+def write_blocks(folder: str, rows: int, dims: int, X: Floats | None = None) -> TripletBlocks:
+    """Write files of blocks with one draw: rows drawn from X, or random ones."""
     rng = np.random.default_rng(0)
     count, files = -(-rows // BLOCK_ROWS), {}
+    group = max(1, (8 << 20) // (8 * BLOCK_ROWS * dims))
     for first in range(0, count, BLOCKS_A_FILE):
         number = min(BLOCKS_A_FILE, count - first)
-        rows_of = [rng.standard_normal((BLOCK_ROWS, dims), dtype=np.float32) for _ in range(2 * number)]
+        rows_of = [
+            rng.standard_normal((BLOCK_ROWS, dims), dtype=np.float32)
+            if X is None
+            else X[rng.integers(len(X), size=BLOCK_ROWS)]
+            for _ in range(2 * number)
+        ]
         weight = np.ones(BLOCK_ROWS, np.float32).tobytes()
         columns = {
             "anchor": [block.tobytes() for block in rows_of[:number]],
@@ -54,10 +60,9 @@ def write_blocks(folder: str, rows: int, dims: int) -> TripletBlocks:
         }
         table = pa.table({name: pa.array(values, pa.binary()) for name, values in columns.items()})
         name = f"part-{first}.parquet"
-        group = max(1, (8 << 20) // (8 * BLOCK_ROWS * dims))
         pq.write_table(table, os.path.join(folder, name), compression="lz4", use_dictionary=False, row_group_size=group)
         files[name] = number
-    return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=False)
+    return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=False, group_blocks=group)
 
 
 def near_pairs(rng: np.random.Generator, rows: int) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -11,6 +14,7 @@ pytestmark = pytest.mark.tf
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.optimizer import FusedAdam  # noqa: E402
+from ivis_spark.nn.reducer import Reducer  # noqa: E402
 from ivis_spark.nn.supervision import build_head  # noqa: E402
 
 
@@ -92,11 +96,12 @@ def test_batch_without_any_label_is_finite() -> None:
 def test_reducer_sees_all_gradients_and_its_answer_is_applied() -> None:
     seen = []
 
-    def drop(gradients):
-        seen.extend(gradients)
-        return [0 * each for each in gradients]
+    class Drop(Reducer):
+        def sum_gradients(self, gradients):
+            seen.extend(gradients)
+            return [0 * each for each in gradients]
 
-    model = TripletModel(linear_encoder(), triplet_loss(), reduce_gradients=drop)
+    model = TripletModel(linear_encoder(), triplet_loss(), reducer=Drop())
     before = model.get_weights()
     model.train_step(batch())
     assert len(seen) == 2
@@ -112,3 +117,61 @@ def test_fused_adam_equals_keras_adam() -> None:
         for model in models:
             model.train_step(batch(seed=step))
     np.testing.assert_allclose(models[0].get_weights()[0], models[1].get_weights()[0], atol=1e-5)
+
+
+class Threads(Reducer):
+    """Two ranks that are threads of this process."""
+
+    n_ranks = 2
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list] = {}
+        self._barrier = threading.Barrier(self.n_ranks, timeout=60)
+
+    def sum_gradients(self, gradients):
+        self._slots[threading.get_ident()] = gradients
+        self._barrier.wait()
+        sums = [sum(parts) for parts in zip(*self._slots.values(), strict=True)]
+        self._barrier.wait()
+        return sums
+
+    sum_values = sum_gradients
+
+
+def cut_rows(whole: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    stacked = whole["stacked"].reshape(3, -1, 5)[:, start:stop].reshape(-1, 5)
+    return {"stacked": stacked, **{name: whole[name][start:stop] for name in ("weight", "label")}}
+
+
+@pytest.mark.parametrize("metric", [None, "sparse_categorical_crossentropy", "mae", "squared_hinge"])
+def test_a_batch_split_over_ranks_has_the_gradients_of_the_whole_batch(metric: str | None) -> None:
+    """Padding and missing labels fall on the ranks unevenly, and ranks may hold nothing that counts."""
+    rng = np.random.default_rng(3)
+    weight = np.array([1, 1, 0, 1, 1, 1, 1, 0, 0, 0], np.float32)
+    label = np.array([0, -1, 1, -1, 2, 1, 0, 2, 2, 2], np.float32)
+    if metric != "sparse_categorical_crossentropy":
+        label = np.where(label < 0, np.nan, np.minimum(label, 1)).astype(np.float32)
+    whole = {"stacked": rng.normal(size=(30, 5)).astype(np.float32), "weight": weight, "label": label}
+    for border in (5, 7):
+        check_split(whole, border, metric)
+
+
+def check_split(whole: dict[str, np.ndarray], border: int, metric: str | None) -> None:
+    def make(reducer: Reducer) -> TripletModel:
+        head = None if metric is None else build_head(metric, 3 if "sparse" in metric else 1, 2, seed=1)
+        options = {"head": head, "supervision_metric": metric, "supervision_weight": 0.3} if metric else {}
+        sgd = keras.optimizers.SGD(1.0)  # so that the weights move by the gradients
+        return TripletModel(linear_encoder(), triplet_loss(), optimizer=sgd, reducer=reducer, **options)
+
+    reducer = Threads()
+    alone, ranks = make(Reducer()), [make(reducer) for _ in range(2)]
+    figures = alone.train_step(whole)
+    parts = [cut_rows(whole, 0, border), cut_rows(whole, border, 10)]
+    with ThreadPoolExecutor(2) as pool:
+        shares = list(pool.map(TripletModel.train_step, ranks, parts))
+    for rank in ranks:
+        for mine, wanted in zip(rank.get_weights(), alone.get_weights(), strict=True):
+            np.testing.assert_allclose(mine, wanted, atol=1e-5)
+    for name, value in figures.items():
+        found = [float(share[name]) for share in shares]
+        assert (found[0] if name == "weight" else sum(found)) == pytest.approx(float(value), abs=1e-5)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -9,13 +14,16 @@ from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
 
 keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
 from ivis_spark.data.sequence import triplet_dataset  # noqa: E402
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.networks import build_encoder  # noqa: E402
-from ivis_spark.train import backend, loop  # noqa: E402
+from ivis_spark.nn.reducer import Reducer  # noqa: E402
+from ivis_spark.train import loop  # noqa: E402
+from ivis_spark.train.loop import TrainingState  # noqa: E402
 
 
 def clusters() -> np.ndarray:
@@ -32,13 +40,14 @@ def train(
     X: np.ndarray | None = None,
     seed: int = 1,
     cooldown: int = 0,
+    warmup: int = 0,
     callbacks=(),
     **options,
 ):
     X = clusters() if X is None else X
     model = TripletModel(build_encoder("szubert", (6,), 2, seed), triplet_loss(), **options)
     dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=16, random_state=seed)
-    config = TrainConfig(epochs=epochs, patience=patience, cooldown_epochs=cooldown)
+    config = TrainConfig(epochs=epochs, patience=patience, cooldown_epochs=cooldown, warmup_epochs=warmup)
     history = loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=callbacks)
     return model, history
 
@@ -47,6 +56,13 @@ def test_loss_falls_and_clusters_part() -> None:
     _, history = train(epochs=30, patience=30)
     assert len(history["loss"]) == 30
     assert history["loss"][-1] < 0.5 * history["loss"][0]
+
+
+class Still(Reducer):
+    """Nothing is learnt."""
+
+    def sum_gradients(self, gradients):
+        return [0 * each for each in gradients]
 
 
 class Recorder(keras.callbacks.Callback):
@@ -80,7 +96,7 @@ def test_callbacks_are_called_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_stops_when_the_loss_does_not_fall() -> None:
-    _, history = train(epochs=50, patience=2, reduce_gradients=lambda gradients: [0 * each for each in gradients])
+    _, history = train(epochs=50, patience=2, reducer=Still())
     assert len(history["loss"]) < 25
 
 
@@ -104,7 +120,7 @@ def test_learning_rate_falls_to_nothing_in_the_last_epochs(monkeypatch: pytest.M
 
 
 def test_cooldown_comes_after_the_loss_stopped_falling_but_not_after_a_stop_of_the_users() -> None:
-    still = {"reduce_gradients": lambda gradients: [0 * each for each in gradients]}
+    still = {"reducer": Still()}
     assert len(train(epochs=50, patience=2, cooldown=3, **still)[1]["loss"]) == (
         len(train(epochs=50, patience=2, **still)[1]["loss"]) + 3
     )
@@ -158,12 +174,61 @@ def test_goes_on_from_an_epoch() -> None:
         steps_per_epoch=steps,
         config=TrainConfig(epochs=3, cooldown_epochs=0),
         callbacks=[recorder],
-        initial_epoch=2,
+        state=TrainingState(epoch=2),
     )
     assert len(history["loss"]) == 1
     assert "epoch+2" in recorder.calls
 
 
-def test_one_process() -> None:
-    assert (backend.rank(), backend.size()) == (0, 1)
-    assert backend.make_reduce_fn()([1, 2]) == [1, 2]
+def test_goes_on_from_any_chunk_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop training after every chunk in turn, give another model the values and the state, and compare the ends."""
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)  # two chunks an epoch
+    X = clusters()[:, :5]
+    rng = np.random.default_rng(0)
+    batches = [{"stacked": X[rng.integers(90, size=3 * 8)]} for _ in range(4 * 6)]
+    config = TrainConfig(epochs=4, cooldown_epochs=1, warmup_epochs=2, patience=2)
+
+    def run(model, state=None, stop_after=None):
+        seen = []
+
+        def on_progress(state):
+            seen.append(copy.deepcopy(state))
+            if len(seen) == stop_after:
+                raise InterruptedError
+
+        done = 0 if state is None else state.epoch * 6 + state.step
+        dataset = tf.data.Dataset.from_generator(
+            lambda: iter(batches[done:]), output_signature={"stacked": tf.TensorSpec((24, 5), tf.float32)}
+        )
+        with contextlib.suppress(InterruptedError):
+            loop.fit(model, dataset, steps_per_epoch=6, config=config, state=state, on_progress=on_progress)
+        return seen
+
+    def make():
+        kernel = keras.initializers.GlorotUniform(seed=1)
+        encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, kernel_initializer=kernel)])
+        model = TripletModel(encoder, triplet_loss())
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    whole = make()
+    states = run(whole)
+    assert len(states) == 8 and states[-1].epoch == 4
+    for stop in range(1, 8):
+        first, second = make(), make()
+        state = run(first, stop_after=stop)[-1]
+        for mine, theirs in zip(second.variables, first.variables, strict=True):
+            mine.assign(theirs)
+        for mine, theirs in zip(second.optimizer.variables, first.optimizer.variables, strict=True):
+            mine.assign(theirs)
+        end = run(second, state=TrainingState(**json.loads(json.dumps(dataclasses.asdict(state)))))[-1]
+        assert end == states[-1]
+        for mine, wanted in zip(second.get_weights(), whole.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, wanted)
+
+
+def test_learning_rate_rises_in_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)
+    rates = Rates()
+    train(epochs=3, callbacks=[rates], warmup=2)
+    np.testing.assert_allclose(rates.seen, 0.001 * np.array([0.125, 0.375, 0.625, 0.875, 1, 1]), rtol=1e-5)

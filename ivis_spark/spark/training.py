@@ -1,0 +1,292 @@
+"""The train stage on a Spark cluster: starts the ranks as one barrier stage, watches them, starts them again.
+
+A Spark task starts a rank as a process of its own and waits for it. So threads, GPU and memory of a rank are what its
+environment says, nothing of it is left behind in Spark's Python workers, and a rank that dies is a value that the task
+returns. Barrier tasks start all together or not at all, are never speculated, and die together with an executor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pyspark import BarrierTaskContext, inheritable_thread_target
+from pyspark.sql import SparkSession
+
+from ivis_spark import errors, storage
+from ivis_spark.config import TrainConfig
+from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
+from ivis_spark.spark.session import describe_job
+from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
+
+if TYPE_CHECKING:
+    from ivis_spark.train.job import TrainingJob
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.5
+# What other ranks may still take to end after one ended: those that lost it must notice, rank 0 must save the model.
+_END_TOGETHER_SECONDS = 60.0
+_MODULE = "ivis_spark.train.rank"
+
+RankResult = dict[str, Any]
+
+
+def train_on_ring(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
+    """Train on `train.num_ranks` tasks of the cluster, started again from the last checkpoint when a rank is lost.
+
+    Runs on: driver.
+
+    Args:
+        spark: The session whose tasks become ranks.
+        job: What to train on; its folders must be reachable from every executor.
+
+    Returns:
+        The facts of rank 0, and `restarts`.
+
+    Raises:
+        ConfigError: if the session cannot hold the ranks, or starts them not in time.
+        InputError: if there is too little to read for every rank.
+        TrainingError: if a rank raised, naming it, or ranks were lost more than `train.max_restarts` times.
+    """
+    config = job.config
+    job.blocks.check_ranks(config.num_ranks, config.batch_size)
+    check_session(spark, config)
+    for restarts in range(config.max_restarts + 1):
+        _wait_for_slots(spark, config)
+        results = _Launch(spark, job).run()
+        facts = results[0].get("facts") if results else None
+        if facts is not None and all("facts" in result for result in results):
+            return {**facts, "restarts": restarts}
+        reason = _explain(results)
+        if restarts < config.max_restarts:
+            log.warning(
+                "%s; starting all ranks again from the last checkpoint (restart %d of %d)",
+                reason,
+                restarts + 1,
+                config.max_restarts,
+            )
+    raise TrainingError(
+        f"{reason}; that was the last of train.max_restarts={config.max_restarts}. The same command goes on from the "
+        f"last checkpoint"
+    )
+
+
+def check_session(spark: SparkSession, config: TrainConfig) -> None:
+    """Refuse settings of the session that ranks cannot live with. Runs on: driver.
+
+    Raises:
+        ConfigError: naming the setting and what to do.
+    """
+    conf = spark.sparkContext.getConf()
+    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise ConfigError(
+            "spark.dynamicAllocation.enabled=true takes executors away from ranks that wait for each other; train with "
+            "--spark-conf spark.dynamicAllocation.enabled=false and a fixed number of executors"
+        )
+    if conf.get("spark.speculation", "false") == "true":
+        log.warning("spark.speculation=true does not touch the ranks: Spark never speculates barrier tasks")
+    gpus, cores = conf.get("spark.task.resource.gpu.amount"), int(conf.get("spark.task.cpus", "1"))
+    log.info("%d ranks of %d core(s)%s", config.num_ranks, cores, f" and {gpus} GPU" if gpus else "")
+
+
+def count_slots(spark: SparkSession) -> int:
+    """Return how many tasks the executors that are there now can run at once, by cores and other resources."""
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    return int(context.maxNumConcurrentTasks(profile))
+
+
+def _wait_for_slots(spark: SparkSession, config: TrainConfig) -> None:
+    """Wait for executors: they may be starting, or being replaced."""
+    deadline = time.monotonic() + config.start_timeout_seconds
+    while (slots := count_slots(spark)) < config.num_ranks:
+        final = str(spark.sparkContext.master).partition("[")[0] == "local"
+        if final or time.monotonic() > deadline:
+            raise ConfigError(
+                f"train.num_ranks={config.num_ranks} needs as many task slots at once; the session has {slots} "
+                f"(after {config.start_timeout_seconds:g} s at most). Lower it, or give Spark more executors or cores "
+                "(spark.executor.instances, spark.executor.cores, spark.task.cpus)"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+class _Launch:
+    """One start of all ranks. Runs on: driver."""
+
+    def __init__(self, spark: SparkSession, job: TrainingJob) -> None:
+        self._context, self._job = spark.sparkContext, job
+        self._group = f"ivis-spark-train-{uuid.uuid4().hex[:12]}"
+        self._progress_uri = storage.join(job.checkpoint_uri, f"progress-{self._group[-12:]}.json")
+        self._told = 0
+        self._results: list[RankResult] = []
+        self._error: Exception | None = None
+        self._cancelled = ""
+        describe_job(spark, f"train on {job.config.num_ranks} ranks")
+
+    def run(self) -> list[RankResult]:
+        """Start the ranks, wait for them and return what each says, or one result for all if Spark lost a task."""
+        thread = threading.Thread(target=inheritable_thread_target(self._run_tasks), daemon=True)
+        thread.start()
+        try:
+            self._watch(thread)
+        finally:
+            if thread.is_alive():
+                self._context.cancelJobGroup(self._group)
+                thread.join(_END_TOGETHER_SECONDS)
+            self._tell_progress()
+            with contextlib.suppress(OSError):
+                fs, path = storage.filesystem(self._progress_uri)
+                fs.rm_file(path)
+        if self._error is not None or self._cancelled:
+            text = str(getattr(self._error, "java_exception", None) or self._error or "")
+            return [{"rank": None, "kind": "lost", "error": self._cancelled or _first_line(text)}]
+        return self._results
+
+    def _run_tasks(self) -> None:
+        ranks = self._job.config.num_ranks
+        order = json.dumps({"job": self._job.to_mapping(), "progress_uri": self._progress_uri})
+        body = functools.partial(run_rank, order=order, stall_seconds=self._job.config.stall_timeout_seconds)
+        self._context.setJobGroup(self._group, f"train on {ranks} ranks", interruptOnCancel=True)
+        try:
+            found = self._context.parallelize(range(ranks), ranks).barrier().mapPartitions(body).collect()
+            self._results = sorted((json.loads(text) for text in found), key=lambda result: int(result["rank"]))
+        except Exception as err:  # noqa: BLE001 - the thread that watches tells it
+            self._error = err
+
+    def _watch(self, thread: threading.Thread) -> None:
+        """Return when the ranks ended, or when they are to be given up: then `_cancelled` says why."""
+        began = last_alive = time.monotonic()
+        started = False
+        while thread.is_alive() and not self._cancelled:
+            thread.join(_POLL_SECONDS)
+            self._tell_progress()
+            stage = self._stage()
+            now = time.monotonic()
+            if stage is None:
+                pass
+            elif stage.currentAttemptId > 0:  # Spark tries again by itself; restarts are counted here
+                self._cancelled = "an executor, or the Python worker of a rank, was lost"
+            elif stage.numActiveTasks == self._job.config.num_ranks:
+                started, last_alive = True, now
+            elif stage.numCompletedTasks == 0:
+                last_alive = now
+            if not started and now - began > self._job.config.start_timeout_seconds:
+                raise ConfigError(
+                    f"the {self._job.config.num_ranks} ranks did not start within "
+                    f"train.start_timeout_seconds={self._job.config.start_timeout_seconds:g}: other jobs hold the task "
+                    "slots. Wait for them, lower train.num_ranks or raise the time"
+                )
+            if started and now - last_alive > _END_TOGETHER_SECONDS:
+                self._cancelled = f"a rank did not end within {_END_TOGETHER_SECONDS:g} s of another"
+
+    def _stage(self) -> Any:
+        tracker = self._context.statusTracker()
+        for number in tracker.getJobIdsForGroup(self._group):
+            info = tracker.getJobInfo(number)
+            for stage in info.stageIds if info is not None else ():
+                return tracker.getStageInfo(stage)
+        return None
+
+    def _tell_progress(self) -> None:
+        """Log what rank 0 logged since the last time."""
+        try:
+            fs, path = storage.filesystem(self._progress_uri)
+            found = storage.read_json(self._progress_uri) if fs.exists(path) else None
+        except ArtifactError:  # being written
+            return
+        if found is not None and found["count"] > self._told:
+            for line in found["last"][self._told - found["count"] :]:
+                log.info("%s", line)
+            self._told = found["count"]
+
+
+def run_rank(_: Iterator[int], *, order: str, stall_seconds: float) -> Iterator[str]:
+    """Start a rank as a process, wait for it and yield what it says, as JSON.
+
+    Runs on: executor, as a barrier task.
+    """
+    context = BarrierTaskContext.get()
+    rank = context.partitionId()
+    hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
+    with contextlib.ExitStack() as stack:
+        port, result = "", {"kind": "lost", "error": "rank 0 did not open the ring"}
+        if rank == 0:
+            try:
+                port = str(stack.enter_context(rendezvous()))
+            except DependencyError as err:
+                result = {"kind": "refused", "type": type(err).__name__, "error": str(err)}
+        port = context.allGather(port)[0]
+        if port:
+            result = run_process(order, _environment(context, hosts, int(port), stall_seconds))
+        yield json.dumps({"rank": rank, "host": hosts[rank], **result})
+
+
+def _environment(context: BarrierTaskContext, hosts: list[str], port: int, stall_seconds: float) -> dict[str, str]:
+    """Return the environment of a rank: that of Spark's Python worker, its cores, its GPU and its place in the ring."""
+    resources = context.resources()
+    gpus = resources["gpu"].addresses if "gpu" in resources else []
+    return {
+        **os.environ,
+        **device_environment(gpus, context.cpus()),
+        **ring_environment(context.partitionId(), hosts, port, stall_timeout_seconds=stall_seconds),
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # --py-files too
+    }
+
+
+def run_process(order: str, environment: dict[str, str]) -> RankResult:
+    """Run a rank's process and return what it wrote, or how it died. Runs on: executor."""
+    with tempfile.TemporaryDirectory(prefix="ivis-spark-rank-") as scratch:
+        path = os.path.join(scratch, "result.json")
+        # Its standard input stays open as long as this process lives, which is how it knows.
+        with subprocess.Popen(
+            [sys.executable, "-m", _MODULE, path], stdin=subprocess.PIPE, stdout=sys.stderr, text=True, env=environment
+        ) as process:
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(order + "\n")  # type: ignore[union-attr]
+                    process.stdin.flush()  # type: ignore[union-attr]
+                code = process.wait()
+            finally:
+                process.kill()
+        try:
+            with open(path, encoding="utf-8") as file:
+                return dict(json.load(file))
+        except (OSError, ValueError):
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            return {"kind": "killed", "error": how}
+
+
+def _explain(results: list[RankResult]) -> str:
+    """Return why ranks were lost, in a sentence.
+
+    Raises:
+        IvisError: naming the rank, if one raised: starting again would not help.
+    """
+    order = ("refused", "raised", "killed", "failed", "lost")
+    failed = sorted((each for each in results if "facts" not in each), key=lambda each: order.index(each["kind"]))
+    first = failed[0]
+    name = "ranks were lost" if first["rank"] is None else f"rank {first['rank']} on {first.get('host', 'its host')}"
+    if first["kind"] == "refused":
+        kind = getattr(errors, first["type"], IvisError)
+        raise kind(f"{name}: {first['error']}")
+    if first["kind"] == "raised":
+        raise TrainingError(f"{name} raised {first['error']}; see the log of its executor")
+    return f"{name}: {first['error']}"
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "Spark ended the job"

@@ -1,0 +1,47 @@
+"""Keras callbacks by name: those of Keras that write logs, and functions of the user."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+
+import keras
+
+from ivis_spark.errors import ConfigError
+
+
+def make_callbacks(names: Sequence[str], logs: str) -> list[keras.callbacks.Callback]:
+    """Return Keras callbacks.
+
+    Runs on: rank 0, or each rank for those of every rank.
+
+    Args:
+        names: `csv`, `tensorboard`, or `package.module:function` of a function without arguments that returns one.
+        logs: Local folder to write into; it is published with the model.
+
+    Raises:
+        ConfigError: if there is no such function, or it returns something else.
+    """
+    return [_make_callback(name, logs) for name in names]
+
+
+def _make_callback(name: str, logs: str) -> keras.callbacks.Callback:
+    if name == "csv":
+        os.makedirs(logs, exist_ok=True)
+        return keras.callbacks.CSVLogger(os.path.join(logs, "training.csv"), append=True)
+    if name == "tensorboard":
+        return keras.callbacks.TensorBoard(os.path.join(logs, "tensorboard"), write_graph=False, profile_batch=0)
+    module, colon, function = name.partition(":")
+    if not colon:
+        raise ConfigError(f"callback {name!r} is neither csv nor tensorboard nor of the form package.module:function")
+    try:
+        callback = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as err:
+        raise ConfigError(
+            f"callback {name!r} cannot be made ({err}); its module must be importable on every rank, for example by "
+            "--py-files"
+        ) from err
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise ConfigError(f"{name} returned a {type(callback).__name__}; a keras.callbacks.Callback is wanted")
+    return callback

@@ -1,0 +1,60 @@
+"""Quality of the embedding that 2 ranks on a Spark local-cluster train, beside that of one process.
+
+    python tests/bench/bench_ring_quality.py [--data DIR] [--epochs 20] [--batch 1024] [--seeds 1]
+
+Both train szubert on the same triplets of MNIST (random clusters without --data), with the same batch, epochs and seed;
+the report measures both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from common import mnist, parser, say, write_table
+
+FIGURES = ("trustworthiness", "knn_accuracy", "random_triplet_accuracy", "centroid_correlation")
+
+
+def main() -> None:
+    """Prepare the triplets once, train both ways with each seed, and print."""
+    made = parser(__doc__)
+    made.add_argument("--epochs", type=int, default=20)
+    made.add_argument("--batch", type=int, default=1024)
+    made.add_argument("--seeds", type=int, default=1)
+    options = made.parse_args()
+    ways = {"1 process": ["train.backend=local"], "2 ranks": ["train.backend=horovod", "train.num_ranks=2"]}
+    with tempfile.TemporaryDirectory() as folder:
+        table, prepared = os.path.join(folder, "table"), os.path.join(folder, "prepared")
+        write_table(table, *mnist(options.data))
+        command(prepared, "neighbours", "--input", table, "--id-col", "id", "--label-col", "label")
+        command(prepared, "triplets")
+        for seed in range(options.seeds):
+            for way, settings in ways.items():
+                run = os.path.join(folder, f"{way}-{seed}".replace(" ", "-"))
+                shutil.copytree(prepared, run)
+                shared = [f"train.epochs={options.epochs}", f"train.patience={options.epochs}"]
+                shared += [f"train.batch_size={options.batch}", f"random_state={seed}"]
+                pairs = [part for pair in settings + shared for part in ("--set", pair)]
+                command(run, "train", "--master", "local-cluster[2,1,1024]", *pairs)
+                command(run, "embed")
+                command(run, "evaluate")
+                with open(os.path.join(run, "report", "metrics.json"), encoding="utf-8") as file:
+                    figures = json.load(file)
+                say(f"seed {seed}, {way:9}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
+
+
+def command(run: str, name: str, *arguments: str) -> None:
+    """Run a command of the package, or end with its message."""
+    line = [sys.executable, "-m", "ivis_spark.cli", name, "--output", run, "--quiet", *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYSPARK_PYTHON": sys.executable})
+    if done.returncode:
+        raise SystemExit(f"{name} failed: {done.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    main()

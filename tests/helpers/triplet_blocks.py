@@ -1,0 +1,45 @@
+"""Blocks of triplets written without Spark, for tests that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ivis_spark.data.reader import TripletBlocks
+
+
+def write_blocks(
+    folder: Path, files: list[int], *, rows: int = 32, dims: int = 4, draws: int = 2, group_blocks: int = 2
+) -> TripletBlocks:
+    """Write files of so many blocks; the anchors are points of three clusters, numbered in column 0 of a copy.
+
+    The label of an anchor is its cluster; the last block of a file ends with a row of weight 0.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, file_blocks, number = np.random.default_rng(0), {}, 0
+    for file, count in enumerate(files):
+        columns: dict[str, list[bytes]] = {}
+        for block in range(count):
+            ids = np.arange(number, number + rows)
+            number += rows
+            centres = np.eye(3, dims)[ids % 3] * 4
+            weight = np.ones(rows)
+            weight[-1] = block < count - 1
+            parts = {"anchor": _points(centres, rng), "weight": weight, "label": ids % 3}
+            parts |= {f"positive_{draw}": _points(centres, rng) for draw in range(draws)}
+            parts["anchor"][:, -1] = ids / 1000  # says which anchor it is
+            for name, values in parts.items():
+                columns.setdefault(name, []).append(np.asarray(values, "<f4").tobytes())
+            columns.setdefault("near", []).append(b"")
+        name = f"part-{file}.parquet"
+        table = pa.table({key: pa.array(values, pa.binary()) for key, values in columns.items()})
+        pq.write_table(table, folder / name, compression="lz4", use_dictionary=False, row_group_size=group_blocks)
+        file_blocks[name] = count
+    return TripletBlocks(f"file://{folder}", file_blocks, rows, dims, draws, labelled=True, group_blocks=group_blocks)
+
+
+def _points(centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return centres + rng.normal(size=centres.shape) * 0.5

@@ -1,0 +1,149 @@
+"""A training job: what it saves, its checkpoints and callbacks, and going on where it was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+keras = pytest.importorskip("keras")
+pytestmark = pytest.mark.tf
+
+from triplet_blocks import write_blocks  # noqa: E402
+
+from ivis_spark.config import TrainConfig  # noqa: E402
+from ivis_spark.errors import ConfigError  # noqa: E402
+from ivis_spark.nn.persistence import load_model  # noqa: E402
+from ivis_spark.train import loop  # noqa: E402
+from ivis_spark.train.callbacks import make_callbacks  # noqa: E402
+from ivis_spark.train.job import TrainingJob, run_job  # noqa: E402
+
+EPOCHS = 5
+
+
+def make_job(folder: Path, name: str = "run", **settings) -> TrainingJob:
+    """8 blocks of 32 rows in batches of 32: 8 steps an epoch."""
+    options = {"epochs": EPOCHS, "batch_size": 32, "checkpoint_seconds": 0.0, "cooldown_epochs": 2, **settings}
+    return TrainingJob(
+        write_blocks(folder / "blocks", [3, 5]),
+        TrainConfig(**options),
+        label_values=[0.0, 1.0, 2.0],
+        random_state=3,
+        model_uri=str(folder / name / "model"),
+        checkpoint_uri=str(folder / name / "checkpoints"),
+    )
+
+
+def weights(job: TrainingJob) -> list[np.ndarray]:
+    model = load_model(job.model_uri)
+    return [*model.encoder.get_weights(), *(model.head.get_weights() if model.head else [])]
+
+
+def test_a_job_survives_json(tmp_path: Path) -> None:
+    job = make_job(tmp_path, callbacks=("csv",))
+    assert TrainingJob.from_mapping(json.loads(json.dumps(job.to_mapping()))) == job
+
+
+class Interrupt(Exception):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("after", ["epoch", "step"])
+def test_an_interrupted_run_ends_with_the_model_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    """Dropout, optimizer, order of the data, head, cool-down and history all go on."""
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)
+    settings = {"supervision_metric": "sparse_categorical_crossentropy", "callbacks": ("csv",)}
+    settings["checkpoint_steps"] = 0 if after == "epoch" else 3
+    whole, broken = make_job(tmp_path, "whole", **settings), make_job(tmp_path, "broken", **settings)
+    facts = run_job(whole)
+
+    calls = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            calls.append(batch)
+            if len(calls) in (5, 9):  # in the second epoch, and in the third or fourth
+                raise Interrupt
+
+    def with_stop(names, logs):
+        return [*make_callbacks(names, logs), *([Stop()] if names else [])]
+
+    monkeypatch.setattr("ivis_spark.train.job.make_callbacks", with_stop)
+    for _ in range(2):
+        with pytest.raises(Interrupt):
+            run_job(broken)
+    again = run_job(broken)
+    assert len(calls) < 3 * EPOCHS + 2 * 3  # it did not begin anew
+    for name in ("loss", "triplet_loss", "supervised_loss", "epochs"):
+        assert again[name] == facts[name]
+    for mine, wanted in zip(weights(broken), weights(whole), strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+    lines = (Path(broken.model_uri) / "logs" / "training.csv").read_text().splitlines()
+    assert lines == (Path(whole.model_uri) / "logs" / "training.csv").read_text().splitlines()
+    assert len(lines) == 1 + EPOCHS
+
+
+def test_the_last_few_checkpoints_are_kept_and_a_torn_one_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = make_job(tmp_path, keep_checkpoints=2)
+    run_job(job)
+    folders = sorted(Path(job.checkpoint_uri).iterdir())
+    assert [folder.name for folder in folders] == ["epoch-000004-step-000000000", "epoch-000005-step-000000000"]
+    wanted = weights(job)
+    arrays = folders[1] / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+    facts = run_job(job)
+    assert "epoch-000005-step-000000000 is left out" in caplog.text and "torn" in caplog.text
+    assert facts["epochs"] == EPOCHS
+    for mine, was in zip(weights(job), wanted, strict=True):
+        np.testing.assert_array_equal(mine, was)
+    (folders[0] / "checkpoint.json").unlink()
+    (folders[1] / "checkpoint.json").write_text("{")
+    assert run_job(dataclasses.replace(job, config=dataclasses.replace(job.config, epochs=1)))["epochs"] == 1
+
+
+def test_checkpoints_are_as_seldom_as_asked(tmp_path: Path) -> None:
+    for name, settings in {"slow": {"checkpoint_seconds": 3600.0}, "none": {"keep_checkpoints": 0}}.items():
+        job = make_job(tmp_path, name, **settings)
+        run_job(job)
+        assert not Path(job.checkpoint_uri).exists()
+
+
+def test_a_checkpoint_of_another_network_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_job(make_job(tmp_path))
+    run_job(make_job(tmp_path, embedding_dims=3))
+    assert "holds another network" in caplog.text
+
+
+def test_logs_are_published_with_the_model(tmp_path: Path) -> None:
+    job = make_job(tmp_path, callbacks=("csv", "tensorboard"), epochs=2)
+    facts = run_job(job)
+    logs = Path(job.model_uri) / "logs"
+    rows = [line.split(",") for line in (logs / "training.csv").read_text().splitlines()]
+    assert rows[0][:2] == ["epoch", "loss"] and [float(row[1]) for row in rows[1:]] == pytest.approx(facts["loss"])
+    assert any(file.stat().st_size > 100 for file in logs.rglob("events*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "neither csv nor tensorboard nor of the form package.module:function"),
+        ("no.such:thing", "importable on every rank"),
+        ("os:getcwd", "returned a str"),
+    ],
+)
+def test_a_callback_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_callbacks([name], "logs")
+
+
+def test_learning_rate_grows_with_the_batch_when_asked(tmp_path: Path) -> None:
+    rates = {scaling: TrainConfig(batch_size=512, learning_rate_scaling=scaling).scaled_learning_rate for scaling in
+             ("none", "sqrt", "linear")}  # fmt: skip
+    assert rates == pytest.approx({"none": 0.001, "sqrt": 0.002, "linear": 0.004})
