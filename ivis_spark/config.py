@@ -33,6 +33,12 @@ Distance = Literal[
     "softmax_ratio",
 ]
 
+# Defaults of the local API that are ivis's and not the pipeline's.
+IVIS_K = 150
+IVIS_METRIC: Metric = "angular"
+IVIS_PATIENCE = 20
+IVIS_SUPERVISION = "sparse_categorical_crossentropy"
+
 _Section = TypeVar("_Section", bound="_Checked")
 
 

@@ -101,10 +101,10 @@ class TripletLoss:
         far = [measure(anchor, negative)]
         if self.pn:
             far.append(measure(positive, negative))
-        return self.compare(measure(anchor, positive), far)
+        return tf.squeeze(self.compare(measure(anchor, positive), far), axis=-1)
 
     def compare(self, near: Tensor, far: list[Tensor]) -> Tensor:
-        """Return the loss of each triplet from its distances, shape (b,) each."""
+        """Return the loss of each triplet from its distances, shape (b, 1) each."""
         raise NotImplementedError
 
     def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

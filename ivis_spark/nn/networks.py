@@ -144,8 +144,14 @@ def _chain(model: keras.Model) -> list[keras.layers.Layer] | None:
 
 
 def _base_network(model: str | keras.Model, input_shape: InputShape) -> keras.Model:
-    if not isinstance(model, str):
-        return model
+    return named_network(model, input_shape) if isinstance(model, str) else model
+
+
+def named_network(model: str, input_shape: InputShape) -> keras.Model:
+    """Build the base network registered as `model`.
+
+    Raises: ConfigError: if there is none of that name.
+    """
     if model not in base_networks:
         raise ConfigError(
             f"Base network {model} is not implemented: it must be one of {', '.join(base_networks)} or a Keras model; "

@@ -93,7 +93,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
     Raises: ConfigError: if Keras has no such loss.
     """
     name = _loss_name(metric)
-    loss = _keras_loss(metric)
+    loss = keras_loss(metric)
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
     def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,11 @@ def _count_classes(labels: NDArray[Any]) -> int:
     return len(found)
 
 
-def _keras_loss(metric: Metric) -> Any:
+def keras_loss(metric: Metric) -> Any:
+    """Return the Keras loss of a name, or what is no name as it is.
+
+    Raises: ConfigError: if Keras has no such loss.
+    """
     try:
         return keras.losses.get(_ALIASES.get(metric, metric) if isinstance(metric, str) else metric)
     except (ValueError, TypeError) as err:
@@ -146,7 +150,7 @@ def _keras_loss(metric: Metric) -> Any:
 
 def _loss_name(metric: Metric) -> str:
     """Return the snake-case name of a Keras loss given as a name, alias, class name, function or instance."""
-    loss = _keras_loss(metric)
+    loss = keras_loss(metric)
     if isinstance(loss, keras.losses.Loss):
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
     return str(getattr(loss, "__name__", type(loss).__name__))

@@ -11,7 +11,7 @@ from ivis_spark.errors import TrainingError
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.tf
 
-from ivis_spark.data.sequence import triplet_dataset  # noqa: E402
+from ivis_spark.data.triplets import triplet_dataset  # noqa: E402
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.networks import build_encoder  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
-from ivis_spark.data.sequence import triplet_dataset  # noqa: E402
+from ivis_spark.data.triplets import triplet_dataset  # noqa: E402
 
 N, K = 23, 4
 X = np.arange(N, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
