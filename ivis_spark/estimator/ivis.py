@@ -30,7 +30,6 @@ from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder, dense_network
 from ivis_spark.nn.supervision import build_head, count_outputs
-from ivis_spark.train.backend import make_reduce_fn
 from ivis_spark.train.loop import fit as fit_model
 
 Floats = NDArray[np.float32]
@@ -255,7 +254,6 @@ class Ivis(Saving):
             supervision_weight=self.supervision_weight,
             optimizer=optimizer,
             learning_rate=self.learning_rate,
-            reduce_gradients=make_reduce_fn(),
         )
 
     def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:

@@ -191,8 +191,11 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         return extract_knn(self, verbose=self.verbose, n_jobs=n_jobs)
 
     def save(self, path: str) -> None:
-        """Write the index to another file."""
-        self.index.save(path)
+        """Write the index to another file; this matrix goes on with the file it has."""
+        if os.path.exists(self.index_path):
+            shutil.copyfile(self.index_path, path)  # Annoy itself does not save what was built on disk
+        else:
+            self.index.save(path)
 
     def unload(self) -> None:
         """Let go of the file, so that others may write it; this matrix then only knows what was precomputed."""
