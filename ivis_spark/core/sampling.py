@@ -181,6 +181,27 @@ def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDA
     return codes.astype(np.uint32)
 
 
+def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the pairs of places (i, j), i != j, whose classes are equal, coded as by `near_codes`.
+
+    Runs on: executor. Memory: O(n^2) bits, and 4 bytes a pair.
+
+    Args:
+        classes: Of the anchors, shape (n,), n at most `MAX_BLOCK_ROWS`.
+
+    Returns:
+        i * n + j of each pair, sorted.
+
+    Raises:
+        InputError: if all classes are equal.
+    """
+    equal = classes[:, None] == classes
+    if equal.all():
+        raise InputError("a block holds rows of one label only, so that none has a negative: raise triplets.block_rows")
+    np.fill_diagonal(equal, False)
+    return np.flatnonzero(equal).astype(np.uint32)
+
+
 def draw_block_negatives(near: NDArray[np.uint32], n: int, *, rng: np.random.Generator) -> NDArray[np.int32]:
     """Draw a negative of every anchor of a block, uniformly from the anchors that are not near it.
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import Tensor
 from ivis_spark.nn.networks import seeded_layers
 
@@ -136,10 +137,12 @@ def _count_classes(labels: NDArray[Any]) -> int:
 
 
 def keras_loss(metric: Metric) -> Any:
-    """Return the Keras loss of a name, or what is no name as it is.
+    """Return the Keras loss of a name, or that of `package.module:function`; what is no name is returned as it is.
 
     Raises: ConfigError: if Keras has no such loss.
     """
+    if isinstance(metric, str) and ":" in metric:
+        return import_named(metric, "supervision_metric")
     try:
         return keras.losses.get(_ALIASES.get(metric, metric) if isinstance(metric, str) else metric)
     except (ValueError, TypeError) as err:

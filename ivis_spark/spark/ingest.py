@@ -270,15 +270,34 @@ def _refuse_repeated_ids(table: DataFrame, source: Source) -> None:
 
 
 def _labels(table: DataFrame) -> dict[str, Any]:
-    """Return the kinds of labels: their values where they are few, and how many rows have none."""
+    """Return the kinds of labels: their values where they are few, their width, and whether rows have none.
+
+    Raises:
+        InputError: if labels are arrays of different lengths.
+    """
     describe_job(table.sparkSession, "ingest: list labels")
     values = [row[0] for row in table.select(LABEL).distinct().limit(_MOST_LABELS + 2).collect()]
     known = sorted(value for value in values if value is not None)
+    kind = table.schema[LABEL].dataType
+    width, null = _array_width(table) if isinstance(kind, T.ArrayType) else (1, any(value is None for value in values))
     return {
         "values": known if len(known) <= _MOST_LABELS else None,
-        "integer": isinstance(table.schema[LABEL].dataType, T.LongType),
-        "null": any(value is None for value in values),
+        "integer": isinstance(kind, T.LongType),
+        "null": null,
+        "width": width,
     }
+
+
+def _array_width(table: DataFrame) -> tuple[int, bool]:
+    """Return the length that all label arrays have, and whether one is null or holds null."""
+    lacks = F.col(LABEL).isNull() | F.exists(LABEL, lambda value: value.isNull())
+    sizes = F.when(F.col(LABEL).isNotNull(), F.size(LABEL))
+    found = table.agg(F.min(sizes), F.max(sizes), F.max(F.coalesce(lacks, F.lit(True)))).collect()[0]
+    if found[0] != found[1] or not found[0]:
+        raise InputError(
+            f"the label arrays have {found[0] or 0} to {found[1] or 0} elements; every row needs the same number >= 1"
+        )
+    return int(found[0]), bool(found[2])
 
 
 def _warn_about_constants(source: Source, constant: NDArray[np.int64], rows: int) -> None:

@@ -65,7 +65,7 @@ def test_numeric_columns_without_id_and_label(spark: SparkSession, tmp_path: Pat
     assert info["features"] == ["a", "b.c"]
     assert np.array_equal(matrix(rows), [[0.5, 2], [1.5, 3]])
     assert rows["label"].to_pylist() == [1, 0]
-    assert info["labels"] == {"values": [0, 1], "integer": True, "null": False}
+    assert info["labels"] == {"values": [0, 1], "integer": True, "null": False, "width": 1}
 
 
 def test_named_columns_keep_their_order(spark: SparkSession, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
         ({"features_col": "a"}, "features column 'a' is double; an array of numbers"),
         ({"id_col": "text"}, "id column 'text' is string; an integer column"),
         ({"id_col": "a"}, "id column 'a' is double; an integer column"),
-        ({"label_col": "text"}, "label column 'text' is string; a numeric column"),
+        ({"label_col": "text"}, "label column 'text' is string; a numeric column, or one of arrays"),
         ({"feature_cols": ("a", "b"), "id_col": "twice"}, r"id column 'twice' repeats: id 5 stands 2 times"),
     ],
 )
