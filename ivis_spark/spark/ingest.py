@@ -24,7 +24,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.frames import FEATURES, ID, LABEL, Source
-from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.vectors import from_list, pack, unpack, valid_rows
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     describe_job(spark, "ingest: read and check rows")
     raw, data = build.path("raw"), build.path("data")
     write = functools.partial(write_checked, folder=raw, width=source.width, drop=config.invalid == "drop")
-    records = source.frame.mapInArrow(write, _RECORD_SCHEMA).collect()
+    with arrow_batches(spark, 4 * source.width):
+        records = source.frame.mapInArrow(write, _RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     storage.keep_only(raw, [record.path for record in records])
     rows = sum(record.rows for record in records)
@@ -103,7 +104,8 @@ def _finish(spark: SparkSession, raw: str, data: str, source: Source, scaler: Sc
     table = spark.read.parquet(raw)
     if not source.id_col:
         table = with_derived_ids(table)
-    records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
+    with arrow_batches(spark, 4 * source.width):
+        records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
     storage.keep_only(data, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
 

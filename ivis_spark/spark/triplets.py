@@ -26,7 +26,7 @@ from ivis_spark.core.blocks import BlockDraws, BlockPlan, column_names, draw_blo
 from ivis_spark.errors import InputError
 from ivis_spark.spark.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import describe_job, task_errors
+from ivis_spark.spark.session import arrow_batches, describe_job, task_errors
 from ivis_spark.spark.vectors import list_values, unpack
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ def build_triplets(
         .sortWithinPartitions("bucket", "place")
         .mapInArrow(write, "path string, blocks long, rows long, bucket int, label_width int")
     )
-    with task_errors():
+    width = rows.select(F.length("features")).first()
+    with task_errors(), arrow_batches(spark, width[0] if width else 1):
         records = written_blocks.collect()
     storage.keep_only(folder, [record.path for record in records])
     blocks = sum(record.blocks for record in records)

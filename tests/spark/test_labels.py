@@ -116,7 +116,8 @@ def test_large_classes_are_dealt_into_groups(
     build_label_neighbours(rows, k=5, random_state=1, folder=f"file://{tmp_path}")
     table = pq.read_table(tmp_path / "data").to_pydict()
     assert all(len(set(near)) == 5 for near in table["neighbour_ids"])
-    assert all(other % 2 == row % 2 for row, near in zip(table["id"], table["neighbour_ids"]) for other in near)
+    pairs = list(zip(table["id"], table["neighbour_ids"], strict=True))
+    assert all(other % 2 == row % 2 for row, near in pairs for other in near)
 
 
 @pytest.mark.tf
