@@ -67,7 +67,8 @@ class TripletReader:
 
     Args:
         X: Rows, shape (n, ...).
-        neighbours: Row numbers of each row's neighbours; `get_batch(numbers)` is used where there is one.
+        neighbours: Row numbers of each row's neighbours; `get_batch(numbers)` is used where there is one, and
+            `draw(anchors, rng)` where neighbours are too many to be listed.
 
     Raises:
         InputError: if there is not one list of neighbours a row.
@@ -84,6 +85,9 @@ class TripletReader:
 
     def draw(self, anchors: Ints, rng: np.random.Generator) -> Ints:
         """Return anchors, positives and negatives, int64 (3, b), see `core.sampling.draw_from_lists`."""
+        if hasattr(self._neighbours, "draw"):
+            drawn: Ints = self._neighbours.draw(anchors, rng)
+            return drawn
         return draw_from_lists(anchors, self._lists(anchors), self._candidates, rng=rng)
 
     def read(self, triplets: Ints) -> Floats:

@@ -120,6 +120,22 @@ def test_neighbours_by_label() -> None:
     assert (len(by_label), by_label[-1].tolist(), len(by_label[1:3])) == (5, [1, 4], 2)
 
 
+def test_draws_by_label_are_uniform_inside_and_outside_the_class() -> None:
+    labels = np.array([0] * 4 + [1] * 3 + [2] * 5 + [3])[np.random.default_rng(0).permutation(13)]
+    by_label, rng = LabeledNeighbourMap(labels), np.random.default_rng(1)
+    anchors = np.repeat(np.arange(13), 2000)
+    found, positives, negatives = by_label.draw(anchors, rng)
+    np.testing.assert_array_equal(found, anchors)
+    for row in range(13):
+        same, other = set(np.flatnonzero(labels == labels[row])) - {row}, np.flatnonzero(labels != labels[row])
+        for drawn, allowed in ((positives, same or {row}), (negatives, set(other))):
+            numbers, counts = np.unique(drawn[anchors == row], return_counts=True)
+            assert set(numbers) == allowed
+            assert counts.min() > 0.7 * 2000 / len(allowed)
+    with pytest.raises(InputError, match="13 rows are labelled 7"):
+        LabeledNeighbourMap(np.full(13, 7)).draw(np.arange(3), rng)
+
+
 def test_search_in_memory_and_by_annoy_find_the_same_others(tmp_path: Path) -> None:
     config = NeighboursConfig(k=4, metric="euclidean", search_k=10_000)
     expected = np.sort(nearest(5)[:, 1:], axis=1)
