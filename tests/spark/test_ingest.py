@@ -19,6 +19,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark import frames
 from ivis_spark.spark import ingest as ingest_stage
+from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
 
@@ -186,3 +187,16 @@ def test_csv_has_a_header_unless_said_otherwise(spark: SparkSession, tmp_path: P
     frame = frames.read_table(spark, str(tmp_path / "t.csv"), DataConfig(format="csv"))
     info, rows = ingest(frame, RAW, tmp_path / "out")
     assert info["features"] == ["a", "b"] and sorted(matrix(rows).tolist()) == [[1, 2], [3, 5]]
+
+
+def test_wide_rows_come_in_batches_of_few(spark: SparkSession) -> None:
+    def sizes(batches):  # type: ignore[no-untyped-def]
+        for batch in batches:
+            yield pa.RecordBatch.from_arrays([pa.array([batch.num_rows])], ["rows"])
+
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    with arrow_batches(spark, row_bytes=64 << 10):
+        found = spark.range(3000, numPartitions=1).mapInArrow(sizes, "rows long").collect()
+    assert sorted(row.rows for row in found) == [952, 1024, 1024]
+    assert spark.conf.get(setting) == before

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import shutil
-import typing
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,14 @@ from annoy import AnnoyIndex
 from numpy.typing import NDArray
 
 from ivis_spark.config import IVIS_K, IVIS_METRIC, Metric, NeighboursConfig
-from ivis_spark.data.rows import as_rows, blocks
+from ivis_spark.data.neighbour_retrieval.index_file import build_annoy_index, check_k, open_index
+from ivis_spark.data.rows import as_rows
 from ivis_spark.data.threads import count_threads
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import InputError
+
+__all__ = ["AnnoyKnnMatrix", "NeighbourMatrix", "build_annoy_index", "extract_knn"]
 
 log = logging.getLogger(__name__)
-
-METRICS: tuple[str, ...] = typing.get_args(Metric)
 
 
 class NeighbourMatrix(Sequence[Any]):
@@ -111,7 +111,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         Raises: InputError: if k is not less than the number of rows.
         """
         rows = as_rows(X)
-        _check_k(len(rows), k)
+        check_k(len(rows), k)
         index = build_annoy_index(rows, path, metric, ntrees, build_index_on_disk, verbose, n_jobs, random_state)
         return cls(index, len(rows), path, metric, k, search_k, precompute, include_distances, verbose, n_jobs)
 
@@ -146,8 +146,8 @@ class AnnoyKnnMatrix(NeighbourMatrix):
             FileNotFoundError: if there is no such file.
             OSError: if the file is torn.
         """
-        _check_k(data_shape[0], k)
-        index = _open_index(index_path, math.prod(data_shape[1:]), metric)
+        check_k(data_shape[0], k)
+        index = open_index(index_path, math.prod(data_shape[1:]), metric)
         if index.get_n_items() != data_shape[0]:
             raise InputError(
                 f"the Annoy index {index_path!r} holds {index.get_n_items()} rows and X has {data_shape[0]}: pass the "
@@ -216,58 +216,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Open the index again."""
         self.__dict__.update(state)
-        self.index = _open_index(self.index_path, self.index_dims, self.metric)
-
-
-def build_annoy_index(
-    X: Any,
-    path: str,
-    metric: Metric = IVIS_METRIC,
-    ntrees: int = NeighboursConfig.n_trees,
-    build_index_on_disk: bool = True,
-    verbose: int = 1,
-    n_jobs: int = -1,
-    random_state: int | None = None,
-) -> AnnoyIndex:
-    """Build an Annoy index of rows; data of more than two dimensions is flattened.
-
-    Memory: a few megabytes of rows at a time, and the index itself unless it is built on disk.
-
-    Args:
-        X: Rows: an array, or anything `Ivis` takes.
-        path: File to write the index to.
-        metric: angular, euclidean, manhattan, hamming or dot.
-        ntrees: Trees; more give a higher recall, and a larger index.
-        build_index_on_disk: Build in the file itself instead of in memory.
-        verbose: 0 logs nothing.
-        n_jobs: Threads; -1 is one a core.
-        random_state: Seed of the splits; None is Annoy's own. Only with n_jobs=1 does it decide every split.
-
-    Returns:
-        The index, open.
-
-    Raises:
-        ConfigError: if there is no such metric.
-        InputError: if the rows cannot be used.
-        OSError: if the file cannot be written.
-    """
-    rows = as_rows(X)
-    index = _new_index(math.prod(rows.shape[1:]), metric)
-    if random_state is not None:
-        index.set_seed(random_state)
-    if build_index_on_disk:
-        index.on_disk_build(path)
-    number = 0
-    for block in blocks(rows):
-        for vector in block.reshape(len(block), -1):
-            index.add_item(number, vector)
-            number += 1
-    if verbose:
-        log.info("Annoy: %d rows of %d features, building %d trees", number, index.f, ntrees)
-    index.build(ntrees, count_threads(n_jobs))
-    if not build_index_on_disk:
-        index.save(path)
-    return index
+        self.index = open_index(self.index_path, self.index_dims, self.metric)
 
 
 def extract_knn(knn_index: NeighbourMatrix, verbose: int = 1, n_jobs: int = -1) -> Any:
@@ -309,28 +258,3 @@ def extract_knn(knn_index: NeighbourMatrix, verbose: int = 1, n_jobs: int = -1) 
     with ThreadPoolExecutor(threads) as workers:
         list(workers.map(search, np.array_split(np.arange(n), threads)))
     return (ids, distances) if with_distances else ids
-
-
-def _new_index(dims: int, metric: Metric) -> AnnoyIndex:
-    if metric not in METRICS:
-        raise ConfigError(f"metric={metric!r} is not one of: {', '.join(METRICS)}")
-    return AnnoyIndex(dims, metric=metric)
-
-
-def _open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
-    index = _new_index(dims, metric)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no Annoy index at {path!r}: pass the path of one, or build it")
-    try:
-        index.load(path)
-    except OSError as err:
-        raise OSError(
-            f"the Annoy index {path!r} cannot be loaded as one of {dims} features ({err}): it is torn, or of other "
-            "data; build it anew"
-        ) from err
-    return index
-
-
-def _check_k(n_rows: int, k: int) -> None:
-    if not 0 < k < n_rows:
-        raise InputError(f"k={k} must be at least 1 and less than the number of rows, {n_rows}; lower k")

@@ -84,21 +84,30 @@ def find_neighbours(
     if index_path is not None:
         matrix = AnnoyKnnMatrix.load(index_path, shape, **options, n_jobs=n_jobs)
         return _numbers(matrix) if precompute else matrix
+    matrix = _build_index(rows, options, config.n_trees, index_on_disk, n_jobs, random_state)
+    if not precompute:
+        return matrix
+    try:
+        return _numbers(matrix)
+    finally:
+        matrix.delete_index(parent=True)
+
+
+def _build_index(
+    rows: Rows, options: dict[str, Any], n_trees: int, on_disk: bool, n_jobs: int, random_state: int
+) -> AnnoyKnnMatrix:
+    """Build an index in a folder of its own, which is removed with the matrix."""
     folder = tempfile.mkdtemp(prefix="ivis_spark_")
     try:
         matrix = AnnoyKnnMatrix.build(
             rows,
             os.path.join(folder, "annoy.index"),
             **options,
-            ntrees=config.n_trees,
-            build_index_on_disk=index_on_disk,
+            ntrees=n_trees,
+            build_index_on_disk=on_disk,
             n_jobs=n_jobs,
             random_state=random_state,
         )
-        if precompute:
-            numbers = _numbers(matrix)
-            matrix.delete_index(parent=True)
-            return numbers
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
