@@ -47,9 +47,20 @@ def backbone() -> keras.Model:
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, activation="gelu")])
 
 
-@pytest.mark.parametrize("again", [saved, pickled, copied])
-@pytest.mark.parametrize("labels", [None, Y, np.eye(3, dtype=np.float32)[Y]], ids=["none", "classes", "one-hot"])
-@pytest.mark.parametrize("custom", [False, True])
+ONE_HOT = np.eye(3, dtype=np.float32)[Y]
+
+
+@pytest.mark.parametrize(
+    ("again", "labels", "custom"),
+    [
+        pytest.param(saved, None, False, id="saved"),
+        pytest.param(saved, Y, True, id="saved, own network and loss, classes"),
+        pytest.param(saved, ONE_HOT, False, id="saved, one-hot"),
+        pytest.param(pickled, Y, False, id="pickled, classes"),
+        pytest.param(pickled, None, True, id="pickled, own network and loss"),
+        pytest.param(copied, Y, True, id="copied, own network and loss, classes"),
+    ],
+)
 def test_same_results_and_same_training_from_there(again, labels, custom: bool, tmp_path: Path) -> None:
     options = {"supervision_metric": "categorical_hinge"} if labels is not None and labels.ndim == 2 else {}
     options |= {"model": backbone(), "distance": half_loss} if custom else {}

@@ -28,8 +28,9 @@ def given_neighbours(neighbour_matrix: Any, n_rows: int) -> Neighbours:
     """
     if hasattr(neighbour_matrix, "to_numpy"):
         neighbour_matrix = neighbour_matrix.to_numpy()
-    if isinstance(neighbour_matrix, np.ndarray) and neighbour_matrix.dtype != object:
-        return check_neighbours(neighbour_matrix, n_rows)
+    if isinstance(neighbour_matrix, np.ndarray):
+        ragged = neighbour_matrix.dtype == object
+        return list(neighbour_matrix) if ragged else check_neighbours(neighbour_matrix, n_rows)
     if not hasattr(neighbour_matrix, "__getitem__") or not hasattr(neighbour_matrix, "__len__"):
         raise InputError(
             f"neighbour_matrix is a {type(neighbour_matrix).__name__}; an array of shape ({n_rows}, k) or a sequence "
