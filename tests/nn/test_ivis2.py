@@ -56,6 +56,7 @@ def networks(suffix: str) -> dict[str, tuple[dict, list]]:
     )
     inner = {**encoder, "name": encoder["config"]["name"], "inbound_nodes": [[["input", 0, 0, {}]]]}
     head = dense("supervised", 3, "softmax", inner["name"])
+    head["inbound_nodes"][0][0][1] = 1  # the encoder is called in the triplet network too
     tree = ["dense", "dense_1"]
     return {
         "ivis_model": (encoder, tree),
