@@ -7,6 +7,7 @@ One frozen dataclass a stage, nested in `Config`. A setting's full name is `sect
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -35,18 +36,43 @@ Distance = Literal[
 
 # ivis's batch size, to which its learning rate belongs.
 _IVIS_BATCH_SIZE = 128
+# Defaults of the local API that are ivis's and not the pipeline's.
+IVIS_K = 150
+IVIS_METRIC: Metric = "angular"
+IVIS_PATIENCE = 20
+IVIS_SUPERVISION = "sparse_categorical_crossentropy"
 
 _Section = TypeVar("_Section", bound="_Checked")
 
 
 def _option(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, operational: bool = False
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    operational: bool = False,
+    importable: bool = False,
 ) -> Any:
-    """Declare a setting: its default, its documentation, (inclusive) limits, and whether it leaves the result alone."""
-    metadata = {"doc": doc, "low": low, "high": high, "operational": operational}
+    """Declare a setting.
+
+    Args:
+        default: Its default.
+        doc: Its documentation.
+        low: Smallest value allowed, inclusive.
+        high: Largest value allowed, inclusive.
+        operational: Whether it leaves the result alone.
+        importable: Whether it may name code of the user's.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "operational": operational, "importable": importable}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def is_import_name(value: Any) -> bool:
+    """Tell whether a value is of the form package.module:function."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value) is not None
 
 
 class _Checked:
@@ -61,6 +87,8 @@ class _Checked:
         hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             name = f"{self.section}.{item.name}" if self.section else item.name
+            if item.metadata.get("importable") and is_import_name(getattr(self, item.name)):
+                continue
             value = _coerce(name, getattr(self, item.name), hints[item.name])
             low, high = item.metadata.get("low"), item.metadata.get("high")
             if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
@@ -116,8 +144,9 @@ class DataConfig(_Checked):
     options: dict[str, Any] = _option({}, "Options of that data source, for example {header: true} for csv.")
     features_col: str | None = _option(
         None,
-        "Column with the features: an array of any numeric type, or a Spark ML vector. Without it and "
-        "`feature_cols`: the column `features`, else all numeric columns but id and label.",
+        "Column with the features: an array of any numeric type, a Spark ML vector, or images (files as binary, or "
+        "Spark's image source). Without it and `feature_cols`: the column `features`, else all numeric columns but id "
+        "and label.",
     )
     feature_cols: tuple[str, ...] = _option((), "Numeric columns that together are the features, in this order.")
     id_col: str | None = _option(
@@ -126,7 +155,14 @@ class DataConfig(_Checked):
         "a rerun and for any partitioning; equal rows are numbered.",
     )
     label_col: str | None = _option(
-        None, "Numeric column with the label; used by the report, and by training when train.supervision_metric is set."
+        None,
+        "Column with the label, a number or an array of numbers; used by the report, and by training when "
+        "train.supervision_metric is set.",
+    )
+    image_height: int | None = _option(None, "Height that a column of images is brought to.", low=1)
+    image_width: int | None = _option(None, "Width that a column of images is brought to.", low=1)
+    image_mode: Literal["rgb", "rgba", "grayscale"] = _option(
+        "rgb", "Channels of an image: a row is height x width x channels numbers from 0 to 255."
     )
     scaling: Literal["none", "minmax", "standard"] = _option(
         "minmax",
@@ -172,6 +208,9 @@ class NeighboursConfig(_Checked):
         "distance of a cell's rows to their centroid; the smallest cut that suffices is used.",
         low=0.0,
     )
+    by_label: bool = _option(
+        False, "Rows with the same label are neighbours: k of them are drawn for each row, and no search is made."
+    )
     n_trees: int = _option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
     search_k: int = _option(-1, "Nodes Annoy inspects a query; -1 is n_trees * k.", low=-1)
 
@@ -209,10 +248,18 @@ class TrainConfig(_Checked):
         1, "Processes that train together, each on a Spark task's cores, and on its GPU if Spark gives it one.", low=1
     )
     model: Network = _option(
-        "szubert", "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000)."
+        "szubert",
+        "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000); or package.module:function, "
+        "which is called with the shape of a row, (d,), and returns a Keras model without its embedding layer.",
+        importable=True,
     )
     embedding_dims: int = _option(2, "Dimensions of the embedding.", low=1)
-    distance: Distance = _option("pn", "Triplet loss.")
+    distance: Distance = _option(
+        "pn",
+        "Triplet loss, or package.module:function of (y_true, y_pred), where y_pred stacks the embeddings of anchors, "
+        "positives and negatives in shape (3, b, e).",
+        importable=True,
+    )
     margin: float = _option(1.0, "Margin of the triplet loss.", low=0.0)
     epochs: int = _option(1000, "Most passes over the anchors.", low=1)
     patience: int = _option(5, "Epochs without a lower loss after which training stops.", low=1)

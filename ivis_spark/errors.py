@@ -24,6 +24,10 @@ class InputError(IvisError, ValueError):
     exit_code = 2
 
 
+class ExistsError(InputError, FileExistsError):
+    """Something stands where a result is to be written."""
+
+
 class ArtifactError(IvisError):
     """A published stage is missing, was made with other settings, or a file of it is torn or altered."""
 

@@ -115,8 +115,14 @@ class Pipeline:
         rows = self.ingest()
 
         def build(stage: StageBuild) -> None:
+            from ivis_spark.spark.by_label import build_label_neighbours
             from ivis_spark.spark.neighbours import build_neighbours
 
+            if self.config.neighbours.by_label:
+                k, seed = self.config.neighbours.k, self.config.random_state
+                labelled = self._table("rows").select("id", "label")
+                stage.info.update(build_label_neighbours(labelled, k=k, random_state=seed, folder=stage.uri))
+                return
             frame = self._table("rows").select("id", "features")
             stage.info.update(
                 build_neighbours(frame, self.config.neighbours, random_state=self.config.random_state, folder=stage.uri)
@@ -281,6 +287,8 @@ class Pipeline:
                 f"input has {rows}. "
                 + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
             )
+        if self.config.neighbours.by_label and info["labels"] is None:
+            raise InputError("neighbours.by_label needs labels; name their column with --label-col")
         self._check_labels(info)
 
     def _check_labels(self, info: dict[str, Any]) -> None:
@@ -383,12 +391,14 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     return merged
 
 
-def _label_values(info: dict[str, Any]) -> list[float] | None:
+def _label_values(info: dict[str, Any]) -> list[Any] | None:
     """Return the distinct labels; for labels too many to list (regression) any will do, since none is a class."""
     labels = info["labels"]
     if labels is None:
         return None
-    return [0.0, 1.0] if labels["values"] is None else list(labels["values"])
+    width = labels.get("width", 1)
+    some = [0.0, 1.0] if width == 1 else [[0.0] * width]
+    return some if labels["values"] is None else list(labels["values"])
 
 
 @contextlib.contextmanager

@@ -106,7 +106,10 @@ def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--id-col", "nope"], "data.id_col='nope' is not in the table; it has: key (bigint), values"),
         (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key (bigint)"),
-        (["--label-col", "text"], "label column 'text' is string; a numeric column is wanted. Number the classes"),
+        (
+            ["--label-col", "text"],
+            "label column 'text' is string; a numeric column, or one of arrays of numbers, is wanted. Number",
+        ),
         (["--id-col", "text"], "id column 'text' is string; an integer column is wanted. Leave it out"),
         (["--features-col", "text"], "features column 'text' is string; an array of numbers or a Spark ML vector is"),
         (["--set", "neighbours.k=5"], "neighbours.k=5 needs at least 7 rows, so that each has 5 neighbours and one"),

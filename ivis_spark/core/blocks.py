@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.core.sampling import draw_positives, near_codes
+from ivis_spark.core.sampling import draw_positives, near_codes, same_class_codes
 from ivis_spark.errors import ArtifactError
 
 Ids = NDArray[np.int64]
@@ -53,7 +53,15 @@ class BlockDraws:
     weights: NDArray[np.float32]
 
 
-def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed: tuple[int, ...]) -> list[BlockDraws]:
+def draw_blocks(
+    ids: Ids,
+    neighbours: Ids,
+    *,
+    block_rows: int,
+    draws: int,
+    seed: tuple[int, ...],
+    classes: Ids | None = None,
+) -> list[BlockDraws]:
     """Deal the rows of a bucket into blocks and draw their triplets.
 
     Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k).
@@ -64,6 +72,7 @@ def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed:
         block_rows: B, the size of every block.
         draws: m, positives of each anchor.
         seed: Seeds the draws.
+        classes: Of the rows, shape (n,), when those of one class are all neighbours and not only those listed.
 
     Returns:
         The fewest blocks that hold the rows; each gets as many as the others, give or take one.
@@ -81,7 +90,8 @@ def draw_blocks(ids: Ids, neighbours: Ids, *, block_rows: int, draws: int, seed:
         anchors, near = ids[picked], neighbours[picked]
         positives = draw_positives(near, draws=draws, rng=rng)
         weights = (np.arange(block_rows) < len(members)).astype(np.float32)
-        blocks.append(BlockDraws(anchors, positives, near_codes(anchors, near), weights))
+        codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
+        blocks.append(BlockDraws(anchors, positives, codes, weights))
     return blocks
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +38,71 @@ def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.
         rounds = [np.argsort(rng.random((n, k)), axis=1) for _ in range(-(-draws // k))]
         ranks = np.concatenate(rounds, axis=1)[:, :draws]
     return np.take_along_axis(neighbours, ranks, axis=1)
+
+
+def avoid_anchors(
+    positives: NDArray[np.int64],
+    anchors: NDArray[np.int64],
+    neighbours: NDArray[np.int64],
+    *,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Draw again those positives that are their own anchor, which lists of neighbours from elsewhere may hold.
+
+    Args:
+        positives: Row ids, shape (n,).
+        anchors: Row ids, shape (n,).
+        neighbours: Row ids of the neighbours of each anchor, shape (n, k).
+        rng: Source of randomness.
+
+    Returns:
+        Row ids, shape (n,). An anchor that has no neighbour but itself stays its own positive.
+    """
+    positives = positives.copy()
+    for row in np.flatnonzero(positives == anchors):
+        others = neighbours[row][neighbours[row] != anchors[row]]
+        if len(others):
+            positives[row] = rng.choice(others)
+    return positives
+
+
+def draw_from_lists(
+    anchors: NDArray[np.int64],
+    lists: Sequence[Any],
+    candidates: NDArray[np.int64],
+    *,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Draw a positive and a negative of every anchor from lists of neighbours that may differ in length.
+
+    Args:
+        anchors: Row ids, shape (b,).
+        lists: Row ids of the neighbours of each anchor, at least one; the anchor itself may be among them.
+        candidates: All row ids, 0 to n - 1.
+        rng: Source of randomness.
+
+    Returns:
+        Anchors, positives and negatives, int64, shape (3, b).
+
+    Raises:
+        InputError: if a list is empty or holds a number that is no row, or an anchor has no negative.
+    """
+    triplets = np.stack([anchors, anchors, anchors])
+    lengths = np.array([len(near) for near in lists])
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        if length == 0:
+            raise InputError(f"row {anchors[rows[0]]} has no neighbours: give each row at least one")
+        near = np.array([lists[row] for row in rows], dtype=np.int64)
+        if near.min() < 0 or near.max() >= len(candidates):
+            raise InputError(
+                f"the neighbours hold row numbers from {near.min()} to {near.max()}; the data has rows 0 to "
+                f"{len(candidates) - 1}: number the rows from 0 in the order of X"
+            )
+        drawn = draw_positives(near, draws=1, rng=rng)[:, 0]
+        triplets[1, rows] = avoid_anchors(drawn, anchors[rows], near, rng=rng)
+        triplets[2, rows] = candidates[draw_negatives(anchors[rows], near, candidates, draws=1, rng=rng)[:, 0]]
+    return triplets
 
 
 def draw_negatives(
@@ -111,6 +179,27 @@ def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDA
             f"or among its {neighbours.shape[1]} neighbours; lower k or pass more rows"
         )
     return codes.astype(np.uint32)
+
+
+def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return the pairs of places (i, j), i != j, whose classes are equal, coded as by `near_codes`.
+
+    Runs on: executor. Memory: O(n^2) bits, and 4 bytes a pair.
+
+    Args:
+        classes: Of the anchors, shape (n,), n at most `MAX_BLOCK_ROWS`.
+
+    Returns:
+        i * n + j of each pair, sorted.
+
+    Raises:
+        InputError: if all classes are equal.
+    """
+    equal = classes[:, None] == classes
+    if equal.all():
+        raise InputError("a block holds rows of one label only, so that none has a negative: raise triplets.block_rows")
+    np.fill_diagonal(equal, False)
+    return np.flatnonzero(equal).astype(np.uint32)
 
 
 def draw_block_negatives(near: NDArray[np.uint32], n: int, *, rng: np.random.Generator) -> NDArray[np.int32]:

@@ -21,14 +21,39 @@ def check_rows(X: ArrayLike) -> Floats:
     rows = np.asarray(X)
     if rows.ndim < 2 or rows.shape[0] == 0 or rows.size == 0:
         raise InputError(f"X has shape {rows.shape}; rows of features are wanted: pass an array of shape (n, d)")
-    if rows.dtype.kind not in "fiub":
+    return finite_rows(to_numbers(rows))
+
+
+def to_numbers(rows: NDArray[Any]) -> Floats:
+    """Return an array of any numeric type, or of objects that are numbers, as contiguous float32.
+
+    Raises: InputError: if it holds anything else.
+    """
+    if rows.dtype.kind not in "fiubO":
         raise InputError(f"X is of type {rows.dtype}; numbers are wanted: encode text and categories first")
-    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
+            return np.ascontiguousarray(rows, dtype=np.float32)
+    except (ValueError, TypeError) as err:
+        raise InputError(f"X is not made of numbers ({err}); encode text and categories first") from err
+
+
+def finite_rows(rows: Floats, numbers: Ints | None = None) -> Floats:
+    """Return the rows as they are.
+
+    Args:
+        rows: Shape (b, ...).
+        numbers: What the rows are called in the message, shape (b,); from 0 when None.
+
+    Raises:
+        InputError: if a row holds NaN or infinity.
+    """
     wrong = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
     if wrong.any():
+        first = int(np.argmax(wrong))
         raise InputError(
             f"X has NaN, infinity or a number too large for float32 in {wrong.sum()} of {len(rows)} rows, the first is "
-            f"row {int(np.argmax(wrong))}; drop or fill them"
+            f"row {first if numbers is None else numbers[first]}; drop or fill them"
         )
     return rows
 

@@ -37,7 +37,7 @@ class TripletBlocks:
         block_rows: B, rows of a block.
         dims: d, numbers of a row.
         draws: m, positives of each anchor.
-        labelled: Whether there is a column of labels.
+        labelled: Numbers of a row's label; 0 without labels.
         group_blocks: Blocks of a Parquet row group; the last group of a file may hold fewer.
     """
 
@@ -46,7 +46,7 @@ class TripletBlocks:
     block_rows: int
     dims: int
     draws: int
-    labelled: bool
+    labelled: int
     group_blocks: int
 
     @property
@@ -126,7 +126,7 @@ def block_dataset(
 
     Returns:
         Dictionaries of `stacked`: anchors, then positives, then negatives, float32 (3b, d); `weight`: float32 (b,), 0
-        for padding; and `label`: float32 (b,) if asked for; b is this rank's part of the batch.
+        for padding; and `label`: float32 (b,) or (b, c) if asked for; b is this rank's part of the batch.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
@@ -148,7 +148,7 @@ def block_dataset(
         "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
         "index": tf.TensorSpec((None, 3 * size), tf.int32),
         "weight": tf.TensorSpec((None, size), tf.float32),
-        "label": tf.TensorSpec((None, size), tf.float32),
+        "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(_BATCHES_AHEAD)
@@ -156,6 +156,11 @@ def block_dataset(
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.with_options(options)
+
+
+def _label_shape(blocks: TripletBlocks, labels: bool) -> tuple[int, ...]:
+    """Return the shape of a row's label: (c,) for arrays, () for single numbers, and where none is read."""
+    return (blocks.labelled,) if labels and blocks.labelled > 1 else ()
 
 
 def _gather_batches(group: dict[str, tf.Tensor], *, labels: bool) -> tf.data.Dataset:
@@ -175,7 +180,8 @@ class _Group:
     Attributes:
         rows: float32 (r, d).
         index: int32 (n, 3): places in `rows` of anchor, positive and negative; of whole batches (batches, 3b).
-        weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without labels.
+        weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without
+            labels; arrays of labels have c numbers more.
     """
 
     rows: NDArray[np.float32]
@@ -208,7 +214,7 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
                 group.rows,
                 index,
                 group.weight[:whole].reshape(batches, size),
-                group.label[:whole].reshape(batches, size),
+                group.label[:whole].reshape(batches, size, *group.label.shape[1:]),
             )
 
 
@@ -315,7 +321,10 @@ def _join_blocks(
     anchors = np.arange(size * count, dtype=np.int32)
     index = np.stack([anchors, anchors + np.int32(size * count), np.concatenate(parts)], axis=1)
     weight = np.concatenate(vectors("weight", 1)).reshape(-1)
-    label = np.concatenate(vectors("label", 1)).reshape(-1) if "label" in columns else np.zeros_like(weight)
+    label = np.zeros_like(weight)
+    if "label" in columns:
+        shape = _label_shape(blocks, labels=True)
+        label = np.concatenate(vectors("label", blocks.labelled)).reshape(-1, *shape)
     order = rng.permutation(size * count)
     return _Group(rows, index[order], weight[order], label[order])
 

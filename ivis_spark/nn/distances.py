@@ -15,25 +15,25 @@ _NORM_FLOOR = 1e-12
 
 
 def euclidean_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the Euclidean distance of each row, shape (b, e), (b, e) -> (b,)."""
-    return tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - y), axis=-1), _SQUARE_FLOOR))
+    """Return the Euclidean distance of each row, shape (b, e), (b, e) -> (b, 1)."""
+    return tf.sqrt(tf.maximum(tf.reduce_sum(tf.square(x - y), axis=-1, keepdims=True), _SQUARE_FLOOR))
 
 
 def manhattan_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the sum of absolute differences of each row, shape (b, e), (b, e) -> (b,)."""
-    return tf.reduce_sum(tf.abs(x - y), axis=-1)
+    """Return the sum of absolute differences of each row, shape (b, e), (b, e) -> (b, 1)."""
+    return tf.reduce_sum(tf.abs(x - y), axis=-1, keepdims=True)
 
 
 def chebyshev_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the largest absolute difference of each row, shape (b, e), (b, e) -> (b,)."""
-    return tf.reduce_max(tf.abs(x - y), axis=-1)
+    """Return the largest absolute difference of each row, shape (b, e), (b, e) -> (b, 1)."""
+    return tf.reduce_max(tf.abs(x - y), axis=-1, keepdims=True)
 
 
 def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return one minus the cosine of the angle of each row, shape (b, e), (b, e) -> (b,)."""
+    """Return one minus the cosine of the angle of each row, shape (b, e), (b, e) -> (b, 1)."""
     x = tf.math.l2_normalize(x, axis=-1, epsilon=_NORM_FLOOR)
     y = tf.math.l2_normalize(y, axis=-1, epsilon=_NORM_FLOOR)
-    return tf.nn.relu(1.0 - tf.reduce_sum(x * y, axis=-1))
+    return tf.nn.relu(1.0 - tf.reduce_sum(x * y, axis=-1, keepdims=True))
 
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

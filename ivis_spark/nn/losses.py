@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 import tensorflow as tf
 
 from ivis_spark.errors import ConfigError
+from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import DISTANCES, Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -47,12 +48,15 @@ def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
 
 
 def triplet_loss(distance: str | Loss = "pn", margin: float = 1.0) -> Loss:
-    """Return the loss registered as `distance`; a callable is returned as it is.
+    """Return the loss registered as `distance`, or named `package.module:function`; a callable is returned as it is.
 
     Raises: ConfigError: if no loss of that name is registered, or it has no margin and one is asked for.
     """
     if callable(distance):
         return distance
+    if ":" in distance:
+        found = import_named(distance, "distance")
+        return found() if isinstance(found, type) else found
     if distance not in loss_dict:
         raise ConfigError(
             f"Loss function {distance} not registered: it must be one of {', '.join(loss_dict)}; "
@@ -101,10 +105,10 @@ class TripletLoss:
         far = [measure(anchor, negative)]
         if self.pn:
             far.append(measure(positive, negative))
-        return self.compare(measure(anchor, positive), far)
+        return tf.squeeze(self.compare(measure(anchor, positive), far), axis=-1)
 
     def compare(self, near: Tensor, far: list[Tensor]) -> Tensor:
-        """Return the loss of each triplet from its distances, shape (b,) each."""
+        """Return the loss of each triplet from its distances, shape (b, 1) each."""
         raise NotImplementedError
 
     def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ivis_spark.nn.distances import Tensor
 from ivis_spark.nn.losses import Loss, row_loss
 from ivis_spark.nn.optimizer import FusedAdam
 from ivis_spark.nn.reducer import Reducer
-from ivis_spark.nn.supervision import Metric, make_supervised_loss_fn
+from ivis_spark.nn.supervision import Metric, keras_loss, make_supervised_loss_fn
 
 Batch = Mapping[str, Tensor]
 
@@ -56,7 +56,18 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         self._has_rows = hasattr(loss, "rows")
         self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
         self.compile(optimizer=optimizer or FusedAdam(learning_rate), jit_compile=False)
+        # Where users of ivis look for them; the step takes the losses of rows above.
+        self.loss: Any = loss
+        if head is not None and supervision_metric is not None:
+            self.loss = {"stacked_triplets": loss, "supervised": keras_loss(supervision_metric)}
+            for layer in head.layers:
+                layer.output_shape = tuple(layer.output.shape)  # as layers of Keras 2 have it
         self.built = True
+
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The encoder and, with supervision, the layers of the head; the last is the output layer, as in ivis."""
+        return [self.encoder, *([] if self.head is None else self.head.layers)]
 
     @property
     def metric_names(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import keras
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.activations import selu
+from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.dropout import PooledAlphaDropout
 
 InputShape = tuple[int | None, ...]
@@ -76,7 +77,8 @@ def build_encoder(
     Runs on: each rank. The global random state is left as it was.
 
     Args:
-        model: Name of a base network, or a Keras model whose output is one vector a row.
+        model: Name of a base network, `package.module:function` that builds one, or a Keras model whose output is one
+            vector a row.
         input_shape: Shape of a row, as in (784,); not looked at when `model` is a Keras model.
         embedding_dims: Dimensions of the embedding; None takes the output of the model as it is.
         seed: Of the initial weights and the dropout.
@@ -144,8 +146,16 @@ def _chain(model: keras.Model) -> list[keras.layers.Layer] | None:
 
 
 def _base_network(model: str | keras.Model, input_shape: InputShape) -> keras.Model:
-    if not isinstance(model, str):
-        return model
+    return named_network(model, input_shape) if isinstance(model, str) else model
+
+
+def named_network(model: str, input_shape: InputShape) -> keras.Model:
+    """Build the base network registered as `model`, or that of a function `package.module:function`.
+
+    Raises: ConfigError: if there is none of that name.
+    """
+    if ":" in model:
+        return import_named(model, "model")(input_shape)
     if model not in base_networks:
         raise ConfigError(
             f"Base network {model} is not implemented: it must be one of {', '.join(base_networks)} or a Keras model; "

@@ -12,6 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import Tensor
 from ivis_spark.nn.networks import seeded_layers
 
@@ -93,7 +94,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
     Raises: ConfigError: if Keras has no such loss.
     """
     name = _loss_name(metric)
-    loss = _keras_loss(metric)
+    loss = keras_loss(metric)
     function = loss.call if isinstance(loss, keras.losses.Loss) else loss
 
     def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,13 @@ def _count_classes(labels: NDArray[Any]) -> int:
     return len(found)
 
 
-def _keras_loss(metric: Metric) -> Any:
+def keras_loss(metric: Metric) -> Any:
+    """Return the Keras loss of a name, or that of `package.module:function`; what is no name is returned as it is.
+
+    Raises: ConfigError: if Keras has no such loss.
+    """
+    if isinstance(metric, str) and ":" in metric:
+        return import_named(metric, "supervision_metric")
     try:
         return keras.losses.get(_ALIASES.get(metric, metric) if isinstance(metric, str) else metric)
     except (ValueError, TypeError) as err:
@@ -146,7 +153,7 @@ def _keras_loss(metric: Metric) -> Any:
 
 def _loss_name(metric: Metric) -> str:
     """Return the snake-case name of a Keras loss given as a name, alias, class name, function or instance."""
-    loss = _keras_loss(metric)
+    loss = keras_loss(metric)
     if isinstance(loss, keras.losses.Loss):
         return re.sub(r"(?<!^)(?=[A-Z])", "_", type(loss).__name__).lower()
     return str(getattr(loss, "__name__", type(loss).__name__))

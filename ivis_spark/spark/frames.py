@@ -13,6 +13,7 @@ from pyspark.sql import types as T
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
+from ivis_spark.spark.images import is_image, pixels
 
 ID, FEATURES, LABEL = "id", "features", "label"
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
@@ -71,10 +72,11 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
             f"id column {config.id_col!r} is {kinds[config.id_col].simpleString()}; an integer column is wanted. Leave "
             "it out and ids are derived from the rows"
         )
-    if config.label_col and not isinstance(kinds[config.label_col], (T.NumericType, T.BooleanType)):
+    if config.label_col and not _is_label(kinds[config.label_col]):
         raise InputError(
-            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a numeric column is "
-            "wanted. Number the classes from 0, for example with pyspark.ml.feature.StringIndexer"
+            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a numeric column, or one "
+            "of arrays of numbers, is wanted. Number the classes from 0, for example with "
+            "pyspark.ml.feature.StringIndexer"
         )
     names, features = _features(kinds, config)
     columns = [features.alias(FEATURES)]
@@ -100,6 +102,8 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
             return (single,), vector_to_array(column, "float32")
         if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
             return (single,), column.cast("array<float>")
+        if is_image(kind):
+            return (single,), pixels(column, kind, single, config)
         raise InputError(
             f"features column {single!r} is {kind.simpleString()}; an array of numbers or a Spark ML vector is wanted. "
             "Several numeric columns are named with data.feature_cols"
@@ -123,8 +127,14 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
     return tuple(names), F.array(*[F.col(_quoted(name)).cast("float") for name in names])
 
 
+def _is_label(kind: T.DataType) -> bool:
+    return isinstance(kind.elementType if isinstance(kind, T.ArrayType) else kind, (T.NumericType, T.BooleanType))
+
+
 def _label(name: str, kind: T.DataType) -> Column:
     column = F.col(_quoted(name))
+    if isinstance(kind, T.ArrayType):
+        return column.cast("array<double>")
     return column.cast("long") if isinstance(kind, (T.BooleanType, *_INTEGERS)) else column.cast("double")
 
 

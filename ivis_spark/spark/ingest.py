@@ -24,7 +24,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.frames import FEATURES, ID, LABEL, Source
-from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.vectors import from_list, pack, unpack, valid_rows
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,8 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     describe_job(spark, "ingest: read and check rows")
     raw, data = build.path("raw"), build.path("data")
     write = functools.partial(write_checked, folder=raw, width=source.width, drop=config.invalid == "drop")
-    records = source.frame.mapInArrow(write, _RECORD_SCHEMA).collect()
+    with arrow_batches(spark, 4 * source.width):
+        records = source.frame.mapInArrow(write, _RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     storage.keep_only(raw, [record.path for record in records])
     rows = sum(record.rows for record in records)
@@ -103,7 +104,8 @@ def _finish(spark: SparkSession, raw: str, data: str, source: Source, scaler: Sc
     table = spark.read.parquet(raw)
     if not source.id_col:
         table = with_derived_ids(table)
-    records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
+    with arrow_batches(spark, 4 * source.width):
+        records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
     storage.keep_only(data, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
 
@@ -270,15 +272,34 @@ def _refuse_repeated_ids(table: DataFrame, source: Source) -> None:
 
 
 def _labels(table: DataFrame) -> dict[str, Any]:
-    """Return the kinds of labels: their values where they are few, and how many rows have none."""
+    """Return the kinds of labels: their values where they are few, their width, and whether rows have none.
+
+    Raises:
+        InputError: if labels are arrays of different lengths.
+    """
     describe_job(table.sparkSession, "ingest: list labels")
     values = [row[0] for row in table.select(LABEL).distinct().limit(_MOST_LABELS + 2).collect()]
     known = sorted(value for value in values if value is not None)
+    kind = table.schema[LABEL].dataType
+    width, null = _array_width(table) if isinstance(kind, T.ArrayType) else (1, any(value is None for value in values))
     return {
         "values": known if len(known) <= _MOST_LABELS else None,
-        "integer": isinstance(table.schema[LABEL].dataType, T.LongType),
-        "null": any(value is None for value in values),
+        "integer": isinstance(kind, T.LongType),
+        "null": null,
+        "width": width,
     }
+
+
+def _array_width(table: DataFrame) -> tuple[int, bool]:
+    """Return the length that all label arrays have, and whether one is null or holds null."""
+    lacks = F.col(LABEL).isNull() | F.exists(LABEL, lambda value: value.isNull())
+    sizes = F.when(F.col(LABEL).isNotNull(), F.size(LABEL))
+    found = table.agg(F.min(sizes), F.max(sizes), F.max(F.coalesce(lacks, F.lit(True)))).collect()[0]
+    if found[0] != found[1] or not found[0]:
+        raise InputError(
+            f"the label arrays have {found[0] or 0} to {found[1] or 0} elements; every row needs the same number >= 1"
+        )
+    return int(found[0]), bool(found[2])
 
 
 def _warn_about_constants(source: Source, constant: NDArray[np.int64], rows: int) -> None:

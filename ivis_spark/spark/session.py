@@ -36,6 +36,9 @@ _LOCAL_SETTINGS = {
 }
 
 
+_BATCH_ROWS, _BATCH_BYTES = "spark.sql.execution.arrow.maxRecordsPerBatch", 64 << 20
+
+
 def get_session(app_name: str, *, master: str | None = None, settings: dict[str, str] | None = None) -> SparkSession:
     """Return the running session, or start one.
 
@@ -172,6 +175,17 @@ class Progress:
             return ""
         done = sum(stage.numCompletedTasks for stage in stages)
         return f"{_described.get('text', 'Spark job')}: {done}/{tasks} tasks ({100 * done // tasks} %)"
+
+
+@contextlib.contextmanager
+def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
+    """Let Arrow batches of wide rows hold fewer rows, so that a batch stays below 64 MB. Runs on: driver."""
+    before = spark.conf.get(_BATCH_ROWS)
+    spark.conf.set(_BATCH_ROWS, str(max(1, min(int(before or 1), _BATCH_BYTES // row_bytes))))
+    try:
+        yield
+    finally:
+        spark.conf.set(_BATCH_ROWS, str(before))
 
 
 # Spark keeps a job's description a thread, where the thread that watches cannot see it.

@@ -24,8 +24,9 @@ from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
+from ivis_spark.spark.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import describe_job, task_errors
+from ivis_spark.spark.session import arrow_batches, describe_job, task_errors
 from ivis_spark.spark.vectors import list_values, unpack
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,15 @@ def build_triplets(
 
     Args:
         rows: `id` long, `features` binary and maybe `label`.
-        neighbours: `id` long, `neighbour_ids` array<long>.
+        neighbours: `id` long, `neighbour_ids` array<long>; with `class` long, rows of one class are all neighbours.
         config: Draws and sizes.
         n_rows: Rows of the table.
         random_state: Seeds which rows share a block and every draw.
         folder: URI to write the Parquet files into.
 
     Returns:
-        Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled, and the blocks of each file.
+        Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
+        without), and the blocks of each file.
 
     Raises:
         InputError: if a row has no possible negative, or a neighbour is not among the rows.
@@ -64,7 +66,8 @@ def build_triplets(
     spark = rows.sparkSession
     plan = BlockPlan.of(n_rows, block_rows=config.block_rows, file_blocks=config.file_blocks)
     key = F.xxhash64(F.col("id"), F.lit(random_state))
-    dealt = neighbours.select("id", "neighbour_ids", key.alias("key")).withColumn(
+    by_label = [CLASS] if CLASS in neighbours.columns else []
+    dealt = neighbours.select("id", "neighbour_ids", *by_label, key.alias("key")).withColumn(
         "bucket", F.pmod("key", F.lit(plan.buckets)).cast("int")
     )
     # The key's remainder picks the bucket, so its order within a bucket is still random.
@@ -81,9 +84,10 @@ def build_triplets(
     written_blocks = (
         repartition_by_group(fetched, "bucket", tasks)
         .sortWithinPartitions("bucket", "place")
-        .mapInArrow(write, "path string, blocks long, rows long, bucket int")
+        .mapInArrow(write, "path string, blocks long, rows long, bucket int, label_width int")
     )
-    with task_errors():
+    width = rows.select(F.length("features")).first()
+    with task_errors(), arrow_batches(spark, width[0] if width else 1):
         records = written_blocks.collect()
     storage.keep_only(folder, [record.path for record in records])
     blocks = sum(record.blocks for record in records)
@@ -110,7 +114,7 @@ def build_triplets(
         "block_rows": plan.block_rows,
         "draws": config.draws,
         "padding_rows": padding,
-        "labelled": "label" in rows.columns,
+        "labelled": records[0].label_width if records else 0,
         "file_blocks": {record.path.rsplit("/", 1)[-1]: record.blocks for record in records},
     }
 
@@ -125,8 +129,9 @@ def request_vectors(
 
     Runs on: executor. Memory: one bucket's ids and neighbours.
     """
-    for bucket, ids, neighbours in _buckets(batches):
-        drawn = draw_blocks(ids, neighbours, block_rows=block_rows, draws=draws, seed=(random_state, bucket))
+    for bucket, ids, neighbours, classes in _buckets(batches):
+        seed = (random_state, bucket)
+        drawn = draw_blocks(ids, neighbours, block_rows=block_rows, draws=draws, seed=seed, classes=classes)
         for number, block in enumerate(drawn):
             yield _requests_of(block, bucket, number * block_rows * (1 + draws))
 
@@ -147,10 +152,11 @@ def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordB
     )
 
 
-def _buckets(
-    batches: Iterator[pa.RecordBatch],
-) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Cut a stream sorted by bucket into (bucket, ids, neighbours)."""
+_Bucket = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]
+
+
+def _buckets(batches: Iterator[pa.RecordBatch]) -> Iterator[_Bucket]:
+    """Cut a stream sorted by bucket into (bucket, ids, neighbours, classes if there are)."""
     held: list[pa.RecordBatch] = []
     for bucket, part in _runs(batches):
         if held and held[0].column("bucket")[0].as_py() != bucket:
@@ -172,13 +178,15 @@ def _runs(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBat
             yield int(buckets[start]), batch.slice(start, stop - start)
 
 
-def _bucket_of(parts: list[pa.RecordBatch]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+def _bucket_of(parts: list[pa.RecordBatch]) -> _Bucket:
     table = pa.Table.from_batches(parts).combine_chunks()
     ids = table["id"].to_numpy()
     lists = table["neighbour_ids"].combine_chunks()
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     lengths, values = list_values(lists)
-    return int(table["bucket"][0].as_py()), ids, _rectangular(ids, lengths, values.to_numpy(zero_copy_only=False))
+    neighbours = _rectangular(ids, lengths, values.to_numpy(zero_copy_only=False))
+    classes = table[CLASS].to_numpy() if CLASS in table.column_names else None
+    return int(table["bucket"][0].as_py()), ids, neighbours, classes
 
 
 def _rectangular(ids: NDArray[np.int64], lengths: NDArray[np.int64], values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -203,10 +211,17 @@ def write_blocks(
     size = block_rows * (1 + draws)
     for bucket, blocks in _bucket_blocks(batches, size):
         path = storage.join(folder, f"bucket-{bucket:06d}-{uuid.uuid4().hex[:12]}.parquet")
-        count, rows = _write_bucket(path, blocks, block_rows=block_rows, draws=draws, group_blocks=group_blocks)
+        facts = _write_bucket(path, blocks, block_rows=block_rows, draws=draws, group_blocks=group_blocks)
+        count, rows, label_width = facts
         yield pa.RecordBatch.from_arrays(
-            [pa.array([path]), pa.array([count]), pa.array([rows]), pa.array([bucket], pa.int32())],
-            ["path", "blocks", "rows", "bucket"],
+            [
+                pa.array([path]),
+                pa.array([count]),
+                pa.array([rows]),
+                pa.array([bucket], pa.int32()),
+                pa.array([label_width], pa.int32()),
+            ],
+            ["path", "blocks", "rows", "bucket", "label_width"],
         )
 
 
@@ -250,11 +265,12 @@ def _taken(ahead: list[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.Re
 
 def _write_bucket(
     path: str, blocks: Iterator[pa.Table], *, block_rows: int, draws: int, group_blocks: int
-) -> tuple[int, int]:
-    """Write the blocks of a bucket and return how many there are and how many rows of weight 1 they hold."""
+) -> tuple[int, int, int]:
+    """Write the blocks of a bucket; return how many there are, their rows of weight 1 and the numbers of a label."""
     fs, plain = storage.filesystem(path)
     fs.makedirs(fs._parent(plain), exist_ok=True)
-    count, rows, group = 0, 0, []
+    count, rows, label_width = 0, 0, 0
+    group: list[pa.Table] = []
     with fs.open(plain, "wb") as sink:
         writer = None
         for block in blocks:
@@ -269,6 +285,8 @@ def _write_bucket(
             group.append(packed)
             count += 1
             rows += int(np.frombuffer(packed["weight"][0].as_py(), "<f4").sum())
+            if "label" in packed.column_names:
+                label_width = len(packed["label"][0].as_py()) // (4 * block_rows)
             if len(group) == group_blocks:
                 writer.write_table(pa.concat_tables(group))
                 group = []
@@ -276,7 +294,7 @@ def _write_bucket(
             if group:
                 writer.write_table(pa.concat_tables(group))
             writer.close()
-    return count, rows
+    return count, rows, label_width
 
 
 def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
@@ -299,7 +317,13 @@ def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     ]
     names = column_names(draws)
     if "label" in block.column_names:
-        labels = anchors["label"].cast(pa.float64()).fill_null(float("nan")).to_numpy()
-        packed.append(labels.astype("<f4").tobytes())
+        packed.append(_label_numbers(anchors["label"]).tobytes())
         names.append("label")
     return pa.table({name: pa.array([value], pa.binary()) for name, value in zip(names, packed, strict=True)})
+
+
+def _label_numbers(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """Return labels, or arrays of them one after the other, as float32; a missing one is NaN."""
+    if pa.types.is_list(column.type):
+        column = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+    return column.cast(pa.float64()).fill_null(float("nan")).to_numpy().astype("<f4")

@@ -42,7 +42,7 @@ import sys, time
 import keras
 import numpy as np
 from ivis_spark.config import TrainConfig
-from ivis_spark.data.sequence import triplet_dataset
+from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder

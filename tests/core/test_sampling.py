@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.sampling import draw_block_negatives, draw_negatives, draw_positives, near_codes
+from ivis_spark.core.sampling import draw_block_negatives, draw_from_lists, draw_negatives, draw_positives, near_codes
 from ivis_spark.errors import InputError
 
 
@@ -77,3 +77,31 @@ def test_block_negatives_are_uniform_over_what_is_allowed() -> None:
     drawn = np.array([draw_block_negatives(near, 6, rng=rng) for _ in range(4000)])
     shares = np.bincount(drawn[:, 0], minlength=6) / 4000
     np.testing.assert_allclose(shares, [0, 0, 0.25, 0.25, 0.25, 0.25], atol=0.03)
+
+
+def test_triplets_from_lists_of_any_length() -> None:
+    n = 30
+    lists = [np.arange(i, i + 2 + i % 4) % n for i in range(n)]  # each begins with the row itself
+    rng = np.random.default_rng(0)
+    seen: list[set[int]] = [set() for _ in range(n)]
+    for _ in range(60):
+        anchors, positives, negatives = draw_from_lists(np.arange(n), lists, np.arange(n), rng=rng)
+        np.testing.assert_array_equal(anchors, np.arange(n))
+        for row in range(n):
+            seen[row].add(int(positives[row]))
+            assert negatives[row] not in lists[row]
+    assert seen == [set(near.tolist()) - {row} for row, near in enumerate(lists)]
+
+
+def test_a_row_whose_only_neighbour_is_itself_is_its_own_positive() -> None:
+    rng = np.random.default_rng(0)
+    assert draw_from_lists(np.array([2]), [[2, 2]], np.arange(4), rng=rng)[1, 0] == 2
+
+
+@pytest.mark.parametrize(
+    ("near", "message"),
+    [([], "row 1 has no neighbours"), ([-1], "from -1 to -1"), ([4], "from 4 to 4"), ([0, 2, 3], "no negative")],
+)
+def test_lists_that_cannot_be_drawn_from(near: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_from_lists(np.array([1]), [near], np.arange(4), rng=np.random.default_rng(0))

@@ -1,15 +1,27 @@
-"""The progress message."""
+"""The progress message, checkpoints and pictures."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("keras")
+from ivis_spark.errors import ConfigError, InputError
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
-from ivis_spark.nn.callbacks import ProgressLogger  # noqa: E402
+from ivis_spark import Ivis  # noqa: E402
+from ivis_spark.nn.callbacks import (  # noqa: E402
+    EmbeddingsImage,
+    EmbeddingsLogging,
+    ModelCheckpoint,
+    ProgressLogger,
+    TensorBoardEmbeddingsImage,
+)
 
 
 def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -25,3 +37,75 @@ def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: p
         "epoch 3/3: loss 0.3000",
     ]
     assert "triplets/s" in caplog.messages[0]
+
+
+def iris_like() -> tuple[np.ndarray, np.ndarray]:
+    return np.random.default_rng(0).random((40, 4)), np.arange(40) % 3
+
+
+def train(*given: object, **options: object) -> Ivis:
+    X, _ = iris_like()
+    return Ivis(k=5, epochs=5, batch_size=16, verbose=0, callbacks=given, **options).fit(X)
+
+
+def test_checkpoints_are_whole_models_that_go_on(tmp_path: Path) -> None:
+    X, _ = iris_like()
+    model = train(ModelCheckpoint(str(tmp_path), "at-{}", epoch_interval=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["at-2", "at-4"]
+    loaded = Ivis().load_model(str(tmp_path / "at-4"))
+    assert loaded.loss_history_ == model.loss_history_[:4]
+    assert int(loaded.model_.optimizer.iterations) == 4 * 3
+    assert len(loaded.fit(X).loss_history_) == 9
+    only = tmp_path / "only"
+    train(ModelCheckpoint(str(only), "latest"))
+    assert [path.name for path in only.iterdir()] == ["latest"]
+
+
+def test_embeddings_are_logged_and_drawn_every_few_epochs(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    X, y = iris_like()
+    logged = EmbeddingsLogging(X, str(tmp_path), "{}.npy", epoch_interval=5)
+    drawn = EmbeddingsImage(X, y, str(tmp_path), "{}.png", epoch_interval=3)
+    board = TensorBoardEmbeddingsImage(X, None, str(tmp_path), epoch_interval=2)
+    model = train(logged, drawn, board)
+    np.testing.assert_array_equal(np.load(tmp_path / "5.npy"), model.transform(X))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.png", "5.npy", "embeddings"]
+    assert (tmp_path / "3.png").read_bytes().startswith(b"\x89PNG")
+    (events,) = (tmp_path / "embeddings").iterdir()
+    steps = [e.step for e in tf.compat.v1.train.summary_iterator(str(events)) if e.summary.value]
+    assert steps == [2, 4]
+
+
+def test_one_dimension_is_drawn_and_wrong_labels_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    X, y = iris_like()
+    train(EmbeddingsImage(X, y, str(tmp_path), "{}.png", epoch_interval=5), embedding_dims=1)
+    assert (tmp_path / "5.png").exists()
+    with pytest.raises(InputError, match="3 labels for 40 rows"):
+        EmbeddingsImage(X, [1, 2, 3])
+    with pytest.raises(ConfigError, match="epoch_interval=0"):
+        ModelCheckpoint(epoch_interval=0)
+
+
+def test_keras_callbacks_work(tmp_path: Path) -> None:
+    stopping = keras.callbacks.TerminateOnNaN()
+    log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    board = keras.callbacks.TensorBoard(str(tmp_path / "board"))
+    slower = keras.callbacks.ReduceLROnPlateau(monitor="loss", patience=1)
+    model = train(stopping, log, board, slower)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 6
+    assert list((tmp_path / "board").rglob("events*"))
+    assert len(model.loss_history_) == 5
+
+
+def test_history_outlives_an_interruption() -> None:
+    def interrupt(epoch: int, logs: object) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    X, _ = iris_like()
+    model = Ivis(k=5, epochs=9, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)])
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(X)
+    assert len(model.loss_history_) == 2
+    assert model.transform(X).shape == (40, 2)

@@ -19,6 +19,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark import frames
 from ivis_spark.spark import ingest as ingest_stage
+from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
 
@@ -65,7 +66,7 @@ def test_numeric_columns_without_id_and_label(spark: SparkSession, tmp_path: Pat
     assert info["features"] == ["a", "b.c"]
     assert np.array_equal(matrix(rows), [[0.5, 2], [1.5, 3]])
     assert rows["label"].to_pylist() == [1, 0]
-    assert info["labels"] == {"values": [0, 1], "integer": True, "null": False}
+    assert info["labels"] == {"values": [0, 1], "integer": True, "null": False, "width": 1}
 
 
 def test_named_columns_keep_their_order(spark: SparkSession, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
         ({"features_col": "a"}, "features column 'a' is double; an array of numbers"),
         ({"id_col": "text"}, "id column 'text' is string; an integer column"),
         ({"id_col": "a"}, "id column 'a' is double; an integer column"),
-        ({"label_col": "text"}, "label column 'text' is string; a numeric column"),
+        ({"label_col": "text"}, "label column 'text' is string; a numeric column, or one of arrays"),
         ({"feature_cols": ("a", "b"), "id_col": "twice"}, r"id column 'twice' repeats: id 5 stands 2 times"),
     ],
 )
@@ -186,3 +187,16 @@ def test_csv_has_a_header_unless_said_otherwise(spark: SparkSession, tmp_path: P
     frame = frames.read_table(spark, str(tmp_path / "t.csv"), DataConfig(format="csv"))
     info, rows = ingest(frame, RAW, tmp_path / "out")
     assert info["features"] == ["a", "b"] and sorted(matrix(rows).tolist()) == [[1, 2], [3, 5]]
+
+
+def test_wide_rows_come_in_batches_of_few(spark: SparkSession) -> None:
+    def sizes(batches):  # type: ignore[no-untyped-def]
+        for batch in batches:
+            yield pa.RecordBatch.from_arrays([pa.array([batch.num_rows])], ["rows"])
+
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    with arrow_batches(spark, row_bytes=64 << 10):
+        found = spark.range(3000, numPartitions=1).mapInArrow(sizes, "rows long").collect()
+    assert sorted(row.rows for row in found) == [952, 1024, 1024]
+    assert spark.conf.get(setting) == before

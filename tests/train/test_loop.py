@@ -17,7 +17,7 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
-from ivis_spark.data.sequence import triplet_dataset  # noqa: E402
+from ivis_spark.data.triplets import triplet_dataset  # noqa: E402
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.networks import build_encoder  # noqa: E402

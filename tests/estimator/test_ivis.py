@@ -123,7 +123,7 @@ def test_own_neighbours_and_own_network() -> None:
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (np.ones((16, 2)), r"k=15 .*n_rows - 2 = 14"),
+        (np.ones((15, 2)), r"k=15 .*n_rows - 2 = 13"),
         (np.ones(5), r"\(5,\)"),
         (np.ones((0, 5)), r"\(0, 5\)"),
         (np.array([["a"], ["b"]]), "numbers are wanted"),

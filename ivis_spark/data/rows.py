@@ -1,0 +1,117 @@
+"""Rows from wherever they are: in memory, sparse, in a file larger than memory, or made when asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ivis_spark.data.arrays import Floats, Ints, check_rows, finite_rows, to_numbers
+from ivis_spark.errors import InputError
+
+_BLOCK_BYTES = 8 << 20
+
+
+class LazyRows:
+    """Rows that are read a batch at a time; memory does not grow with their number.
+
+    Args:
+        X: A SciPy sparse matrix, an HDF5 dataset, a memory map, an `IndexableDataset`, or anything else that has
+            `shape` and gives a row for a number; `get_batch(numbers)` is used where there is one.
+
+    Raises:
+        InputError: if the shape is not that of rows of features.
+    """
+
+    def __init__(self, X: Any) -> None:
+        self._X = X.tocsr() if hasattr(X, "tocsr") else X
+        shape = X.shape() if callable(X.shape) else X.shape
+        self.shape = tuple(int(size) for size in shape)
+        if len(self.shape) < 2 or math.prod(self.shape) == 0:
+            raise InputError(f"X has shape {self.shape}; rows of features are wanted: pass data of shape (n, d)")
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def take(self, numbers: Ints) -> Floats:
+        """Return some rows, float32, shape (b, ...).
+
+        Args:
+            numbers: Row numbers in any order, shape (b,); they may repeat.
+
+        Raises:
+            InputError: if what was read are not finite numbers of the shape promised.
+        """
+        rows = to_numbers(np.asarray(self._read(numbers)))
+        if rows.shape != (len(numbers), *self.shape[1:]):
+            raise InputError(
+                f"X gave {len(numbers)} rows as an array of shape {rows.shape}; its own shape is {self.shape}, so "
+                f"{(len(numbers), *self.shape[1:])} is wanted"
+            )
+        return finite_rows(rows, numbers)
+
+    def blocks(self) -> Iterator[Floats]:
+        """Yield all rows in order, about 8 MB at a time."""
+        step = max(1, _BLOCK_BYTES // (4 * math.prod(self.shape[1:])))
+        for start in range(0, len(self), step):
+            yield self.take(np.arange(start, min(start + step, len(self))))
+
+    def _read(self, numbers: Ints) -> Any:
+        X = self._X
+        if hasattr(X, "get_batch"):
+            return X.get_batch(numbers.tolist())
+        if hasattr(X, "tocsr"):
+            return X[numbers].toarray()
+        if not hasattr(X, "dtype"):
+            return [X[number] for number in numbers.tolist()]
+        if len(numbers) and np.array_equal(numbers, np.arange(numbers[0], numbers[0] + len(numbers))):
+            return X[int(numbers[0]) : int(numbers[0]) + len(numbers)]
+        # HDF5 wants each row once and in order
+        unique, places = np.unique(numbers, return_inverse=True)
+        return np.asarray(X[unique])[places]
+
+
+Rows = NDArray[np.float32] | LazyRows
+
+
+def as_rows(X: Any) -> Rows:
+    """Return rows that are in memory as float32, checked, and all others as `LazyRows`.
+
+    Raises: InputError: if they are not rows of finite numbers; lazy rows are looked at when they are read.
+    """
+    if isinstance(X, LazyRows):
+        return X
+    in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
+    reads = hasattr(X, "shape") and hasattr(X, "__getitem__")
+    converts = hasattr(X, "to_numpy") or hasattr(X, "numpy")  # data frames and tensors
+    if hasattr(X, "tocsr") or (reads and not in_memory and not converts):
+        return LazyRows(X)
+    return check_rows(X)
+
+
+def take(rows: Rows, numbers: Ints) -> Floats:
+    """Return some rows, float32, shape (b, ...), see `LazyRows.take`."""
+    return rows.take(numbers) if isinstance(rows, LazyRows) else rows[numbers]
+
+
+def blocks(rows: Rows) -> Iterator[Floats]:
+    """Yield all rows in order; rows in memory as one block."""
+    return rows.blocks() if isinstance(rows, LazyRows) else iter([rows])
+
+
+def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
+    """Return labels as an array, float32 or int64, shape (n,) or (n, c).
+
+    Raises: InputError: if they are not one a row.
+    """
+    labels = np.asarray(Y)
+    if labels.ndim == 0 or len(labels) != n_rows:
+        found = len(labels) if labels.ndim else 1
+        raise InputError(f"Y has {found} labels for {n_rows} rows of X; pass one label a row")
+    if labels.dtype.kind not in "fiub":
+        return labels
+    return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)

@@ -1,0 +1,289 @@
+"""Ivis: the local estimator. It validates and calls; the work is done in core, nn, data and train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import keras
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ivis_spark.config import (
+    IVIS_K,
+    IVIS_METRIC,
+    IVIS_PATIENCE,
+    IVIS_SUPERVISION,
+    Config,
+    Metric,
+    NeighboursConfig,
+    TrainConfig,
+)
+from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
+from ivis_spark.data.rows import Rows, as_labels, as_rows, blocks
+from ivis_spark.data.triplets import triplet_dataset
+from ivis_spark.errors import InputError, NotFittedError
+from ivis_spark.estimator.saving import Saving
+from ivis_spark.nn.callbacks import ProgressLogger
+from ivis_spark.nn.losses import triplet_loss
+from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.networks import build_encoder, dense_network
+from ivis_spark.nn.supervision import build_head, count_outputs
+from ivis_spark.train.loop import fit as fit_model
+
+Floats = NDArray[np.float32]
+
+_SECONDS_BETWEEN_MESSAGES = 1.0
+
+
+class Ivis(Saving):
+    """Reduces dimensionality with a Siamese network trained on triplets; parameters are those of ivis.
+
+    Data may be an array of any numeric type and of more than two dimensions, a data frame, a SciPy sparse matrix, an
+    HDF5 dataset, a memory map, an `ivis_spark.data.sequence.IndexableDataset`, or anything else with `shape` that
+    gives a row for a number. What is not in memory is read a batch at a time.
+
+    Args:
+        embedding_dims: Dimensions of the embedding.
+        k: Neighbours of each row; at most the number of rows minus 2.
+        distance: Name of a triplet loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
+        batch_size: Triplets of a training step.
+        epochs: Most passes over the rows.
+        n_epochs_without_progress: Epochs without a lower loss after which training stops.
+        n_trees: Trees of an Annoy index.
+        ntrees: Deprecated name of `n_trees`.
+        knn_distance_metric: Distance of the neighbours: angular, euclidean, manhattan, hamming or dot.
+        search_k: Nodes Annoy inspects a query; -1 is n_trees * k.
+        precompute: Search all neighbours before training and keep them in memory; else when a batch asks for them.
+        model: Name of a base network, or a Keras model, to which an embedding layer is added.
+        supervision_metric: Keras loss of the labels.
+        supervision_weight: Weight of the labels' loss against the triplet loss, in [0, 1].
+        annoy_index_path: An Annoy index of the rows, to be used instead of a search.
+        callbacks: Keras callbacks.
+        build_index_on_disk: Build an Annoy index in its file instead of in memory.
+        neighbour_matrix: Numbers of each row's neighbours: an array (n, k), or a sequence with a list for each row, of
+            any length; searched when None.
+        verbose: 0 logs no progress.
+        random_state: Seed of neighbours, triplets, weights and dropout.
+        learning_rate: Of Adam.
+        margin: Of the triplet loss.
+        n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
+    """
+
+    def __init__(
+        self,
+        embedding_dims: int = TrainConfig.embedding_dims,
+        k: int = IVIS_K,
+        distance: Any = TrainConfig.distance,
+        batch_size: int = TrainConfig.batch_size,
+        epochs: int = TrainConfig.epochs,
+        n_epochs_without_progress: int = IVIS_PATIENCE,
+        n_trees: int = NeighboursConfig.n_trees,
+        ntrees: int | None = None,
+        knn_distance_metric: str = IVIS_METRIC,
+        search_k: int = NeighboursConfig.search_k,
+        precompute: bool = True,
+        model: Any = TrainConfig.model,
+        supervision_metric: Any = IVIS_SUPERVISION,
+        supervision_weight: float = TrainConfig.supervision_weight,
+        annoy_index_path: str | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] | None = None,
+        build_index_on_disk: bool = True,
+        neighbour_matrix: Sequence[Any] | NDArray[Any] | None = None,
+        verbose: int = 1,
+        *,
+        random_state: int = Config.random_state,
+        learning_rate: float = TrainConfig.learning_rate,
+        margin: float = TrainConfig.margin,
+        n_jobs: int = -1,
+    ) -> None:
+        """Keep the parameters; they are checked by `fit`."""
+        self.embedding_dims = embedding_dims
+        self.k = k
+        self.distance = distance
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.n_epochs_without_progress = n_epochs_without_progress
+        self.n_trees = n_trees
+        self.ntrees = ntrees
+        self.knn_distance_metric = knn_distance_metric
+        self.search_k = search_k
+        self.precompute = precompute
+        self.model = model
+        self.supervision_metric = supervision_metric
+        self.supervision_weight = supervision_weight
+        self.annoy_index_path = annoy_index_path
+        self.callbacks = callbacks
+        self.build_index_on_disk = build_index_on_disk
+        self.neighbour_matrix = neighbour_matrix
+        self.verbose = verbose
+        self.random_state = random_state
+        self.learning_rate = learning_rate
+        self.margin = margin
+        self.n_jobs = n_jobs
+
+        self.loss_history_: list[float] = []
+        self.model_: TripletModel | None = None
+        self.encoder_: keras.Model | None = None
+        self.head_: keras.Model | None = None
+        self.supervised_model_: keras.Model | None = None
+        self.neighbour_matrix_: Neighbours | None = None
+        self.n_classes_: int | None = None
+
+    def fit(self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Ivis:
+        """Train on rows, and on their labels when given. A model that was trained or loaded is trained further.
+
+        Args:
+            X: Rows, shape (n, d), or (n, ...) with a backbone that takes it.
+            Y: Labels, shape (n,) or (n, c). -1 is a missing class with sparse_categorical_crossentropy.
+            shuffle_mode: True draws a fresh order of the rows in each epoch; "batch" a fresh order of batches of
+                adjacent rows, which files read faster; False keeps the order.
+
+        Raises:
+            InputError: if rows or labels cannot be used.
+            ConfigError: if a parameter is not allowed.
+            TrainingError: if the loss diverges.
+        """
+        config = self._train_config()
+        triplet_loss(self.distance, self.margin)
+        rows = as_rows(X)
+        labels = None if Y is None else self._check_labels(as_labels(Y, len(rows)))
+        if self.encoder_ is not None:
+            self._check_width(rows)
+        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows)
+        model = self._model_for(rows, labels)
+        done = len(self.loss_history_)
+        dataset, steps = triplet_dataset(
+            rows,
+            neighbours,
+            labels=labels,
+            batch_size=config.batch_size,
+            random_state=(self.random_state, done) if done else self.random_state,
+            shuffle=shuffle_mode,
+        )
+        fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
+        return self
+
+    def fit_transform(self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Floats:
+        """Train on rows and embed them, see `fit` and `transform`."""
+        return self.fit(X, Y, shuffle_mode).transform(X)
+
+    def transform(self, X: Any) -> Floats:
+        """Embed rows, shape (n, d) -> (n, embedding_dims).
+
+        Raises:
+            NotFittedError: before `fit` or `load_model`.
+            InputError: if the rows cannot be used.
+        """
+        return self._predict(self.encoder_, self._rows_to_embed(X))
+
+    def score_samples(self, X: Any) -> Floats:
+        """Predict labels: class probabilities, or values; shape (n, d) -> (n, c).
+
+        Raises:
+            NotFittedError: if the model was not trained with labels.
+            InputError: if the rows cannot be used.
+        """
+        rows = self._rows_to_embed(X)
+        if self.supervised_model_ is None:
+            raise NotFittedError("Model was not trained in classification mode: pass labels to fit")
+        return self._predict(self.supervised_model_, rows)
+
+    def _train_config(self) -> TrainConfig:
+        return TrainConfig(
+            embedding_dims=self.embedding_dims,
+            margin=self.margin,
+            epochs=self.epochs,
+            patience=self.n_epochs_without_progress,
+            cooldown_epochs=0,  # ivis has none, and its users count the epochs
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            supervision_weight=self.supervision_weight,
+        )
+
+    def _find_neighbours(self, rows: Rows) -> Neighbours:
+        if self.neighbour_matrix is not None:
+            return given_neighbours(self.neighbour_matrix, len(rows))
+        if self.ntrees is not None:
+            warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
+        config = NeighboursConfig(
+            # ivis counts the row itself among its neighbours, and so allows one more
+            k=self.k - 1 if self.k == len(rows) - 1 > 1 else self.k,
+            metric=cast("Metric", self.knn_distance_metric),
+            n_trees=self.n_trees if self.ntrees is None else self.ntrees,
+            search_k=self.search_k,
+        )
+        return find_neighbours(
+            rows,
+            config,
+            random_state=self.random_state,
+            precompute=self.precompute,
+            index_path=self.annoy_index_path,
+            index_on_disk=self.build_index_on_disk,
+            n_jobs=self.n_jobs,
+        )
+
+    def _check_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        self.n_classes_ = count_outputs(self.supervision_metric, labels)
+        return labels
+
+    def _model_for(self, rows: Rows, labels: NDArray[Any] | None) -> TripletModel:
+        """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
+        encoder, head = self.encoder_, self.head_
+        units = None if labels is None else count_outputs(self.supervision_metric, labels)
+        if self.model_ is not None and units == (None if head is None else head.output_shape[-1]):
+            return self.model_
+        if encoder is None:
+            encoder = build_encoder(self.model, rows.shape[1:], self.embedding_dims, self.random_state)
+        head = None
+        if units is not None:
+            head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self.random_state)
+        self._assemble(encoder, head)
+        self._check_width(rows)
+        return cast(TripletModel, self.model_)
+
+    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
+        self.encoder_, self.head_ = encoder, head
+        self.supervised_model_ = None if head is None else keras.Model(encoder.inputs[0], head(encoder.outputs[0]))
+        self.model_ = TripletModel(
+            encoder,
+            triplet_loss(self.distance, self.margin),
+            head=head,
+            supervision_metric=self.supervision_metric,
+            supervision_weight=self.supervision_weight,
+            optimizer=optimizer,
+            learning_rate=self.learning_rate,
+        )
+
+    def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:
+        """Return the callbacks of a fit; the first keeps the history, so that it outlives an interruption."""
+        history = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: self.loss_history_.append(float(logs["loss"]))
+        )
+        listeners = [history, *(self.callbacks or ())]
+        for listener in listeners:
+            if hasattr(listener, "register_ivis_model"):
+                listener.register_ivis_model(self)
+        if self.verbose:
+            listeners.append(ProgressLogger(n_rows, min_interval_s=_SECONDS_BETWEEN_MESSAGES))
+        return listeners
+
+    def _check_width(self, rows: Rows) -> None:
+        if self.encoder_ is None:
+            raise NotFittedError("Model was not fitted yet. Call `fit` before calling `transform`.")
+        wanted, given = tuple(self.encoder_.input_shape[1:]), rows.shape[1:]
+        if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
+            raise InputError(f"rows of X have shape {given}; the model takes {wanted}: pass rows of that shape")
+
+    def _rows_to_embed(self, X: Any) -> Rows:
+        rows = as_rows(X)
+        self._check_width(rows)
+        return rows
+
+    def _predict(self, network: keras.Model, rows: Rows) -> Floats:
+        dense = dense_network(network)
+        if dense:
+            return np.concatenate([dense(block) for block in blocks(rows)])
+        parts = [network.predict(block, batch_size=self.batch_size, verbose=0) for block in blocks(rows)]
+        return np.concatenate(parts)

@@ -1,0 +1,58 @@
+"""Triplet batches of rows in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+from ivis_spark.data.triplets import triplet_dataset  # noqa: E402
+
+N, K = 23, 4
+X = np.arange(N, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
+NEIGHBOURS = (np.arange(N)[:, None] + np.arange(1, K + 1)) % N
+
+
+def epochs(count: int, random_state: int = 1) -> list[np.ndarray]:
+    """Return the row numbers of anchors, positives and negatives of some epochs, (n, 3) each."""
+    dataset, steps = triplet_dataset(X, NEIGHBOURS, labels=np.arange(N), batch_size=5, random_state=random_state)
+    assert steps == 5
+    batches = iter(dataset)
+    result = []
+    for _ in range(count):
+        rows = []
+        for _ in range(steps):
+            batch = {name: value.numpy() for name, value in next(batches).items()}
+            triplets = batch["stacked"][:, 0].reshape(3, -1)
+            np.testing.assert_array_equal(batch["label"], triplets[0])
+            rows.append(triplets.T)
+        result.append(np.concatenate(rows).astype(int))
+    return result
+
+
+def test_every_row_is_an_anchor_once_an_epoch_in_a_fresh_order() -> None:
+    first, second = epochs(2)
+    for epoch in (first, second):
+        np.testing.assert_array_equal(np.sort(epoch[:, 0]), np.arange(N))
+    assert not np.array_equal(first[:, 0], second[:, 0])
+
+
+def test_positives_are_neighbours_and_negatives_are_not() -> None:
+    for epoch in epochs(5):
+        for anchor, positive, negative in epoch:
+            assert positive in NEIGHBOURS[anchor]
+            assert negative not in NEIGHBOURS[anchor]
+            assert negative != anchor
+
+
+def test_ranks_are_drawn_row_by_row() -> None:
+    (epoch,) = epochs(1)
+    ranks = (epoch[:, 1] - epoch[:, 0] - 1) % N
+    assert len(np.unique(ranks[:5])) > 1
+
+
+def test_seed_decides() -> None:
+    np.testing.assert_array_equal(epochs(1, 7)[0], epochs(1, 7)[0])
+    assert not np.array_equal(epochs(1, 7)[0], epochs(1, 8)[0])
