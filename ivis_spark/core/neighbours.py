@@ -17,7 +17,7 @@ import numpy as np
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index, pack, unpack
-from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, count_ranks, depth_bins
+from ivis_spark.core.overlap import OverlapChoice, Ranked, Truth, choose_overlap, count_ranks, depth_bins
 from ivis_spark.core.router import Router, hash_ids, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import InputError, IvisError
@@ -109,12 +109,13 @@ def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_stat
     as_queries = data
     if Space(config.metric).asymmetric:
         as_queries = rank_rows(router, X, ids, config, as_queries=True)
-    true_ids, true_keys = exact_neighbours(X[asked], X, config.k, config.metric, own=asked)
+    true_ids, true_keys = exact_neighbours(X[asked], X, config.k + 1, config.metric, own=asked)
+    near = np.maximum(true_ids[:, : config.k], 0)
     choice = choose_overlap(
         count_ranks(data.cells, data.bins, router.n_cells),
         count_ranks(as_queries.cells, as_queries.bins, router.n_cells),
         Ranked(as_queries.cells[asked], as_queries.bins[asked]),
-        Ranked(data.cells[true_ids], data.bins[true_ids]),
+        Truth(Ranked(data.cells[near], data.bins[near]), true_keys),
         target=config.target_recall,
         most=config.overlap,
         most_cut=config.overlap_cut,
@@ -132,7 +133,7 @@ def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_stat
     )
     log.info("%d cells, %s index: %s", router.n_cells, picked.backend, picked.reason)
     found, keys = _search_all(X, ids, (data, as_queries), choice, picked.backend, config, random_state)
-    check_recall(recall_at_k(keys[asked], true_keys), config.target_recall, choice)
+    check_recall(recall_at_k(keys[asked], true_keys[:, : config.k]), config.target_recall, choice)
     return found, keys
 
 

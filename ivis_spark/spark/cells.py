@@ -90,6 +90,11 @@ class Plan:
     asked_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     asked_rows: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
 
+    @property
+    def truth_width(self) -> int:
+        """Exact neighbours kept of an asked row: one more than k tells whether the last ones tie."""
+        return self.config.k + 1
+
 
 def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
     """View the columns `id` and `features` of a batch as arrays: int64 (n,), float32 (n, dims)."""
@@ -102,8 +107,8 @@ def survey_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
 
     Runs on: executor. Memory: O(batch + asked x k).
     """
-    p, k = plan.value, plan.value.config.k
-    space, merged = Space(p.config.metric), Truth.empty(len(p.asked_ids), k)
+    p, k = plan.value, plan.value.truth_width
+    space, merged = Space(p.config.metric), ExactLists.empty(len(p.asked_ids), k)
     counts = np.zeros((2 if space.asymmetric else 1, 0), dtype=np.int64)
     total: npt.NDArray[Any] | None = None
     with one_blas_thread():
@@ -120,7 +125,7 @@ def survey_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
                 found, keys = exact_neighbours(
                     p.asked_rows, rows[order], k, p.config.metric, own=p.asked_ids, ids=ids[order]
                 )
-                merged = merged.merge(Truth.ranked(found, keys, ids[order], data.cells[order], data.bins[order]))
+                merged = merged.merge(ExactLists.ranked(found, keys, ids[order], data.cells[order], data.bins[order]))
     if total is not None:
         yield merged.to_batch(total)
 
@@ -132,20 +137,20 @@ def combine_surveys(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan])
         yield truth.to_batch(total)
 
 
-def fold_surveys(records: Iterable[Any], plan: Plan) -> tuple[npt.NDArray[np.int64] | None, Truth]:
+def fold_surveys(records: Iterable[Any], plan: Plan) -> tuple[npt.NDArray[np.int64] | None, ExactLists]:
     """Return the counts (kinds, w, bins, cells), None if there are no rows, and the exact neighbours."""
-    truth, total = Truth.empty(len(plan.asked_ids), plan.config.k), None
+    truth, total = ExactLists.empty(len(plan.asked_ids), plan.truth_width), None
     width = min(plan.config.overlap, len(plan.router.centroids))
     kinds = 2 if Space(plan.config.metric).asymmetric else 1
     for record in records:
         counts = np.frombuffer(record["counts"], np.int64).reshape(kinds, width, -1, plan.router.n_cells)
         total = counts if total is None else total + counts
-        truth = truth.merge(Truth.from_record(record, len(plan.asked_ids), plan.config.k))
+        truth = truth.merge(ExactLists.from_record(record, len(plan.asked_ids), plan.truth_width))
     return total, truth
 
 
 @dataclass(frozen=True)
-class Truth:
+class ExactLists:
     """Exact neighbours of the asked rows with the cells of each: (q, k) and (q, k, w)."""
 
     ids: Ints
@@ -154,18 +159,18 @@ class Truth:
     bins: npt.NDArray[np.uint8]
 
     @classmethod
-    def empty(cls, asked: int, k: int) -> Truth:
+    def empty(cls, asked: int, k: int) -> ExactLists:
         """Neighbours of `asked` rows before any row was seen."""
         none = np.full((asked, k), NO_ID, dtype=np.int64), np.full((asked, k), np.inf, dtype=np.float32)
         return cls(*none, np.zeros((asked, k, 0), np.int32), np.zeros((asked, k, 0), np.uint8))
 
     @classmethod
-    def ranked(cls, found: Ints, keys: Floats, ids: Ints, cells: Any, bins: Any) -> Truth:
+    def ranked(cls, found: Ints, keys: Floats, ids: Ints, cells: Any, bins: Any) -> ExactLists:
         """Neighbours found among rows `ids`, with the cells and bins of those."""
         places = np.minimum(np.searchsorted(ids, found), len(ids) - 1)
         return cls(found, keys, cells[places], bins[places])
 
-    def merge(self, other: Truth) -> Truth:
+    def merge(self, other: ExactLists) -> ExactLists:
         """Keep the nearest of both."""
         if self.cells.shape[2] == 0 or not len(self.ids):
             return other
@@ -180,7 +185,7 @@ class Truth:
         width = self.cells.shape[2]
         cells = np.concatenate([self.cells.reshape(-1, width), other.cells.reshape(-1, width)])
         bins = np.concatenate([self.bins.reshape(-1, width), other.bins.reshape(-1, width)])
-        return Truth(ids, keys, cells[places], bins[places])
+        return ExactLists(ids, keys, cells[places], bins[places])
 
     def to_batch(self, counts: npt.NDArray[np.int64]) -> pa.RecordBatch:
         """Pack into one record."""
@@ -189,7 +194,7 @@ class Truth:
         return pa.RecordBatch.from_pydict({name: pa.array([a.tobytes()], pa.binary()) for name, a in arrays.items()})
 
     @classmethod
-    def from_record(cls, record: dict[str, bytes], asked: int, k: int) -> Truth:
+    def from_record(cls, record: dict[str, bytes], asked: int, k: int) -> ExactLists:
         """Unpack what `to_batch` gave."""
         width = -1 if asked else 0
         return cls(

@@ -37,7 +37,7 @@ from ivis_spark.core.neighbours import (
     check_recall,
     recall_at_k,
 )
-from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, depth_bins
+from ivis_spark.core.overlap import OverlapChoice, Ranked, Truth, choose_overlap, depth_bins
 from ivis_spark.core.router import Router, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import IvisError
@@ -215,7 +215,7 @@ class _Build:
         broadcast.unpersist()
         if counts is None:
             raise IvisError("the rows were counted but then none were read; does the input change while it is used?")
-        self.true_keys = truth.keys
+        self.true_keys = truth.keys[:, : self.config.k]
         return counts, truth
 
     def _heavy_sample(self, heavy: npt.NDArray[np.bool_]) -> Floats:
@@ -243,7 +243,7 @@ class _Build:
             counts[0],
             counts[-1],
             Ranked(asking, depth_bins(depths)),
-            Ranked(truth.cells, truth.bins),
+            Truth(Ranked(truth.cells[:, : config.k], truth.bins[:, : config.k]), truth.keys),
             target=config.target_recall,
             most=config.overlap,
             most_cut=config.overlap_cut,
