@@ -149,6 +149,47 @@ def choose_overlap(
     return fallback
 
 
+@dataclass(frozen=True)
+class ProbeChoice:
+    """In how many cells a row that is not in the index is searched, and what that brings.
+
+    Attributes:
+        cells: Most cells; cut: depth up to which a further one is taken, None if any is.
+        recall: Share of true neighbours whose own cell is among them, on the sample.
+    """
+
+    cells: int
+    cut: float | None
+    recall: float
+
+
+def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoice:
+    """Pick the fewest cells that hold, as their nearest, a share `target` of the neighbours; most of them if none do.
+
+    Args:
+        queries: Of the sampled rows, shape (q, w).
+        truth: Their exact neighbours.
+        target: Recall wanted.
+    """
+    home = truth.ranked.cells[:, :, 0]
+    match = queries.cells[:, :, None] == home[:, None, :]
+    place = np.where(match.any(axis=1), match.argmax(axis=1), 255)
+    bins = np.take_along_axis(queries.bins, np.minimum(place, queries.bins.shape[1] - 1), axis=1)
+    best: tuple[bool, float, ProbeChoice] | None = None
+    for probes in range(1, queries.cells.shape[1] + 1):
+        for number, cut in enumerate(CUTS):
+            shares = truth.shares((place < probes) & (bins <= number))
+            recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+            reached, searched = recall - error >= target, (queries.bins[:, :probes] <= number).sum(axis=1).mean()
+            better = best is None or (reached, -searched if reached else recall) > best[:2]
+            if better:
+                chosen = ProbeChoice(probes, float(cut) if np.isfinite(cut) else None, recall)
+                best = (reached, -searched if reached else recall, chosen)
+    if best is None:
+        raise ValueError("no cells to choose from")
+    return best[2]
+
+
 def _least_bins(queries: Ranked, truth: Truth, overlap: int) -> npt.NDArray[np.uint8]:
     """Return for each (query, neighbour) the smallest bin at which they share a cell; 255 if at none."""
     cells, bins = truth.ranked.cells, truth.ranked.bins

@@ -162,7 +162,15 @@ class Router:
         return squared, float(target.slack(self.centroids, squared).max())
 
     def assign(
-        self, X: npt.NDArray[Any], ids: Ints, *, overlap: int, cut: float, as_queries: bool = False
+        self,
+        X: npt.NDArray[Any],
+        ids: Ints,
+        *,
+        overlap: int,
+        cut: float,
+        as_queries: bool = False,
+        cell_rows: Ints | None = None,
+        least: int = 0,
     ) -> tuple[Ints, npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Return (row, cell) pairs: each row in its nearest cell, and in up to `overlap` that are nearly as near.
 
@@ -172,14 +180,40 @@ class Router:
             overlap: Most cells of a row.
             cut: A further cell is taken if the row's depth behind the border to it is at most this.
             as_queries: As in `rank`.
+            cell_rows: int64, shape (n_cells,): rows of each cell, none counted twice; None if all hold enough.
+            least: Rows wanted in a row's cells: where they hold fewer, the next nearest are taken as well.
 
         Returns:
             rows int64 (p,), cells int32 (p,), home bool (p,): whether it is the row's nearest cell.
         """
         cells, depths = self.rank(X, ids, overlap, as_queries=as_queries)
         taken = depths <= np.float32(cut)
+        short = np.zeros(len(cells), dtype=bool)
+        if cell_rows is not None and cells.shape[1]:
+            reach = np.cumsum(cell_rows[cells], axis=1)
+            taken |= reach - cell_rows[cells] < least
+            if cells.shape[1] < len(self.centroids):
+                short = reach[:, -1] < least
+                taken[short] = False
         rows, order = np.nonzero(taken)
-        return rows, cells[taken], order == 0
+        found = rows, cells[taken], order == 0
+        if not short.any():
+            return found
+        numbers = np.flatnonzero(short)
+        rows, further, home = self.assign(
+            np.asarray(X)[numbers],
+            ids[numbers],
+            overlap=4 * overlap,
+            cut=cut,
+            as_queries=as_queries,
+            cell_rows=cell_rows,
+            least=least,
+        )
+        return (
+            np.concatenate([found[0], numbers[rows]]),
+            np.concatenate([found[1], further]),
+            np.concatenate([found[2], home]),
+        )
 
     def save(self, folder: str) -> list[str]:
         """Write `router.npz` and `router.json` into a local folder; return their names."""
