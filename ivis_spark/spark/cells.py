@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -34,6 +32,7 @@ from ivis_spark.spark.plan import (
     grouped,
     one_blas_thread,
     runs,
+    task_folder,
 )
 
 CELL_SCHEMA = "task int, cell int, role byte, block binary"
@@ -96,20 +95,16 @@ def search_cells(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) ->
     p, context = plan.value, TaskContext.get()
     attempt = context.taskAttemptId() if context is not None else 0
     partition = context.partitionId() if context is not None else 0
-    temporary = tempfile.mkdtemp(prefix="ivis-spark-index-")
     records: list[dict[str, Any]] = []
-    try:
-        with one_blas_thread():
-            for cell, blocks in grouped(batches, "cell"):
-                yield from _search_one(p, cell, blocks, (temporary, attempt), records)
-            if records:
-                name = f"cells-{partition:06d}-{attempt}.json"
-                path = os.path.join(temporary, name)
-                with open(path, "w", encoding="utf-8") as file:
-                    json.dump({"partition": partition, "cells": records}, file)
-                storage.put_file(path, storage.join(p.folder, name))
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with task_folder("index") as folder, one_blas_thread():
+        for cell, blocks in grouped(batches, "cell"):
+            yield from _search_one(p, cell, blocks, (folder, attempt), records)
+        if records:
+            name = f"cells-{partition:06d}-{attempt}.json"
+            path = os.path.join(folder, name)
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump({"partition": partition, "cells": records}, file)
+            storage.put_file(path, storage.join(p.folder, name))
 
 
 def _search_one(

@@ -6,8 +6,6 @@ Lists travel packed, as rows do (see `spark.cells`): one record holds the lists 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,7 +19,7 @@ from ivis_spark import storage
 from ivis_spark.core.neighbours import NO_ID, merge_top_k
 from ivis_spark.core.router import hash_ids
 from ivis_spark.core.spaces import Floats, Ints, Space
-from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, grouped, runs
+from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, grouped, runs, task_folder
 
 BUCKET_SCHEMA = "task int, bucket int, block binary"
 WRITTEN_SCHEMA = "name string, rows long, short long"
@@ -71,9 +69,9 @@ def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], fol
     attempt = context.taskAttemptId() if context is not None else 0
     partition = context.partitionId() if context is not None else 0
     name = f"part-{partition:05d}-{attempt}.parquet"
-    temporary = tempfile.mkdtemp(prefix="ivis-spark-merge-")
-    path, written, short = os.path.join(temporary, name), 0, 0
-    try:
+    written = short = 0
+    with task_folder("merge") as own:
+        path = os.path.join(own, name)
         with pq.ParquetWriter(path, TABLE, compression="snappy", use_dictionary=False) as writer:
             for table in _merged_tables(batches, plan.value):
                 written += table.num_rows
@@ -82,8 +80,6 @@ def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], fol
         if written:
             storage.put_file(path, storage.join(folder, name))
             yield pa.RecordBatch.from_pydict({"name": [name], "rows": [written], "short": [short]})
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _merged_tables(batches: Iterable[pa.RecordBatch], p: Plan) -> Iterator[pa.Table]:

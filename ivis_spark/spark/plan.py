@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +69,17 @@ def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
     """View the columns `id` and `features` of a batch as arrays: int64 (n,), float32 (n, dims)."""
     ids = batch.column("id").to_numpy(zero_copy_only=False)
     return ids.astype(np.int64, copy=False), binary_values(batch.column("features"), np.float32).reshape(-1, dims)
+
+
+@contextlib.contextmanager
+def task_folder(purpose: str) -> Iterator[str]:
+    """Yield a folder of this task's own, removed after it.
+
+    It stands in one of Spark's local folders, which Spark removes if the worker is killed before it can.
+    """
+    roots = [root for root in os.environ.get("SPARK_LOCAL_DIRS", "").split(",") if os.path.isdir(root)]
+    with tempfile.TemporaryDirectory(prefix=f"ivis-spark-{purpose}-", dir=roots[0] if roots else None) as folder:
+        yield folder
 
 
 @contextlib.contextmanager
