@@ -277,3 +277,20 @@ def test_rows_of_equal_keys_go_to_the_nearest_of_the_space() -> None:
     products = Q.astype(np.float64) @ X.T.astype(np.float64)
     best = np.take_along_axis(products, lifted.argmin(axis=1)[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(best, products.max(axis=1), rtol=1e-4)
+
+
+def test_cells_with_few_rows_borrow_from_the_next() -> None:
+    """Cells at 0, 4 and 10 hold 1, 2 and 5 rows; a row at 1 that wants 3 takes two, one that wants 4 all three."""
+    router, ids = line_router(), np.arange(2)
+    X, rows = np.array([[1.0], [9.0]]), np.array([1, 2, 5])
+
+    def cells(least: int, overlap: int = 1) -> list[tuple[int, int]]:
+        found = router.assign(X, ids, overlap=overlap, cut=0.0, cell_rows=rows, least=least)
+        return sorted(zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+    assert cells(1) == [(0, 0), (1, 2)]
+    assert cells(3, overlap=3) == cells(3, overlap=2) == cells(3) == [(0, 0), (0, 1), (1, 2)]
+    assert cells(4) == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    assert cells(100) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    home = router.assign(X, ids, overlap=1, cut=0.0, cell_rows=rows, least=4)
+    assert sorted(home[1][home[2]].tolist()) == [0, 2]
