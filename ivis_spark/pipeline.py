@@ -152,10 +152,10 @@ class Pipeline:
 
         def build(stage: StageBuild) -> None:
             from ivis_spark.spark.query import query
-            from ivis_spark.spark.session import describe_job, task_errors
+            from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
 
             describe_job(self._get_spark(), "query")
-            with task_errors(), self._batches(self.config.embed.batch_rows):
+            with task_errors(), arrow_batch_rows(self._get_spark(), self.config.embed.batch_rows):
                 index, data = self.run_folder.path("neighbours", "index"), self._columns_of(table, rows)
                 query(table, index, self.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
             stage.info["rows"] = self._get_spark().read.parquet(stage.path("data")).count()
@@ -366,26 +366,15 @@ class Pipeline:
 
     def _write_embeddings(self, stage: StageBuild, frame: DataFrame, encoder: Any) -> None:
         from ivis_spark.spark.embed import embed_frame
-        from ivis_spark.spark.session import describe_job, task_errors
+        from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
 
         spark = self._get_spark()
         describe_job(spark, "embed")
-        with task_errors(), self._batches(self.config.embed.batch_rows):
+        with task_errors(), arrow_batch_rows(self._get_spark(), self.config.embed.batch_rows):
             embedded = embed_frame(frame, encoder, invalid=self.config.data.invalid)
             embedded.write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = spark.read.parquet(stage.path("data")).count()
         stage.info["embedding_dims"] = encoder.network.n_outputs
-
-    @contextlib.contextmanager
-    def _batches(self, rows: int) -> Iterator[None]:
-        """Set the rows of an Arrow batch for a while."""
-        spark, setting = self._get_spark(), "spark.sql.execution.arrow.maxRecordsPerBatch"
-        before = spark.conf.get(setting)
-        spark.conf.set(setting, str(rows))
-        try:
-            yield
-        finally:
-            spark.conf.set(setting, str(before))
 
     def _map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
         """Apply a function to files: here if they are few and small, else in Spark tasks."""

@@ -114,13 +114,19 @@ def digest_file(uri: str) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def put_file(local: str, uri: str) -> dict[str, Any]:
-    """Copy a local file to a URI (its folders are made) and return `{"path": uri, "bytes", "sha256"}`.
+def put_file(local: str, uri: str, *, parents: bool = True) -> dict[str, Any]:
+    """Copy a local file to a URI and return `{"path": uri, "bytes", "sha256"}`.
 
     Runs on: driver or executor.
+
+    Args:
+        local: Path of the file.
+        uri: Where to.
+        parents: Whether to make the folder. Not in tasks that may outlive the stage, which would bring it back.
     """
     fs, path = filesystem(uri)
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    if parents:
+        fs.makedirs(fs._parent(path), exist_ok=True)
     record = {"path": uri, **digest_file(local)}
     fs.put_file(local, path)
     return record

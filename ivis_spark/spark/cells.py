@@ -104,7 +104,7 @@ def search_cells(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) ->
             path = os.path.join(folder, name)
             with open(path, "w", encoding="utf-8") as file:
                 json.dump({"partition": partition, "cells": records}, file)
-            storage.put_file(path, storage.join(p.folder, name))
+            storage.put_file(path, storage.join(p.folder, name), parents=False)
 
 
 def _search_one(
@@ -185,7 +185,7 @@ def _keep_index(
         np.save(file, ids)
     index.save(path + index.suffix)
     for kind, suffix in (("ids", ".ids.npy"), ("vectors", index.suffix)):
-        kept = storage.put_file(path + suffix, storage.join(p.folder, stem + suffix))
+        kept = storage.put_file(path + suffix, storage.join(p.folder, stem + suffix), parents=False)
         files[kind] = {"path": stem + suffix, "bytes": kept["bytes"], "sha256": kept["sha256"]}
         os.remove(path + suffix)
     return {"cell": cell, "rows": len(ids), "home_rows": int(home.sum()), "searched_rows": len(home), "files": files}

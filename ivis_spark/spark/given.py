@@ -19,7 +19,8 @@ from ivis_spark.core.neighbours import Recall, recall_at_k
 from ivis_spark.core.spaces import Space
 from ivis_spark.errors import InputError
 from ivis_spark.spark.layout import Layout, mapped
-from ivis_spark.spark.plan import Plan, read_rows
+from ivis_spark.spark.plan import RECORDS_PER_BATCH, Plan, read_rows
+from ivis_spark.spark.session import arrow_batch_rows
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def take_neighbours(
             twice, or the ids of the table, or in its lists, are not those of the rows; names a count and an example.
     """
     layout = Layout(rows, config, random_state)
-    with layout.arrow_batches():
+    with arrow_batch_rows(layout.spark, RECORDS_PER_BATCH):
         layout.count()
         with layout.step("check", "check the table"):
             lists = _checked_types(table)

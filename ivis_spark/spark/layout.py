@@ -33,7 +33,7 @@ from ivis_spark.core.overlap import (
 from ivis_spark.core.router import Router, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Space
 from ivis_spark.errors import IvisError
-from ivis_spark.spark.plan import RECORDS_PER_BATCH, Plan
+from ivis_spark.spark.plan import Plan
 from ivis_spark.spark.sampling import RowSample, draw_rows, drawn_rows
 from ivis_spark.spark.session import describe_job, task_errors
 from ivis_spark.spark.survey import (
@@ -51,7 +51,6 @@ TASK_BYTES = 256 << 20  # of rows or lists in a task
 _REFINE_ROUNDS = 4
 _FOLDED_AT_ONCE = 16  # surveys that go straight to the driver; more are folded in tasks first
 _MOST_PROBES = 24  # cells a new row is searched in
-_RECORDS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 class Layout:
@@ -75,16 +74,6 @@ class Layout:
         self._home_rows = np.zeros(1, np.int64)
         self._surveyed: tuple[npt.NDArray[np.int64], ExactLists] | None = None
         self._router: Router | None = None
-
-    @contextmanager
-    def arrow_batches(self) -> Iterator[None]:
-        """Bound the bytes of an Arrow batch while the build runs: Spark bounds only its records."""
-        before = self.spark.conf.get(_RECORDS)
-        self.spark.conf.set(_RECORDS, str(RECORDS_PER_BATCH))
-        try:
-            yield
-        finally:
-            self.spark.conf.set(_RECORDS, str(before))
 
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:

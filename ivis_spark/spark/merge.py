@@ -22,7 +22,7 @@ from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, grouped, runs, task_folder
 
 BUCKET_SCHEMA = "task int, bucket int, block binary"
-WRITTEN_SCHEMA = "name string, rows long, short long"
+WRITTEN_SCHEMA = "name string, rows long, short long, asked binary, keys binary"
 TABLE = pa.schema(
     [
         ("id", pa.int64()),
@@ -60,7 +60,10 @@ def bucket_blocks(p: Plan, ids: Ints, found: Ints, keys: Floats) -> Iterator[pa.
 
 
 def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], folder: str) -> Iterator[pa.RecordBatch]:
-    """Merge the lists of each row and write them to a Parquet file of this attempt; yield its name and rows.
+    """Merge the lists of each row and write them to a Parquet file of this attempt; yield a record of it.
+
+    The record has the file's name, its rows, how many of them have fewer than k neighbours, and the ids int64 (m,) and
+    keys float32 (m, k) of the rows on which the recall is measured.
 
     Runs on: executor. Batches are sorted by bucket. Memory: O(bucket). Python writes the file because handing lists
     of numbers back to the JVM costs several times the search. The driver takes only the files it is told of.
@@ -69,28 +72,32 @@ def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], fol
     attempt = context.taskAttemptId() if context is not None else 0
     partition = context.partitionId() if context is not None else 0
     name = f"part-{partition:05d}-{attempt}.parquet"
-    written = short = 0
+    p, written, short = plan.value, 0, 0
+    asked: list[tuple[Ints, Floats]] = []
     with task_folder("merge") as own:
         path = os.path.join(own, name)
         with pq.ParquetWriter(path, TABLE, compression="snappy", use_dictionary=False) as writer:
-            for table in _merged_tables(batches, plan.value):
-                written += table.num_rows
-                short += int((np.diff(table["neighbour_ids"].chunk(0).offsets.to_numpy()) < plan.value.config.k).sum())
-                writer.write_table(table)
+            for rows, ids, keys in _merged(batches, p):
+                written += len(rows)
+                short += int((ids == NO_ID).any(axis=1).sum())
+                some = np.isin(rows, p.asked_ids)
+                asked.append((rows[some], keys[some]))
+                writer.write_table(_table(rows, ids, Space(p.config.metric).distances(keys)))
         if written:
-            storage.put_file(path, storage.join(folder, name))
-            yield pa.RecordBatch.from_pydict({"name": [name], "rows": [written], "short": [short]})
+            storage.put_file(path, storage.join(folder, name), parents=False)
+            packed = [b"".join(part[place].tobytes() for part in asked) for place in (0, 1)]
+            record = {"name": [name], "rows": [written], "short": [short], "asked": packed[:1], "keys": packed[1:]}
+            yield pa.RecordBatch.from_pydict(record)
 
 
-def _merged_tables(batches: Iterable[pa.RecordBatch], p: Plan) -> Iterator[pa.Table]:
-    k, space = p.config.k, Space(p.config.metric)
-    id_bytes = 8 if p.low_id is None else 4
+def _merged(batches: Iterable[pa.RecordBatch], p: Plan) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Yield the rows, ids and keys of each bucket."""
+    k, id_bytes = p.config.k, 8 if p.low_id is None else 4
     for _, blocks in grouped(batches, "bucket"):
         parts = [_unpack_lists(block, k, id_bytes, p.low_id) for _, block in blocks]
         joined = join(parts)
         del parts
-        rows, ids, keys = merge_top_k(*joined, k)
-        yield _table(rows, ids, space.distances(keys))
+        yield merge_top_k(*joined, k)
 
 
 def _table(rows: Ints, ids: Ints, distances: Floats) -> pa.Table:

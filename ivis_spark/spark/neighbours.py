@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
@@ -26,12 +25,13 @@ from ivis_spark.core.neighbours import (
     recall_at_k,
 )
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.core.spaces import Space
 from ivis_spark.errors import IvisError
 from ivis_spark.spark import cells, merge
 from ivis_spark.spark.index_files import publish_index
 from ivis_spark.spark.layout import TASK_BYTES, Layout, mapped
 from ivis_spark.spark.partitioning import cores, repartition_by_group
+from ivis_spark.spark.plan import RECORDS_PER_BATCH
+from ivis_spark.spark.session import arrow_batch_rows
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def build_neighbours(
         IvisError: if the recall wanted is not reached.
     """
     layout = Layout(rows.select("id", "features"), config, random_state)
-    with layout.arrow_batches():
+    with arrow_batch_rows(layout.spark, RECORDS_PER_BATCH):
         layout.count()
         if layout.one_block:
             layout.take_one_cell()
@@ -78,6 +78,7 @@ class _Search:
     def __init__(self, layout: Layout, folder: str, scaler: Scaler | None) -> None:
         self.layout, self.folder, self.scaler = layout, folder, scaler
         self.short_rows = 0
+        self.written: list[Any] = []
 
     def run(self) -> dict[str, Any]:
         """Assign, search, merge and write; measure; where the recall is too low, search again with more effort."""
@@ -94,8 +95,7 @@ class _Search:
         log.info("neighbours: %s index, %s", picked.backend, picked.reason)
         for attempt in range(_ROUNDS):
             self._search_job(config, picked.backend)
-            with self.layout.step("measure", "measure recall"):
-                recall = self._recall()
+            recall = self._recall()
             if recall.value >= config.target_recall or attempt == _ROUNDS - 1:
                 break
             raised = self._raise_effort(config, picked.backend, recall)
@@ -124,7 +124,11 @@ class _Search:
 
     def _search_job(self, config: NeighboursConfig, backend: str) -> None:
         choice, router = self.layout.known_choice(), self.layout.known_router()
-        _remove(storage.join(self.folder, "index"))
+        attempts = storage.join(self.folder, "attempts")
+        for folder in (storage.join(self.folder, "index"), attempts):
+            _remove(folder)
+            fs, path = storage.filesystem(folder)
+            fs.makedirs(path)
         size = choice.copies * self.layout.n_rows * (4 * self.layout.dims + 9)
         tasks = _tasks(self.layout.spark, router.n_cells, size)
         lists = choice.copies * self.layout.n_rows * config.k * (8 if self.layout.low_id is not None else 12)
@@ -146,13 +150,13 @@ class _Search:
             ordered = _by_task(assigned, tasks).sortWithinPartitions("cell", "role")
             found = mapped(ordered, cells.search_cells, merge.BUCKET_SCHEMA, plan=broadcast)
             bucketed = _by_task(found, merges).sortWithinPartitions("bucket")
-            attempts = storage.join(self.folder, "attempts")
             body = functools.partial(merge.write_table, folder=attempts)
             self._take(mapped(bucketed, body, merge.WRITTEN_SCHEMA, plan=broadcast).collect(), attempts)
         broadcast.unpersist()
 
     def _take(self, written: list[Any], attempts: str) -> None:
         """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""
+        self.written = written
         rows, self.short_rows = sum(row["rows"] for row in written), sum(row["short"] for row in written)
         if rows != self.layout.n_rows:
             raise IvisError(
@@ -171,15 +175,10 @@ class _Search:
         """Compare what was written for the sampled rows with their exact neighbours."""
         if self.layout.true_keys is None:
             return Recall(1.0, 1.0, 1.0, self.layout.n_rows)  # one exact block: nothing was left out
-        table = self.layout.spark.read.parquet(storage.join(self.folder, "data"))
-        wanted = table.where(F.col("id").isin([int(number) for number in self.layout.asked.ids])).collect()
-        found = {row["id"]: row["distances"] for row in wanted}
-        space = Space(self.layout.config.metric)
-        keys = np.full(self.layout.true_keys.shape, np.inf, dtype=np.float32)
-        for place, number in enumerate(self.layout.asked.ids):
-            near = np.array(found.get(int(number), []), dtype=np.float32)
-            keys[place, : len(near)] = space.keys_of(near)
-        return recall_at_k(keys, self.layout.true_keys)
+        ids = np.concatenate([np.frombuffer(row["asked"], np.int64) for row in self.written])
+        keys = np.concatenate([np.frombuffer(row["keys"], np.float32) for row in self.written])
+        found = keys.reshape(len(ids), self.layout.config.k)[np.argsort(ids)]
+        return recall_at_k(found, self.layout.true_keys)
 
     def _publish_index(self, backend: str, config: NeighboursConfig) -> None:
         probes = self.layout.probes()

@@ -23,9 +23,7 @@ def parser(doc: str | None, *, data: bool = True, ivis: bool = False) -> argpars
     """Return a parser with the options that benchmarks have in common."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if data:
-        made.add_argument(
-            "--data", help="folder with mnist/, cytof_multicenter/ and kdd99/, Parquet; without it: random rows"
-        )
+        made.add_argument("--data", help="folder with mnist/, cytof_multicenter/, kdd99/; without it: random rows")
     if ivis:
         made.add_argument("--ivis-python", help="python of an environment with ivis 2.0.11, to measure beside ours")
     return made
