@@ -185,9 +185,8 @@ def _keep_index(
         np.save(file, ids)
     index.save(path + index.suffix)
     for kind, suffix in (("ids", ".ids.npy"), ("vectors", index.suffix)):
-        kept = storage.put_file(path + suffix, storage.join(p.folder, stem + suffix), parents=False)
+        kept = storage.put_file(path + suffix, storage.join(p.folder, stem + suffix), parents=False, move=True)
         files[kind] = {"path": stem + suffix, "bytes": kept["bytes"], "sha256": kept["sha256"]}
-        os.remove(path + suffix)
     return {"cell": cell, "rows": len(ids), "home_rows": int(home.sum()), "searched_rows": len(home), "files": files}
 
 

@@ -91,10 +91,11 @@ class Layout:
         """Count the rows and look at the ids."""
         with self.step("count", "count rows"):
             low, high = F.min("id").alias("low"), F.max("id").alias("high")
-            row = self.rows.agg(F.count("*").alias("n"), low, high, F.max(F.length("features")).alias("bytes")).first()
+            row = self.rows.agg(F.count("*").alias("n"), low, high).first()
+            first = self.rows.select(F.length("features").alias("bytes")).first()  # not of all: those are large
         if row is None:
             raise IvisError("Spark returned no count of the rows")
-        self.n_rows, self.dims = int(row["n"]), int(row["bytes"] or 0) // 4
+        self.n_rows, self.dims = int(row["n"]), 0 if first is None else int(first["bytes"]) // 4
         check_k(self.config.k, self.n_rows)
         self.low_id = int(row["low"]) if row["high"] - row["low"] < 2**32 - 1 else None
 

@@ -84,7 +84,7 @@ def write_table(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan], fol
                 asked.append((rows[some], keys[some]))
                 writer.write_table(_table(rows, ids, Space(p.config.metric).distances(keys)))
         if written:
-            storage.put_file(path, storage.join(folder, name), parents=False)
+            storage.put_file(path, storage.join(folder, name), parents=False, move=True)
             packed = [b"".join(part[place].tobytes() for part in asked) for place in (0, 1)]
             record = {"name": [name], "rows": [written], "short": [short], "asked": packed[:1], "keys": packed[1:]}
             yield pa.RecordBatch.from_pydict(record)
