@@ -292,7 +292,7 @@ def load_index(backend: str, path: str, metric: str, dims: int, *, search_k: int
 
 
 def smallest_columns(keys: Floats, k: int) -> Ints:
-    """Return, ascending, the columns of the k smallest keys of each row: int64, shape (q, k).
+    """Return the columns of the k smallest keys of each row, in any order: int64, shape (q, k).
 
     A partial sort moves every column; here a threshold from a sample of the columns discards most of them first, at
     the speed of a comparison. Rows for which the guess was too low are sorted in full.
@@ -301,7 +301,7 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     if k >= columns:
         return np.broadcast_to(np.arange(columns), keys.shape)
     if columns < max(_NARROW, 4 * k):
-        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+        return np.argpartition(keys, k - 1, axis=1)[:, :k]
     expected = k / _STRIDE
     rank = min(int(expected + 2.5 * np.sqrt(expected) + 1), keys[:, ::_STRIDE].shape[1] - 1)
     limit = np.partition(keys[:, ::_STRIDE], rank, axis=1)[:, rank]
@@ -314,12 +314,12 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     candidates = np.zeros(few.shape, dtype=np.int64)
     candidates[row, place] = flat - row * columns
     if few.shape[1] <= k:
-        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+        return np.argpartition(keys, k - 1, axis=1)[:, :k]
     picked = np.argpartition(few, k - 1, axis=1)[:, :k]
-    found = np.sort(np.take_along_axis(candidates, picked, axis=1), axis=1)
+    found = np.take_along_axis(candidates, picked, axis=1)
     short = counts < k
     if short.any():
-        found[short] = np.sort(np.argpartition(keys[short], k - 1, axis=1)[:, :k], axis=1)
+        found[short] = np.argpartition(keys[short], k - 1, axis=1)[:, :k]
     return found
 
 

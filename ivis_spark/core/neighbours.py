@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index, pack, unpack
@@ -319,16 +320,28 @@ def _merge_narrow(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floa
     if (missing := ids == NO_ID).any():
         packed[missing] = _NONE
     packed.sort(axis=1)
-    repeated = packed[:, 1:] == packed[:, :-1]
-    if repeated.any():
-        packed[:, 1:][repeated] = _NONE
-        packed.sort(axis=1)
-    packed = packed[:, :k]
+    packed = _without_repeats(packed, k)
     found, near = unpack(packed, signed=signed)
     found += low
     if (missing := packed == _NONE).any():
         found[missing], near[missing] = NO_ID, np.inf
     return found, near
+
+
+def _without_repeats(packed: npt.NDArray[np.uint64], k: int) -> npt.NDArray[np.uint64]:
+    """Return the first k different values of each sorted row; `_NONE` where there are fewer."""
+    first = np.ones(packed.shape, dtype=bool)
+    np.not_equal(packed[:, 1:], packed[:, :-1], out=first[:, 1:])
+    if first[:, :k].all():
+        return packed[:, :k]
+    place = np.cumsum(first, axis=1, dtype=np.int32)
+    first &= place <= k
+    if (place[:, -1] >= k).all():
+        return packed[first].reshape(-1, k)
+    out = np.full((len(packed), k), _NONE, dtype=np.uint64)
+    row, column = np.nonzero(first)
+    out[row, place[row, column] - 1] = packed[row, column]
+    return out
 
 
 def _merge_wide(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floats]:
