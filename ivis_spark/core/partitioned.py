@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ivis_spark import storage
 from ivis_spark.core.index import CellIndex, load_index
-from ivis_spark.core.neighbours import NO_ID, merge_top_k, without_self
+from ivis_spark.core.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.router import Router
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.spaces import Floats, Ints, Space

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyspark import Broadcast, TaskContext
 
 from ivis_spark import storage
-from ivis_spark.core.neighbours import NO_ID, merge_top_k
+from ivis_spark.core.merge import NO_ID, merge_top_k
 from ivis_spark.core.router import hash_ids
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, grouped, runs, task_folder

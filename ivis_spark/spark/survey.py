@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark import Broadcast
 
-from ivis_spark.core.neighbours import NO_ID, exact_neighbours, merge_top_k, rank_rows
+from ivis_spark.core.merge import NO_ID, merge_top_k
+from ivis_spark.core.neighbours import exact_neighbours, rank_rows
 from ivis_spark.core.overlap import count_ranks
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.spark.plan import Plan, buffered, one_blas_thread, read_rows
