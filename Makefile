@@ -18,8 +18,8 @@ demo: $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a m
 test: lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
 	$(PYTHON) -m pytest
 
-test-cluster: $(VENV)/.horovod  ## training on Spark clusters started here, ranks and executors killed; a quarter of an hour
-	$(PYTHON) -m pytest -m cluster tests/cluster
+test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and executors killed; half an hour
+	$(PYTHON) -m pytest -m cluster
 
 test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
 	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"

@@ -41,6 +41,10 @@ _COMMANDS = {
         "Check and scale the rows, then find the nearest neighbours of each.",
         "neighbours --input digits.parquet --output runs/digits --set neighbours.k=20",
     ),
+    "query": (
+        "Find the neighbours of the rows of another table, in the index of the run.",
+        "query --input new_rows.parquet --output runs/digits --set query.k=10",
+    ),
     "triplets": (
         "Draw (anchor, positive, negative) triplets and pack them into blocks.",
         "triplets --output runs/digits --set triplets.draws=8",
@@ -94,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     if command != "demo":
-        needed = command == "run"
+        needed = command in ("run", "query")
         parser.add_argument(
             "--input",
             metavar="URI",
@@ -118,11 +122,11 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="build stages anew that were made with other settings or input"
     )
-    if command == "embed":
-        parser.add_argument(
-            "--name",
-            help="folder to publish in the run folder (default: embeddings, or embeddings-TABLE for another input)",
-        )
+    if command in ("run", "neighbours"):
+        parser.add_argument("--neighbours-table", metavar="URI", help="same as --set neighbours.table=...")
+    if command in ("embed", "query"):
+        default = "queries-TABLE" if command == "query" else "embeddings, or embeddings-TABLE for another input"
+        parser.add_argument("--name", help=f"folder to publish in the run folder (default: {default})")
     parser.add_argument("--master", metavar="URL", help="Spark master (default: what spark-submit says, else local[*])")
     parser.add_argument(
         "--spark-conf", metavar="KEY=VALUE", action="append", default=[], help="a Spark setting; repeatable"
@@ -141,6 +145,8 @@ def _config(arguments: argparse.Namespace) -> Config:
     given = {name: getattr(arguments, name) for name in short if getattr(arguments, name) is not None}
     mapping = config.to_mapping()
     mapping["data"].update(given)
+    if getattr(arguments, "neighbours_table", None) is not None:
+        mapping["neighbours"]["table"] = arguments.neighbours_table
     return Config.from_mapping(mapping)
 
 
@@ -189,9 +195,10 @@ def _run(arguments: argparse.Namespace, config: Config) -> None:
         if arguments.command in ("run", "demo"):
             manifests = pipeline.run()
             _tell(pipeline, manifests["report"])
-        elif arguments.command == "embed":
-            manifest = pipeline.embed(arguments.name)
-            _say(f"{manifest.info['rows']:,} embeddings: {pipeline.run_folder.path(manifest.stage, 'data')}")
+        elif arguments.command in ("embed", "query"):
+            manifest = getattr(pipeline, arguments.command)(arguments.name)
+            what = "embeddings" if arguments.command == "embed" else "rows with their neighbours"
+            _say(f"{manifest.info['rows']:,} {what}: {pipeline.run_folder.path(manifest.stage, 'data')}")
         else:
             manifest = getattr(pipeline, arguments.command)()
             _say(f"{manifest.stage}: {pipeline.run_folder.path(manifest.stage)}")

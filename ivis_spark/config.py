@@ -192,6 +192,11 @@ class NeighboursConfig(_Checked):
     backend: IndexBackend = _option(
         "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
     )
+    table: str | None = _option(
+        None,
+        "Parquet table with neighbours found elsewhere, used instead of a search: `id`, and `neighbour_ids` with at "
+        "least k ids, nearest first. It is checked against the rows, and its recall is measured.",
+    )
     target_recall: float = _option(
         0.95,
         "Recall@k that the stage must reach on a sample: the overlap of the cells is chosen for it, and a lower recall "
@@ -213,6 +218,15 @@ class NeighboursConfig(_Checked):
     )
     n_trees: int = _option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
     search_k: int = _option(-1, "Nodes Annoy inspects a query; -1 is n_trees * k.", low=-1)
+
+
+@dataclass(frozen=True)
+class QueryConfig(_Checked):
+    """Searching new rows in a published index."""
+
+    section = "query"
+
+    k: int | None = _option(None, "Neighbours of each new row; none: as many as the index was built for.", low=1)
 
 
 @dataclass(frozen=True)
@@ -360,6 +374,7 @@ class Config(_Checked):
 
     data: DataConfig = field(default_factory=DataConfig)
     neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
+    query: QueryConfig = field(default_factory=QueryConfig)
     triplets: TripletsConfig = field(default_factory=TripletsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivis_spark import storage
-from ivis_spark.config import Config
+from ivis_spark.config import Config, DataConfig
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
@@ -112,23 +112,62 @@ class Pipeline:
 
     def neighbours(self) -> Manifest:
         """Find the neighbours of every row; the rows are ingested first if an input is given."""
-        rows = self.ingest()
+        rows, config = self.ingest(), self.config.neighbours
+        inputs: dict[str, Any] = {"rows": rows.fingerprint}
+        if config.table is not None:
+            inputs["table"] = self._fingerprint(self._given_neighbours())
 
         def build(stage: StageBuild) -> None:
             from ivis_spark.spark.by_label import build_label_neighbours
+            from ivis_spark.spark.given import take_neighbours
             from ivis_spark.spark.neighbours import build_neighbours
 
-            if self.config.neighbours.by_label:
-                k, seed = self.config.neighbours.k, self.config.random_state
+            seed = self.config.random_state
+            if config.by_label:
                 labelled = self._table("rows").select("id", "label")
-                stage.info.update(build_label_neighbours(labelled, k=k, random_state=seed, folder=stage.uri))
+                stage.info.update(build_label_neighbours(labelled, k=config.k, random_state=seed, folder=stage.uri))
                 return
             frame = self._table("rows").select("id", "features")
-            stage.info.update(
-                build_neighbours(frame, self.config.neighbours, random_state=self.config.random_state, folder=stage.uri)
-            )
+            if config.table is not None:
+                table = self._given_neighbours()
+                stage.info.update(take_neighbours(frame, table, config, random_state=seed, folder=stage.uri))
+                return
+            scaler = Scaler.from_mapping(storage.read_json(self.run_folder.path("rows", _SCALER)))
+            stage.info.update(build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler))
 
-        return self._stage("neighbours", self._spec("neighbours", "random_state", rows=rows.fingerprint), build)
+        return self._stage("neighbours", self._spec("neighbours", "random_state", **inputs), build)
+
+    def _given_neighbours(self) -> DataFrame:
+        from ivis_spark.spark import frames
+
+        return frames.read_table(self._get_spark(), str(self.config.neighbours.table), DataConfig(format="parquet"))
+
+    def query(self, name: str | None = None) -> Manifest:
+        """Find the neighbours, among the rows of the run, of the rows of another table.
+
+        Args:
+            name: Folder to publish; by default `queries-<table>`.
+        """
+        from ivis_spark.spark import frames
+
+        neighbours, rows = self._require("neighbours"), self._require("rows")
+        if self.input_uri is None:
+            raise InputError("query needs the table with the new rows: --input TABLE")
+        table = frames.read_table(self._get_spark(), self.input_uri, self.config.data)
+        name = name or f"queries-{_table_name(self.input_uri)}"
+
+        def build(stage: StageBuild) -> None:
+            from ivis_spark.spark.query import query
+            from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
+
+            describe_job(self._get_spark(), "query")
+            with task_errors(), arrow_batch_rows(self._get_spark(), self.config.embed.batch_rows):
+                index, data = self.run_folder.path("neighbours", "index"), self._columns_of(table, rows)
+                query(table, index, self.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
+            stage.info["rows"] = self._get_spark().read.parquet(stage.path("data")).count()
+
+        spec = self._spec("query", neighbours=neighbours.fingerprint, source=self._fingerprint(table))
+        return self._stage(name, spec, build)
 
     def triplets(self) -> Manifest:
         """Draw triplets and pack them into blocks."""
@@ -215,7 +254,7 @@ class Pipeline:
             source = self._fingerprint(table)
             if source != rows.spec["inputs"]["source"]:
                 other = source
-                name = name or f"embeddings-{posixpath.basename(self.input_uri.rstrip('/')).split('.')[0]}"
+                name = name or f"embeddings-{_table_name(self.input_uri)}"
         name = name or "embeddings"
 
         def build(stage: StageBuild) -> None:
@@ -323,10 +362,8 @@ class Pipeline:
         scaler = Scaler.from_mapping(storage.read_json(self.run_folder.path("model", _SCALER)))
         return Encoder(network, None if scaled else scaler)
 
-    def _other_rows(self, table: DataFrame, rows: Manifest) -> DataFrame:
-        """Return another table's rows with the columns that the run's input had, ids derived if it had none."""
-        from ivis_spark.spark import frames, ingest
-
+    def _columns_of(self, table: DataFrame, rows: Manifest) -> DataConfig:
+        """Return which columns of another table to read: those named, else those that the run's input had."""
         trained = Config.from_mapping({"data": rows.spec["config"]["data"]}).data
         given = dataclasses.replace(trained, invalid=self.config.data.invalid)
         if self.config.data.features_col or self.config.data.feature_cols or self.config.data.id_col:
@@ -338,6 +375,13 @@ class Pipeline:
             )
         if given.label_col not in table.columns:
             given = dataclasses.replace(given, label_col=None)
+        return given
+
+    def _other_rows(self, table: DataFrame, rows: Manifest) -> DataFrame:
+        """Return another table's rows with the columns that the run's input had, ids derived if it had none."""
+        from ivis_spark.spark import frames, ingest
+
+        given = self._columns_of(table, rows)
         source: Source = frames.resolve(table, given)
         if source.width != rows.info["dims"]:
             raise InputError(
@@ -348,19 +392,13 @@ class Pipeline:
 
     def _write_embeddings(self, stage: StageBuild, frame: DataFrame, encoder: Any) -> None:
         from ivis_spark.spark.embed import embed_frame
-        from ivis_spark.spark.session import describe_job, task_errors
+        from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
 
         spark = self._get_spark()
         describe_job(spark, "embed")
-        setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
-        before = spark.conf.get(setting)
-        spark.conf.set(setting, str(self.config.embed.batch_rows))
-        try:
-            with task_errors():
-                embedded = embed_frame(frame, encoder, invalid=self.config.data.invalid)
-                embedded.write.mode("overwrite").parquet(stage.path("data"))
-        finally:
-            spark.conf.set(setting, str(before))
+        with task_errors(), arrow_batch_rows(self._get_spark(), self.config.embed.batch_rows):
+            embedded = embed_frame(frame, encoder, invalid=self.config.data.invalid)
+            embedded.write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = spark.read.parquet(stage.path("data")).count()
         stage.info["embedding_dims"] = encoder.network.n_outputs
 
@@ -371,6 +409,10 @@ class Pipeline:
             return [function(uri) for uri in uris]
         context = self._get_spark().sparkContext
         return list(context.parallelize(uris, len(uris)).map(function).collect())
+
+
+def _table_name(uri: str) -> str:
+    return posixpath.basename(uri.rstrip("/")).split(".")[0]
 
 
 def _curves(info: dict[str, Any]) -> dict[str, Any]:

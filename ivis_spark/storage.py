@@ -114,15 +114,27 @@ def digest_file(uri: str) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def put_file(local: str, uri: str) -> dict[str, Any]:
-    """Copy a local file to a URI (its folders are made) and return `{"path": uri, "bytes", "sha256"}`.
+def put_file(local: str, uri: str, *, parents: bool = True, move: bool = False) -> dict[str, Any]:
+    """Copy a local file to a URI and return `{"path": uri, "bytes", "sha256"}`.
 
     Runs on: driver or executor.
+
+    Args:
+        local: Path of the file.
+        uri: Where to.
+        parents: Whether to make the folder. Not in tasks that may outlive the stage, which would bring it back.
+        move: Whether the local file may go: on one file system that costs nothing.
     """
     fs, path = filesystem(uri)
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    if parents:
+        fs.makedirs(fs._parent(path), exist_ok=True)
     record = {"path": uri, **digest_file(local)}
+    if move and local_path(uri) is not None:
+        shutil.move(local, path)
+        return record
     fs.put_file(local, path)
+    if move:
+        os.remove(local)
     return record
 
 

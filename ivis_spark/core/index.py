@@ -7,8 +7,9 @@ tie for the last places than there are, which of them are found is up to the ind
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -179,7 +180,33 @@ class BackendChoice:
     reason: str
 
 
-# Microseconds on one core of a 2020s server, from tests/bench/bench_neighbours.py --calibrate.
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index may be built with: Annoy's trees, nodes a query (-1: n_trees * k) and the seed of its splits."""
+
+    n_trees: int
+    search_k: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class IndexKind:
+    """All that the stage, the query and `auto` need to know of an index. A new one joins by `register_index`.
+
+    Attributes:
+        build: Makes an index of rows (n, d) under a metric.
+        load: Opens a saved one by mmap: path, metric, dims, search_k.
+        cost: Microseconds a row of building and searching: metric, dims, rows of the cell, k, settings.
+        keeps_home: Whether it is so cheap to build that it is kept anew for only the rows at home in a cell.
+    """
+
+    build: Callable[[npt.NDArray[Any], str, IndexSettings], CellIndex]
+    load: Callable[[str, str, int, int], CellIndex]
+    cost: Callable[[str, int, int, int, IndexSettings], float]
+    keeps_home: bool = False
+
+
+# Microseconds on one core of a 2020s server: tests/bench/bench_index_costs.py measures them anew.
 _EXACT_PER_VALUE = {"manhattan": 0.00045}
 _EXACT_PER_VALUE_PRODUCT = 0.00004
 _EXACT_PER_COLUMN = 0.004
@@ -187,6 +214,43 @@ _ANNOY_PER_NODE = 0.15
 _ANNOY_PER_NODE_VALUE = 0.0006
 _ANNOY_BUILD_PER_TREE_VALUE = 0.0011
 _ANNOY_BUILD_PER_TREE = 1.0
+
+
+def _exact_cost(metric: str, dims: int, cell_rows: int, k: int, settings: IndexSettings) -> float:
+    return cell_rows * (_EXACT_PER_COLUMN + _EXACT_PER_VALUE.get(metric, _EXACT_PER_VALUE_PRODUCT) * dims)
+
+
+def _annoy_cost(metric: str, dims: int, cell_rows: int, k: int, settings: IndexSettings) -> float:
+    nodes = min(cell_rows, settings.n_trees * k if settings.search_k < 0 else settings.search_k)
+    searching = nodes * (_ANNOY_PER_NODE + _ANNOY_PER_NODE_VALUE * dims)
+    splitting = settings.n_trees * (_ANNOY_BUILD_PER_TREE + _ANNOY_BUILD_PER_TREE_VALUE * dims)
+    return float(searching + splitting * np.log2(max(2, cell_rows)))
+
+
+INDEXES: dict[str, IndexKind] = {
+    "exact": IndexKind(
+        build=lambda X, metric, settings: ExactIndex(X, metric),
+        load=lambda path, metric, dims, search_k: ExactIndex.load(path, metric, dims),
+        cost=_exact_cost,
+        keeps_home=True,
+    ),
+    "annoy": IndexKind(
+        build=lambda X, metric, settings: AnnoyIndex(X, metric, **dataclasses.asdict(settings)),
+        load=lambda path, metric, dims, search_k: AnnoyIndex.load(path, metric, dims, search_k=search_k),
+        cost=_annoy_cost,
+    ),
+}
+
+
+def register_index(name: str, kind: IndexKind) -> None:
+    """Add an index under the name that `neighbours.backend` gives it; in executors too, so from an imported module."""
+    INDEXES[name] = kind
+
+
+def estimate_costs(metric: str, *, dims: int, cell_rows: int, k: int, n_trees: int, search_k: int) -> dict[str, float]:
+    """Return the microseconds a row, on one core, that each index is expected to take."""
+    settings = IndexSettings(n_trees, search_k)
+    return {name: kind.cost(metric, dims, cell_rows, k, settings) for name, kind in INDEXES.items()}
 
 
 def choose_backend(
@@ -203,22 +267,17 @@ def choose_backend(
         search_k: Annoy's nodes a query; -1 is n_trees * k.
         requested: `auto`, or the name of an index, which is then taken.
     """
-    per_value = _EXACT_PER_VALUE.get(metric, _EXACT_PER_VALUE_PRODUCT)
-    exact = cell_rows * (_EXACT_PER_COLUMN + per_value * dims)
-    nodes = min(cell_rows, n_trees * k if search_k < 0 else search_k)
-    annoy = nodes * (_ANNOY_PER_NODE + _ANNOY_PER_NODE_VALUE * dims)
-    annoy += n_trees * (_ANNOY_BUILD_PER_TREE + _ANNOY_BUILD_PER_TREE_VALUE * dims) * np.log2(max(2, cell_rows))
-    costs = f"{cell_rows} rows a cell, {dims} dims, k={k}: exact about {exact:.0f} us a row, annoy {annoy:.0f}"
+    found = estimate_costs(metric, dims=dims, cell_rows=cell_rows, k=k, n_trees=n_trees, search_k=search_k)
+    listed = ", ".join(f"{name} about {cost:.0f} us a row" for name, cost in found.items())
+    costs = f"{cell_rows} rows a cell, {dims} dims, k={k}: {listed}"
     if requested != "auto":
         return BackendChoice(requested, f"asked for ({costs})")
-    return BackendChoice("exact" if exact <= annoy else "annoy", f"cheaper by the cost model ({costs})")
+    return BackendChoice(min(found, key=lambda name: found[name]), f"cheaper by the cost model ({costs})")
 
 
 def make_index(backend: str, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int, seed: int) -> CellIndex:
     """Build an index of the rows of a cell."""
-    if backend == "exact":
-        return ExactIndex(X, metric)
-    return AnnoyIndex(X, metric, n_trees=n_trees, search_k=search_k, seed=seed)
+    return INDEXES[backend].build(X, metric, IndexSettings(n_trees, search_k, seed))
 
 
 def load_index(backend: str, path: str, metric: str, dims: int, *, search_k: int) -> CellIndex:
@@ -229,13 +288,11 @@ def load_index(backend: str, path: str, metric: str, dims: int, *, search_k: int
     """
     if not os.path.exists(path):
         raise ArtifactError(f"index file {path} is missing; build the neighbours anew")
-    if backend == "exact":
-        return ExactIndex.load(path, metric, dims)
-    return AnnoyIndex.load(path, metric, dims, search_k=search_k)
+    return INDEXES[backend].load(path, metric, dims, search_k)
 
 
 def smallest_columns(keys: Floats, k: int) -> Ints:
-    """Return, ascending, the columns of the k smallest keys of each row: int64, shape (q, k).
+    """Return the columns of the k smallest keys of each row, in any order: int64, shape (q, k).
 
     A partial sort moves every column; here a threshold from a sample of the columns discards most of them first, at
     the speed of a comparison. Rows for which the guess was too low are sorted in full.
@@ -244,7 +301,7 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     if k >= columns:
         return np.broadcast_to(np.arange(columns), keys.shape)
     if columns < max(_NARROW, 4 * k):
-        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+        return np.argpartition(keys, k - 1, axis=1)[:, :k]
     expected = k / _STRIDE
     rank = min(int(expected + 2.5 * np.sqrt(expected) + 1), keys[:, ::_STRIDE].shape[1] - 1)
     limit = np.partition(keys[:, ::_STRIDE], rank, axis=1)[:, rank]
@@ -257,12 +314,12 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     candidates = np.zeros(few.shape, dtype=np.int64)
     candidates[row, place] = flat - row * columns
     if few.shape[1] <= k:
-        return np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
+        return np.argpartition(keys, k - 1, axis=1)[:, :k]
     picked = np.argpartition(few, k - 1, axis=1)[:, :k]
-    found = np.sort(np.take_along_axis(candidates, picked, axis=1), axis=1)
+    found = np.take_along_axis(candidates, picked, axis=1)
     short = counts < k
     if short.any():
-        found[short] = np.sort(np.argpartition(keys[short], k - 1, axis=1)[:, :k], axis=1)
+        found[short] = np.argpartition(keys[short], k - 1, axis=1)[:, :k]
     return found
 
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index, pack, unpack
-from ivis_spark.core.overlap import OverlapChoice, Ranked, choose_overlap, count_ranks, depth_bins
+from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index
+from ivis_spark.core.merge import NO_ID, merge_top_k, without_self
+from ivis_spark.core.overlap import OverlapChoice, Ranked, Truth, choose_overlap, count_ranks, depth_bins
 from ivis_spark.core.router import Router, hash_ids, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import InputError, IvisError
@@ -27,10 +28,7 @@ log = logging.getLogger(__name__)
 SAMPLE_BYTES = 64 << 20
 ONE_BLOCK_ROWS = 4096  # up to here one exact block is faster than any routing
 _REFINE_ROUNDS = 4
-_MERGE_ROWS = 8192
 _EXACT_ROWS = 8192
-NO_ID = -(2**63)  # not -1, which a table may hold as an id
-_NONE = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,13 @@ def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_stat
     as_queries = data
     if Space(config.metric).asymmetric:
         as_queries = rank_rows(router, X, ids, config, as_queries=True)
-    true_ids, true_keys = exact_neighbours(X[asked], X, config.k, config.metric, own=asked)
+    true_ids, true_keys = exact_neighbours(X[asked], X, config.k + 1, config.metric, own=asked)
+    near = np.maximum(true_ids[:, : config.k], 0)
     choice = choose_overlap(
         count_ranks(data.cells, data.bins, router.n_cells),
         count_ranks(as_queries.cells, as_queries.bins, router.n_cells),
         Ranked(as_queries.cells[asked], as_queries.bins[asked]),
-        Ranked(data.cells[true_ids], data.bins[true_ids]),
+        Truth(Ranked(data.cells[near], data.bins[near]), true_keys),
         target=config.target_recall,
         most=config.overlap,
         most_cut=config.overlap_cut,
@@ -132,7 +131,7 @@ def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_stat
     )
     log.info("%d cells, %s index: %s", router.n_cells, picked.backend, picked.reason)
     found, keys = _search_all(X, ids, (data, as_queries), choice, picked.backend, config, random_state)
-    check_recall(recall_at_k(keys[asked], true_keys), config.target_recall, choice)
+    check_recall(recall_at_k(keys[asked], true_keys[:, : config.k]), config.target_recall, choice)
     return found, keys
 
 
@@ -262,86 +261,6 @@ def search_own(index: CellIndex, cell_ids: Ints, k: int) -> Iterator[tuple[Ints,
         own = cell_ids[start : start + len(numbers)]
         yield own, *without_self(cell_ids[numbers], keys, own, k)
         start += len(numbers)
-
-
-def without_self(ids: Ints, keys: Floats, own: Ints, k: int) -> tuple[Ints, Floats]:
-    """Take each row itself out of its list, or the last entry where it is not in it; fill up to k."""
-    hit = ids == own[:, None]
-    if ids.shape[1] > k:
-        hit[~hit.any(axis=1), -1] = True
-        keep = ~hit
-        return ids[keep].reshape(-1, k), keys[keep].reshape(-1, k)
-    out_ids = np.full((len(ids), k), NO_ID, dtype=np.int64)
-    out_keys = np.full((len(ids), k), np.inf, dtype=np.float32)
-    keep = ~hit
-    fill = np.arange(k) < keep.sum(axis=1)[:, None]
-    out_ids[fill], out_keys[fill] = ids[keep], keys[keep]
-    return out_ids, out_keys
-
-
-def merge_top_k(row_ids: Ints, ids: Ints, keys: Floats, k: int) -> tuple[Ints, Ints, Floats]:
-    """Merge several lists of neighbours of each row into one.
-
-    Args:
-        row_ids: int64, shape (m,): the row each list belongs to; a row may have any number of lists.
-        ids: int64, shape (m, c): neighbours; `NO_ID` where a list is shorter.
-        keys: float32, shape (m, c): infinity there.
-        k: Neighbours to keep.
-
-    Returns:
-        rows int64 (u,), ascending, ids int64 (u, k), keys float32 (u, k): duplicates removed, nearest first, ties by
-        id; `NO_ID` and infinity where a row has fewer.
-    """
-    order = np.argsort(row_ids, kind="stable")
-    rows, starts, counts = np.unique(row_ids[order], return_index=True, return_counts=True)
-    out_ids = np.full((len(rows), k), NO_ID, dtype=np.int64)
-    out_keys = np.full((len(rows), k), np.inf, dtype=np.float32)
-    real = ids[ids != NO_ID]
-    low = int(real.min()) if real.size else 0
-    narrow = not real.size or int(real.max()) - low < 2**32 - 1
-    merge = _merge_narrow if narrow else _merge_wide
-    for count in np.unique(counts):
-        same = np.flatnonzero(counts == count)
-        for at in range(0, len(same), _MERGE_ROWS):
-            some = same[at : at + _MERGE_ROWS]
-            lists = order[starts[some, None] + np.arange(count)]
-            width = count * ids.shape[1]
-            found, near = merge(ids[lists].reshape(-1, width), keys[lists].reshape(-1, width), k, low)
-            out_ids[some, : found.shape[1]], out_keys[some, : found.shape[1]] = found, near
-    return rows, out_ids, out_keys
-
-
-def _merge_narrow(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floats]:
-    """Merge by sorting one integer, key above id: half the moves of sorting two arrays."""
-    signed = bool((keys < 0).any())
-    packed = pack(keys, ids - low, signed=signed)
-    if (missing := ids == NO_ID).any():
-        packed[missing] = _NONE
-    packed.sort(axis=1)
-    repeated = packed[:, 1:] == packed[:, :-1]
-    if repeated.any():
-        packed[:, 1:][repeated] = _NONE
-        packed.sort(axis=1)
-    packed = packed[:, :k]
-    found, near = unpack(packed, signed=signed)
-    found += low
-    if (missing := packed == _NONE).any():
-        found[missing], near[missing] = NO_ID, np.inf
-    return found, near
-
-
-def _merge_wide(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floats]:
-    """Merge ids that need 64 bits."""
-    keys = np.where(ids == NO_ID, np.float32(np.inf), keys)
-    for repeat in range(2):
-        order = np.argsort(ids, axis=1, kind="stable")
-        ids, keys = np.take_along_axis(ids, order, axis=1), np.take_along_axis(keys, order, axis=1)
-        order = np.argsort(keys, axis=1, kind="stable")
-        ids, keys = np.take_along_axis(ids, order, axis=1), np.take_along_axis(keys, order, axis=1)
-        if repeat == 0:
-            twice = (ids[:, 1:] == ids[:, :-1]) & (keys[:, 1:] == keys[:, :-1])
-            ids[:, 1:][twice], keys[:, 1:][twice] = NO_ID, np.inf
-    return ids[:, :k], keys[:, :k]
 
 
 def exact_neighbours(

@@ -52,6 +52,26 @@ class Ranked:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """Exact neighbours of sampled rows.
+
+    Attributes:
+        ranked: Cells and bins of the k nearest of each, shape (q, k, w).
+        keys: float32, shape (q, k + 1): of one neighbour more than k. Where it ties with the last ones, which of them
+            are among the k is chance, so only the nearer ones count.
+    """
+
+    ranked: Ranked
+    keys: Floats
+
+    def shares(self, found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """Return for each row the share of its neighbours, of those that count, that was found; 1 if none does."""
+        counted = self.keys[:, :-1] < self.keys[:, -1:]
+        numbers = counted.sum(axis=1)
+        return np.where(numbers > 0, (found & counted).sum(axis=1) / np.maximum(numbers, 1), 1.0)
+
+
+@dataclass(frozen=True)
 class OverlapChoice:
     """An overlap and what it brings.
 
@@ -76,7 +96,7 @@ def choose_overlap(
     data_counts: Ints,
     query_counts: Ints,
     queries: Ranked,
-    truth: Ranked,
+    truth: Truth,
     *,
     target: float,
     most: int,
@@ -90,7 +110,7 @@ def choose_overlap(
         data_counts: Of all rows as data, from `count_ranks`.
         query_counts: Of all rows as queries; the same array unless the metric is asymmetric.
         queries: Of the sampled rows, shape (q, w).
-        truth: Of their exact neighbours, shape (q, k, w).
+        truth: Their exact neighbours.
         target: Recall wanted.
         most: Largest overlap allowed.
         most_cut: Largest cut allowed.
@@ -108,7 +128,7 @@ def choose_overlap(
         for number, cut in enumerate(CUTS):
             if cut > most_cut and number > 0:
                 break
-            shares = (least_bin <= number).mean(axis=1)
+            shares = truth.shares(least_bin <= number)
             recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
             data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
             asked = query_counts[:overlap, : number + 1].sum(axis=(0, 1))
@@ -129,12 +149,54 @@ def choose_overlap(
     return fallback
 
 
-def _least_bins(queries: Ranked, truth: Ranked, overlap: int) -> npt.NDArray[np.uint8]:
+@dataclass(frozen=True)
+class ProbeChoice:
+    """In how many cells a row that is not in the index is searched, and what that brings.
+
+    Attributes:
+        cells: Most cells; cut: depth up to which a further one is taken, None if any is.
+        recall: Share of true neighbours whose own cell is among them, on the sample.
+    """
+
+    cells: int
+    cut: float | None
+    recall: float
+
+
+def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoice:
+    """Pick the fewest cells that hold, as their nearest, a share `target` of the neighbours; most of them if none do.
+
+    Args:
+        queries: Of the sampled rows, shape (q, w).
+        truth: Their exact neighbours.
+        target: Recall wanted.
+    """
+    home = truth.ranked.cells[:, :, 0]
+    match = queries.cells[:, :, None] == home[:, None, :]
+    place = np.where(match.any(axis=1), match.argmax(axis=1), 255)
+    bins = np.take_along_axis(queries.bins, np.minimum(place, queries.bins.shape[1] - 1), axis=1)
+    best: tuple[bool, float, ProbeChoice] | None = None
+    for probes in range(1, queries.cells.shape[1] + 1):
+        for number, cut in enumerate(CUTS):
+            shares = truth.shares((place < probes) & (bins <= number))
+            recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+            reached, searched = recall - error >= target, (queries.bins[:, :probes] <= number).sum(axis=1).mean()
+            better = best is None or (reached, -searched if reached else recall) > best[:2]
+            if better:
+                chosen = ProbeChoice(probes, float(cut) if np.isfinite(cut) else None, recall)
+                best = (reached, -searched if reached else recall, chosen)
+    if best is None:
+        raise ValueError("no cells to choose from")
+    return best[2]
+
+
+def _least_bins(queries: Ranked, truth: Truth, overlap: int) -> npt.NDArray[np.uint8]:
     """Return for each (query, neighbour) the smallest bin at which they share a cell; 255 if at none."""
-    least = np.full(truth.cells.shape[:2], 255, dtype=np.uint8)
+    cells, bins = truth.ranked.cells, truth.ranked.bins
+    least = np.full(cells.shape[:2], 255, dtype=np.uint8)
     for mine in range(overlap):
         for theirs in range(overlap):
-            same = queries.cells[:, mine, None] == truth.cells[:, :, theirs]
-            needed = np.maximum(queries.bins[:, mine, None], truth.bins[:, :, theirs])
+            same = queries.cells[:, mine, None] == cells[:, :, theirs]
+            needed = np.maximum(queries.bins[:, mine, None], bins[:, :, theirs])
             np.minimum(least, np.where(same, needed, 255), out=least)
     return least

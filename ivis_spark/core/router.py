@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ivis_spark.core.kmeans import lloyd, means, nearest_numbers, split_rows
+from ivis_spark.core.nearest import Near, merged, nearest
+from ivis_spark.core.overlap import CUTS
 from ivis_spark.core.spaces import Floats, Ints, Space
 from ivis_spark.errors import ArtifactError
 
 _FLAT_CELLS = 1024  # up to here one matrix product over all centroids is cheaper than two levels
 _PROBED_GROUPS = 6
 _BLOCK_ROWS = 4096
-_LLOYD_ROUNDS = 8
 _SAMPLE_PER_CELL = 64
-_MOST_PIECES = 128  # of one split: more cells come from splitting the pieces
-_SEEDS_PER_PIECE = 32
+_DEPTH_ROUNDING = 1e-6  # of a depth, relative: some operations in float32
 _TYPICAL_DIMS = 8  # intrinsic dimensions by which the pieces of a split cell are taken to shrink
 _SPREAD = 0.6  # mean rows of a cell, as a share of the most allowed: k-means cells vary in size
 _FORMAT = 1
@@ -59,7 +60,7 @@ class Router:
         groups: Floats = centroids[:0]
         members: tuple[Ints, ...] = ()
         if len(centroids) > _FLAT_CELLS:
-            groups, members = _group(centroids, _is_l1(metric))
+            groups, members = _group(centroids, metric)
         centroids = np.ascontiguousarray(centroids)
         return cls(metric, centroids, np.asarray(parts, np.int64), sizes, norm_bound, groups, members)
 
@@ -91,46 +92,85 @@ class Router:
         Returns:
             cells int32 (n, w) and depths float32 (n, w), nearest first, w = min(width, centroids). A depth is how far
             the row is from the border to that cell, over the larger mean distance of the two cells' rows to their
-            centroids; 0 for the nearest cell and on the border.
+            centroids; 0 for the nearest cell and on the border. The cells, and the smallest of `CUTS` that is not
+            below a depth, are the same whatever rows stand beside a row.
         """
         space = Space(self.metric)
         rows = space.prepare(X)
         route = space.route_queries if as_queries else space.route_rows
         width = min(width, len(self.centroids))
         numbers = np.empty((len(rows), width), dtype=np.int64)
-        near = np.empty((len(rows), width), dtype=np.float32)
+        depths = np.empty((len(rows), width), dtype=np.float32)
+        between = self._between()
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            numbers[part], near[part] = self._nearest(route(rows[part], self.norm_bound), width)
-        depths = self._depths(numbers, near)
+            numbers[part], depths[part] = self._rank_block(route(rows[part], self.norm_bound), width, between)
         dealt = hash_ids(ids, 0)[:, None] % self.parts[numbers].astype(np.uint64)
         return (self.first_cell[numbers] + dealt.astype(np.int64)).astype(np.int32), depths
 
-    def _depths(self, numbers: Ints, near: Floats) -> Floats:
-        """Return the depths of `rank`; for L1, half the difference of the distances stands for the border's."""
-        behind = (near - near[:, :1]) / 2
-        if not _is_l1(self.metric):
-            behind /= np.maximum(self._apart(numbers), np.finfo(np.float32).tiny)
-        sizes = np.maximum(self.sizes[numbers], self.sizes[numbers[:, :1]])
-        with np.errstate(over="ignore"):  # cells of equal rows have no size: all others are infinitely deep
-            depths = np.maximum(behind, 0) / np.maximum(sizes, np.finfo(np.float32).tiny)
-        depths[:, 0] = 0
-        return np.asarray(depths, dtype=np.float32)
+    def _rank_block(self, routed: Floats, width: int, between: tuple[Floats, float]) -> tuple[Ints, Floats]:
+        """Return the numbers of the nearest centroids of routed rows and the depths, exact ones beside a cut."""
+        found = self._nearest(routed, width)
+        squared, squared_error = between
+        if len(squared):
+            apart = np.sqrt(squared[found.numbers[:, :1], found.numbers])
+        else:
+            apart = self._apart(found.numbers)
+        depths, error = self._depths(found, apart, squared_error)
+        low, high = np.searchsorted(CUTS, depths - error), np.searchsorted(CUTS, depths + error)
+        if (doubt := (low != high).any(axis=1)).any():
+            numbers = found.numbers[doubt]
+            keys = _routing_space(self.metric).pair_keys(routed[doubt], self.centroids, numbers)
+            depths[doubt] = self._depths(Near(numbers, keys, np.zeros_like(keys)), self._apart(numbers), 0.0)[0]
+        return found.numbers, depths
+
+    def _depths(self, found: Near, apart: Floats, squared_error: float) -> tuple[Floats, Floats]:
+        """Return the depths of `rank` and how far they may be off.
+
+        For L1, half the difference of the distances stands for the border's.
+        """
+        tiny = np.finfo(np.float32).tiny
+        behind = np.maximum(found.keys - found.keys[:, :1], 0) / 2
+        error = (found.slack + found.slack[:, :1]) / 2 + _DEPTH_ROUNDING * behind
+        sizes = np.maximum(np.maximum(self.sizes[found.numbers], self.sizes[found.numbers[:, :1]]), tiny)
+        with np.errstate(over="ignore", invalid="ignore"):  # cells of equal rows have no size: infinitely deep
+            if self.metric != "manhattan":
+                apart = np.maximum(apart, tiny)
+                error = (error + behind * (squared_error / apart) / apart) / apart
+                behind = behind / apart
+            depths, error = behind / sizes, error / sizes
+        depths[:, 0] = error[:, 0] = 0
+        error[~np.isfinite(depths - error)] = np.finfo(np.float32).max
+        return np.minimum(depths, np.finfo(np.float32).max), error
 
     def _apart(self, numbers: Ints) -> Floats:
-        """Return the distances between the nearest centroid of each row and its others."""
-        if self.members:
-            apart = np.empty(numbers.shape, dtype=np.float32)
-            for start in range(0, len(numbers), _BLOCK_ROWS):
-                some = numbers[start : start + _BLOCK_ROWS]
-                keys = Space("euclidean").pair_keys(self.centroids[some[:, 0]], self.centroids, some)
-                apart[start : start + _BLOCK_ROWS] = np.sqrt(keys)
-            return apart
-        between = np.sqrt(_pair_distances(self.centroids, self.centroids, self.metric))
-        return np.asarray(between[numbers[:, :1], numbers])
+        """Return the exact distances between the nearest centroid of each row and its others."""
+        apart = np.empty(numbers.shape, dtype=np.float32)
+        for start in range(0, len(numbers), _BLOCK_ROWS):
+            some = numbers[start : start + _BLOCK_ROWS]
+            apart[start : start + _BLOCK_ROWS] = Space("euclidean").pair_keys(
+                self.centroids[some[:, 0]], self.centroids, some
+            )
+        return np.asarray(np.sqrt(apart))
+
+    def _between(self) -> tuple[Floats, float]:
+        """Return the squared distances between all centroids and their error; nothing if there are too many."""
+        if self.members or self.metric == "manhattan":
+            return np.zeros((0, 0), np.float32), 0.0
+        target = Space("euclidean").target(self.centroids)
+        squared = target.squared(self.centroids)
+        return squared, float(target.slack(self.centroids, squared).max())
 
     def assign(
-        self, X: npt.NDArray[Any], ids: Ints, *, overlap: int, cut: float, as_queries: bool = False
+        self,
+        X: npt.NDArray[Any],
+        ids: Ints,
+        *,
+        overlap: int,
+        cut: float,
+        as_queries: bool = False,
+        cell_rows: Ints | None = None,
+        least: int = 0,
     ) -> tuple[Ints, npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Return (row, cell) pairs: each row in its nearest cell, and in up to `overlap` that are nearly as near.
 
@@ -140,14 +180,40 @@ class Router:
             overlap: Most cells of a row.
             cut: A further cell is taken if the row's depth behind the border to it is at most this.
             as_queries: As in `rank`.
+            cell_rows: int64, shape (n_cells,): rows of each cell, none counted twice; None if all hold enough.
+            least: Rows wanted in a row's cells: where they hold fewer, the next nearest are taken as well.
 
         Returns:
             rows int64 (p,), cells int32 (p,), home bool (p,): whether it is the row's nearest cell.
         """
         cells, depths = self.rank(X, ids, overlap, as_queries=as_queries)
         taken = depths <= np.float32(cut)
+        short = np.zeros(len(cells), dtype=bool)
+        if cell_rows is not None and cells.shape[1]:
+            reach = np.cumsum(cell_rows[cells], axis=1)
+            taken |= reach - cell_rows[cells] < least
+            if cells.shape[1] < len(self.centroids):
+                short = reach[:, -1] < least
+                taken[short] = False
         rows, order = np.nonzero(taken)
-        return rows, cells[taken], order == 0
+        found = rows, cells[taken], order == 0
+        if not short.any():
+            return found
+        numbers = np.flatnonzero(short)
+        rows, further, home = self.assign(
+            np.asarray(X)[numbers],
+            ids[numbers],
+            overlap=4 * overlap,
+            cut=cut,
+            as_queries=as_queries,
+            cell_rows=cell_rows,
+            least=least,
+        )
+        return (
+            np.concatenate([found[0], numbers[rows]]),
+            np.concatenate([found[1], further]),
+            np.concatenate([found[2], home]),
+        )
 
     def save(self, folder: str) -> list[str]:
         """Write `router.npz` and `router.json` into a local folder; return their names."""
@@ -174,23 +240,21 @@ class Router:
         except (OSError, ValueError, KeyError) as err:
             raise ArtifactError(f"{folder} holds no usable router ({err}); build the neighbours anew") from err
 
-    def _nearest(self, rows: Floats, width: int) -> tuple[Ints, Floats]:
-        """Return the numbers of the `width` nearest centroids of routed rows and the keys to them, nearest first."""
+    def _nearest(self, rows: Floats, width: int) -> Near:
+        """Return the `width` centroids nearest to each routed row."""
+        space = _routing_space(self.metric)
         if not self.members:
-            return _smallest(_pair_distances(rows, self.centroids, self.metric), width)
+            return nearest(rows, self.centroids, width, space)
         probed = min(_PROBED_GROUPS, len(self.members))
-        groups, _ = _smallest(_pair_distances(rows, self.groups, self.metric), probed)
-        numbers = np.zeros((len(rows), probed, width), dtype=np.int64)
-        keys = np.full((len(rows), probed, width), np.inf, dtype=np.float32)
+        groups = nearest(rows, self.groups, probed, space).numbers
+        found = Near.empty(len(rows), probed * width)
         for group in np.unique(groups):
             row, place = np.nonzero(groups == group)
             own = self.members[group]
-            found, near = _smallest(_pair_distances(rows[row], self.centroids[own], self.metric), min(width, len(own)))
-            numbers[row, place, : found.shape[1]] = own[found]
-            keys[row, place, : found.shape[1]] = near
-        flat = keys.reshape(len(rows), -1)
-        best, near = _smallest(flat, width)
-        return np.take_along_axis(numbers.reshape(len(rows), -1), best, axis=1), near
+            near = nearest(rows[row], self.centroids[own], min(width, len(own)), space)
+            columns = place[:, None] * width + np.arange(near.keys.shape[1])
+            found.put((row[:, None], columns), Near(own[near.numbers], near.keys, near.slack))
+        return merged(rows, self.centroids, found, width, space)
 
 
 def sample_size(n_rows: int, max_cell_rows: int, row_bytes: int, budget_bytes: int) -> int:
@@ -218,7 +282,7 @@ def learn_router(
     rows = space.prepare(sample)
     bound = space.norm_bound(rows)
     routed = space.route_rows(rows, bound)
-    centre = _means(routed, np.zeros(len(routed), np.int64), metric)
+    centre = means(routed, np.zeros(len(routed), np.int64), _routing_space(metric))
     router = Router.make(metric, centre, np.ones(1, np.int64), np.ones(1, np.float32), bound)
     rng = np.random.default_rng(random_state)
     for _ in range(8):
@@ -280,7 +344,7 @@ def _rebalance(
 ) -> Router | None:
     """Split centroids above `max_rows` a cell, drop those below `min_rows`; None if there is nothing to do."""
     routed, labels = sample
-    wanted = _SPREAD * max_rows
+    wanted, space = _SPREAD * max_rows, _routing_space(router.metric)
     centroids: list[Floats] = []
     parts: list[int] = []
     sizes: list[float] = []
@@ -292,7 +356,7 @@ def _rebalance(
         centre = router.centroids[number][None]
         if count > max_rows * part:
             members = routed[order[bounds[number] : bounds[number + 1]]]
-            pieces = centre if deal_only else _split(members, int(np.ceil(count / wanted)), router.metric, rng)
+            pieces = centre if deal_only else split_rows(members, int(np.ceil(count / wanted)), space, rng)
             if len(pieces) > 1:
                 centroids += list(pieces)
                 parts += [1] * len(pieces)
@@ -320,72 +384,22 @@ def _rebalance(
     )
 
 
-def _split(members: Floats, pieces: int, metric: str, rng: np.random.Generator) -> Floats:
-    """Return up to `pieces` different centroids of the members; one if they cannot be told apart."""
-    pieces = min(pieces, _MOST_PIECES, len(members) // 2)
-    if pieces < 2 or not np.any(members != members[0]):
-        return members[:1]
-    few = members[rng.choice(len(members), min(len(members), _SEEDS_PER_PIECE * pieces), replace=False)]
-    centroids = _spread_out(few, pieces, metric, rng)
-    for _ in range(_LLOYD_ROUNDS):
-        labels = np.concatenate(
-            [
-                _pair_distances(members[at : at + _BLOCK_ROWS], centroids, metric).argmin(axis=1)
-                for at in range(0, len(members), _BLOCK_ROWS)
-            ]
-        )
-        centroids = _means(members, labels, metric)
-        if len(centroids) < 2:
-            break
-    return centroids
-
-
-def _spread_out(rows: Floats, pieces: int, metric: str, rng: np.random.Generator) -> Floats:
-    """Choose starting centroids far from each other (k-means++); equal rows are never chosen twice."""
-    chosen = [int(rng.integers(len(rows)))]
-    nearest = _differences(rows, rows[chosen[0]], metric)
-    while len(chosen) < pieces and nearest.any():
-        chosen.append(int(rng.choice(len(rows), p=nearest / nearest.sum())))
-        nearest = np.minimum(nearest, _differences(rows, rows[chosen[-1]], metric))
-    return rows[chosen]
-
-
-def _differences(rows: Floats, row: Floats, metric: str) -> npt.NDArray[np.float64]:
-    difference = np.subtract(rows, row, dtype=np.float64)
-    return np.asarray(np.abs(difference).sum(axis=1) if _is_l1(metric) else np.square(difference).sum(axis=1))
-
-
-def _means(members: Floats, labels: Ints, metric: str) -> Floats:
-    """Return the centre of each label that has members, as one array."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    if _is_l1(metric):
-        return np.stack([np.median(part, axis=0) for part in np.split(members[order], starts[1:])]).astype(np.float32)
-    sums = np.add.reduceat(members[order], starts, axis=0, dtype=np.float64)
-    sizes = np.diff(starts, append=len(labels))
-    return np.asarray(sums / sizes[:, None], dtype=np.float32)
-
-
 def _sizes(router: Router, routed: Floats) -> Floats:
     """Return the mean distance of each centroid's rows to it; the median of all where a centroid has no rows."""
     labels, near = _nearest_one(router, routed)
-    far = near.astype(np.float64) if _is_l1(router.metric) else np.sqrt(near.astype(np.float64))
+    far = near.astype(np.float64) if router.metric == "manhattan" else np.sqrt(near.astype(np.float64))
     counts = np.bincount(labels, minlength=len(router.centroids))
     sizes = np.bincount(labels, weights=far, minlength=len(counts)) / np.maximum(counts, 1)
     sizes[counts == 0] = np.median(sizes[counts > 0])
     return sizes.astype(np.float32)
 
 
-def _group(centroids: Floats, l1: bool) -> tuple[Floats, tuple[Ints, ...]]:
+def _group(centroids: Floats, metric: str) -> tuple[Floats, tuple[Ints, ...]]:
     """Return about sqrt(c) group centres and the numbers of the centroids in each."""
-    metric = "manhattan" if l1 else "euclidean"
-    wanted = int(np.sqrt(len(centroids)))
-    few = np.random.default_rng(0).choice(len(centroids), wanted, replace=False)
-    groups = centroids[np.sort(few)]
-    for _ in range(_LLOYD_ROUNDS):
-        labels = _pair_distances(centroids, groups, metric).argmin(axis=1)
-        groups = _means(centroids, labels, metric)
-    labels = _pair_distances(centroids, groups, metric).argmin(axis=1)
+    space = _routing_space(metric)
+    few = np.random.default_rng(0).choice(len(centroids), int(np.sqrt(len(centroids))), replace=False)
+    groups = lloyd(centroids, centroids[np.sort(few)], space)
+    labels = nearest_numbers(centroids, groups, space)
     used = np.unique(labels)
     return groups[used], tuple(np.flatnonzero(labels == label) for label in used)
 
@@ -400,27 +414,9 @@ def _nearest_one(router: Router, routed: Floats) -> tuple[Ints, Floats]:
     if not len(routed):
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     found = [router._nearest(routed[at : at + _BLOCK_ROWS], 1) for at in range(0, len(routed), _BLOCK_ROWS)]
-    return np.concatenate([part[0][:, 0] for part in found]), np.concatenate([part[1][:, 0] for part in found])
+    return np.concatenate([part.numbers[:, 0] for part in found]), np.concatenate([part.keys[:, 0] for part in found])
 
 
-def _pair_distances(rows: Floats, centroids: Floats, metric: str) -> Floats:
-    """Return float32 (n, c): squared euclidean distances, or L1 ones for manhattan."""
-    if _is_l1(metric):
-        return Space("manhattan").target(centroids).rank_keys(rows)
-    keys = Space("euclidean").target(centroids)
-    return keys.squared(rows)
-
-
-def _is_l1(metric: str) -> bool:
-    return metric == "manhattan"
-
-
-def _smallest(keys: Floats, width: int) -> tuple[Ints, Floats]:
-    """Return positions and values of the smallest keys of each row, in order."""
-    if width < keys.shape[1]:
-        positions = np.argpartition(keys, width - 1, axis=1)[:, :width]
-    else:
-        positions = np.broadcast_to(np.arange(keys.shape[1]), keys.shape)
-    near = np.take_along_axis(keys, positions, axis=1)
-    order = np.argsort(near, axis=1, kind="stable")
-    return np.take_along_axis(positions, order, axis=1), np.take_along_axis(near, order, axis=1)
+def _routing_space(metric: str) -> Space:
+    """Return the space in which routed rows are compared."""
+    return Space("manhattan" if metric == "manhattan" else "euclidean")

@@ -18,6 +18,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
+_EPSILON = np.finfo(np.float32).eps
 _SYMMETRIC_DIMS = 48  # with fewer, the plain product is as fast
 _SYMMETRIC_BYTES = 160 << 20
 _CENTRE_ROWS = 64  # sampled for the centre, which need not be exact
@@ -178,6 +179,18 @@ class Target:
         shifted = Q if self._centre is None else Q - self._centre
         keys = self.rank_keys(Q) + np.einsum("ij,ij->i", shifted, shifted)[:, None]
         return np.asarray(np.maximum(keys, 0))
+
+    def slack(self, Q: Floats, keys: Floats) -> Floats:
+        """Return float32 like `keys`, shape (q, c): how far they may be from those of `pair_keys`, by rounding.
+
+        For keys of `squared`, or of `rank_keys` under manhattan.
+        """
+        scale = _EPSILON * np.float32(8 + 2 * self.rows.shape[1] ** 0.5)  # r errors add up like a random walk
+        if self.space.metric == "manhattan":
+            return np.asarray(scale * keys)
+        shifted = Q if self._centre is None else Q - self._centre
+        lengths = np.sqrt(np.einsum("ij,ij->i", shifted, shifted))[:, None]
+        return np.asarray(scale * np.square(2 * lengths + np.sqrt(keys)))  # |x| <= |q| + |q - x|
 
 
 def _manhattan(Q: Floats, columns: Floats) -> Floats:

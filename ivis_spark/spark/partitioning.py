@@ -7,6 +7,7 @@ from pyspark.sql import functions as F
 
 # Above this many partitions chance deals well enough.
 _MOST_DEALT = 2000
+_found: dict[int, list[int]] = {}  # what `_keys` gave, which asks Spark
 
 
 def repartition_by_group(frame: DataFrame, group: str, partitions: int) -> DataFrame:
@@ -20,7 +21,9 @@ def repartition_by_group(frame: DataFrame, group: str, partitions: int) -> DataF
     spark = frame.sparkSession
     key: Column = F.col(group)
     if partitions <= _MOST_DEALT:
-        keys = F.array(*[F.lit(key) for key in _keys(spark, partitions)])
+        if partitions not in _found:
+            _found[partitions] = _keys(spark, partitions)
+        keys = F.array(*[F.lit(key) for key in _found[partitions]])
         key = F.element_at(keys, (F.pmod(F.col(group), F.lit(partitions)) + 1).cast("int"))
     return frame.repartition(partitions, key.cast("long"))
 

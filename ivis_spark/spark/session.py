@@ -199,6 +199,18 @@ def describe_job(spark: SparkSession, text: str) -> None:
 
 
 @contextlib.contextmanager
+def arrow_batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Set the rows of an Arrow batch for a while: Spark bounds only them, not the bytes."""
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(setting, str(before))
+
+
+@contextlib.contextmanager
 def task_errors() -> Iterator[None]:
     """Raise on the driver what a task raised on purpose, instead of Spark's account of it.
 

@@ -1,6 +1,6 @@
 """Neighbours of all rows in Spark, next to ivis 2.0.11's `AnnoyKnnMatrix.build(precompute=True)`: seconds and recall.
 
-    python tests/bench/bench_neighbours.py --data DIR --ivis-python PYTHON [--only mnist]
+    python tests/bench/bench_neighbours.py --data DIR --ivis-python PYTHON [--only mnist] [--set neighbours.k=20]
 
 Ours is the whole stage with Spark's overhead, from packed rows in Parquet to the published table, in a session that is
 up already. Recall is against exact search for 1,000 rows; ties by distance count as found.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import cytometry, mnist, parser, run_python, say, write_table
+from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
 
 from ivis_spark import storage
 from ivis_spark.config import Config
@@ -28,6 +28,7 @@ CASES = {"mnist": (lambda data: mnist(data)[0], 15), "cytometry": (lambda data: 
 CASES |= {
     "cytometry-92500": (lambda data: cytometry(data, 92_500)[0], 150),
     "cytometry-all": (lambda data: cytometry(data, None)[0], 150),
+    "kdd99": (kdd99, 15),
 }
 IVIS = """
 import json, sys, time
@@ -49,6 +50,7 @@ def main() -> None:
     made = parser(__doc__, ivis=True)
     made.add_argument("--only", choices=list(CASES), action="append")
     made.add_argument("--target-recall", type=float)
+    made.add_argument("--set", action="append", default=[], help="a setting, like neighbours.max_cell_rows=1000")
     options = made.parse_args()
     spark = get_session("bench-neighbours")
     for name in options.only or ["mnist", "cytometry"]:
@@ -66,7 +68,8 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
         write_table(os.path.join(folder, "table"), X)
         np.save(os.path.join(folder, "X.npy"), X)
         np.save(os.path.join(folder, "asked.npy"), asked)
-        ours, found, info = run_ours(spark, folder, k, target)
+        settings = [f"neighbours.k={k}", f"neighbours.target_recall={target}", *options.set]
+        ours, found, info = run_ours(spark, folder, k, settings)
         recall = recall_at_k(keys_of(X, asked, found[asked]), exact)
         say(f"{name}: ivis_spark {ours:.1f} s, recall {recall.value:.4f}; {info}")
         if options.ivis_python:
@@ -77,11 +80,9 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
             say(f"{name}: ivis {theirs:.1f} s, recall {recall.value:.4f}; ivis / ivis_spark {theirs / ours:.2f}")
 
 
-def run_ours(spark: Any, folder: str, k: int, target: float) -> tuple[float, np.ndarray, dict[str, Any]]:
+def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, np.ndarray, dict[str, Any]]:
     """Ingest, then time the stage; return its seconds, the table and its facts."""
-    config = Config.from_mapping(
-        {"data": {"id_col": "id", "scaling": "none"}, "neighbours": {"k": k, "target_recall": target}}
-    )
+    config = Config.from_mapping({"data": {"id_col": "id", "scaling": "none"}}).override(settings)
     run = storage.RunFolder(os.path.join(folder, "run"))
     with run.build("rows", {}) as stage:
         source = frames.resolve(frames.read_table(spark, os.path.join(folder, "table"), config.data), config.data)

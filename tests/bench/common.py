@@ -23,7 +23,7 @@ def parser(doc: str | None, *, data: bool = True, ivis: bool = False) -> argpars
     """Return a parser with the options that benchmarks have in common."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     if data:
-        made.add_argument("--data", help="folder with mnist/ and cytof_multicenter/, Parquet; without it: random rows")
+        made.add_argument("--data", help="folder with mnist/, cytof_multicenter/, kdd99/; without it: random rows")
     if ivis:
         made.add_argument("--ivis-python", help="python of an environment with ivis 2.0.11, to measure beside ours")
     return made
@@ -53,6 +53,18 @@ def cytometry(folder: str | None, rows: int | None = 100_000) -> tuple[Floats, n
     X = ((X - X.min(axis=0)) / np.ptp(X, axis=0)).astype(np.float32)
     drawn = np.random.default_rng(0).permutation(len(X))[:rows]
     return X[drawn], labels[labels > 0][drawn]
+
+
+def kdd99(folder: str | None) -> Floats:
+    """Return the 494,021 connections, min-max, of which 145,586 differ; without a folder, rows as often repeated."""
+    if folder is None:
+        X = random_clusters(145_586, 119, 20)[0]
+        weights = 1 / np.arange(1, len(X) + 1)
+        return X[np.random.default_rng(0).choice(len(X), 494_021, p=weights / weights.sum())]
+    table = pq.read_table(os.path.join(folder, "kdd99", "kdd99_10percent.parquet"))
+    X = np.stack([table[name].to_numpy() for name in table.column_names if name not in ("y", "attack")], axis=1)
+    spread = np.ptp(X, axis=0)
+    return ((X - X.min(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
 
 
 def random_clusters(rows: int, dims: int, clusters: int) -> tuple[Floats, npt.NDArray[Any]]:

@@ -13,11 +13,22 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from ivis_spark.core import index as indexes
-from ivis_spark.core.index import CellIndex, choose_backend, load_index, make_index, pack, smallest_columns, unpack
+from ivis_spark.core.index import (
+    CellIndex,
+    ExactIndex,
+    IndexKind,
+    choose_backend,
+    load_index,
+    make_index,
+    pack,
+    register_index,
+    smallest_columns,
+    unpack,
+)
 from ivis_spark.core.spaces import Space
 from ivis_spark.errors import ArtifactError
 
-BACKENDS = ["exact", "annoy"]
+BACKENDS = list(indexes.INDEXES)
 METRICS = ["euclidean", "angular", "manhattan", "hamming", "dot"]
 ALL = pytest.mark.parametrize(("backend", "metric"), list(itertools.product(BACKENDS, METRICS)))
 EVERY_NODE = 1_000_000  # Annoy then looks at every row
@@ -236,6 +247,30 @@ def test_the_cheaper_index_is_picked_with_its_reason() -> None:
     assert "1000 rows a cell, 8 dims, k=15: exact about" in small.reason
 
 
+class LastRows(ExactIndex):
+    """A third index, for the test: it is exact, but says so in its own name."""
+
+    suffix = ".last"
+
+
+def test_a_third_index_joins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Registered, it is priced, picked, built, saved and opened with no change to what uses indexes."""
+    monkeypatch.setattr(indexes, "INDEXES", dict(indexes.INDEXES))
+    kind = IndexKind(
+        build=lambda X, metric, settings: LastRows(X, metric),
+        load=lambda path, metric, dims, search_k: LastRows.load(path, metric, dims),
+        cost=lambda metric, dims, cell_rows, k, settings: 0.5,
+    )
+    register_index("last", kind)
+    picked = choose_backend("euclidean", dims=8, cell_rows=1000, k=15, n_trees=50, search_k=-1)
+    assert picked.backend == "last" and "last about 0 us a row" in picked.reason
+    X = rows(100)
+    index = make("last", X, "euclidean")
+    index.save(str(tmp_path / "cell.last"))
+    assert isinstance(load_index("last", str(tmp_path / "cell.last"), "euclidean", 7, search_k=-1), LastRows)
+    check(index.query(X, 5), true_keys(X, X, "euclidean"), 5)
+
+
 any_keys = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=False))
 numbers_of = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31, 2**32 - 1])
 
@@ -279,7 +314,7 @@ def test_smallest_columns_are_the_smallest(kind: str, columns: int, k: int) -> N
         keys[: 2 if kind == "near in two rows" else 6, ::8] -= 100
     elif kind == "infinite":
         keys[rng.random(keys.shape) < 0.9] = np.inf
-    found = smallest_columns(keys, k)
+    found = np.sort(smallest_columns(keys, k), axis=1)
     k = min(k, columns)
     assert found.shape == (6, k) and (np.diff(found) > 0).all()
     assert np.array_equal(np.sort(np.take_along_axis(keys, found, axis=1)), np.sort(keys, axis=1)[:, :k])

@@ -10,18 +10,10 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core import neighbours
+from ivis_spark.core import merge, neighbours
 from ivis_spark.core.index import make_index
-from ivis_spark.core.neighbours import (
-    NO_ID,
-    all_neighbours,
-    exact_neighbours,
-    merge_top_k,
-    recall_at_k,
-    search_cell,
-    search_own,
-    without_self,
-)
+from ivis_spark.core.merge import NO_ID, merge_top_k, without_self
+from ivis_spark.core.neighbours import all_neighbours, exact_neighbours, recall_at_k, search_cell, search_own
 from ivis_spark.core.overlap import OverlapChoice
 from ivis_spark.errors import InputError, IvisError
 
@@ -133,7 +125,7 @@ def test_merge_of_many_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ids, keys = rng.permuted(np.tile(np.arange(40), (700, 1)), axis=1)[:, :6], rng.random((700, 6), np.float32)
     keys = (ids * 7919 % 23).astype(np.float32)
     whole = merge_top_k(row_ids, ids, keys, 8)
-    monkeypatch.setattr(neighbours, "_MERGE_ROWS", 3)
+    monkeypatch.setattr(merge, "_MERGE_ROWS", 3)
     assert all(np.array_equal(a, b) for a, b in zip(whole, merge_top_k(row_ids, ids, keys, 8), strict=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from ivis_spark.core import router as routers
+from ivis_spark.core.overlap import depth_bins
 from ivis_spark.core.router import Router, hash_ids, learn_router, refine, sample_size
 from ivis_spark.core.spaces import Space
 from ivis_spark.errors import ArtifactError
@@ -128,7 +128,7 @@ def test_cells_are_ranked_by_distance(metric: str, as_queries: bool) -> None:
     sizes = np.maximum(router.sizes[numbers], router.sizes[numbers[:, :1]])
     wide = sizes > 0.02  # between two cells of equal rows, whose size is rounding, any depth will do
     np.testing.assert_allclose(depths[wide], behind[wide] / sizes[wide], rtol=1e-2, atol=1e-2)
-    assert wide.mean() > 0.5 and (depths[:, 0] == 0).all()
+    assert wide.mean() > 0.4 and (depths[:, 0] == 0).all()
 
 
 def line_router(metric: str = "euclidean", *, parts: tuple[int, ...] = (1, 1, 1)) -> Router:
@@ -167,17 +167,37 @@ def test_rows_of_a_shared_centroid_are_dealt_by_id() -> None:
     assert np.array_equal(router.rank(np.full((5, 1), 4.0), ids[100:105], 3)[0], cells[100:105])
 
 
+def crossed(metric: str) -> tuple[Router, np.ndarray]:
+    """Centroids on a lattice and rows of which most are as far from several of them, up to rounding."""
+    rng = np.random.default_rng(5)
+    centroids = np.unique(rng.integers(0, 3, (60, 9)), axis=0).astype(np.float32)
+    router = Router.make(metric, centroids, np.ones(len(centroids), np.int64), np.ones(len(centroids), "f4"), 0.0)
+    return router, (rng.integers(0, 5, (3000, 9)) / 2 + 0.1).astype(np.float32)
+
+
 @pytest.mark.parametrize("metric", METRICS)
-def test_batches_do_not_matter(metric: str) -> None:
-    X, ids = clusters(3000), np.random.default_rng(1).permutation(3000)
-    router = learn_router(X, 3000, metric, random_state=0, **LIMITS)
-    whole, depths = router.rank(X, ids, 3)
-    for step in (7, 1000, 2999):
-        parts = [router.rank(X[at : at + step], ids[at : at + step], 3) for at in range(0, 3000, step)]
-        assert np.array_equal(np.concatenate([part[0] for part in parts])[:, 0], whole[:, 0])
-        # Of two cells equally far to rounding either may come first, with the depth of its own size.
-        close = np.isclose(np.concatenate([part[1] for part in parts]), depths, rtol=1e-2, atol=1e-2)
-        assert close.mean() > 0.999
+@pytest.mark.parametrize("kind", ["clusters", "wide", "crossed", "mostly duplicates", "one far row", "two levels"])
+def test_batches_do_not_matter(kind: str, metric: str) -> None:
+    """The cells and what is on which side of a cut; the last bits of a depth may differ."""
+    if kind == "crossed":
+        router, X = crossed(metric)
+        if metric == "dot":
+            X = X[:, :-1]
+    elif kind == "two levels":
+        router = many_centroids(metric)
+        X = clusters(3000, 4 if metric == "dot" else 5)
+    else:
+        X = clusters(3000, 200) if kind == "wide" else DATA.get(kind, DATA["clusters"])[:3000]
+        router = learn_router(X, len(X), metric, random_state=0, **LIMITS)
+    ids = np.random.default_rng(1).permutation(len(X))
+    whole, depths = router.rank(X, ids, 4)
+    for step in (1, 7, 1000, 2999):
+        some = slice(0, 300) if step < 10 else slice(None)
+        cut = range(0, len(X[some]), step)
+        parts = [router.rank(X[at : at + step], ids[at : at + step], 4) for at in cut]
+        assert np.array_equal(np.concatenate([part[0] for part in parts]), whole[some])
+        found = np.concatenate([part[1] for part in parts])
+        assert np.array_equal(depth_bins(found), depth_bins(depths[some]))
 
 
 def many_centroids(metric: str, d: int = 5) -> Router:
@@ -257,4 +277,20 @@ def test_rows_of_equal_keys_go_to_the_nearest_of_the_space() -> None:
     products = Q.astype(np.float64) @ X.T.astype(np.float64)
     best = np.take_along_axis(products, lifted.argmin(axis=1)[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(best, products.max(axis=1), rtol=1e-4)
-    assert routers._is_l1("manhattan") and not routers._is_l1("dot")
+
+
+def test_cells_with_few_rows_borrow_from_the_next() -> None:
+    """Cells at 0, 4 and 10 hold 1, 2 and 5 rows; a row at 1 that wants 3 takes two, one that wants 4 all three."""
+    router, ids = line_router(), np.arange(2)
+    X, rows = np.array([[1.0], [9.0]]), np.array([1, 2, 5])
+
+    def cells(least: int, overlap: int = 1) -> list[tuple[int, int]]:
+        found = router.assign(X, ids, overlap=overlap, cut=0.0, cell_rows=rows, least=least)
+        return sorted(zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+    assert cells(1) == [(0, 0), (1, 2)]
+    assert cells(3, overlap=3) == cells(3, overlap=2) == cells(3) == [(0, 0), (0, 1), (1, 2)]
+    assert cells(4) == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    assert cells(100) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    home = router.assign(X, ids, overlap=1, cut=0.0, cell_rows=rows, least=4)
+    assert sorted(home[1][home[2]].tolist()) == [0, 2]

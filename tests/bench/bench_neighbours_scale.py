@@ -1,0 +1,147 @@
+"""Neighbours of a synthetic mixture that no process may hold: rows a second, peak memory, bytes shuffled.
+
+    python tests/bench/bench_neighbours_scale.py [--rows 5000000] [--master 'local-cluster[2,1,2048]'] [--work DIR]
+
+Two executors, each a JVM of 1 GB with a Python worker of at most 1 GB beside it, and a driver of 1 GB. Recall is the
+stage's own, against exact search for a sample of rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import parser, say
+
+from ivis_spark.config import NeighboursConfig
+from ivis_spark.spark.neighbours import build_neighbours
+from ivis_spark.spark.session import get_session
+
+_FILE_ROWS = 125_000
+
+
+def main() -> None:
+    """Write the rows, build, and print what it took."""
+    made = parser(__doc__, data=False)
+    made.add_argument("--rows", type=int, default=5_000_000)
+    made.add_argument("--dims", type=int, default=32)
+    made.add_argument("--k", type=int, default=15)
+    made.add_argument("--target-recall", type=float, default=0.95)
+    made.add_argument("--master", default="local-cluster[2,1,2048]")
+    made.add_argument("--work", help="folder for the table and what Spark spills")
+    options = made.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        write_mixture(os.path.join(folder, "rows"), options.rows, options.dims)
+        settings = {
+            "spark.driver.memory": "1g",
+            "spark.executor.memory": "1g",
+            "spark.local.dir": os.path.join(folder, "spill"),
+            "spark.ui.enabled": "false",
+        }
+        spark = get_session("bench-neighbours-scale", master=options.master, settings=settings)
+        config = NeighboursConfig(k=options.k, target_recall=options.target_recall)
+        started = time.perf_counter()
+        with watched_memory() as peak:
+            rows = spark.read.parquet(os.path.join(folder, "rows"))
+            info = build_neighbours(rows, config, random_state=0, folder=f"file://{folder}/neighbours")
+        seconds = time.perf_counter() - started
+        say(f"{options.rows:,} x {options.dims}, k={options.k}: {seconds:.0f} s, {options.rows / seconds:,.0f} rows/s")
+        say(f"recall {info['recall']['value']:.4f}, short rows {info['short_rows']}")
+        say("peak MB: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(peak.items())))
+        say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB")
+        say(
+            json.dumps({name: info[name] for name in ("n_cells", "largest_cell", "median_cell", "replicas", "seconds")})
+        )
+        spark.stop()
+
+
+def write_mixture(path: str, rows: int, dims: int) -> None:
+    """Write packed rows of 200 Gaussian clusters of very different weights and widths, some thousand rows at a time."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 201)
+    centres, widths = rng.random((200, dims)), 0.02 + 0.1 * rng.random(200)
+    os.makedirs(path)
+    for number, start in enumerate(range(0, rows, _FILE_ROWS)):
+        ids = np.arange(start, min(rows, start + _FILE_ROWS))
+        labels = rng.choice(200, len(ids), p=weights / weights.sum())
+        X = (centres[labels] + rng.standard_normal((len(ids), dims)) * widths[labels][:, None]).astype("<f4")
+        offsets = np.arange(0, X.nbytes + 1, 4 * dims, dtype=np.int32)
+        packed = pa.Array.from_buffers(pa.binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(X.tobytes())])
+        table = pa.table({"id": ids, "features": packed})
+        pq.write_table(table, os.path.join(path, f"part-{number:04d}.parquet"), row_group_size=65_536)
+
+
+@contextmanager
+def watched_memory() -> Iterator[dict[str, float]]:
+    """Yield the highest resident MB seen of the driver's Python, the JVMs and the Python workers, each the largest."""
+    peak: dict[str, float] = {}
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1):
+            for name, value in resident().items():
+                peak[name] = max(peak.get(name, 0.0), value)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+        peak["driver python"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def resident() -> dict[str, float]:
+    """Return the resident MB of the largest process of each kind below this one, from /proc."""
+    parents, found = {}, {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as command:
+                    parents[int(entry)] = int(stat.read().rsplit(")", 1)[1].split()[1])
+                    found[int(entry)] = command.read().replace("\0", " ")
+            except OSError:
+                continue
+    sizes: dict[str, float] = {}
+    for process, command in found.items():
+        above, seen = process, set()
+        while above in parents and above != os.getpid() and above not in seen:
+            seen.add(above)
+            above = parents[above]
+        if above != os.getpid() or process == os.getpid():
+            continue
+        kinds = {
+            "CoarseGrainedExecutorBackend": "executor JVM",
+            "SparkSubmit": "driver JVM",
+            "pyspark": "python worker",
+        }
+        kind = next((text for name, text in kinds.items() if name in command), None)
+        if kind is not None:
+            try:
+                with open(f"/proc/{process}/statm") as statm:
+                    size = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+            except OSError:
+                continue
+            sizes[kind] = max(sizes.get(kind, 0.0), size)
+    return sizes
+
+
+def shuffled_bytes(spark: Any) -> int:
+    """Return the bytes that all executors wrote for shuffles."""
+    executors = spark.sparkContext._jsc.sc().statusStore().executorList(False)
+    return sum(int(executors.apply(i).totalShuffleWrite()) for i in range(executors.size()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The neighbours stage under accidents on a real local-cluster: the same table, whole files, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ivis_spark.core.partitioned import PartitionedIndex
+
+pytestmark = [pytest.mark.spark, pytest.mark.cluster]
+PROGRAM = Path(__file__).parent / "build_under_fault.py"
+
+
+def build(folder: Path, fault: str) -> tuple[dict, pa.Table]:
+    """Build in a driver of its own; return what it tells and the table, after looking at what it left."""
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder), fault], capture_output=True, text=True, env=environment, timeout=600
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    told = json.loads(lines[0].removeprefix("RESULT "))
+    assert sorted(os.listdir(folder / "out")) == ["data", "index"]
+    index = json.loads((folder / "out" / "index" / "index.json").read_text())
+    named = {file["path"] for cell in index["cells"] for file in cell["files"].values()}
+    named |= {record["path"] for record in index["router"]} | {"index.json"}
+    assert named == set(os.listdir(folder / "out" / "index"))
+    assert not [name for _, names, _ in os.walk(folder) for name in names if name.startswith("ivis-spark-")]
+    ids, distances = PartitionedIndex.load(str(folder / "out")).query(np.zeros((3, 24)), 10, probes=10_000)
+    assert np.isfinite(distances).all() and ids.shape == (3, 10)  # opens every cell, checks every digest
+    return told, pq.read_table(folder / "out" / "data").sort_by("id")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    told, table = build(tmp_path_factory.mktemp("calm") / "none", "none")
+    assert not told["killed"] and told["rows"] == 24_000 == table.num_rows and told["recall"] >= 0.9
+    return table
+
+
+@pytest.mark.parametrize("fault", ["count", "survey", "assign", "search", "merge"])
+def test_a_killed_executor_changes_nothing(undisturbed: pa.Table, tmp_path: Path, fault: str) -> None:
+    told, table = build(tmp_path / fault, fault)
+    assert told["killed"].startswith(fault)
+    assert table.equals(undisturbed)
+
+
+def test_racing_attempts_change_nothing(undisturbed: pa.Table, tmp_path: Path) -> None:
+    assert build(tmp_path / "speculation", "speculation")[1].equals(undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 12 MB, where one may be mounted."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_published(small_disk: Path) -> None:
+    """Neighbours of 3 features, then of 300: the second do not fit, and the first are still there and whole."""
+    command = [sys.executable, "-m", "ivis_spark.cli", "neighbours", "--output", str(small_disk / "run"), "--quiet"]
+    command += ["--id-col", "id", "--master", "local[2]", "--log-file", os.devnull]
+    with tempfile.TemporaryDirectory() as folder:
+        for dims in (3, 300):
+            X = np.random.default_rng(0).normal(size=(6000, dims)).astype(np.float32)
+            features = pa.FixedSizeListArray.from_arrays(X.reshape(-1), dims).cast(pa.list_(pa.float32()))
+            pq.write_table(pa.table({"id": np.arange(6000), "features": features}), f"{folder}/{dims}.parquet")
+        small = ["--input", f"{folder}/3.parquet", "--set", "neighbours.k=5"]
+        assert subprocess.run([*command, *small], capture_output=True).returncode == 0
+        before = files(small_disk / "run")
+        large = ["--input", f"{folder}/300.parquet", "--set", "neighbours.k=100", "--overwrite"]
+        done = subprocess.run([*command, *large], capture_output=True, text=True)
+        assert done.returncode == 1 and "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert files(small_disk / "run") == before
+        assert subprocess.run([*command, *small], capture_output=True).returncode == 0
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
