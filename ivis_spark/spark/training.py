@@ -149,10 +149,10 @@ class _Launch:
             with contextlib.suppress(OSError):
                 fs, path = storage.filesystem(self._progress_uri)
                 fs.rm_file(path)
-        if self._error is not None or self._cancelled:
-            text = str(getattr(self._error, "java_exception", None) or self._error or "")
-            return [{"rank": None, "kind": "lost", "error": self._cancelled or _first_line(text)}]
-        return self._results
+        if self._results:
+            return self._results
+        log.debug("Spark ended the job", exc_info=self._error)
+        return [{"rank": None, "kind": "lost", "error": self._cancelled or _spark_reason(self._error)}]
 
     def _run_tasks(self) -> None:
         ranks = self._job.config.num_ranks
@@ -176,8 +176,6 @@ class _Launch:
             now = time.monotonic()
             if stage is None:
                 pass
-            elif stage.currentAttemptId > 0:  # Spark tries again by itself; restarts are counted here
-                self._cancelled = "an executor, or the Python worker of a rank, was lost"
             elif stage.numActiveTasks == self._job.config.num_ranks:
                 started, last_alive = True, now
             elif stage.numCompletedTasks == 0:
@@ -287,6 +285,9 @@ def _explain(results: list[RankResult]) -> str:
     return f"{name}: {first['error']}"
 
 
-def _first_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:300] if lines else "Spark ended the job"
+def _spark_reason(err: Exception | None) -> str:
+    """Return why Spark ended the job, which it does when a barrier task of it is lost."""
+    text = str(getattr(err, "java_exception", None) or err or "")
+    if "barrier" in text:
+        return "an executor, or the Python worker of a rank, was lost"
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "Spark ended the job")
