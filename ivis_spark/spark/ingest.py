@@ -279,7 +279,7 @@ def _labels(table: DataFrame) -> dict[str, Any]:
     """
     describe_job(table.sparkSession, "ingest: list labels")
     values = [row[0] for row in table.select(LABEL).distinct().limit(_MOST_LABELS + 2).collect()]
-    known = sorted(value for value in values if value is not None)
+    known = sorted(value for value in values if value is not None and not (isinstance(value, list) and None in value))
     kind = table.schema[LABEL].dataType
     width, null = _array_width(table) if isinstance(kind, T.ArrayType) else (1, any(value is None for value in values))
     return {

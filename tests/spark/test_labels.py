@@ -27,7 +27,7 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
     spark.createDataFrame(rows, f"id long, features array<float>, y {kind}").write.parquet(str(folder / "table"))
     settings = {
         "data": {"id_col": "id", "label_col": "y"},
-        "neighbours": {"k": 6, **train.pop("neighbours", {})},
+        "neighbours": {"k": 6, "by_label": True},
         "triplets": {"block_rows": 64, "draws": 2, "file_blocks": 2},
         "train": {"epochs": 2, "cooldown_epochs": 0, "batch_size": 32, **train},
     }
@@ -37,8 +37,6 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
         get_spark=lambda: spark,
         input_uri=str(folder / "table"),
     )
-    run.neighbours()
-    run.triplets()
     return run
 
 
@@ -47,7 +45,6 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
     ("metric", "labels", "kind"),
     [
         ("binary_crossentropy", (X[:, :3] > 0.5).astype(int).tolist(), "array<int>"),
-        ("categorical_crossentropy", np.eye(4)[np.arange(N) % 4].tolist(), "array<double>"),
         ("mse", X[:, 1:3].tolist(), "array<float>"),
     ],
 )
@@ -58,6 +55,8 @@ def test_arrays_reach_the_head_in_order(
     from ivis_spark.nn.persistence import load_model
 
     run = pipeline(spark, tmp_path, labels, kind, supervision_metric=metric)
+    run.neighbours()
+    run.triplets()
     info, width = run.run_folder.require("triplets", "triplets").info, len(labels[0])
     assert info["labelled"] == width
     stored = pq.read_table(tmp_path / "run" / "rows" / "data").to_pydict()
@@ -79,10 +78,10 @@ def test_arrays_reach_the_head_in_order(
 def test_arrays_of_other_lengths_and_nulls_are_refused(spark: SparkSession, tmp_path: Path) -> None:
     ragged = [[1.0, 2.0][: 1 + (i == 7)] for i in range(N)]
     with pytest.raises(InputError, match="label arrays have 1 to 2 elements"):
-        pipeline(spark, tmp_path / "ragged", ragged, "array<double>")
+        pipeline(spark, tmp_path / "ragged", ragged, "array<double>").ingest()
     holes = [[1.0, None if i == 7 else 2.0] for i in range(N)]
     with pytest.raises(InputError, match="label column 'y' holds null"):
-        pipeline(spark, tmp_path / "holes", holes, "array<double>", supervision_metric="mse")
+        pipeline(spark, tmp_path / "holes", holes, "array<double>", supervision_metric="mse").ingest()
     frame = spark.createDataFrame([([1.0], ["a"])], "features array<float>, y array<string>")
     with pytest.raises(InputError, match=r"array<string>; a numeric column, or one of arrays of numbers"):
         resolve(frame, DataConfig(label_col="y"))
@@ -127,7 +126,9 @@ def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
     from ivis_spark.core.sampling import draw_block_negatives
 
     labels = [int(x[0] > 0.5) for x in X]
-    run = pipeline(spark, tmp_path, labels, "int", neighbours={"by_label": True})
+    run = pipeline(spark, tmp_path, labels, "int")
+    run.neighbours()
+    run.triplets()
     stored = pq.read_table(tmp_path / "run" / "rows" / "data").to_pydict()
     label_of = dict(zip(stored["features"], stored["label"], strict=True))
     for block in pq.read_table(tmp_path / "run" / "triplets" / "data").to_pylist():
@@ -142,4 +143,4 @@ def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
 
 def test_by_label_needs_labels_of_two_kinds(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the same in all rows"):
-        pipeline(spark, tmp_path, [1] * N, "int", neighbours={"by_label": True})
+        pipeline(spark, tmp_path, [1] * N, "int").neighbours()
