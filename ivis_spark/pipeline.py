@@ -27,6 +27,7 @@ import numpy as np
 from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.serving.folder import read_model
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Pipeline:
 
         fingerprint, model = self._model()
         other = self._other_table(model)
-        if other is not None and self.input_uri is not None:
+        if other and self.input_uri:
             name = name or f"embeddings-{posixpath.basename(self.input_uri.rstrip('/')).split('.')[0]}"
         name = name or "embeddings"
         spec = self._embed_spec(fingerprint, other)
@@ -234,8 +235,8 @@ class Pipeline:
         made = needed["embeddings"].spec["config"]["embed"]
         if made["output_col"] != "embedding" or made["precision"] != "float32":
             raise ConfigError(
-                f"the report reads the column 'embedding' of float32, and embeddings were made with output_col="
-                f"{made['output_col']!r}, precision={made['precision']!r}: embed once more with the defaults"
+                f"the report reads embeddings made with the defaults of embed.output_col and embed.precision, not "
+                f"{made['output_col']!r} and {made['precision']}: embed once more with --overwrite"
             )
 
         def build(stage: StageBuild) -> None:
@@ -314,7 +315,9 @@ class Pipeline:
             raise InputError(f"label column {info['label_col']!r}: {err}") from err
 
     def _fingerprint(self, table: DataFrame) -> dict[str, Any]:
-        found = storage.source_fingerprint(table.inputFiles())
+        from ivis_spark.spark.frames import input_files
+
+        found = storage.source_fingerprint(input_files(table))
         return found if self._source is None else {**found, "plan": table.semanticHash()}
 
     def _table(self, stage: str) -> DataFrame:
@@ -330,8 +333,6 @@ class Pipeline:
 
     def _model(self) -> tuple[str, ModelFolder]:
         """Return the fingerprint of the model and the model itself, its files checked."""
-        from ivis_spark.serving.folder import read_model
-
         return self._require("model").fingerprint, read_model(self.run_folder.root)
 
     def _embed_spec(self, model: str, other: tuple[Input, dict[str, Any]] | None) -> dict[str, Any]:

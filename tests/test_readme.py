@@ -21,7 +21,7 @@ def test_python_blocks_run(spark: object, tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, str(README), "exec"), {})
 

@@ -90,7 +90,7 @@ class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"]
     def _run(self, dataset: DataFrame, config: Config, scratch: str | None) -> str:
         """Run the stages up to the model and return the run's folder."""
         if scratch is None:
-            source = [dataset.semanticHash(), storage.source_fingerprint(dataset.inputFiles())]
+            source = [dataset.semanticHash(), storage.source_fingerprint(frames.input_files(dataset))]
             name = storage.fingerprint([source, {**config.to_mapping(), "embed": None}])
             root = storage.join(storage.normalise_uri(self.getOrDefault("runFolder")), f"run-{name}")
         else:

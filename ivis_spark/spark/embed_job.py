@@ -50,7 +50,7 @@ def input_of_rows(rows: DataFrame) -> Input:
         return rows.sparkSession.read.schema(rows.schema).parquet(*files) if files else rows
 
     columns = [name for name in rows.columns if name != frames.FEATURES]
-    return Input((frames.FEATURES,), rows.inputFiles(), read, columns)
+    return Input((frames.FEATURES,), frames.input_files(rows), read, columns)
 
 
 def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder) -> Input:
@@ -76,7 +76,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
     if not others:
         with_ids = ingest.with_derived_ids(ingest.packed(source, config))
         return Input((frames.FEATURES,), [], lambda _: with_ids, [frames.ID])
-    files = table.inputFiles() if config.format in _FILE_FORMATS else []
+    files = frames.input_files(table) if config.format in _FILE_FORMATS else []
 
     def read(chosen: list[str]) -> DataFrame:
         return frames.read_files(table, uri, config, chosen) if chosen else table

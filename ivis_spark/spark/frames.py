@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass
 
 from pyspark.errors import PySparkException
@@ -62,9 +63,15 @@ def read_files(table: DataFrame, uri: str, config: DataConfig, files: list[str])
     """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
     options = {"header": True} if config.format == "csv" else {}
     reader = table.sparkSession.read.format(config.format).options(**{**options, **config.options})
-    if files != table.inputFiles() or len(files) > 1:
+    fs, path = storage.filesystem(uri)
+    if fs.isdir(path):  # so that folders like day=1 stay columns
         reader = reader.option("basePath", storage.normalise_uri(uri))
     return reader.schema(table.schema).load(files)
+
+
+def input_files(frame: DataFrame) -> list[str]:
+    """Return the URIs of a frame's files as they are; Spark gives them with their special characters encoded."""
+    return [urllib.parse.unquote(uri) for uri in frame.inputFiles()]
 
 
 def feature_names(schema: T.StructType, config: DataConfig) -> tuple[str, ...]:

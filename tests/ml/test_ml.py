@@ -296,3 +296,18 @@ def test_streaming_is_exactly_once(spark: SparkSession, fitted: IvisModel, digit
     found = spark.read.parquet(str(sink))
     assert sorted(row["id"] for row in found.select("id").collect()) == list(range(60))
     np.testing.assert_allclose(points(found), fitted.to_encoder()(digits[0][:60]), atol=1e-5)
+
+
+def test_convolutions_embed_on_executors(spark: SparkSession, digits: Any) -> None:
+    import keras
+
+    from ivis_spark import Ivis
+
+    image = [keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten(), keras.layers.Dense(3)]
+    local = Ivis(verbose=0)
+    local.encoder_ = keras.Sequential(image)
+    model = IvisModel.from_local(local)
+    rows = [(i, x.tolist()) for i, x in enumerate(digits[0])]
+    frame = spark.createDataFrame(rows, "id long, features array<float>").repartition(3)
+    expected = local.encoder_.predict(digits[0].reshape(-1, 8, 8, 1), verbose=0)
+    np.testing.assert_allclose(points(model.transform(frame)), expected, atol=1e-3)

@@ -111,6 +111,14 @@ def test_policies_and_counts_in_the_manifest(spark: SparkSession, run: Path, tmp
     check(pq.read_table(run / "drop" / "data"), range(60))
 
 
+def test_one_file_in_a_partition_and_a_space_in_its_path(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    write(tmp_path / "my table" / "day=7", files=1)
+    manifest = pipeline(spark, run, tmp_path / "my table").embed("named")
+    found = pq.read_table(run / manifest.stage / "data")
+    assert found["day"].to_pylist() == [7] * 60
+    check(found, range(60))
+
+
 def test_partitioned_input_and_output(spark: SparkSession, run: Path, tmp_path: Path) -> None:
     for day in (1, 2):
         write(tmp_path / "table" / f"day={day}", 30 * day - 30, 30 * day, files=2)
