@@ -85,6 +85,6 @@ class _Graph:
         for layer in network.layers:
             hidden = self.add("Gemm", hidden, self.constant(layer.kernel), self.constant(layer.bias))
             if layer.activation != "linear":
-                options = {"axis": 1} if layer.activation == "softmax" else {}
+                options: dict[str, Any] = {"axis": 1} if layer.activation == "softmax" else {}
                 hidden = self.add(_OPERATORS[layer.activation], hidden, **options)
         return hidden
