@@ -218,8 +218,7 @@ class Pipeline:
         from ivis_spark.spark import embed_job
         from ivis_spark.spark.target import Target
 
-        fingerprint, model = self._model()
-        target = Target(uri, mode, self.config.embed.partition_by)
+        (fingerprint, model), target = self._model(), Target(uri, mode, self.config.embed.partition_by)
         other = self._other_table(model, always=True)
         source = embed_job.input_of_rows(self._table("rows")) if other is None else other[0]
         encoder = model.encoder(scaled=other is None)
@@ -354,7 +353,8 @@ class Pipeline:
         source, rows = self._fingerprint(table), self.run_folder.manifest("rows")
         if not always and rows is not None and source == rows.spec["inputs"]["source"]:
             return None
-        return embed_job.input_of_table(table, self.input_uri or "", self.config.data, model), source
+        data, invalid = self.config.data, self.config.embed.invalid
+        return embed_job.input_of_table(table, self.input_uri or "", data, model, invalid=invalid), source
 
     def _map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
         """Apply a function to files: here if they are few and small, else in Spark tasks."""

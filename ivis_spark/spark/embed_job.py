@@ -53,10 +53,11 @@ def input_of_rows(rows: DataFrame) -> Input:
     return Input((frames.FEATURES,), frames.input_files(rows), read, columns)
 
 
-def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder) -> Input:
+def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder, *, invalid: str) -> Input:
     """Return a user's table with the columns that the model was trained on, or those that `config` names.
 
-    A table of nothing but features gets the column `id`, derived from their content as on ingest, and is read whole.
+    A table of nothing but features gets the column `id`, derived from their content as on ingest, and is read whole;
+    an invalid row has no content to derive an id from, so that it is an error there unless `invalid` is drop.
 
     Raises:
         InputError: if a column is missing or of a type that cannot be used, or the width is not the model's.
@@ -74,6 +75,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
         )
     others = [name for name in table.columns if name not in source.feature_names]
     if not others:
+        config = dataclasses.replace(config, invalid="drop" if invalid == "drop" else "error")
         with_ids = ingest.with_derived_ids(ingest.packed(source, config))
         return Input((frames.FEATURES,), [], lambda _: with_ids, [frames.ID])
     files = frames.input_files(table) if config.format in _FILE_FORMATS else []

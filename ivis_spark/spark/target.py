@@ -53,13 +53,13 @@ class Target:
         Returns:
             The facts, and whether it was done before.
         """
-        journals = {name: storage.read_json(self._own(name)) for name in self._journals()}
-        for name, journal in journals.items():
-            self._finish(name, journal)
+        for other, journal in self._journals().items():
+            if not journal["done"]:
+                self._finish(other)
+        journals = self._journals()
         last = max((journal["number"] for journal in journals.values()), default=0)
-        own = f"{key}.json"
-        if own in journals and (self._mode == "append" or journals[own]["number"] == last):
-            return journals[own]["info"], True
+        if key in journals and (self._mode == "append" or journals[key]["number"] == last):
+            return journals[key]["info"], True
         work = self._own(f"work-{key}")
         units, info = embed(work)
         moves = [
@@ -67,28 +67,29 @@ class Target:
             for unit in units
             for name, _ in unit.files
         ]
-        record = {"number": last + 1, "info": info, "moves": moves, "removals": self._removals(moves), "done": False}
-        write_record(self._own(own), record)
-        self._finish(own, record)
-        if self._mode == "overwrite":  # what was appended before is gone and may come again
-            for name in journals:
-                fs, path = storage.filesystem(self._own(name))
-                if name != own:
-                    fs.rm_file(path)
-        remove(work)
+        record = {"number": last + 1, "mode": self._mode, "info": info, "done": False}
+        write_record(self._journal(key), {**record, "moves": moves, "removals": self._removals(moves)})
+        self._finish(key)
         return info, False
 
-    def _finish(self, name: str, journal: dict[str, Any]) -> None:
-        """Do what a journal says, if it is not done; what is done of it already does no harm."""
-        if journal["done"]:
-            return
+    def _finish(self, key: str) -> None:
+        """Do what a journal says; what is done of it already does no harm."""
+        journal = storage.read_json(self._journal(key))
         for old in journal["removals"]:
-            fs, path = storage.filesystem(storage.join(self.uri, old))
-            if fs.exists(path):
-                fs.rm_file(path)
+            self._remove_file(storage.join(self.uri, old))
         for source, target in journal["moves"]:
             move_file(storage.join(self.uri, source), storage.join(self.uri, target))
-        write_record(self._own(name), {**journal, "moves": [], "removals": [], "done": True})
+        if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
+            for other, earlier in self._journals().items():
+                if earlier["number"] < journal["number"]:
+                    self._remove_file(self._journal(other))
+        write_record(self._journal(key), {**journal, "moves": [], "removals": [], "done": True})
+        remove(self._own(f"work-{key}"))
+
+    def _remove_file(self, uri: str) -> None:
+        fs, path = storage.filesystem(uri)
+        if fs.exists(path):
+            fs.rm_file(path)
 
     def _removals(self, moves: list[list[str]]) -> list[str]:
         if self._mode == "append":
@@ -97,11 +98,15 @@ class Target:
         old = [name for name, _ in storage.list_files(self.uri) if not name.startswith(_OWN)]
         return [name for name in old if self._mode == "overwrite" or posixpath.dirname(name) in replaced]
 
-    def _journals(self) -> list[str]:
+    def _journals(self) -> dict[str, Any]:
+        """Return the journals by the keys of their jobs."""
         fs, path = storage.filesystem(self._own())
-        if not fs.exists(path):
-            return []
-        return sorted(posixpath.basename(name) for name in fs.ls(path, detail=False) if name.endswith(".json"))
+        names = [posixpath.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
+        keys = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return {key: storage.read_json(self._journal(key)) for key in keys}
+
+    def _journal(self, key: str) -> str:
+        return self._own(f"{key}.json")
 
     def _own(self, *parts: str) -> str:
         return storage.join(self.uri, _OWN, *parts)

@@ -181,7 +181,7 @@ def test_figures_are_finite_in_range_and_best_for_the_same_points(X: np.ndarray,
 
 
 def test_knn_recall_by_hand() -> None:
-    """On a line at 0, 1, 3, 7, 15 the nearest of each are 1, 0, 1, 3, 7; with the last two swapped three of them stay."""
+    """On a line at 0, 1, 3, 7, 15 the nearest are 1, 0, 1, 3, 7; with the last two swapped three of them stay."""
     X = np.array([[0.0], [1], [3], [7], [15]])
     Z = np.array([[0.0], [1], [3], [15], [7]])
     assert metrics.knn_recall(X, X, 2) == 1.0
