@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-cluster test-spark4 lint format bench clean machine
+.PHONY: help demo test test-fast test-cluster test-spark4 test-embed lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,12 @@ test-spark4:  ## the Spark tests on PySpark 4.0, in an environment of their own;
 	@$(MAKE) --no-print-directory VENV=build/venv-spark4 CONSTRAINTS=build/constraints-spark4.txt build/venv-spark4/.dev
 	build/venv-spark4/bin/python -m pytest -m "spark and not cluster"
 
+test-embed: | $(VENV)/.created  ## embedding alone, with only ivis_spark[spark], on the newest PySpark and pyarrow there are; needs a full Java 17
+	@bash conf/find_java.sh
+	@test -x build/venv-embed/bin/python || $(PYTHON) -m venv build/venv-embed
+	build/venv-embed/bin/python -m pip --disable-pip-version-check install -q -U -e '.[spark]' pytest pytest-timeout
+	build/venv-embed/bin/python -m pytest tests/serving/test_alone.py
+
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -43,7 +49,7 @@ clean:  ## remove the environment, outputs and caches
 
 # An interrupted install leaves no stamp and is done again.
 $(VENV)/.demo: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[cpu,spark,java,demo]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[cpu,fit,java,demo]'
 	@touch $@
 
 $(VENV)/.dev: setup.cfg $(CONSTRAINTS) | $(VENV)/.created

@@ -13,11 +13,29 @@ from ivis_spark.errors import IvisError
 
 if TYPE_CHECKING:
     from ivis_spark.estimator import Ivis
+    from ivis_spark.ml import EmbeddingEvaluator, IvisEstimator, IvisModel, embed_udf
     from ivis_spark.pipeline import Pipeline
 
-__all__ = ["Config", "Ivis", "IvisError", "Pipeline", "load_config"]
+__all__ = [
+    "Config",
+    "EmbeddingEvaluator",
+    "Ivis",
+    "IvisError",
+    "IvisEstimator",
+    "IvisModel",
+    "Pipeline",
+    "embed_udf",
+    "load_config",
+]
 
-_LAZY = {"Ivis": "ivis_spark.estimator", "Pipeline": "ivis_spark.pipeline"}
+_LAZY = {
+    "EmbeddingEvaluator": "ivis_spark.ml",
+    "Ivis": "ivis_spark.estimator",
+    "IvisEstimator": "ivis_spark.ml",
+    "IvisModel": "ivis_spark.ml",
+    "Pipeline": "ivis_spark.pipeline",
+    "embed_udf": "ivis_spark.ml",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fail(str(err), arguments)
         return err.exit_code
     except ImportError as err:
-        _fail(f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[cpu,spark,report]'", arguments)
+        _fail(f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[cpu,fit,report]'", arguments)
         return DependencyError.exit_code
     except KeyboardInterrupt:
         _fail("interrupted; what was published stays, and the same command goes on from there", arguments)
@@ -127,6 +127,13 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     if command in ("embed", "query"):
         default = "queries-TABLE" if command == "query" else "embeddings, or embeddings-TABLE for another input"
         parser.add_argument("--name", help=f"folder to publish in the run folder (default: {default})")
+    if command == "embed":
+        parser.add_argument("--target", metavar="URI", help="put the embeddings into this Parquet table instead")
+        parser.add_argument(
+            "--mode",
+            default="append",
+            help="with --target: append (default), overwrite, or replace (the partitions that something comes for)",
+        )
     parser.add_argument("--master", metavar="URL", help="Spark master (default: what spark-submit says, else local[*])")
     parser.add_argument(
         "--spark-conf", metavar="KEY=VALUE", action="append", default=[], help="a Spark setting; repeatable"
@@ -195,6 +202,9 @@ def _run(arguments: argparse.Namespace, config: Config) -> None:
         if arguments.command in ("run", "demo"):
             manifests = pipeline.run()
             _tell(pipeline, manifests["report"])
+        elif arguments.command == "embed" and arguments.target:
+            info = pipeline.embed_into(arguments.target, arguments.mode)
+            _say(f"{info['rows']:,} embeddings{' (done before)' * info['done_before']}: {arguments.target}")
         elif arguments.command in ("embed", "query"):
             manifest = getattr(pipeline, arguments.command)(arguments.name)
             what = "embeddings" if arguments.command == "embed" else "rows with their neighbours"

@@ -351,6 +351,25 @@ class EmbedConfig(_Checked):
     section = "embed"
 
     batch_rows: int = _option(10_000, "Rows of an Arrow batch handed to Python.", low=1)
+    output_col: str = _option("embedding", "Column of the embedding.")
+    scores_col: str | None = _option(
+        None, "Column of a supervised model's scores (class probabilities, or values), made in the same pass."
+    )
+    precision: Literal["float32", "float16"] = _option(
+        "float32",
+        "float32: array<float>. float16: binary of packed little-endian float16, half the bytes (Spark has no such "
+        "number; NumPy reads a row with frombuffer(row, '<f2')).",
+    )
+    invalid: Literal["error", "null", "drop"] = _option(
+        "error", "What to do with rows that hold null, NaN or infinity: stop, embed as null, or drop; both counted."
+    )
+    unit_bytes: int | None = _option(
+        None,
+        "Bytes of input files after which the job notes what is done, so that a run that died goes on from there; none "
+        "is four splits of 128 MiB a core.",
+        low=1,
+    )
+    partition_by: tuple[str, ...] = _option((), "Columns whose values make the folders of the embedded table.")
 
 
 @dataclass(frozen=True)
@@ -435,6 +454,16 @@ def section_from_mapping(section: type[_Section], mapping: Any) -> _Section:
         raise ConfigError(f"{section.section}={mapping!r} must be a section of settings: {{key: value, ...}}")
     _refuse_unknown(section.section, mapping, [f.name for f in dataclasses.fields(section)])  # type: ignore[arg-type]
     return section(**mapping)
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Return a value as the type of the setting `section.key`, or of one at the top.
+
+    Raises: ConfigError: if it is of another type or out of range.
+    """
+    section, _, key = name.rpartition(".")
+    owner: Any = _sections()[section] if section else Config
+    return getattr(owner(**{key: value}), key)
 
 
 def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Config:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import posixpath
 import shutil
@@ -26,15 +27,16 @@ import numpy as np
 
 from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
-from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import InputError
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.serving.folder import read_model
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from ivis_spark.spark.frames import Source
+    from ivis_spark.serving.folder import ModelFolder
+    from ivis_spark.spark.embed_job import Input
     from ivis_spark.train.job import TrainingJob
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ COMMANDS = {
     "embeddings": "embed",
     "report": "evaluate",
 }
-_DENSE, _SCALER, _CHECKPOINTS = "dense.npz", "scaler.json", ".checkpoints"
+_SCALER, _CHECKPOINTS = "scaler.json", ".checkpoints"
 _DIGEST_ON_EXECUTORS_BYTES = 1 << 30
 
 
@@ -61,6 +63,7 @@ class Pipeline:
         config: All settings.
         get_spark: Returns the session; called when a stage needs Spark, so that training alone starts no JVM.
         input_uri: The table; only ingesting it (and embedding another one) needs it.
+        source: A DataFrame in the place of that table.
         overwrite: Whether stages made with other settings or input are built anew instead of refused.
     """
 
@@ -71,11 +74,13 @@ class Pipeline:
         *,
         get_spark: Callable[[], SparkSession],
         input_uri: str | None = None,
+        source: DataFrame | None = None,
         overwrite: bool = False,
     ) -> None:
         self.run_folder = RunFolder(output)
         self.config = config
         self.input_uri = input_uri
+        self._source = source
         self._get_spark = get_spark
         self._overwrite = overwrite
 
@@ -97,10 +102,10 @@ class Pipeline:
         """
         from ivis_spark.spark import frames, ingest
 
-        if self.input_uri is None:
+        table = self._input()
+        if table is None:
             return self._checked(self._require("rows"))
         storage.check_writable(self.run_folder.root)
-        table = frames.read_table(self._get_spark(), self.input_uri, self.config.data)
         spec = self._spec("data", source=self._fingerprint(table))
 
         def build(stage: StageBuild) -> None:
@@ -201,8 +206,14 @@ class Pipeline:
         checkpoints = self.run_folder.path(_CHECKPOINTS, storage.fingerprint(spec))
 
         def build(stage: StageBuild) -> None:
+            from ivis_spark.serving.folder import add_serving_files
+
             stage.info.update(self._train(self._training_job(rows, triplets, stage.uri, checkpoints)))
-            storage.write_json(stage.path(_SCALER), storage.read_json(self.run_folder.path("rows", _SCALER)))
+            scaler = storage.read_json(self.run_folder.path("rows", _SCALER))
+            with storage.local_copy(stage.uri) as folder:
+                add_serving_files(folder, features=rows.info["features"], scaler=scaler)
+                if folder != storage.local_path(stage.uri):
+                    storage.put_folder(folder, stage.uri)
 
         manifest = self._stage("model", spec, build)
         storage.remove_folder(self.run_folder.path(_CHECKPOINTS))
@@ -245,31 +256,59 @@ class Pipeline:
             name: Folder to publish; by default `embeddings` for the rows of the run, and `embeddings-<table>` for
                 another table.
         """
-        from ivis_spark.spark import frames
+        from ivis_spark.spark import embed_job, units
 
-        model, rows = self._require("model"), self._require("rows")
-        other = None
-        if self.input_uri is not None:
-            table = frames.read_table(self._get_spark(), self.input_uri, self.config.data)
-            source = self._fingerprint(table)
-            if source != rows.spec["inputs"]["source"]:
-                other = source
-                name = name or f"embeddings-{_table_name(self.input_uri)}"
+        fingerprint, model = self._model()
+        other = self._other_table(model)
+        if other and self.input_uri:
+            name = name or f"embeddings-{_table_name(self.input_uri)}"
         name = name or "embeddings"
+        spec = self._embed_spec(fingerprint, other)
+        work = self.run_folder.path(".building", f"{name}-{storage.fingerprint(spec)}")
 
         def build(stage: StageBuild) -> None:
-            if other is None:
-                frame, encoder = self._table("rows"), self._encoder(scaled=True)
-            else:
-                frame, encoder = self._other_rows(table, rows), self._encoder(scaled=False)
-            self._write_embeddings(stage, frame, encoder)
+            source = embed_job.input_of_rows(self._table("rows")) if other is None else other[0]
+            encoder = model.encoder(scaled=other is None)
+            done, info = embed_job.embed_input(self._get_spark(), source, encoder, self.config.embed, work)
+            units.move(done, stage.path("data"))
+            stage.info.update(info)
 
-        inputs = {"model": model.fingerprint} if other is None else {"model": model.fingerprint, "source": other}
-        return self._stage(name, self._spec(**inputs), build)
+        manifest = self._stage(name, spec, build)
+        units.remove(work)
+        return manifest
+
+    def embed_into(self, uri: str, mode: str) -> dict[str, Any]:
+        """Embed the input table, or without one the rows of the run, into a Parquet table of the user's.
+
+        Args:
+            uri: The table's folder.
+            mode: append, overwrite, or replace (of the partitions that something comes for).
+
+        Returns:
+            Facts: rows, invalid rows by kind, and whether this very job was done before and nothing was written.
+        """
+        from ivis_spark.spark import embed_job
+        from ivis_spark.spark.target import Target
+
+        (fingerprint, model), target = self._model(), Target(uri, mode, self.config.embed.partition_by)
+        other = self._other_table(model, always=True)
+        source = embed_job.input_of_rows(self._table("rows")) if other is None else other[0]
+        encoder = model.encoder(scaled=other is None)
+        spec = {**self._embed_spec(fingerprint, other), "mode": mode}
+        embed = functools.partial(embed_job.embed_input, self._get_spark(), source, encoder, self.config.embed)
+        info, before = target.put(storage.fingerprint(spec), embed)
+        log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
+        return {**info, "done_before": before}
 
     def evaluate(self) -> Manifest:
         """Measure the embeddings and write the report."""
         needed = {name: self._require(name) for name in ("rows", "neighbours", "model", "embeddings")}
+        made = needed["embeddings"].spec["config"]["embed"]
+        if made["output_col"] != "embedding" or made["precision"] != "float32":
+            raise ConfigError(
+                f"the report reads embeddings made with the defaults of embed.output_col and embed.precision, not "
+                f"{made['output_col']!r} and {made['precision']}: embed once more with --overwrite"
+            )
 
         def build(stage: StageBuild) -> None:
             from ivis_spark import report
@@ -348,19 +387,21 @@ class Pipeline:
             raise InputError(f"label column {info['label_col']!r}: {err}") from err
 
     def _fingerprint(self, table: DataFrame) -> dict[str, Any]:
-        return storage.source_fingerprint(table.inputFiles())
+        from ivis_spark.spark.frames import input_files
+
+        found = storage.source_fingerprint(input_files(table))
+        return found if self._source is None else {**found, "plan": table.semanticHash()}
 
     def _table(self, stage: str) -> DataFrame:
         return self._get_spark().read.parquet(self.run_folder.path(stage, "data"))
 
-    def _encoder(self, *, scaled: bool) -> Any:
-        """Load what executors need to embed rows, scaled already or as the user has them."""
-        from ivis_spark.spark.embed import Encoder
+    def _input(self) -> DataFrame | None:
+        """Return the table to read, if one is given."""
+        from ivis_spark.spark import frames
 
-        fs, path = storage.filesystem(self.run_folder.path("model", _DENSE))
-        network = DenseNetwork.from_bytes(fs.cat_file(path))
-        scaler = Scaler.from_mapping(storage.read_json(self.run_folder.path("model", _SCALER)))
-        return Encoder(network, None if scaled else scaler)
+        if self._source is not None or self.input_uri is None:
+            return self._source
+        return frames.read_table(self._get_spark(), self.input_uri, self.config.data)
 
     def _columns_of(self, table: DataFrame, rows: Manifest) -> DataConfig:
         """Return which columns of another table to read: those named, else those that the run's input had."""
@@ -377,30 +418,31 @@ class Pipeline:
             given = dataclasses.replace(given, label_col=None)
         return given
 
-    def _other_rows(self, table: DataFrame, rows: Manifest) -> DataFrame:
-        """Return another table's rows with the columns that the run's input had, ids derived if it had none."""
-        from ivis_spark.spark import frames, ingest
+    def _model(self) -> tuple[str, ModelFolder]:
+        """Return the fingerprint of the model and the model itself, its files checked."""
+        return self._require("model").fingerprint, read_model(self.run_folder.root)
 
-        given = self._columns_of(table, rows)
-        source: Source = frames.resolve(table, given)
-        if source.width != rows.info["dims"]:
-            raise InputError(
-                f"the table has {source.width} features in {source.features_text}; the model was trained on "
-                f"{rows.info['dims']}"
-            )
-        return source.frame if source.id_col else ingest.with_derived_ids(ingest.packed(source, given))
+    def _embed_spec(self, model: str, other: tuple[Input, dict[str, Any]] | None) -> dict[str, Any]:
+        """Return what decides how embeddings come out; the sizes of batches and units do not."""
+        inputs: dict[str, Any] = {"model": model}
+        if other is not None:
+            inputs |= {"source": other[1], "features": list(other[0].features)}
+        spec = self._spec("embed", **inputs)
+        kept = {k: v for k, v in spec["config"]["embed"].items() if k not in ("batch_rows", "unit_bytes")}
+        return {**spec, "config": {"embed": kept}}
 
-    def _write_embeddings(self, stage: StageBuild, frame: DataFrame, encoder: Any) -> None:
-        from ivis_spark.spark.embed import embed_frame
-        from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
+    def _other_table(self, model: ModelFolder, *, always: bool = False) -> tuple[Input, dict[str, Any]] | None:
+        """Return the input table and its fingerprint if it is not the one that the rows of the run came from."""
+        from ivis_spark.spark import embed_job
 
-        spark = self._get_spark()
-        describe_job(spark, "embed")
-        with task_errors(), arrow_batch_rows(self._get_spark(), self.config.embed.batch_rows):
-            embedded = embed_frame(frame, encoder, invalid=self.config.data.invalid)
-            embedded.write.mode("overwrite").parquet(stage.path("data"))
-        stage.info["rows"] = spark.read.parquet(stage.path("data")).count()
-        stage.info["embedding_dims"] = encoder.network.n_outputs
+        table = self._input()
+        if table is None:
+            return None
+        source, rows = self._fingerprint(table), self.run_folder.manifest("rows")
+        if not always and rows is not None and source == rows.spec["inputs"]["source"]:
+            return None
+        data, invalid = self.config.data, self.config.embed.invalid
+        return embed_job.input_of_table(table, self.input_uri or "", data, model, invalid=invalid), source
 
     def _map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
         """Apply a function to files: here if they are few and small, else in Spark tasks."""

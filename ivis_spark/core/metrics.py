@@ -67,6 +67,24 @@ def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     return trustworthiness(Z, X, k)
 
 
+def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
+    """Return the share of the k nearest rows in `X` that are among the k nearest in the embedding `Z`; 1 is best.
+
+    Chance is k / (n - 1). Which of equally near rows count depends on their order.
+
+    Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
+    """
+    features, embedding = _pair(X, Z)
+    n = len(features)
+    if not 1 <= k < n / 2:
+        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    found = 0
+    for start, stop in _row_blocks(n, n):
+        wanted, near = (_nearest(_without_self(points, start, stop), k) for points in (features, embedding))
+        found += sum(len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(wanted, near, strict=True))
+    return found / (n * k)
+
+
 def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng: np.random.Generator) -> float:
     """Return the share of random triples (a, b, c) whose order of |a - b| and |a - c| is the same in `X` and `Z`.
 

@@ -365,6 +365,6 @@ def _petastorm() -> Any:
     except (ImportError, AttributeError) as err:
         raise DependencyError(
             f"Petastorm cannot be used ({err}). Install it with a pyarrow and setuptools it knows: pip install "
-            "'ivis_spark[spark]' (petastorm 0.12-0.13, pyarrow 14, setuptools below 70)"
+            "'ivis_spark[fit]' (petastorm 0.12-0.13, pyarrow 14, setuptools below 70)"
         ) from err
     return make_batch_reader

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ivis_spark.errors import ArtifactError
 from ivis_spark.nn.optimizer import FusedAdam
+from ivis_spark.nn.safety import check_code
 
 _FORMAT = 1
 _INDEX = "model.json"
@@ -126,9 +127,9 @@ def load_model(folder: str, *, custom_objects: Mapping[str, Any] | None = None) 
             raise ArtifactError(f"{path!r} is missing, though {_INDEX} lists it: copy the whole folder, or train again")
         if _digest(path) != digest:
             raise ArtifactError(f"{path!r} is torn or was altered: its digest is not the one in {_INDEX}; train again")
-    head = _load_file(paths[_HEAD], custom_objects) if _HEAD in paths else None
+    head = load_keras(paths[_HEAD], custom_objects) if _HEAD in paths else None
     optimizer = _load_optimizer(paths[_OPTIMIZER], index) if _OPTIMIZER in paths else None
-    return SavedModel(_load_file(paths[_ENCODER], custom_objects), head, index["extra"], optimizer)
+    return SavedModel(load_keras(paths[_ENCODER], custom_objects), head, index["extra"], optimizer)
 
 
 def is_saved_model(folder: str) -> bool:
@@ -170,12 +171,23 @@ def _read_index(path: str) -> dict[str, Any]:
         raise ArtifactError(f"{path!r} is missing: the folder holds no saved model; pass one, or train first") from err
     except (OSError, ValueError) as err:
         raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; train again") from err
+    newer = isinstance(index, dict) and isinstance(index.get("format"), int) and index["format"] > _FORMAT
+    if newer:
+        raise ArtifactError(f"{path!r} has format {index['format']}; this version reads {_FORMAT}: update ivis_spark")
     if not isinstance(index, dict) or index.get("format") != _FORMAT or not isinstance(index.get("files"), dict):
         raise ArtifactError(f"{path!r} is not of format {_FORMAT}: it was written by another version; train again")
     return index
 
 
-def _load_file(path: str, custom_objects: Mapping[str, Any] | None) -> keras.Model:
+def load_keras(path: str, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:
+    """Read a `.keras` file without running or importing anything that it names, save what the caller passes.
+
+    Runs on: driver, executor, each rank.
+
+    Raises:
+        ArtifactError: if the file is torn, or needs code that was not passed.
+    """
+    check_code(path, custom_objects or {})
     try:
         return keras.saving.load_model(path, custom_objects=dict(custom_objects or {}), compile=False, safe_mode=True)
     except (ValueError, TypeError) as err:

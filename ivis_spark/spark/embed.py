@@ -3,134 +3,261 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyspark import SparkContext, TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
 
 from ivis_spark.core.dense import DenseNetwork
-from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
+from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.frames import FEATURES
-from ivis_spark.spark.vectors import to_list, unpack, valid_rows
+from ivis_spark.spark.vectors import read_rows, to_list, to_packed_halves
 
 if TYPE_CHECKING:
     from pyspark.broadcast import Broadcast
 
 EMBEDDING = "embedding"
+_FAULTS = ("null", "nan", "infinite")
 
 
-class Encoder:
-    """What an executor needs to embed: the network as arrays and, for rows as the user has them, the scaler.
+@dataclass(frozen=True)
+class Outputs:
+    """The columns that embedding adds.
 
-    Args:
-        network: Forward pass in NumPy.
-        scaler: Scaling of raw rows; None for rows that are scaled already.
+    Attributes:
+        embedding: Name of the embedding.
+        scores: Name of the supervised head's output, or None.
+        half: Whether both are `binary` of packed float16 instead of array<float>.
     """
 
-    def __init__(self, network: DenseNetwork, scaler: Scaler | None) -> None:
-        self.network = network
-        self.scaler = scaler
+    embedding: str = EMBEDDING
+    scores: str | None = None
+    half: bool = False
 
-    def __call__(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """Embed rows of shape (n, d): float32, shape (n, e).
+    @property
+    def names(self) -> list[str]:
+        """The columns, in order."""
+        return [self.embedding] + ([self.scores] if self.scores is not None else [])
 
-        Raises:
-            InputError: if d is not the width the network was trained on.
-        """
-        if len(X) == 0:
-            return np.empty((0, self.network.n_outputs), np.float32)
-        return self.network(X if self.scaler is None else self.scaler.transform(X))
+    @property
+    def fields(self) -> list[T.StructField]:
+        """The columns with their types."""
+        kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType())
+        return [T.StructField(name, kind) for name in self.names]
+
+    def make(self, encoder: Encoder, X: NDArray[Any]) -> list[pa.Array]:
+        """Embed rows of shape (n, d): a column for each name. Runs on: executor."""
+        to_column = to_packed_halves if self.half else to_list
+        embedding = encoder(X)
+        arrays = [embedding] + ([encoder.score(embedding)] if self.scores is not None else [])
+        return [to_column(array) for array in arrays]
 
 
-def embed_frame(frame: DataFrame, encoder: Encoder, *, invalid: str) -> DataFrame:
-    """Replace the column `features` by `embedding` array<float>; the other columns pass through.
+class InvalidRows:
+    """How many rows could not be embedded, by fault, over all tasks that ran so far.
 
-    Lazy: nothing runs before an action. The encoder is broadcast once. Runs on: driver.
+    A task that Spark runs again after a lost executor counts again only if its first result was lost too.
+    """
+
+    def __init__(self, context: SparkContext) -> None:
+        self._counts = {fault: context.accumulator(0) for fault in _FAULTS}
+
+    def add(self, faults: dict[str, NDArray[np.bool_]]) -> None:
+        """Count the rows of a batch, each under its first fault. Runs on: executor."""
+        counted: Any = False
+        for fault, counter in self._counts.items():
+            mask = faults.get(fault)
+            if mask is not None:
+                counter.add(int((mask & ~np.asarray(counted)).sum()))
+                counted = mask | counted
+
+    def value(self) -> dict[str, int]:
+        """Return the rows by fault. Runs on: driver."""
+        return {fault: int(counter.value) for fault, counter in self._counts.items()}
+
+
+def embed_frame(
+    frame: DataFrame,
+    encoder: Encoder,
+    *,
+    invalid: str,
+    features: Sequence[str] = (FEATURES,),
+    keep_features: bool = False,
+    outputs: Outputs | None = None,
+    counts: InvalidRows | None = None,
+) -> DataFrame:
+    """Add the embedding, and the scores if asked for, to a frame; all other columns pass through untouched.
+
+    Lazy: nothing runs before an action; works on a streaming frame too. The encoder is broadcast once. Runs on: driver.
 
     Args:
-        frame: `features` as packed binary or array<float>, and any other columns.
+        frame: The features and any other columns.
         encoder: Scales and embeds a batch.
-        invalid: `error` or `drop`: what to do with null, NaN and infinite rows. Another width is always an error.
+        invalid: What to do with null, NaN and infinite rows: `error`, `null` (a null embedding) or `drop`. Another
+            width is always an error.
+        features: One column: array of any numeric type, Spark ML vector or packed binary; or several numeric columns.
+        keep_features: Whether these come back too; leaving them out saves their way back from Python.
+        outputs: The columns to add.
+        counts: Counts the invalid rows.
 
     Returns:
-        The frame with the embedding in place of the features.
+        The frame with the outputs behind its other columns.
+
+    Raises:
+        NotFittedError: if scores are asked for and the model has no head.
     """
-    kept = [field for field in frame.schema.fields if field.name != FEATURES]
-    schema = T.StructType([*kept, T.StructField(EMBEDDING, T.ArrayType(T.FloatType()))])
+    outputs = outputs or Outputs()
+    if outputs.scores is not None:
+        encoder.score(np.zeros((0, encoder.network.n_outputs), np.float32))
+    fields = frame.schema.fields
+    kept = [place for place, field in enumerate(fields) if keep_features or field.name not in features]
     shared = frame.sparkSession.sparkContext.broadcast(encoder)
-    return frame.mapInArrow(functools.partial(embed_batches, shared=shared, invalid=invalid), schema)
+    embed = functools.partial(
+        embed_batches,
+        shared=shared,
+        invalid=invalid,
+        features=tuple(features),
+        kept=kept,
+        outputs=outputs,
+        counts=counts,
+    )
+    return frame.mapInArrow(embed, T.StructType([*(fields[place] for place in kept), *outputs.fields]))
 
 
 def embed_batches(
-    batches: Iterator[pa.RecordBatch], *, shared: Broadcast[Encoder], invalid: str
+    batches: Iterator[pa.RecordBatch],
+    *,
+    shared: Broadcast[Encoder],
+    invalid: str,
+    features: tuple[str, ...],
+    kept: list[int],
+    outputs: Outputs,
+    counts: InvalidRows | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Embed the batches of a task. Runs on: executor. Memory: one batch."""
-    encoder = shared.value
+    """Add the outputs to the batches of a task. Runs on: executor. Memory: one batch."""
+    encoder = load_encoder(shared)
+    what = describe(features)
     for batch in batches:
-        names = [name for name in batch.schema.names if name != FEATURES]
-        others = [batch.column(name) for name in names]
-        features = batch.column(FEATURES)
-        if pa.types.is_binary(features.type):
-            X = unpack(features)
+        columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
+        X, faults = read_rows([batch.column(name) for name in features], encoder.network.n_inputs, what=what)
+        bad = np.zeros(len(X), bool)
+        for mask in faults.values():
+            bad |= mask
+        if not bad.any():
+            made = outputs.make(encoder, X)
         else:
-            X, keep = valid_rows(features, encoder.network.n_inputs, invalid=invalid)
-            if keep is not None:
-                others = [column.filter(keep) for column in others]
-        yield pa.RecordBatch.from_arrays([*others, to_list(encoder(X))], [*names, EMBEDDING])
+            refuse(faults, X, invalid=invalid, what=what)
+            if counts is not None:
+                counts.add(faults)
+            made = outputs.make(encoder, X[~bad])
+            if invalid == "null":
+                made = [spread(column, ~bad) for column in made]
+            else:
+                keep = pa.array(~bad)
+                columns = [column.filter(keep) for column in columns]
+        yield pa.RecordBatch.from_arrays([*columns, *made], [*names, *outputs.names])
 
 
-def embed_udf(spark: SparkSession, encoder: Encoder) -> Any:
-    """Return a pandas UDF that embeds an array or vector-as-array column, for `withColumn` and SQL.
+def load_encoder(shared: Broadcast[Encoder]) -> Encoder:
+    """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task."""
+    encoder = shared.value
+    if not isinstance(encoder.network, DenseNetwork) and "tensorflow" not in sys.modules:
+        context = TaskContext.get()
+        given = context.resources() if context is not None else {}
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpu"].addresses) if "gpu" in given else "-1"
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return encoder
 
-    `embed_frame` is faster where a whole table is embedded: pandas holds one array object a row. Runs on: driver.
+
+def refuse(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], *, invalid: str, what: str) -> None:
+    """Raise if rows cannot be embedded and that is an error. Runs on: executor.
+
+    Raises:
+        InputError: with the number of rows, what is wrong with them and how the first looks.
+    """
+    if invalid != "error":
+        return
+    bad = np.logical_or.reduce(list(faults.values()))
+    kinds = [fault for fault in _FAULTS if fault in faults and faults[fault].any()]
+    row = np.array2string(X[int(bad.argmax())], threshold=6, separator=", ")
+    shown = "" if "null" in kinds else f"; the first reads {row}"
+    raise InputError(
+        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {what}{shown}): mend "
+        "them, or choose null or drop for embed.invalid"
+    )
+
+
+def spread(column: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
+    """Return a column of m values as one of n, null where `valid`, shape (n,) with m true, is not."""
+    return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+
+
+def describe(features: Sequence[str]) -> str:
+    """Return how a message names feature columns."""
+    shown = ", ".join(features[:5]) + (", ..." if len(features) > 5 else "")
+    return f"column {shown!r}" if len(features) == 1 else f"columns {shown}"
+
+
+def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", half: bool = False) -> Any:
+    """Return a pandas UDF that embeds an array column, for `withColumn` and, registered, for SQL.
+
+    `embed_frame` is faster where a whole table is embedded: pandas holds one array object a row. A Spark ML vector
+    goes through `pyspark.ml.functions.vector_to_array` first. Runs on: driver.
 
     Args:
         spark: The session that broadcasts the encoder.
         encoder: Scales and embeds a batch.
+        invalid: `error` or `null`: what to do with rows that hold null, NaN or infinity.
+        half: Return `binary` of packed float16 instead of array<float>.
 
     Returns:
-        A UDF from array<float> to array<float>; null rows stay null. A task fails with InputError if a row has another
-        width than the model's or holds NaN or infinity.
+        A UDF from an array of numbers to the embedding; a null row stays null. A task fails with InputError if a row
+        has another width than the model's, or is invalid and that is an error.
     """
     import pandas as pd
 
     shared = spark.sparkContext.broadcast(encoder)
 
     def embed(features: pd.Series) -> pd.Series:
-        loaded = shared.value
-        known = np.flatnonzero(features.notna())
-        embeddings: list[NDArray[np.float32] | None] = [None] * len(features)
-        if len(known):
-            matrix = _matrix(features.iloc[known].to_list(), loaded.network.n_inputs)
-            for place, row in zip(known, loaded(matrix), strict=True):
-                embeddings[place] = row
-        return pd.Series(embeddings, dtype=object)
+        loaded = load_encoder(shared)
+        known = features.notna().to_numpy()
+        X = _matrix(features[known].to_list(), loaded.network.n_inputs)
+        finite = np.isfinite(X).all(axis=1)
+        if not finite.all():
+            faults = {"nan": np.isnan(X).any(axis=1), "infinite": np.isinf(X).any(axis=1)}
+            refuse(faults, X, invalid=invalid, what="the features")
+            X = X[finite]
+        embedding = loaded(X)
+        rows = [row.tobytes() for row in embedding.astype("<f2")] if half else list(embedding)
+        values: list[Any] = [None] * len(features)
+        for place, row in zip(np.flatnonzero(known)[finite], rows, strict=True):
+            values[place] = row
+        return pd.Series(values, dtype=object)
 
     embed.__annotations__ = {"features": pd.Series, "return": pd.Series}
-    return pandas_udf(embed, "array<float>")  # type: ignore[call-overload]
+    return pandas_udf(embed, Outputs(half=half).fields[0].dataType)  # type: ignore[call-overload]
 
 
 def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[np.float32]:
     """Return rows of a UDF's batch as one matrix of shape (n, width). Runs on: executor.
 
     Raises:
-        InputError: if a row has another width, or holds NaN (which a null element is by now) or infinity.
+        InputError: if a row has another width.
     """
     widths = {len(row) for row in rows}
-    if widths != {width}:
+    if widths - {width}:
         raise InputError(f"rows have {sorted(widths)} features; the model was trained on {width}")
-    matrix = np.concatenate(rows).astype(np.float32, copy=False).reshape(-1, width)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        first = matrix[int(finite.argmin())]
-        raise InputError(
-            f"{int((~finite).sum())} of {len(matrix)} rows of a batch hold null, NaN or infinity (the first is "
-            f"{np.array2string(first, threshold=6, separator=', ')}): mend them, or leave them out with a filter"
-        )
-    return matrix
+    if not rows:
+        return np.empty((0, width), np.float32)
+    return np.concatenate(rows).astype(np.float32, copy=False).reshape(-1, width)

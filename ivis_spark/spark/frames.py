@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass
 
 from pyspark.errors import PySparkException
@@ -39,6 +40,8 @@ class Source:
 def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
     """Open a table. Runs on: driver.
 
+    See `read_files` for a part of one.
+
     Raises:
         InputError: if nothing is there, or it is not of the format said.
     """
@@ -55,6 +58,39 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
     raise InputError(
         f"input {uri!r} cannot be read as {config.format}: {reason}. Check --input, and say the format with --format"
     )
+
+
+def read_files(table: DataFrame, uri: str, config: DataConfig, files: list[str]) -> DataFrame:
+    """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
+    options = {"header": True} if config.format == "csv" else {}
+    reader = table.sparkSession.read.format(config.format).options(**{**options, **config.options})
+    fs, path = storage.filesystem(uri)
+    if fs.isdir(path):  # so that folders like day=1 stay columns
+        reader = reader.option("basePath", storage.normalise_uri(uri))
+    return reader.schema(table.schema).load(files)
+
+
+def input_files(frame: DataFrame) -> list[str]:
+    """Return the URIs of a frame's files as they are; Spark gives them with their special characters encoded."""
+    return [urllib.parse.unquote(uri) for uri in frame.inputFiles()]
+
+
+def feature_names(schema: T.StructType, config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the feature columns, by the rules of `resolve`, from the schema alone.
+
+    Raises:
+        InputError: if one is missing (lists those there are) or of a type that cannot be used.
+    """
+    return _features({field.name: field.dataType for field in schema.fields}, config)[0]
+
+
+def as_array(frame: DataFrame, name: str) -> Column:
+    """Return a column of arrays or Spark ML vectors as array<float>.
+
+    Raises:
+        InputError: if it is of another type.
+    """
+    return _features({field.name: field.dataType for field in frame.schema.fields}, DataConfig(features_col=name))[1]
 
 
 def resolve(frame: DataFrame, config: DataConfig) -> Source:

@@ -45,6 +45,14 @@ def to_list(matrix: NDArray[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
+def to_packed_halves(matrix: NDArray[Any]) -> pa.Array:
+    """Return rows of shape (n, e) as a binary column of e little-endian float16 each: Spark has no such number."""
+    halves = np.ascontiguousarray(matrix, dtype="<f2")
+    width = 2 * halves.shape[1]
+    offsets = np.arange(0, (len(halves) + 1) * width, width, dtype=np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(halves), [None, pa.py_buffer(offsets), pa.py_buffer(halves)])
+
+
 def list_values(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
     """Return the lengths, shape (n,), and the flat values of a list column; a null list has length 0."""
     lengths = np.diff(
@@ -57,7 +65,7 @@ def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[s
     """Return a list column as rows, and what is wrong with them.
 
     Args:
-        column: array<float> with n lists.
+        column: array of any numeric type with n lists.
         width: Length that every list should have.
 
     Returns:
@@ -69,6 +77,7 @@ def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[s
     wrong = (lengths != width) & ~null_list
     null_values = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
     flat = (values.fill_null(0) if values.null_count else values).to_numpy(zero_copy_only=False)
+    flat = flat.astype(np.float32, copy=False)
     if not wrong.any() and not null_list.any():
         matrix = flat.reshape(len(column), width)
         null = null_values.reshape(len(column), width).any(axis=1) if null_values is not None else null_list
@@ -85,6 +94,84 @@ def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[s
     else:
         nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
     return matrix, {"null": null, "width": wrong, "nan": nan, "infinite": infinite}
+
+
+def from_vectors(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+    """Return a column of Spark ML vectors, dense and sparse, as rows and what is wrong with them; see `from_list`.
+
+    Args:
+        column: What Spark makes of a vector: struct<type, size, indices, values>, type 1 being dense.
+        width: Size that every vector should have.
+    """
+    n = len(column)
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    dense = column.field("type").fill_null(1).to_numpy(zero_copy_only=False) == 1
+    if dense.all() and not null.any():
+        return from_list(column.field("values"), width)
+    lengths, values = list_values(column.field("values"))
+    index_lengths, indices = list_values(column.field("indices"))
+    flat, places = values.to_numpy(zero_copy_only=False), indices.to_numpy(zero_copy_only=False)
+    sizes = np.where(dense, lengths, column.field("size").fill_null(0).to_numpy(zero_copy_only=False))
+    wrong = (sizes != width) & ~null
+    filled, sparse = dense & ~wrong & ~null, ~dense & ~wrong & ~null
+    matrix = np.zeros((n, width), np.float32)
+    matrix[filled] = flat[np.repeat(filled, lengths)].reshape(-1, width)
+    rows = np.repeat(np.arange(n), lengths)
+    matrix[rows[np.repeat(sparse, lengths)], places[np.repeat(sparse, index_lengths)]] = flat[
+        np.repeat(sparse, lengths)
+    ]
+    return matrix, {
+        "null": null,
+        "width": wrong,
+        "nan": np.isnan(matrix).any(axis=1),
+        "infinite": np.isinf(matrix).any(axis=1),
+    }
+
+
+def from_columns(columns: list[pa.Array]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+    """Return numeric columns side by side as rows, and what is wrong with them; see `from_list`."""
+    matrix = np.empty((len(columns[0]), len(columns)), np.float32)
+    null = np.zeros(len(matrix), bool)
+    for place, column in enumerate(columns):
+        if column.null_count:
+            null |= column.is_null().to_numpy(zero_copy_only=False)
+            column = column.fill_null(0)
+        matrix[:, place] = column.to_numpy(zero_copy_only=False)
+    nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
+    return matrix, {"null": null, "width": np.zeros(len(matrix), bool), "nan": nan, "infinite": infinite}
+
+
+def read_rows(
+    columns: list[pa.Array], width: int, *, what: str
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+    """Return the features of a batch as rows of shape (n, width), and a mask of shape (n,) for each fault.
+
+    Args:
+        columns: One column of packed vectors, lists or Spark ML vectors; or several of numbers.
+        width: Features that every row must have.
+        what: How an error names the columns.
+
+    Raises:
+        InputError: if a row has another width; names both and the column.
+    """
+    first = columns[0]
+    if len(columns) > 1 or not (pa.types.is_nested(first.type) or pa.types.is_binary(first.type)):
+        matrix, faults = from_columns(columns)
+        found = matrix.shape[1] if len(matrix) else width
+    elif pa.types.is_binary(first.type):
+        matrix = unpack(first)
+        found = matrix.shape[1] if len(matrix) else width
+        finite = np.isfinite(matrix).all(axis=1)
+        faults = {"nan": ~finite} if not finite.all() else {}
+    else:
+        matrix, faults = (from_vectors if pa.types.is_struct(first.type) else from_list)(first, width)
+        found = width
+        if faults["width"].any():
+            row = first[int(faults["width"].argmax())].as_py()
+            found = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
+    if found != width:
+        raise InputError(f"a row has {found} features in {what} where {width} are wanted, as the model was trained on")
+    return matrix, faults
 
 
 def valid_rows(column: pa.Array, width: int, *, invalid: str) -> tuple[NDArray[np.float32], pa.Array | None]:

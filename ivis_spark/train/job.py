@@ -24,7 +24,7 @@ from ivis_spark.errors import ArtifactError
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
-from ivis_spark.nn.networks import build_encoder, dense_network
+from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.backend import Backend
@@ -34,7 +34,6 @@ from ivis_spark.train.loop import History, TrainingState, fit
 
 log = logging.getLogger(__name__)
 
-DENSE = "dense.npz"
 _SECONDS_BETWEEN_MESSAGES = 2.0
 
 
@@ -215,13 +214,8 @@ def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: i
 
 
 def _save(job: TrainingJob, model: TripletModel, folder: str) -> None:
-    """Save the encoder and head, and the encoder once more as plain arrays, which executors run without TensorFlow."""
+    """Save the encoder and head."""
     save_model(folder, model.encoder, head=model.head, extra=job.extra)
-    network = dense_network(model.encoder)
-    if network is None:
-        raise ArtifactError("the encoder has layers that cannot run outside TensorFlow")
-    with open(os.path.join(folder, DENSE), "wb") as file:
-        file.write(network.to_bytes())
 
 
 def _facts(

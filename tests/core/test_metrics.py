@@ -178,3 +178,14 @@ def test_figures_are_finite_in_range_and_best_for_the_same_points(X: np.ndarray,
         assert low <= value <= 1.0
     assert metrics.trustworthiness(X, X, 3) == 1.0
     assert metrics.random_triplet_accuracy(X, X, n_triplets=40, rng=rng(seed)) in {0.5, 1.0}
+
+
+def test_knn_recall_by_hand() -> None:
+    """On a line at 0, 1, 3, 7, 15 the nearest are 1, 0, 1, 3, 7; with the last two swapped three of them stay."""
+    X = np.array([[0.0], [1], [3], [7], [15]])
+    Z = np.array([[0.0], [1], [3], [15], [7]])
+    assert metrics.knn_recall(X, X, 2) == 1.0
+    # in Z: 0 -> 1, 1 -> 0, 3 -> 1, 15 -> 7 (row 4), 7 -> 3 (row 2)
+    assert metrics.knn_recall(X, Z, 1) == pytest.approx(3 / 5)
+    with pytest.raises(ConfigError, match="k=3 must be at least 1 and less than half of the 5 rows"):
+        metrics.knn_recall(X, Z, 3)

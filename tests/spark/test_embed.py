@@ -24,6 +24,7 @@ RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(57, 4)) * 10).astype(np.float32)
 KERNELS = RNG.normal(size=(4, 5)).astype(np.float32), RNG.normal(size=(5, 2)).astype(np.float32)
 BIASES = RNG.normal(size=5).astype(np.float32), RNG.normal(size=2).astype(np.float32)
+WRONG_WIDTH = r"^a row has 3 features in column 'features' where 4 are wanted"
 SCALER = Scaler("minmax", X.min(axis=0), 1 / (X.max(axis=0) - X.min(axis=0)))
 
 
@@ -114,7 +115,10 @@ def test_no_rows(spark: SparkSession, encoder: Encoder) -> None:
 def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: Encoder, row: Any, kind: str) -> None:
     frame = table(spark, [X[0].tolist(), row, X[1].tolist()]).coalesce(1)
     with (
-        pytest.raises(InputError, match=rf"^1 of 3 rows of a batch cannot be used \({kind}\): mend them"),
+        pytest.raises(
+            InputError,
+            match=rf"^1 of 3 rows of a batch cannot be embedded \({kind} in column 'features'.*\): mend them",
+        ),
         task_errors(),
     ):
         embed_frame(frame, encoder, invalid="error").collect()
@@ -126,10 +130,16 @@ def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: 
 @pytest.mark.parametrize("invalid", ["error", "drop"])
 def test_frame_refuses_another_width(spark: SparkSession, encoder: Encoder, invalid: str) -> None:
     frame = table(spark, [X[0].tolist(), [1.0, 2.0, 3.0]]).coalesce(1)
-    with pytest.raises(InputError, match=r"^a row has 3 features where 4 are wanted; check"), task_errors():
+    with (
+        pytest.raises(InputError, match=WRONG_WIDTH),
+        task_errors(),
+    ):
         embed_frame(frame, encoder, invalid=invalid).collect()
     packed = table(spark, [bytearray(row.tobytes()) for row in X[:5, :3]], "binary")
-    with pytest.raises(InputError, match=r"^rows have 3 features; the model was trained on 4"), task_errors():
+    with (
+        pytest.raises(InputError, match=WRONG_WIDTH),
+        task_errors(),
+    ):
         embed_frame(packed, encoder, invalid=invalid).collect()
 
 
@@ -183,10 +193,10 @@ def test_udf_in_sql(spark: SparkSession, encoder: Encoder) -> None:
         ([], r"^rows have \[0, 4\] features; the model was trained on 4"),
         (
             [1.0, math.nan, 2.0, 3.0],
-            r"^1 of 2 rows of a batch hold .*\(the first is \[ ?1\., nan, +2\., +3\.\]\)",
+            r"^1 of 2 rows of a batch cannot be embedded \(nan in .*; the first reads \[ ?1\., nan, +2\., +3\.\]\)",
         ),
-        ([1.0, math.inf, 2.0, 3.0], r"^1 of 2 rows of a batch hold null, NaN or infinity .* inf, "),
-        ([1.0, None, 2.0, 3.0], r"^1 of 2 rows of a batch hold null, NaN or infinity .* nan, "),
+        ([1.0, math.inf, 2.0, 3.0], r"^1 of 2 rows of a batch cannot be embedded \(infinite .* inf, "),
+        ([1.0, None, 2.0, 3.0], r"^1 of 2 rows of a batch cannot be embedded \(nan .* nan, "),
     ],
 )
 def test_udf_refuses_what_it_cannot_embed(spark: SparkSession, encoder: Encoder, row: Any, message: str) -> None:

@@ -1,0 +1,106 @@
+"""The journey from a DataFrame to a trained model as a Spark ML Estimator."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from typing import Any
+
+from pyspark.ml.base import Estimator
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+from pyspark.sql import types as T
+
+from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.ml.model import IvisModel, with_summary
+from ivis_spark.ml.params import add_accessors, add_params, config_of, set_defaults, set_params, settings
+from ivis_spark.pipeline import Pipeline
+from ivis_spark.serving.folder import read_model
+from ivis_spark.spark import frames
+from ivis_spark.spark.embed import Outputs
+
+_SETTINGS = settings()
+
+
+class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"], DefaultParamsWritable):
+    """Trains an encoder on a DataFrame: the stages of `Pipeline` from rows to model, in a run folder.
+
+    Args:
+        params: Spark ML Params by name; `explainParams()` lists them with documentation and defaults. The settings of
+            the configuration are there in camel case: `train.embedding_dims` is `embeddingDims`.
+    """
+
+    runFolder: Param[str] = Param(
+        Params._dummy(),
+        "runFolder",
+        "URI that all executors reach. Each fit makes a run of its own below it, named by data and settings, and the "
+        "same fit goes on there where it stopped. Without it, on one machine: a temporary folder.",
+        typeConverter=TypeConverters.toString,
+    )
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__()
+        set_defaults(self, _SETTINGS)
+        self._setDefault(runFolder=None)
+        set_params(self, params)
+
+    def config(self) -> Config:
+        """Return the configuration that the Params make.
+
+        Raises:
+            ConfigError: if settings exclude each other.
+        """
+        return config_of(self, _SETTINGS)
+
+    def transformSchema(self, schema: T.StructType) -> T.StructType:
+        """Return the schema that the model's `transform` will give.
+
+        Raises:
+            InputError: if a column is missing (lists what is there) or of a type that cannot be used.
+        """
+        config = self.config()
+        frames.feature_names(schema, config.data)
+        outputs = Outputs(config.embed.output_col, config.embed.scores_col, config.embed.precision == "float16")
+        for name in outputs.names:
+            if name in schema.fieldNames():
+                raise InputError(f"the DataFrame has a column {name!r} already: set outputCol or scoresCol to another")
+        return T.StructType([*schema.fields, *outputs.fields])
+
+    def _fit(self, dataset: DataFrame) -> IvisModel:
+        config = self.config()
+        self.transformSchema(dataset.schema)
+        given = self.getOrDefault("runFolder")
+        if given is None and not (dataset.sparkSession.sparkContext.master or "").startswith("local"):
+            raise ConfigError(
+                "on a cluster the run needs a folder that all executors reach: set runFolder to its URI, like "
+                "hdfs:///runs, s3://bucket/runs or dbfs:/runs"
+            )
+        scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
+        try:
+            folder = self._run(dataset, config, scratch)
+            model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return self._copyValues(model)
+
+    def _run(self, dataset: DataFrame, config: Config, scratch: str | None) -> str:
+        """Run the stages up to the model and return the run's folder."""
+        if scratch is None:
+            source = [dataset.semanticHash(), storage.source_fingerprint(frames.input_files(dataset))]
+            name = storage.fingerprint([source, {**config.to_mapping(), "embed": None}])
+            root = storage.join(storage.normalise_uri(self.getOrDefault("runFolder")), f"run-{name}")
+        else:
+            root = storage.normalise_uri(scratch)
+        pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=dataset)
+        pipeline.neighbours()
+        pipeline.triplets()
+        pipeline.train()
+        return root
+
+
+add_params(IvisEstimator, _SETTINGS)
+add_accessors(IvisEstimator, "runFolder")

@@ -1,0 +1,113 @@
+"""How good an embedding is, as a Spark ML Evaluator for `CrossValidator` and its like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.ml.evaluation import Evaluator
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from ivis_spark.config import Config, EmbedConfig, EvaluateConfig
+from ivis_spark.core import metrics
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.ml.params import add_accessors, set_params
+from ivis_spark.spark import frames
+
+_LABELLED = ("knn_accuracy", "centroid_correlation")
+METRICS = (
+    "trustworthiness",
+    "continuity",
+    "knn_recall",
+    "random_triplet_accuracy",
+    "distance_correlation",
+    *_LABELLED,
+)
+
+
+def _param(name: str, doc: str, convert: Any) -> Param[Any]:
+    return Param(Params._dummy(), name, doc, typeConverter=convert)
+
+
+class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"], DefaultParamsWritable):
+    """Measures an embedding on a sample of rows; larger is better in every metric.
+
+    Args:
+        params: Spark ML Params by name; `explainParams()` lists them.
+    """
+
+    metricName = _param(
+        "metricName",
+        f"One of {', '.join(METRICS)} (knn_recall: share of a row's k neighbours that are its neighbours in the "
+        "embedding too; distance_correlation: Spearman's).",
+        TypeConverters.toString,
+    )
+    featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
+    embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
+    labelCol = _param("labelCol", f"Column with the class; {' and '.join(_LABELLED)} need it.", TypeConverters.toString)
+    k = _param("k", "Neighbours in metrics of neighbours.", TypeConverters.toInt)
+    sampleRows = _param("sampleRows", "Rows to measure on, drawn at random.", TypeConverters.toInt)
+    seed = _param("seed", "Of the sample and of all draws.", TypeConverters.toInt)
+
+    def __init__(self, **params: Any) -> None:
+        super().__init__()
+        self._setDefault(
+            metricName=METRICS[0],
+            featuresCol=frames.FEATURES,
+            embeddingCol=EmbedConfig.output_col,
+            labelCol=frames.LABEL,
+            k=EvaluateConfig.k,
+            sampleRows=EvaluateConfig.sample_rows,
+            seed=Config.random_state,
+        )
+        set_params(self, params)
+
+    def isLargerBetter(self) -> bool:
+        """All metrics grow with quality."""
+        return True
+
+    def _evaluate(self, dataset: DataFrame) -> float:
+        name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
+        if name not in METRICS:
+            raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}")
+        X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
+        rng = np.random.default_rng(self.getOrDefault("seed"))
+        if name == "random_triplet_accuracy":
+            return metrics.random_triplet_accuracy(X, Z, n_triplets=EvaluateConfig.draws, rng=rng)
+        if name == "distance_correlation":
+            return metrics.distance_correlation(X, Z, n_pairs=EvaluateConfig.draws, rng=rng)[1]
+        if name == "knn_accuracy":
+            return metrics.knn_accuracy(Z, y, k=k, rng=rng)
+        if name == "centroid_correlation":
+            return metrics.centroid_correlation(X, Z, y)
+        measure = {
+            "trustworthiness": metrics.trustworthiness,
+            "continuity": metrics.continuity,
+            "knn_recall": metrics.knn_recall,
+        }
+        return measure[name](X, Z, k)
+
+    def _sample(self, dataset: DataFrame, *, labelled: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Return features (n, d), embedding (n, e) and labels (n,) of random rows. Runs on: driver."""
+        names = {p: self.getOrDefault(p) for p in ("featuresCol", "embeddingCol", *(["labelCol"] * labelled))}
+        for param, name in names.items():
+            if name not in dataset.columns:
+                raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(dataset.columns)}")
+        chosen = dataset.select(
+            frames.as_array(dataset, names["featuresCol"]).alias("x"),
+            frames.as_array(dataset, names["embeddingCol"]).alias("z"),
+            (F.col(names["labelCol"]) if labelled else F.lit(0)).alias("y"),
+        ).where("z IS NOT NULL")
+        drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
+        if len(drawn) < 3:
+            raise InputError(f"the DataFrame has {len(drawn)} embedded rows; at least 3 are needed to measure")
+        X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
+        return X, Z, np.array([row["y"] for row in drawn])
+
+
+for _name in ("metricName", "featuresCol", "embeddingCol", "labelCol", "k", "sampleRows", "seed"):
+    add_accessors(EmbeddingEvaluator, _name)

@@ -1,0 +1,284 @@
+"""The trained model as a Spark ML Transformer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyspark.ml.base import Model
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+
+from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.errors import ArtifactError, InputError, NotFittedError
+from ivis_spark.ml.params import add_params, config_of, set_defaults, set_params, settings
+from ivis_spark.serving.encoder import Encoder
+from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
+from ivis_spark.spark import embed, frames
+from ivis_spark.spark.embed import InvalidRows, Outputs
+
+if TYPE_CHECKING:
+    import keras
+
+    from ivis_spark.estimator import Ivis
+
+_PARAMS = ("featuresCol", "featureCols", "labelCol", "idCol", "outputCol", "scoresCol", "precision", "embedInvalid")
+_SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
+_SUMMARY = "summary"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What training was like.
+
+    Attributes:
+        loss: Of each epoch.
+        epochs: How many there were.
+        seconds: Of each stage of the run.
+        recall: Of the neighbours: `value`, `low`, `high`, `sample`; None if none were searched.
+        rows: Trained on.
+        run_folder: Where the run stands; None if it was temporary.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    epochs: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    recall: dict[str, Any] | None = None
+    rows: int | None = None
+    run_folder: str | None = None
+
+
+class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
+    """Embeds DataFrames with a trained encoder; made by `IvisEstimator.fit`, `load`, `from_run` or `from_local`.
+
+    Args:
+        folder: The model's files.
+        custom_objects: Layers and functions of a custom backbone by name; executors import them by their modules.
+        params: Spark ML Params by name, as in `explainParams()`.
+    """
+
+    def __init__(self, folder: ModelFolder, *, custom_objects: Mapping[str, Any] | None = None, **params: Any) -> None:
+        super().__init__()
+        self._folder = folder
+        self._custom_objects = dict(custom_objects or {})
+        self._invalid: InvalidRows | None = None
+        set_defaults(self, _SETTINGS)
+        names = folder.serving["features"]
+        chosen = {"featuresCol": names[0]} if len(names) == 1 else {"featureCols": names}
+        set_params(self, {**chosen, **params} if names else params)
+
+    @property
+    def encoder(self) -> keras.Model:
+        """The Keras encoder; it takes rows as the user has them, scaling included."""
+        return self._networks()[0]
+
+    @property
+    def summary(self) -> Summary:
+        """What training was like."""
+        return Summary(**self._folder.info[_SUMMARY])
+
+    @property
+    def invalid_rows(self) -> dict[str, int]:
+        """Rows that could not be embedded, by what was wrong with them, over all actions on frames of this model."""
+        return self._invalid.value() if self._invalid is not None else {}
+
+    def transformSchema(self, schema: T.StructType) -> T.StructType:
+        """Return the schema that `transform` gives.
+
+        Raises:
+            InputError: if the features are missing (lists what is there), of a type that cannot be used, or an output
+                column is there already.
+        """
+        outputs = self._outputs()
+        frames.feature_names(schema, config_of(self, _SETTINGS).data)
+        for name in outputs.names:
+            if name in schema.fieldNames():
+                raise InputError(f"the DataFrame has a column {name!r} already: set outputCol or scoresCol to another")
+        return T.StructType([*schema.fields, *outputs.fields])
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self.transformSchema(dataset.schema)
+        if self._invalid is None:
+            self._invalid = InvalidRows(dataset.sparkSession.sparkContext)
+        return embed.embed_frame(
+            dataset,
+            self.to_encoder(),
+            invalid=self.getOrDefault("embedInvalid"),
+            features=frames.feature_names(dataset.schema, config_of(self, _SETTINGS).data),
+            keep_features=True,
+            outputs=self._outputs(),
+            counts=self._invalid,
+        )
+
+    def to_encoder(self) -> Encoder:
+        """Return what executors embed with: arrays for a dense encoder, else the bytes of its Keras file."""
+        return self._folder.encoder(custom_objects=self._custom_objects)
+
+    def to_folder(self) -> ModelFolder:
+        """Return the model's files."""
+        return self._folder
+
+    def to_local(self) -> Ivis:
+        """Return an `Ivis` that embeds the same rows to the same points and can be trained on; loads TensorFlow."""
+        from ivis_spark.estimator import Ivis
+
+        encoder, head = self._networks()
+        config = Config.from_mapping({k: v for k, v in self._folder.spec["config"].items() if k == "train"})
+        local = Ivis(
+            config.train.embedding_dims,
+            distance=config.train.distance,
+            batch_size=config.train.batch_size,
+            epochs=config.train.epochs,
+            n_epochs_without_progress=config.train.patience,
+            supervision_weight=config.train.supervision_weight,
+            learning_rate=config.train.learning_rate,
+            margin=config.train.margin,
+        )
+        if config.train.supervision_metric is not None:
+            local.set_params(supervision_metric=config.train.supervision_metric)
+        local._assemble(encoder, head)
+        local.loss_history_ = list(self.summary.loss)
+        local.n_classes_ = None if head is None else int(head.output_shape[-1])
+        return local
+
+    @classmethod
+    def from_local(cls, local: Ivis, *, custom_objects: Mapping[str, Any] | None = None, **params: Any) -> IvisModel:
+        """Return the model of an `Ivis` that was fitted in memory; loads TensorFlow.
+
+        Raises:
+            NotFittedError: if it was not fitted.
+        """
+        from ivis_spark.nn.persistence import save_model
+        from ivis_spark.nn.scaling import split_scaling
+
+        if local.encoder_ is None:
+            raise NotFittedError("the Ivis was not fitted: call fit before from_local")
+        encoder, scaler = split_scaling(local.encoder_)
+        names = ("embedding_dims", "batch_size", "epochs", "supervision_weight", "margin", "learning_rate")
+        train = {name: getattr(local, name) for name in names}
+        train |= {"distance": local.distance} if isinstance(local.distance, str) else {}
+        train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
+            save_model(folder, encoder, head=local.head_)
+            add_serving_files(folder, features=[], scaler=None if scaler is None else scaler.to_mapping())
+            summary = asdict(Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_)))
+            files = load_folder(folder, spec={"config": {"train": train}, "inputs": {}}, info={_SUMMARY: summary})
+        return cls(files, custom_objects=custom_objects, **params)
+
+    @classmethod
+    def from_run(cls, uri: str, **params: Any) -> IvisModel:
+        """Return the model of a run folder, as `ivis-spark run` and the estimator leave it.
+
+        Raises:
+            ArtifactError: if there is none, or a file of it is missing or altered.
+        """
+        return cls(with_summary(uri, read_model(uri)), **params)
+
+    def write(self) -> MLWriter:
+        """Return a writer for `save`."""
+        return _ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> ModelReader:
+        """Return a reader for `load`."""
+        return ModelReader(cls)
+
+    def _outputs(self) -> Outputs:
+        half = self.getOrDefault("precision") == "float16"
+        return Outputs(self.getOrDefault("outputCol"), self.getOrDefault("scoresCol"), half)
+
+    def _networks(self) -> tuple[keras.Model, keras.Model | None]:
+        from ivis_spark.nn.persistence import load_model
+        from ivis_spark.nn.scaling import with_scaling
+
+        with self._folder.on_disk() as folder:
+            saved = load_model(folder, custom_objects=self._custom_objects)
+        scaler: Scaler | None = self._folder.scaler()
+        return (saved.encoder if scaler is None else with_scaling(saved.encoder, scaler)), saved.head
+
+
+add_params(IvisModel, _SETTINGS)
+
+
+def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
+    """Return a pandas UDF that embeds an array column with a model.
+
+    For `withColumn`, and for SQL: `spark.udf.register("ivis_embed", embed_udf(model))`. Runs on: driver.
+
+    Args:
+        model: Its `precision` and `embedInvalid` are honoured; `drop` drops nothing in a UDF and gives null.
+        spark: The session; by default the active one.
+    """
+    session = spark or SparkSession.active()
+    invalid = "error" if model.getOrDefault("embedInvalid") == "error" else "null"
+    half = model.getOrDefault("precision") == "float16"
+    return embed.embed_udf(session, model.to_encoder(), invalid=invalid, half=half)
+
+
+def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> ModelFolder:
+    """Return a model with the summary of the run that it stands in."""
+    if _SUMMARY in folder.info:
+        return folder
+    run = storage.RunFolder(uri)
+    manifests = {name: run.manifest(name) for name in ("rows", "neighbours", "triplets", "model")}
+    found = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+    summary = Summary(
+        loss=list(folder.info.get("loss", [])),
+        epochs=folder.info.get("epochs", 0),
+        seconds={name: manifest.info["seconds"] for name, manifest in found.items()},
+        recall=found["neighbours"].info.get("recall") if "neighbours" in found else None,
+        rows=found["rows"].info["rows"] if "rows" in found else None,
+        run_folder=None if temporary else run.root,
+    )
+    return ModelFolder(folder.spec, {**folder.info, _SUMMARY: asdict(summary)}, folder.files)
+
+
+class _ModelWriter(MLWriter):
+    """Writes Spark ML's metadata and, beside it, the model's folder."""
+
+    def __init__(self, instance: IvisModel) -> None:
+        super().__init__()
+        self._instance = instance
+
+    def saveImpl(self, path: str) -> None:
+        uri = storage.normalise_uri(path)
+        fs, plain = storage.filesystem(uri)
+        if fs.exists(plain):
+            raise InputError(f"{uri} exists; save with model.write().overwrite().save(...), or choose another path")
+        write_model(uri, self._instance.to_folder())
+        DefaultParamsWriter.saveMetadata(self._instance, uri, self.sc)
+
+
+class ModelReader(MLReader["IvisModel"]):
+    """Reads what `IvisModel.save` wrote."""
+
+    def __init__(self, cls: type[IvisModel]) -> None:
+        super().__init__()
+        self._cls = cls
+        self._custom_objects: Mapping[str, Any] = {}
+
+    def custom_objects(self, custom_objects: Mapping[str, Any]) -> ModelReader:
+        """Pass the layers and functions of a custom backbone by name; nothing else of a file is ever imported."""
+        self._custom_objects = custom_objects
+        return self
+
+    def load(self, path: str) -> IvisModel:
+        """Read a model.
+
+        Raises:
+            ArtifactError: if there is none, it is of a newer format, or a file is missing or altered (names the file).
+        """
+        uri = storage.normalise_uri(path)
+        folder = read_model(uri)
+        metadata = DefaultParamsReader.loadMetadata(uri, self.sc)
+        if not metadata["class"].endswith(f".{self._cls.__name__}"):
+            raise ArtifactError(f"{uri} holds a {metadata['class']}, not an {self._cls.__name__}")
+        model = self._cls(folder, custom_objects=self._custom_objects)
+        model._resetUid(metadata["uid"])
+        DefaultParamsReader.getAndSetParams(model, metadata)
+        return model

@@ -1,0 +1,120 @@
+"""Spark ML's Params made of the configuration's dataclasses, where names, documentation, defaults and checks stand.
+
+A setting `section.some_name` is the Param `someName`; where two sections have the same name, `sectionSomeName`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pyspark.ml.param import Param, Params
+
+from ivis_spark.config import Config, check_value
+from ivis_spark.errors import ConfigError
+
+_P = TypeVar("_P", bound=Params)
+_SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
+# A DataFrame is read already; sizes of its files and folders are the job's.
+_LEFT_OUT = ("data.format", "data.options", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting of the configuration as a Param."""
+
+    section: str
+    name: str
+    doc: str
+    default: Any
+
+    @property
+    def full_name(self) -> str:
+        """The name in the configuration."""
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+
+def settings(sections: tuple[str, ...] = _SECTIONS) -> dict[str, Setting]:
+    """Return the settings of some sections, and `random_state`, by the names of their Params."""
+    hints = typing.get_type_hints(Config)
+    fields = [(section, field) for section in _SECTIONS for field in dataclasses.fields(hints[section])]
+    fields = [(section, field) for section, field in fields if f"{section}.{field.name}" not in _LEFT_OUT]
+    times = Counter(field.name for _, field in fields)
+    found = {}
+    for section, field in fields:
+        name = _camel(field.name if times[field.name] == 1 else f"{section}_{field.name}")
+        if section in sections:
+            found[name] = Setting(section, field.name, field.metadata["doc"], field.default)
+    top = Config.__dataclass_fields__["random_state"]
+    found["randomState"] = Setting("", "random_state", top.metadata["doc"], top.default)
+    return found
+
+
+def add_params(cls: type[_P], chosen: Mapping[str, Setting]) -> type[_P]:
+    """Give a class of Params a Param, a getter and a setter for each setting."""
+    for name, setting in chosen.items():
+        convert = functools.partial(_convert, full_name=setting.full_name)
+        setattr(cls, name, Param(Params._dummy(), name, setting.doc, typeConverter=convert))
+        add_accessors(cls, name)
+    return cls
+
+
+def add_accessors(cls: type[Params], name: str) -> None:
+    """Give a class `getName` and `setName` for one of its Params."""
+
+    def get(self: Params) -> Any:
+        return self.getOrDefault(name)
+
+    def put(self: Params, value: Any) -> Params:
+        return self._set(**{name: value})
+
+    title = name[0].upper() + name[1:]
+    get.__doc__, put.__doc__ = f"Return `{name}`.", f"Set `{name}` and return this."
+    setattr(cls, f"get{title}", get)
+    setattr(cls, f"set{title}", put)
+
+
+def set_defaults(instance: Params, chosen: Mapping[str, Setting]) -> None:
+    """Set the configuration's defaults."""
+    instance._setDefault(**{name: setting.default for name, setting in chosen.items()})
+
+
+def set_params(instance: Params, values: Mapping[str, Any]) -> None:
+    """Set Params by name.
+
+    Raises:
+        ConfigError: if one is unknown (lists the valid ones) or its value is not allowed.
+    """
+    valid = [param.name for param in instance.params]
+    unknown = sorted(set(values) - set(valid))
+    if unknown:
+        raise ConfigError(f"{type(instance).__name__} has no {', '.join(unknown)}; valid: {', '.join(valid)}")
+    instance._set(**values)
+
+
+def config_of(instance: Params, chosen: Mapping[str, Setting]) -> Config:
+    """Return the configuration that the Params of an instance make, checked as a whole.
+
+    Raises:
+        ConfigError: if settings exclude each other.
+    """
+    mapping: dict[str, Any] = {}
+    for name, setting in chosen.items():
+        value = instance.getOrDefault(name)
+        (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
+    return Config.from_mapping(mapping)
+
+
+def _convert(value: Any, *, full_name: str) -> Any:
+    """Return a value as its setting's type, NumPy's numbers as Python's, tuples as lists."""
+    value = check_value(full_name, value.item() if hasattr(value, "item") else value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _camel(name: str) -> str:
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)

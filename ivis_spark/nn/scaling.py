@@ -1,0 +1,44 @@
+"""Scaling inside a network, so that a model takes rows as the user has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.nn.distances import Tensor
+
+
+@keras.saving.register_keras_serializable(package="ivis_spark")
+class RowScaling(keras.layers.Layer):  # type: ignore[misc]
+    """Maps rows x to (x - offset) * factor as `core.scaling.Scaler` does, to the same bits."""
+
+    def __init__(self, kind: str, offset: list[float], factor: list[float], **options: Any) -> None:
+        """Keep what `Scaler.to_mapping` gives."""
+        super().__init__(trainable=False, **options)
+        self.scaler = Scaler.from_mapping({"kind": kind, "offset": offset, "factor": factor})
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Scale rows, shape (b, d)."""
+        return (inputs - self.scaler.offset) * self.scaler.factor
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what the layer is made of."""
+        kept = {name: value for name, value in super().get_config().items() if name != "trainable"}
+        return {**kept, **self.scaler.to_mapping()}
+
+
+def with_scaling(encoder: keras.Model, scaler: Scaler) -> keras.Model:
+    """Return the encoder behind a layer that scales."""
+    rows = keras.Input((len(scaler.offset),), dtype=np.float32)
+    return keras.Model(rows, encoder(RowScaling(**scaler.to_mapping(), name="scaling")(rows)))
+
+
+def split_scaling(encoder: keras.Model) -> tuple[keras.Model, Scaler | None]:
+    """Return the encoder that `with_scaling` was given, and its scaler; any other encoder as it is, and None."""
+    layers = list(encoder.layers)
+    if len(layers) == 3 and isinstance(layers[1], RowScaling) and isinstance(layers[2], keras.Model):
+        return layers[2], layers[1].scaler
+    return encoder, None

@@ -1,0 +1,90 @@
+"""A trained model as ONNX: raw rows in, embedding out, and the scores of a supervised model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.errors import ArtifactError, DependencyError
+from ivis_spark.serving.folder import ModelFolder
+
+# linear needs no node
+_OPERATORS = {"relu": "Relu", "selu": "Selu", "elu": "Elu", "tanh": "Tanh", "sigmoid": "Sigmoid", "softmax": "Softmax"}
+_OPSET, _IR_VERSION = 17, 9  # what onnxruntime 1.17 reads
+
+
+def export_onnx(model: ModelFolder, path: str) -> None:
+    """Write a dense encoder, its scaling and its head as one ONNX file.
+
+    Input `features`, float32 (n, d), rows as the user has them; outputs `embedding`, float32 (n, e), and `scores`,
+    float32 (n, c), if the model is supervised. Runs on: driver.
+
+    Raises:
+        DependencyError: if onnx is not installed.
+        ArtifactError: if the encoder is not a chain of dense layers.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper
+    except ImportError as err:
+        raise DependencyError("ONNX export needs the package onnx: pip install 'ivis_spark[onnx]'") from err
+    encoder = model.encoder()
+    if not isinstance(encoder.network, DenseNetwork):
+        raise ArtifactError(
+            "the encoder is not a chain of dense layers; export its Keras model: IvisModel.encoder.export(path, "
+            "format='onnx')"
+        )
+    graph = _Graph()
+    hidden = "features"
+    if encoder.scaler is not None:
+        hidden = graph.add("Sub", hidden, graph.constant(encoder.scaler.offset))
+        hidden = graph.add("Mul", hidden, graph.constant(encoder.scaler.factor))
+    outputs = [_value("embedding", encoder.network.n_outputs)]
+    graph.add("Identity", graph.dense(hidden, encoder.network), output="embedding")
+    if encoder.head is not None:
+        graph.add("Identity", graph.dense("embedding", encoder.head), output="scores")
+        outputs.append(_value("scores", encoder.head.n_outputs))
+    inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", encoder.network.n_inputs])]
+    made = helper.make_graph(graph.nodes, "ivis_spark", inputs, outputs, graph.constants)
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    onnx.checker.check_model(proto)
+    onnx.save_model(proto, path)
+
+
+def _value(name: str, width: int) -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
+
+
+class _Graph:
+    """Nodes and constants, named as they come."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def constant(self, value: Any) -> str:
+        from onnx import numpy_helper
+
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        from onnx import helper
+
+        output = output or f"hidden_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def dense(self, hidden: str, network: DenseNetwork) -> str:
+        """Add the layers of a network and return its output."""
+        for layer in network.layers:
+            hidden = self.add("Gemm", hidden, self.constant(layer.kernel), self.constant(layer.bias))
+            if layer.activation != "linear":
+                options: dict[str, Any] = {"axis": 1} if layer.activation == "softmax" else {}
+                hidden = self.add(_OPERATORS[layer.activation], hidden, **options)
+        return hidden

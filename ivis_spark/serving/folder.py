@@ -1,0 +1,167 @@
+"""The folder of a trained model: read with its digests checked, made into an encoder, written somewhere else.
+
+| file | holds |
+|---|---|
+| `encoder.keras`, `head.keras`, `model.json` | the Keras networks, for training on and for Python on one machine |
+| `dense.npz`, `head.npz` | the same networks as plain arrays; `dense.npz` only of a chain of dense layers |
+| `scaler.json` | scaling of the features; missing if the network takes rows as they are |
+| `serving.json` | shape of a row, dimensions of the embedding, names of the features |
+| `manifest.json` | settings, figures, and the digest of every file above |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ivis_spark import storage
+from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.errors import ArtifactError
+from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
+from ivis_spark.storage import RunFolder
+
+STAGE = "model"
+DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.json", "serving.json", "encoder.keras"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model in memory: what stands in its manifest, and its files by name."""
+
+    spec: dict[str, Any]
+    info: dict[str, Any]
+    files: dict[str, bytes]
+
+    @property
+    def serving(self) -> dict[str, Any]:
+        """What `serving.json` says."""
+        loaded: dict[str, Any] = json.loads(self.files[SERVING])
+        return loaded
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of a row."""
+        return math.prod(self.serving["input_shape"])
+
+    def encoder(self, *, scaled: bool = False, custom_objects: Mapping[str, Any] | None = None) -> Encoder:
+        """Return what embeds rows.
+
+        Args:
+            scaled: Whether rows come scaled already.
+            custom_objects: Layers and functions of a custom backbone by name.
+        """
+        head = DenseNetwork.from_bytes(self.files[HEAD]) if HEAD in self.files else None
+        network: Network
+        if DENSE in self.files:
+            network = DenseNetwork.from_bytes(self.files[DENSE])
+        else:
+            network = KerasNetwork(
+                self.files[KERAS],
+                input_shape=tuple(self.serving["input_shape"]),
+                n_outputs=self.serving["n_outputs"],
+                custom_objects=custom_objects,
+            )
+        return Encoder(network, None if scaled else self.scaler(), head)
+
+    def scaler(self) -> Scaler | None:
+        """Return the scaling of the features, or None if the network takes rows as they are."""
+        return Scaler.from_mapping(json.loads(self.files[SCALER])) if SCALER in self.files else None
+
+    @contextlib.contextmanager
+    def on_disk(self) -> Iterator[str]:
+        """Yield a local folder with the files; it is removed after."""
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
+            for name, content in self.files.items():
+                with open(os.path.join(folder, name), "wb") as file:
+                    file.write(content)
+            yield folder
+
+
+def read_model(root: str) -> ModelFolder:
+    """Read the model of a run folder, or of a folder that `write_model` wrote. Runs on: driver.
+
+    Raises:
+        ArtifactError: if there is none, it is of a newer format, or a file is missing or altered (names the file).
+    """
+    run = RunFolder(root)
+    manifest = run.require(STAGE, "train")
+    files = {}
+    for record in manifest.files:
+        uri = run.path(STAGE, record["path"])
+        fs, path = storage.filesystem(uri)
+        content: bytes = fs.cat_file(path)
+        if hashlib.sha256(content).hexdigest() != record["sha256"]:
+            raise ArtifactError(
+                f"{uri} was altered: its digest is not the one in the manifest; copy the model's folder anew, or train "
+                "again with --overwrite"
+            )
+        files[record["path"]] = content
+    model = ModelFolder(manifest.spec, manifest.info, files)
+    _check(model, run.path(STAGE))
+    return model
+
+
+def write_model(root: str, model: ModelFolder) -> None:
+    """Publish a model as the stage `model` of a folder; what stood there is replaced. Runs on: driver."""
+    with RunFolder(root).build(STAGE, model.spec) as build:
+        build.info.update(model.info)
+        with model.on_disk() as folder:
+            storage.put_folder(folder, build.uri)
+
+
+def load_folder(folder: str, *, spec: dict[str, Any], info: dict[str, Any]) -> ModelFolder:
+    """Return the files of a local folder as a model in memory. Runs on: driver."""
+    files = {}
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name), "rb") as file:
+            files[name] = file.read()
+    return ModelFolder(spec, info, files)
+
+
+def add_serving_files(folder: str, *, features: list[str], scaler: dict[str, Any] | None = None) -> None:
+    """Add to a folder that `nn.persistence.save_model` wrote what embedding without TensorFlow needs.
+
+    Runs on: driver.
+
+    Args:
+        folder: Local path.
+        features: Names of the feature columns.
+        scaler: Of raw rows, from `Scaler.to_mapping`; None if the network takes them as they are.
+    """
+    from ivis_spark.nn.networks import dense_network
+    from ivis_spark.nn.persistence import load_model
+
+    saved = load_model(folder)
+    for name, model in ((DENSE, saved.encoder), (HEAD, saved.head)):
+        network = None if model is None else dense_network(model)
+        if network is not None:
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(network.to_bytes())
+    serving = {
+        "format": _FORMAT,
+        "input_shape": [int(size) for size in saved.encoder.input_shape[1:]],
+        "n_outputs": int(saved.encoder.output_shape[-1]),
+        "features": features,
+    }
+    for name, value in ((SERVING, serving), (SCALER, scaler)):
+        if value is not None:
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                json.dump(value, file)
+
+
+def _check(model: ModelFolder, uri: str) -> None:
+    if SERVING not in model.files or not (DENSE in model.files or KERAS in model.files):
+        raise ArtifactError(f"{uri} lacks {SERVING} or the encoder; it was made by an older version: train again")
+    found = model.serving.get("format")
+    if found != _FORMAT:
+        remedy = "update ivis_spark" if isinstance(found, int) and found > _FORMAT else "train again"
+        raise ArtifactError(f"{uri}/{SERVING} has format {found}; this version reads format {_FORMAT}: {remedy}")

@@ -1,0 +1,121 @@
+"""A trained model in other products' forms gives the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.serving.folder import ModelFolder, read_model, write_model
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(50, 6)) * 5 + 100).astype(np.float32)
+
+
+def folder(activation: str = "selu", *, scaled: bool = True, head: str | None = "softmax") -> ModelFolder:
+    layers = (
+        DenseLayer.of(RNG.normal(size=(6, 8)) / 3, RNG.normal(size=8), activation),
+        DenseLayer.of(RNG.normal(size=(8, 3)) / 3, None, "linear"),
+    )
+    files = {
+        "serving.json": b'{"format": 1, "input_shape": [6], "n_outputs": 3, "features": ["features"]}',
+        "dense.npz": DenseNetwork(layers).to_bytes(),
+    }
+    if scaled:
+        import json
+
+        scaler = Scaler("minmax", X.min(axis=0), 1 / np.ptp(X, axis=0))
+        files["scaler.json"] = json.dumps(scaler.to_mapping()).encode()
+    if head is not None:
+        files["head.npz"] = DenseNetwork((DenseLayer.of(RNG.normal(size=(3, 4)), None, head),)).to_bytes()
+    return ModelFolder({"config": {}, "inputs": {}}, {}, files)
+
+
+def test_folder_round_trip_and_refusals(tmp_path: Path) -> None:
+    model = folder()
+    write_model(str(tmp_path), model)
+    again = read_model(str(tmp_path))
+    assert again.files == model.files
+    np.testing.assert_array_equal(again.encoder()(X), model.encoder()(X))
+    assert again.n_inputs == 6
+    with pytest.raises(ArtifactError, match="has no 'model'; make it first: ivis-spark train"):
+        read_model(str(tmp_path / "nothing"))
+    newer = ModelFolder(model.spec, {}, {**model.files, "serving.json": b'{"format": 2}'})
+    write_model(str(tmp_path / "newer"), newer)
+    with pytest.raises(ArtifactError, match="has format 2; this version reads format 1: update ivis_spark"):
+        read_model(str(tmp_path / "newer"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_onnx_agrees(tmp_path: Path, activation: str) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from ivis_spark.serving.export import export_onnx
+
+    path = str(tmp_path / "model.onnx")
+    model = folder(activation, head="sigmoid" if activation == "relu" else "softmax")
+    export_onnx(model, path)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    embedding, scores = session.run(["embedding", "scores"], {"features": X})
+    encoder = model.encoder()
+    np.testing.assert_allclose(embedding, encoder(X), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(scores, encoder.score(encoder(X)), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_without_scaling_and_head(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    from ivis_spark.serving.export import export_onnx
+
+    model = folder(scaled=False, head=None)
+    export_onnx(model, str(tmp_path / "m.onnx"))
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["embedding"]
+    small = X / 100
+    found = session.run(None, {"features": small[:1]})[0]
+    np.testing.assert_allclose(found, model.encoder()(small[:1]), atol=1e-5)
+
+
+def test_mlflow_loads_without_pickle(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    import mlflow.pyfunc
+    import pandas as pd
+
+    from ivis_spark.serving.pyfunc import save_pyfunc
+
+    model = folder()
+    path = tmp_path / "pyfunc"
+    save_pyfunc(model, str(path))
+    assert not [file for file in path.rglob("*") if file.suffix in (".pkl", ".pickle")]
+    loaded = mlflow.pyfunc.load_model(str(path))
+    expected = model.encoder()(X)
+    np.testing.assert_array_equal(loaded.predict(pd.DataFrame({"features": list(X)})), expected)
+    np.testing.assert_array_equal(loaded.predict(pd.DataFrame(X)), expected)
+    with pytest.raises(InputError, match=r"rows have \[5, 6\] features"):
+        loaded.predict(pd.DataFrame({"features": [X[0], X[0, :5]]}))
+    with pytest.raises(InputError, match="1 of 1 rows hold null, NaN or infinity"):
+        loaded.predict(pd.DataFrame([[np.nan] * 6]))
+    file = next(path.rglob("dense.npz"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"dense\.npz was altered"):
+        mlflow.pyfunc.load_model(str(path))
+
+
+@pytest.mark.spark
+def test_mlflow_spark_udf(spark: object, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    import mlflow.pyfunc
+
+    from ivis_spark.serving.pyfunc import save_pyfunc
+
+    model = folder()
+    save_pyfunc(model, str(tmp_path / "pyfunc"))
+    udf = mlflow.pyfunc.spark_udf(spark, str(tmp_path / "pyfunc"), result_type="array<float>", env_manager="local")
+    frame = spark.createDataFrame(  # type: ignore[attr-defined]
+        [(i, row.tolist()) for i, row in enumerate(X)], "id long, features array<float>"
+    )
+    rows = frame.withColumn("embedding", udf("features")).orderBy("id").collect()
+    np.testing.assert_allclose([row["embedding"] for row in rows], model.encoder()(X), atol=1e-5)
