@@ -1,6 +1,6 @@
 """Quality of the embedding that 2 ranks on a Spark local-cluster train, beside that of one process.
 
-    python tests/bench/bench_ring_quality.py [--data DIR] [--epochs 20] [--batch 1024] [--seeds 1]
+    python tests/bench/bench_ring_quality.py [--data DIR | --prepared RUN] [--epochs 20] [--batch 1024] [--seeds 1]
 
 Both train szubert on the same triplets of MNIST (random clusters without --data), with the same batch, epochs and seed;
 the report measures both.
@@ -23,16 +23,14 @@ FIGURES = ("trustworthiness", "knn_accuracy", "random_triplet_accuracy", "centro
 def main() -> None:
     """Prepare the triplets once, train both ways with each seed, and print."""
     made = parser(__doc__)
+    made.add_argument("--prepared", help="run folder that has triplets and labels already")
     made.add_argument("--epochs", type=int, default=20)
     made.add_argument("--batch", type=int, default=1024)
     made.add_argument("--seeds", type=int, default=1)
     options = made.parse_args()
     ways = {"1 process": ["train.backend=local"], "2 ranks": ["train.backend=horovod", "train.num_ranks=2"]}
     with tempfile.TemporaryDirectory() as folder:
-        table, prepared = os.path.join(folder, "table"), os.path.join(folder, "prepared")
-        write_table(table, *mnist(options.data))
-        command(prepared, "neighbours", "--input", table, "--id-col", "id", "--label-col", "label")
-        command(prepared, "triplets")
+        prepared = options.prepared or prepare(folder, options.data)
         for seed in range(options.seeds):
             for way, settings in ways.items():
                 run = os.path.join(folder, f"{way}-{seed}".replace(" ", "-"))
@@ -46,6 +44,15 @@ def main() -> None:
                 with open(os.path.join(run, "report", "metrics.json"), encoding="utf-8") as file:
                     figures = json.load(file)
                 say(f"seed {seed}, {way:9}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
+
+
+def prepare(folder: str, data: str | None) -> str:
+    """Make a run folder with triplets."""
+    table, run = os.path.join(folder, "table"), os.path.join(folder, "prepared")
+    write_table(table, *mnist(data))
+    command(run, "neighbours", "--input", table, "--id-col", "id", "--label-col", "label")
+    command(run, "triplets")
+    return run
 
 
 def command(run: str, name: str, *arguments: str) -> None:
