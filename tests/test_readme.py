@@ -1,8 +1,11 @@
-"""The README's Python runs as it stands, block after block."""
+"""The README's Python and its commands run as they stand, block after block."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,20 +13,42 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.mark.spark
-@pytest.mark.tf
-@pytest.mark.slow
-def test_python_blocks_run(spark: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to a folder that holds the table the README speaks of."""
     from ivis_spark.config import Config
     from ivis_spark.demo import write_digits
 
     uri, _ = write_digits(str(tmp_path), Config())
     (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), {})
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.S)
+
+
+@pytest.mark.spark
+@pytest.mark.tf
+@pytest.mark.slow
+@pytest.mark.usefixtures("spark", "_digits")
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_blocks_run(block: str) -> None:
+    exec(compile(block, str(README), "exec"), {})
+
+
+@pytest.mark.spark
+@pytest.mark.tf
+@pytest.mark.slow
+@pytest.mark.usefixtures("_digits")
+@pytest.mark.parametrize("block", blocks("bash"))
+def test_command_blocks_run(block: str) -> None:
+    environment = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
+    subprocess.run(["bash", "-euc", block], check=True, env=environment)
+
+
+def test_there_are_blocks() -> None:
+    assert blocks("python") and blocks("bash")
 
 
 def test_commands_are_real() -> None:
