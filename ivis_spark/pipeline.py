@@ -19,7 +19,6 @@ import os
 import posixpath
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,8 @@ from ivis_spark.config import Config
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.storage import Manifest, RunFolder, StageBuild
+from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -62,6 +62,7 @@ class Pipeline:
         get_spark: Returns the session; called when a stage needs Spark, so that training alone starts no JVM.
         input_uri: The table; only ingesting it (and embedding another one) needs it.
         overwrite: Whether stages made with other settings or input are built anew instead of refused.
+        experiment: MLflow experiment to report to; None reports to nobody.
     """
 
     def __init__(
@@ -72,12 +73,14 @@ class Pipeline:
         get_spark: Callable[[], SparkSession],
         input_uri: str | None = None,
         overwrite: bool = False,
+        experiment: str | None = None,
     ) -> None:
-        self.run_folder = RunFolder(output)
+        self._stages = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
+        self.run_folder = self._stages.folder
         self.config = config
         self.input_uri = input_uri
         self._get_spark = get_spark
-        self._overwrite = overwrite
+        self.tracker = self._stages.tracker
 
     def run(self) -> dict[str, Manifest]:
         """Run all stages and return their manifests.
@@ -86,7 +89,8 @@ class Pipeline:
             IvisError: whatever a stage raises; stages published before it stay.
         """
         steps = (self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
-        manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
+        with self._stages.locked():
+            manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
         return {STAGES[0]: self._require(STAGES[0]), **manifests}
 
     def ingest(self) -> Manifest:
@@ -230,25 +234,16 @@ class Pipeline:
         return self._stage("report", self._spec("evaluate", "random_state", **prints), build)
 
     def _stage(self, name: str, spec: dict[str, Any], build: Callable[[StageBuild], None]) -> Manifest:
-        """Build a stage unless it stands with the same settings and input."""
-        command = COMMANDS.get(name, "embed")
-        if self.run_folder.is_current(name, spec, overwrite=self._overwrite):
-            log.info("%s: already published, skipped", name)
-            return self.run_folder.require(name, command)
-        log.info("%s: started", name)
-        started = time.monotonic()
-        with self.run_folder.build(name, spec, map_files=self._map_files) as stage:
-            build(stage)
-        manifest = self.run_folder.require(name, command)
-        log.info("%s: published in %.1f s", name, time.monotonic() - started)
-        return manifest
+        # Other tables may be embedded side by side; the stages of a run may not be built twice at once.
+        lock = "run" if name in STAGES else name
+        return self._stages.publish(name, spec, build, lock=lock, map_files=self._map_files)
 
     def _spec(self, *sections: str, **inputs: Any) -> dict[str, Any]:
         settings = self.config.to_mapping()
         return {"config": {name: settings[name] for name in sections}, "inputs": inputs}
 
     def _require(self, stage: str) -> Manifest:
-        return self.run_folder.require(stage, COMMANDS[stage])
+        return self._stages.require(stage)
 
     def _checked(self, rows: Manifest) -> Manifest:
         self._check_fit(rows.info)

