@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-cluster test-spark4 test-embed lint format bench clean machine
+.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,20 @@ test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and execut
 
 test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
 	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"
+
+test-faults: $(VENV)/.horovod  ## faults and attacks; prints a table of what was tried and what survived
+	$(PYTHON) -m pytest -m cluster tests/cluster/test_faults.py
+
+test-airflow: $(VENV)/.dev build/venv-airflow/.installed  ## the DAG under a real Airflow, in an environment of its own
+	AIRFLOW_PYTHON=build/venv-airflow/bin/python $(PYTHON) -m pytest -m cluster tests/cluster/test_airflow.py
+
+test-dbr:  ## the fast tests and one run end to end with the versions of Databricks Runtime 15.4 LTS ML; needs CPython 3.11
+	@PYTHON_FOR_VENV=python3.11 $(MAKE) --no-print-directory VENV=build/venv-dbr CONSTRAINTS=conf/constraints-dbr-15.4.txt build/venv-dbr/.dev
+	build/venv-dbr/bin/python -m pytest -m "(not spark and not slow) or end_to_end"
+
+test-matrix: $(VENV)/.dev  ## the Spark tests on PySpark 3.5 and on 4.0
+	$(PYTHON) -m pytest -m "spark and not cluster"
+	@$(MAKE) --no-print-directory test-spark4
 
 test-spark4:  ## the Spark tests on PySpark 4.0, in an environment of their own; needs a full Java 17 or 21
 	@bash conf/find_java.sh
@@ -64,6 +78,12 @@ $(VENV)/.horovod: $(VENV)/.dev conf/install_horovod.sh
 $(VENV)/.created:
 	@python=$$(bash conf/find_python.sh) && "$$python" -m venv --clear $(VENV)
 	@$(PIP) install -q 'pip>=23.2' 'setuptools<70' wheel
+	@touch $@
+
+# Not the newest Python: the list is for one, and Airflow's own dependencies are many.
+build/venv-airflow/.installed: conf/requirements-airflow.txt
+	@python3.11 -m venv --clear build/venv-airflow
+	@build/venv-airflow/bin/python -m pip --disable-pip-version-check install -q --no-deps -r $<
 	@touch $@
 
 build/constraints-spark4.txt: conf/constraints.txt Makefile

@@ -1,7 +1,7 @@
 """The command line `ivis-spark`: parse, set up logging and Spark, call the pipeline, return an exit code.
 
 0: done. 2: the input or the configuration is wrong; one line says what was given, what is allowed and what to do.
-1: anything else.
+1: anything else. 143: ended by SIGTERM, with nothing half published.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config, describe, load_config
 from ivis_spark.errors import ConfigError, DependencyError, IvisError
+from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.runtime import logs
+from ivis_spark.runtime.signals import TERMINATED, Terminated, raise_on_sigterm
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -64,9 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Runs on: driver."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command in operations.COMMANDS:
+            text, code = operations.run(arguments, _session_factory(arguments, []))
+            _say(text)
+            return code
         config = _config(arguments)
         _set_up_logging(arguments)
-        _run(arguments, config)
+        with raise_on_sigterm():
+            _run(arguments, config)
     except IvisError as err:
         _fail(str(err), arguments)
         return err.exit_code
@@ -76,11 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _fail("interrupted; what was published stays, and the same command goes on from there", arguments)
         return 130
+    except Terminated:
+        _fail("ended by SIGTERM; what was published stays, and the same command goes on from there", arguments)
+        return TERMINATED
     except Exception as err:  # the traceback goes to the log; the user gets one line
         log.debug("failed", exc_info=True)
         _fail(f"{type(err).__name__}: {_first_line(err)}", arguments)
         return 1
     return 0
+
+
+def task() -> None:
+    """Run a command as a Databricks wheel task, which looks for an exception and not at exit codes.
+
+    Raises:
+        IvisError: if the exit code is not 0.
+    """
+    code = main()
+    if code:
+        raise IvisError(f"exit code {code}; the reason stands above")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
         _add_options(command, name)
+    operations.add_commands(commands.add_parser)
     return parser
 
 
@@ -143,6 +165,13 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     parser.add_argument(
         "--log-file", metavar="FILE", help=f"where the log goes (default: {_LOG_FILE} in a local run folder)"
     )
+    parser.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="json: an object a line (default: text)"
+    )
+    parser.add_argument(
+        "--mlflow", metavar="EXPERIMENT", help="report settings, figures, losses and the report to MLflow"
+    )
+    parser.add_argument("--run-id", metavar="ID", help="id in JSON logs and manifests (default: a new one)")
 
 
 def _config(arguments: argparse.Namespace) -> Config:
@@ -158,24 +187,13 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def _set_up_logging(arguments: argparse.Namespace) -> None:
-    package = logging.getLogger("ivis_spark")
-    package.setLevel(logging.DEBUG)
-    package.propagate = False
-    for handler in list(package.handlers):
-        package.removeHandler(handler)
-        handler.close()
-    console = logging.StreamHandler()
-    console.setLevel(logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO)
-    console.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    package.addHandler(console)
-    path = arguments.log_file or _default_log_file(arguments.output)
-    if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        package.addHandler(file)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes about GPUs that are not there
-    if not arguments.verbose:
-        warnings.simplefilter("ignore")
+    logs.start_run(arguments.run_id)
+    logs.set_up(
+        level=logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO,
+        form=arguments.log_format,
+        path=arguments.log_file or _default_log_file(arguments.output),
+        all_warnings=arguments.verbose,
+    )
 
 
 def _default_log_file(output: str) -> str | None:
@@ -197,7 +215,9 @@ def _run(arguments: argparse.Namespace, config: Config) -> None:
         get_spark=_session_factory(arguments, sessions),
         input_uri=source,
         overwrite=arguments.overwrite,
+        experiment=arguments.mlflow,
     )
+    status = "FAILED"
     try:
         if arguments.command in ("run", "demo"):
             manifests = pipeline.run()
@@ -214,7 +234,13 @@ def _run(arguments: argparse.Namespace, config: Config) -> None:
             _say(f"{manifest.stage}: {pipeline.run_folder.path(manifest.stage)}")
             if arguments.command == "evaluate":
                 _tell(pipeline, manifest)
+        status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
     finally:
+        if pipeline.tracker is not None:
+            pipeline.tracker.ended(status)
         for progress in sessions:
             progress.__exit__()
 

@@ -7,6 +7,7 @@ One frozen dataclass a stage, nested in `Config`. A setting's full name is `sect
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -91,6 +92,8 @@ class _Checked:
                 continue
             value = _coerce(name, getattr(self, item.name), hints[item.name])
             low, high = item.metadata.get("low"), item.metadata.get("high")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{name}={value!r} is not a finite number")
             if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
                 allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
                 raise ConfigError(f"{name}={value!r} is out of range: it must be {allowed}")
@@ -140,7 +143,10 @@ class DataConfig(_Checked):
 
     section = "data"
 
-    format: str = _option("parquet", "Spark data source of the input: parquet, delta, csv, json, orc, ...")
+    format: str = _option(
+        "parquet",
+        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for one named in the catalog.",
+    )
     options: dict[str, Any] = _option({}, "Options of that data source, for example {header: true} for csv.")
     features_col: str | None = _option(
         None,
@@ -478,6 +484,8 @@ def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Con
                 text = file.read()
         except OSError as err:
             raise ConfigError(f"configuration file {path!r} cannot be read: {err.strerror or err}") from err
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"configuration file {path!r} is not UTF-8 text: {err}") from err
         loaded = _parse_yaml(text, f"configuration file {path!r}")
         if loaded is not None and not isinstance(loaded, Mapping):
             raise ConfigError(f"configuration file {path!r} must hold sections of settings, like neighbours: {{k: 15}}")
@@ -510,10 +518,19 @@ def _refuse_unknown(where: str, given: Iterable[Any], valid: Iterable[str]) -> N
         raise ConfigError(f"{where} has no {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no objects, and no aliases, with which a few lines can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in settings")
+        return super().compose_node(parent, index)
+
+
 def _parse_yaml(text: str, what: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as err:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # dates that are none; endless brackets
         raise ConfigError(f"{what} is not valid YAML: {' '.join(str(err).split())}") from err
 
 

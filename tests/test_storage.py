@@ -77,6 +77,8 @@ def test_death_between_the_two_renames_is_mended(run: RunFolder) -> None:
     _, aside = storage.filesystem(run.path(".replaced", "neighbours"))
     fs.makedirs(fs._parent(aside), exist_ok=True)
     fs.mv(final, aside, recursive=True)
+    assert run.set_aside() == ["neighbours"]
+    assert run.mend() == ["neighbours"] and run.set_aside() == []
     assert run.require("neighbours", "neighbours").info["rows"] == 3
     assert read(run) == "old"
 
@@ -145,5 +147,13 @@ def test_schemes() -> None:
     assert storage.normalise_uri("/a/b/") == "file:///a/b"
     assert storage.normalise_uri("s3://bucket/x/") == "s3://bucket/x"
     assert storage.filesystem("dbfs:/a/b")[1] == "/dbfs/a/b"
+    assert storage.filesystem("dbfs:/Volumes/main/x")[1] == "/Volumes/main/x"
     with pytest.raises(ArtifactError, match="nosuch"):
         storage.filesystem("nosuch://x/y")
+
+
+def test_volumes_on_databricks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
+    assert storage.normalise_uri("/Volumes/main/x") == "file:///Volumes/main/x"
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
+    assert storage.normalise_uri("/Volumes/main/x/") == "dbfs:/Volumes/main/x"

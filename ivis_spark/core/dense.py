@@ -205,10 +205,17 @@ class DenseNetwork:
 
 def _read_layers(arrays: Mapping[str, NDArray[Any]]) -> tuple[DenseLayer, ...]:
     activations = json.loads(arrays["activations"].tobytes())
-    unknown = [name for name in activations if name not in ACTIVATIONS]
+    if not isinstance(activations, list):
+        raise ValueError(f"activations {activations!r} are no list")
+    unknown = [name for name in activations if not isinstance(name, str) or name not in ACTIVATIONS]
     if unknown:
         raise ValueError(f"activations {unknown} are none of {list(ACTIVATIONS)}")
-    return tuple(
+    layers = tuple(
         DenseLayer(arrays[f"kernel_{position}"], arrays[f"bias_{position}"], activation)
         for position, activation in enumerate(activations)
     )
+    for layer in layers:
+        kernel, bias = layer.kernel, layer.bias
+        if kernel.dtype != np.float32 or kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
+            raise ValueError(f"a layer has a kernel {kernel.dtype} {kernel.shape} and a bias {bias.shape}")
+    return layers

@@ -29,7 +29,7 @@ _BLOCK_ROWS = 4096
 _SAMPLE_PER_CELL = 64
 _DEPTH_ROUNDING = 1e-6  # of a depth, relative: some operations in float32
 _TYPICAL_DIMS = 8  # intrinsic dimensions by which the pieces of a split cell are taken to shrink
-_SPREAD = 0.6  # mean rows of a cell, as a share of the most allowed: k-means cells vary in size
+SPREAD = 0.6  # mean rows of a cell, as a share of the most allowed: k-means cells vary in size
 _FORMAT = 1
 
 
@@ -259,7 +259,7 @@ class Router:
 
 def sample_size(n_rows: int, max_cell_rows: int, row_bytes: int, budget_bytes: int) -> int:
     """Return how many rows to sample for a router: enough a cell, and no more than the budget holds."""
-    cells = max(1, round(n_rows / (_SPREAD * max_cell_rows)))
+    cells = max(1, round(n_rows / (SPREAD * max_cell_rows)))
     return min(n_rows, max(cells * _SAMPLE_PER_CELL, 4096), max(1024, budget_bytes // max(1, row_bytes)))
 
 
@@ -344,7 +344,7 @@ def _rebalance(
 ) -> Router | None:
     """Split centroids above `max_rows` a cell, drop those below `min_rows`; None if there is nothing to do."""
     routed, labels = sample
-    wanted, space = _SPREAD * max_rows, _routing_space(router.metric)
+    wanted, space = SPREAD * max_rows, _routing_space(router.metric)
     centroids: list[Floats] = []
     parts: list[int] = []
     sizes: list[float] = []

@@ -48,7 +48,7 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
     options = {"header": True, "inferSchema": True} if config.format == "csv" else {}
     reader = spark.read.format(config.format).options(**{**options, **config.options})
     try:
-        frame = reader.load(storage.normalise_uri(uri))
+        frame = reader.table(uri) if config.format == "table" else reader.load(storage.normalise_uri(uri))
         frame.schema  # noqa: B018 - reads the footers, so that a wrong format is known now
         return frame
     except PySparkException as err:

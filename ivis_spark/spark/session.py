@@ -67,7 +67,7 @@ def get_session(app_name: str, *, master: str | None = None, settings: dict[str,
         return active
     ensure_java()
     builder = SparkSession.builder.appName(app_name)
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ
     chosen = dict(settings or {})
     if not submitted:
         master = master or chosen.get("spark.master") or "local[*]"
@@ -155,7 +155,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=2)  # a JVM that died would hold it longer
 
     def _watch(self) -> None:
         last = ""

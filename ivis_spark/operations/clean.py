@@ -1,0 +1,63 @@
+"""`clean`: remove what killed runs left, and stages that are no longer wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ivis_spark import storage
+from ivis_spark.errors import ArtifactError
+from ivis_spark.runtime.lock import RunLock, owners
+from ivis_spark.storage import RunFolder
+
+
+def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> list[str]:
+    """Remove half-built folders, stages moved aside and the locks of dead runs; then the stages named.
+
+    A stage that a killed run had moved aside before its new one stood is brought back first.
+
+    Runs on: driver.
+
+    Args:
+        root: URI of the run folder.
+        stages: Published stages to remove too, for example `triplets`, which only training reads.
+        dry_run: Only say what would be removed.
+
+    Returns:
+        What was removed, or brought back, a line each.
+
+    Raises:
+        ArtifactError: if a run is writing the folder, or a stage named is not there.
+    """
+    folder = RunFolder(root)
+    published = {*folder.published(), *folder.set_aside()}
+    unknown = [stage for stage in stages if stage not in published]
+    if unknown:
+        there = ", ".join(sorted(published)) or "none"
+        raise ArtifactError(f"{folder.root} has no stage {', '.join(map(repr, unknown))}; it has: {there}")
+    dead = {uri: owner for uri, owner in owners(folder.root).items() if owner.is_dead()}
+    if dry_run:
+        return [
+            *map(str, dead),
+            *folder.unfinished(),
+            *(f"{name} (moved aside)" for name in folder.set_aside()),
+            *stages,
+        ]
+    alive = [owner for uri, owner in owners(folder.root).items() if uri not in dead]
+    if alive:
+        raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it when that has ended")
+    with RunLock(folder.root):
+        done = [f"{uri}: lock of {owner}" for uri, owner in dead.items()]
+        done += [f"{name}: brought back" for name in folder.mend()]
+        left = folder.unfinished()
+        for name in [*left[:1], *stages]:
+            _remove(folder.path(name.rpartition("/")[0] or name))  # of half-built ones, the folder that holds them all
+        done += [f"{folder.path(name)}: removed" for name in [*left, *stages]]
+        for uri in dead:
+            if not uri.endswith("-run.json"):  # that one was taken over, and goes with the lock
+                _remove(uri)
+    return done
+
+
+def _remove(uri: str) -> None:
+    fs, path = storage.filesystem(uri)
+    fs.rm(path, recursive=True)

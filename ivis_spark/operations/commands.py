@@ -1,0 +1,126 @@
+"""The operator's commands of the command line: their options and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ivis_spark.config import load_config
+from ivis_spark.errors import ConfigError
+from ivis_spark.operations.clean import clean
+from ivis_spark.operations.inspect import show, status, verify
+
+COMMANDS = {
+    "plan": (
+        "What a run will need: tasks, bytes, memory a task, core-hours, and what to change.",
+        "plan --rows 1e9 --dims 128 --executors 50x16 --executor-memory 64g --set neighbours.k=20",
+    ),
+    "doctor": (
+        "Can this machine, or this cluster, run the stages? Each fault with its remedy.",
+        "doctor --output hdfs:///runs/digits --master spark://host:7077",
+    ),
+    "status": ("What a run folder holds: stages, rows, times, quality, and who is writing it.", "status runs/digits"),
+    "verify": ("Read every published file and compare it with the digest in its manifest.", "verify runs/digits"),
+    "clean": ("Remove what killed runs left, and stages named.", "clean runs/digits --stages triplets"),
+}
+
+
+def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add a parser a command; `add` takes what `add_parser` of argparse takes."""
+    options = {"plan": _plan_options, "doctor": _doctor_options, "clean": _clean_options}
+    for name, (text, example) in COMMANDS.items():
+        command = add(
+            name,
+            help=text,
+            description=text,
+            epilog=f"example:\n  ivis-spark {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in ("status", "verify", "clean"):
+            command.add_argument("output", metavar="DIR", help="the run folder, a path or URI")
+        if name in options:
+            options[name](command)
+        if name != "clean":
+            command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[str, int]:
+    """Run a command; return what it prints and the exit code.
+
+    Raises:
+        IvisError: whatever the command raises.
+    """
+    if arguments.command == "plan":
+        return _plan(arguments), 0
+    if arguments.command == "doctor":
+        return _doctor(arguments, get_spark)
+    if arguments.command == "status":
+        found = status(arguments.output)
+        return (_json(dataclasses.asdict(found)) if arguments.json else show(found)), 0
+    if arguments.command == "verify":
+        files = verify(arguments.output)
+        lines = [f"{name:<24} {count:>6} files as published" for name, count in files.items()]
+        return (_json(files) if arguments.json else "\n".join(lines)), 0
+    stages = [name for name in arguments.stages.split(",") if name]
+    done = clean(arguments.output, stages=stages, dry_run=arguments.dry_run)
+    return "\n".join([*("would remove " * arguments.dry_run + line for line in done)] or ["nothing to remove"]), 0
+
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rows", type=float, required=True, metavar="N", help="rows of the table, like 1e9")
+    command.add_argument("--dims", type=int, required=True, metavar="D", help="features of a row")
+    command.add_argument("--executors", default="1x4", metavar="ExC", help="executors x cores of each (default: 1x4)")
+    command.add_argument("--executor-memory", default="8g", metavar="M", help="memory of an executor (default: 8g)")
+    command.add_argument("--config", metavar="FILE", help="settings of the run, as for `run`")
+    command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
+    command.add_argument("--measured", metavar="DIR", help="a finished run of a part of the table, to take rates from")
+    command.add_argument("--measured-cores", type=int, metavar="N", help="the cores that run had")
+
+
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output", metavar="DIR", help="run folder to try: written, renamed, read, from executors too"
+    )
+    command.add_argument("--master", metavar="URL", help="Spark master; its executors are looked at too")
+    command.add_argument(
+        "--spark-conf", metavar="KEY=VALUE", action="append", default=[], help="a Spark setting; repeatable"
+    )
+
+
+def _clean_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--stages", default="", metavar="A,B", help="published stages to remove too")
+    command.add_argument("--dry-run", action="store_true", help="say what would be removed")
+
+
+def _plan(arguments: argparse.Namespace) -> str:
+    from ivis_spark.operations.measured import carry_over, measure, show_plan
+    from ivis_spark.operations.plan import Cluster, make_plan
+
+    if (arguments.measured is None) != (arguments.measured_cores is None):
+        raise ConfigError("--measured and --measured-cores go together: the run, and the cores that it had")
+    config = load_config(arguments.config, arguments.set)
+    cluster = Cluster.parse(arguments.executors, arguments.executor_memory)
+    if arguments.measured is None:
+        stages = make_plan(arguments.rows, arguments.dims, config, cluster)
+    else:
+        factors, assumed = measure(arguments.measured, arguments.measured_cores)
+        stages = carry_over(make_plan(arguments.rows, arguments.dims, config, cluster, assumed=assumed), factors)
+    return _json([dataclasses.asdict(stage) for stage in stages]) if arguments.json else show_plan(stages, cluster)
+
+
+def _doctor(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[str, int]:
+    from ivis_spark.operations import doctor
+
+    checks = doctor.check_machine()
+    if arguments.output is not None:
+        checks.append(doctor.check_storage(arguments.output))
+    checks += doctor.check_spark(get_spark, arguments.output)
+    text = _json([dataclasses.asdict(check) for check in checks]) if arguments.json else doctor.show(checks)
+    return text, int(any(check.state == "fail" for check in checks))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2)

@@ -1,0 +1,250 @@
+"""`doctor`: can this machine, and this cluster, run the stages? Every fault comes with its remedy.
+
+Each check does the real thing on a small scale: a Spark session that moves Arrow batches through Python workers, a
+Parquet file that Petastorm reads, a folder that is written, renamed and listed where the run will be.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ivis_spark import storage
+from ivis_spark.errors import IvisError
+
+_LEAST_FREE_BYTES = 10 << 30
+_LEAST_MEMORY_BYTES = 4 << 30
+_PACKAGES = ("numpy", "pyarrow", "pandas", "annoy", "fsspec", "pyyaml", "pyspark", "petastorm", "setuptools")
+_SAME_EVERYWHERE = ("python", "ivis_spark", "numpy", "pyarrow", "annoy")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, how it is, what was found, and how to mend it."""
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    remedy: str = ""
+
+
+def check_machine() -> list[Check]:
+    """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
+    checks = (_python, _packages, _memory, _disk, _tensorflow, _petastorm, _horovod, _gpus)
+    return [_guarded(check) for check in checks]
+
+
+def check_storage(root: str) -> Check:
+    """Write, read, list, rename and remove below the run folder, as stages do. Runs on: driver or executor."""
+    return _guarded(lambda: _storage(root), name="storage")
+
+
+def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
+    """Start Spark, move Arrow batches through Python workers, and look at the machines of the executors.
+
+    Runs on: driver.
+
+    Args:
+        get_spark: Returns the session.
+        root: Run folder that executors must reach too; None leaves that out.
+    """
+    started = time.monotonic()
+    try:
+        spark = get_spark()
+    except (IvisError, OSError, RuntimeError) as err:
+        return [Check("spark", "fail", str(err).splitlines()[0], "mend Java or --master, then look again")]
+    found = f"{spark.version} on {spark.sparkContext.master}, {time.monotonic() - started:.1f} s to start"
+    checks = [Check("spark", "ok", found)]
+    local = spark.sparkContext.master.startswith("local")
+    return checks + ([] if local else _executors(spark, root))
+
+
+def show(checks: list[Check]) -> str:
+    """Return the checks as text, a line each and its remedy below."""
+    lines = []
+    for check in checks:
+        lines.append(f"{check.state:<5} {check.name}: {check.found}")
+        if check.remedy and check.state != "ok":
+            lines.append(f"      to mend: {check.remedy}")
+    return "\n".join(lines)
+
+
+def _guarded(check: Callable[[], Check], *, name: str = "") -> Check:
+    """Run a check; one that breaks is a finding, not an end: this is where broken machines are looked at."""
+    try:
+        return check()
+    except Exception as err:  # noqa: BLE001
+        text = f"{type(err).__name__}: {(str(err).splitlines() or ['no message'])[0]}"
+        return Check(name or check.__name__.strip("_"), "fail", text, "install what is missing, then look again")
+
+
+def _python() -> Check:
+    version = platform.python_version()
+    if not (3, 10) <= sys.version_info < (3, 13):
+        return Check("python", "fail", version, "use CPython 3.10, 3.11 or 3.12")
+    return Check("python", "ok", f"{version} ({sys.executable})")
+
+
+def _packages() -> Check:
+    from packaging.requirements import Requirement
+
+    ranges: dict[str, Any] = {}
+    for need in map(Requirement, importlib.metadata.requires("ivis_spark") or []):
+        ranges[need.name.lower()] = ranges.get(need.name.lower(), need.specifier) & need.specifier
+    found, wrong = [], []
+    for name in _PACKAGES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {version}")
+        if name in ranges and not ranges[name].contains(version, prereleases=True):
+            wrong.append(f"{name} {version} is not {ranges[name]}")
+    if wrong:
+        remedy = "pip install -c conf/constraints.txt 'ivis_spark[cpu,fit]'"
+        return Check("packages", "fail", "; ".join(wrong), remedy)
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores"
+    if total < _LEAST_MEMORY_BYTES:
+        return Check("memory", "warn", found, "4 GiB or more: a JVM and TensorFlow live side by side")
+    return Check("memory", "ok", found)
+
+
+def _disk() -> Check:
+    folder = os.environ.get("SPARK_LOCAL_DIRS", tempfile.gettempdir()).split(",")[0]
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free in {folder}"
+    if free < _LEAST_FREE_BYTES:
+        return Check("disk", "warn", found, "shuffles go there: free some, or set spark.local.dir to a larger disk")
+    return Check("disk", "ok", found)
+
+
+def _tensorflow() -> Check:
+    tf = importlib.import_module("tensorflow")
+    return Check("tensorflow", "ok", f"{tf.__version__}, keras {importlib.metadata.version('keras')}")
+
+
+def _petastorm() -> Check:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    make_batch_reader = importlib.import_module("petastorm").make_batch_reader
+    with tempfile.TemporaryDirectory(prefix="ivis-spark-doctor-") as folder:
+        pq.write_table(pa.table({"block": [b"1234", b"5678"]}), os.path.join(folder, "part-0.parquet"))
+        with make_batch_reader(f"file://{folder}", reader_pool_type="dummy", num_epochs=1) as reader:
+            read = [bytes(value) for batch in reader for value in batch.block]
+    if sorted(read) != [b"1234", b"5678"]:
+        return Check(
+            "petastorm", "fail", f"read {read} of two blocks", "pip install 'pyarrow>=14,<15' petastorm==0.13.1"
+        )
+    return Check("petastorm", "ok", f"{importlib.metadata.version('petastorm')} reads Parquet")
+
+
+def _horovod() -> Check:
+    remedy = "only training on several ranks needs it: build it as the README says, or train with train.backend=local"
+    try:
+        hvd = importlib.import_module("horovod.tensorflow")
+    except Exception as err:  # noqa: BLE001 - built for another TensorFlow, it raises errors of its own
+        return Check("horovod", "warn", str(err).splitlines()[0], remedy)
+    transports = [name for name in ("gloo", "mpi", "nccl") if getattr(hvd, f"{name}_built")()]
+    version = importlib.metadata.version("horovod")
+    if not transports:
+        return Check("horovod", "fail", f"{version} without any transport", remedy)
+    return Check("horovod", "ok", f"{version} with {', '.join(transports)}")
+
+
+def _gpus() -> Check:
+    found = importlib.import_module("tensorflow").config.list_physical_devices("GPU")
+    if found:
+        return Check("gpus", "ok", ", ".join(device.name for device in found))
+    if shutil.which("nvidia-smi"):
+        return Check("gpus", "warn", "nvidia-smi is there, TensorFlow sees none", "pip install 'ivis_spark[gpu]'")
+    return Check("gpus", "ok", "none; everything runs on CPUs")
+
+
+def _storage(root: str) -> Check:
+    uri = storage.join(storage.normalise_uri(root), f".doctor-{socket.gethostname()}-{os.getpid()}")
+    fs, path = storage.filesystem(uri)
+    started = time.monotonic()
+    storage.write_json(storage.join(uri, "old", "a.json"), {"a": 1})
+    fs.mv(f"{path}/old", f"{path}/new", recursive=True)
+    listed = storage.list_files(storage.join(uri, "new"))
+    read = storage.read_json(storage.join(uri, "new", "a.json"))
+    fs.rm(path, recursive=True)
+    taken = time.monotonic() - started
+    if [name for name, _ in listed] != ["a.json"] or read != {"a": 1}:
+        return Check("storage", "fail", f"{root} lists {listed} after a rename", "use storage that is consistent")
+    if taken > 5:
+        return Check(
+            "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage nearer to the cluster"
+        )
+    return Check("storage", "ok", f"{root} is written, renamed, listed and read in {taken:.2f} s")
+
+
+def _report(_: int, batches: Iterator[Any], *, root: str | None, mark: str) -> Iterator[dict[str, Any]]:
+    """Describe the machine of an executor; leave a mark in the run folder, which the driver looks for."""
+    list(batches)
+    checks = check_machine()
+    if root is not None:
+        checks.append(check_storage(root))
+        if checks[-1].state == "ok":
+            storage.write_json(storage.join(storage.normalise_uri(root), f".doctor-{mark}", f"{os.getpid()}.json"), {})
+    time.sleep(1.0)  # so that one executor does not take the tasks of all
+    yield {"host": socket.gethostname(), "versions": _versions(), "checks": [asdict(check) for check in checks]}
+
+
+def _versions() -> dict[str, str]:
+    return {name: text for name, text in storage.installed_versions().items() if name in _SAME_EVERYWHERE}
+
+
+def _executors(spark: Any, root: str | None) -> list[Check]:
+    context, mark = spark.sparkContext, uuid.uuid4().hex[:8]
+    tasks = max(2, context.defaultParallelism)
+    body = functools.partial(_report, root=root, mark=mark)
+    found = context.parallelize(range(tasks), tasks).mapPartitionsWithIndex(body).collect()
+    checks: dict[tuple[str, str], Check] = {}
+    for report in found:
+        for entry in report["checks"]:
+            if entry["state"] != "ok":
+                named = Check(f"{entry['name']} on {report['host']}", entry["state"], entry["found"], entry["remedy"])
+                checks[named.name, named.found] = named
+    other = [report for report in found if report["versions"] != _versions()]
+    if other:
+        text = "; ".join(storage.differences(_versions(), other[0]["versions"]))
+        remedy = "ship the environment with --archives, or install the same wheel on every machine"
+        checks["versions", text] = Check(
+            f"versions on {other[0]['host']}", "fail", f"driver -> executor: {text}", remedy
+        )
+    if root is not None:
+        shared = _marks_seen(root, mark)
+        if not shared:
+            remedy = "use a path or URI that driver and executors share (HDFS, S3, DBFS, NFS)"
+            checks["shared", root] = Check("shared storage", "fail", f"{root} is another place on executors", remedy)
+    hosts = sorted({report["host"] for report in found})
+    return [Check("executors", "ok", f"{tasks} tasks on {', '.join(hosts)}"), *checks.values()]
+
+
+def _marks_seen(root: str, mark: str) -> bool:
+    fs, path = storage.filesystem(storage.join(storage.normalise_uri(root), f".doctor-{mark}"))
+    if not fs.exists(path):
+        return False
+    seen = bool(fs.ls(path, detail=False))
+    fs.rm(path, recursive=True)
+    return seen

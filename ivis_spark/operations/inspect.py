@@ -1,0 +1,155 @@
+"""`status` and `verify`: what a run folder holds, and whether it is what was published. Nothing here writes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from ivis_spark import storage
+from ivis_spark.errors import ArtifactError
+from ivis_spark.runtime.lock import owners
+from ivis_spark.storage import MANIFEST, Manifest, RunFolder
+
+_THREADS = 8  # digesting waits for storage
+_QUALITY = {
+    "recall_at_k": "recall",
+    "trustworthiness": "trustworthiness",
+    "knn_accuracy": "kNN accuracy",
+    "random_triplet_accuracy": "random triplets",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `status` found. `stages` are in the order in which they were published."""
+
+    folder: str
+    stages: list[dict[str, Any]]
+    quality: dict[str, float]
+    running: list[str]
+    left: list[str] = field(default_factory=list)
+
+
+def status(root: str) -> Status:
+    """Describe a run folder: its stages with rows, seconds and bytes, the quality figures, and who is writing it.
+
+    Raises:
+        ArtifactError: if it holds neither a stage nor a run that goes on.
+    """
+    folder = RunFolder(root)
+    stages, quality = [], {}
+    for name, manifest in _manifests(folder).items():
+        stages.append(_stage(name, manifest))
+        quality.update({text: manifest.info[key] for key, text in _QUALITY.items() if key in manifest.info})
+        if isinstance(manifest.info.get("recall"), dict):
+            quality["recall"] = manifest.info["recall"]["value"]
+    locks = owners(folder.root)
+    running = [str(owner) for owner in locks.values() if not owner.is_dead()]
+    left = [f"lock of {owner}" for owner in locks.values() if owner.is_dead()]
+    if not running:
+        left += folder.unfinished() + [f"{name} (moved aside)" for name in folder.set_aside()]
+    if not stages and not running and not left:
+        raise ArtifactError(
+            f"{folder.root} holds no run; its stages are made by: ivis-spark run --input ... --output ..."
+        )
+    found = {text: value for text, value in quality.items() if isinstance(value, (int, float))}
+    return Status(folder.root, sorted(stages, key=lambda stage: stage["created"]), found, running, left)
+
+
+def show(found: Status) -> str:
+    """Return a status as text: a table of the stages, the quality, and what goes on."""
+    lines = [found.folder, ""]
+    if found.stages:
+        lines.append(f"{'stage':<24} {'rows':>14} {'seconds':>10} {'size':>9}  published")
+    for stage in found.stages:
+        rows = "-" if stage["rows"] is None else f"{stage['rows']:,}"
+        line = f"{stage['stage']:<24} {rows:>14} {stage['seconds'] or 0:>10,.1f} {size_text(stage['bytes']):>9}"
+        lines.append(f"{line}  {stage['created']}")
+    if found.quality:
+        lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
+    lines += [f"running: {text}" for text in found.running]
+    lines += [f"left by a run that ended without a word: {text} (ivis-spark clean removes it)" for text in found.left]
+    return "\n".join(lines)
+
+
+def size_text(size: float) -> str:
+    """Return bytes with a unit, like 1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def verify(root: str) -> dict[str, int]:
+    """Read every published file and compare it with the digest in its manifest.
+
+    Returns:
+        Files of each stage, all of them whole.
+
+    Raises:
+        ArtifactError: naming missing, altered and foreign files, and stages whose input was replaced since.
+    """
+    folder = RunFolder(root)
+    manifests = _manifests(folder)
+    if not manifests:
+        raise ArtifactError(f"{folder.root} holds no published stage to verify")
+    faults = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, manifest in manifests.items():
+            faults += _altered(folder, name, manifest, pool) + _outdated(name, manifest, manifests)
+    if faults:
+        shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
+        raise ArtifactError(
+            f"{folder.root} is not what was published: {shown}. Build those stages anew with --overwrite"
+        )
+    return {name: len(manifest.files) for name, manifest in manifests.items()}
+
+
+def _manifests(folder: RunFolder) -> dict[str, Manifest]:
+    found = {name: folder.manifest(name) for name in folder.published()}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+
+def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "stage": name,
+        "rows": manifest.info.get("rows"),
+        "seconds": stage_seconds(manifest.info.get("seconds")),
+        "bytes": sum(record["bytes"] for record in manifest.files),
+        "files": len(manifest.files),
+        "created": manifest.created,
+        "run_id": manifest.info.get("run_id"),
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def stage_seconds(value: Any) -> float | None:
+    """Return a stage's seconds; the sum, where it tells those of its steps."""
+    if isinstance(value, dict):
+        return round(sum(value.values()), 3)
+    return value if isinstance(value, (int, float)) else None
+
+
+def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolExecutor) -> list[str]:
+    present = dict(storage.list_files(folder.path(name)))
+    records = {record["path"]: record for record in manifest.files}
+    faults = [f"{name}/{path} is missing" for path in sorted(records.keys() - present.keys())]
+    faults += [f"{name}/{path} is not in the manifest" for path in sorted(present.keys() - records.keys() - {MANIFEST})]
+    whole = sorted(records.keys() & present.keys())
+    digests = pool.map(storage.digest_file, [folder.path(name, path) for path in whole])
+    for path, digest in zip(whole, digests, strict=True):
+        wanted = {key: records[path][key] for key in ("bytes", "sha256")}
+        if digest != wanted:
+            faults.append(f"{name}/{path} was altered ({digest['bytes']} bytes, {wanted['bytes']} were written)")
+    return faults
+
+
+def _outdated(name: str, manifest: Manifest, manifests: dict[str, Manifest]) -> list[str]:
+    """Name the stages of this run that a stage was made from and that have been replaced since."""
+    inputs = manifest.spec.get("inputs", {})
+    changed = [
+        stage for stage, digest in inputs.items() if stage in manifests and manifests[stage].fingerprint != digest
+    ]
+    return [f"{name} was made from a {stage!r} that has been replaced" for stage in changed]

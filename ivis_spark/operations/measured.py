@@ -1,0 +1,107 @@
+"""Plans against finished runs: what a run of a part of the table took, compared with its plan and carried over."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ivis_spark.config import Config
+from ivis_spark.errors import ArtifactError
+from ivis_spark.operations.inspect import size_text, stage_seconds
+from ivis_spark.operations.plan import Assumptions, Cluster, Rates, StagePlan, make_plan
+from ivis_spark.storage import Manifest, RunFolder
+
+_STAGES = ("rows", "neighbours", "triplets", "model", "embeddings", "report")
+
+
+def measure(root: str, cores: int) -> tuple[dict[str, float], Assumptions]:
+    """Return how much longer each stage of a finished run took than its plan says, and what its table showed.
+
+    Args:
+        root: URI of the run folder.
+        cores: Cores that the run had.
+
+    Raises:
+        ArtifactError: if a stage is not published.
+    """
+    manifests = run_manifests(root)
+    plans = plan_of_run(manifests, cores)
+    factors = {}
+    for stage in plans:
+        start = stage.seconds - stage.core_seconds / min(stage.tasks, cores)
+        taken = max(0.1, seconds_of(manifests[stage.stage]) - start)
+        factors[stage.stage] = taken / max(1e-9, stage.seconds - start)
+    return factors, _assumptions(manifests)
+
+
+def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[StagePlan]:
+    """Return the plan that would have been made for a finished run."""
+    settings: dict[str, Any] = {}
+    for manifest in manifests.values():
+        settings.update(manifest.spec["config"])
+    config = Config.from_mapping(settings)
+    info = manifests["rows"].info
+    return make_plan(info["rows"], info["dims"], config, Cluster(1, cores, 64e9), assumed=_assumptions(manifests))
+
+
+def carry_over(stages: list[StagePlan], factors: dict[str, float]) -> list[StagePlan]:
+    """Return plans whose work is scaled by what a finished run took."""
+    return [
+        dataclasses.replace(
+            stage,
+            core_seconds=stage.core_seconds * factors[stage.stage],
+            seconds=stage.seconds * factors[stage.stage],
+        )
+        for stage in stages
+    ]
+
+
+def run_manifests(root: str) -> dict[str, Manifest]:
+    """Return the manifests of a finished run.
+
+    Raises:
+        ArtifactError: if a stage is not published.
+    """
+    folder = RunFolder(root)
+    return {stage: folder.require(stage, "run") for stage in _STAGES}
+
+
+def seconds_of(manifest: Manifest) -> float:
+    """Return how long a stage took.
+
+    Raises:
+        ArtifactError: if its manifest does not say.
+    """
+    seconds = stage_seconds(manifest.info.get("seconds"))
+    if seconds is None:
+        raise ArtifactError(f"the manifest of {manifest.stage!r} has no seconds; build the stage anew with --overwrite")
+    return seconds
+
+
+def show_plan(stages: list[StagePlan], cluster: Cluster) -> str:
+    """Return a plan as text: a table, totals, the formulas, and what to change."""
+    head = f"{'stage':<12}{'tasks':>9}{'shuffle':>11}{'storage':>11}{'a task':>10}{'core-hours':>12}{'hours':>9}"
+    lines = [head]
+    for stage in stages:
+        lines.append(
+            f"{stage.stage:<12}{stage.tasks:>9,}{size_text(stage.shuffle_bytes):>11}{size_text(stage.storage_bytes):>11}"
+            f"{size_text(stage.task_bytes):>10}{stage.core_seconds / 3600:>12,.2f}{stage.seconds / 3600:>9,.2f}"
+        )
+    shuffle, stored = (sum(getattr(stage, name) for stage in stages) for name in ("shuffle_bytes", "storage_bytes"))
+    core, hours = (sum(getattr(stage, name) for stage in stages) / 3600 for name in ("core_seconds", "seconds"))
+    lines.append(
+        f"{'all':<12}{'':>9}{size_text(shuffle):>11}{size_text(stored):>11}{'':>10}{core:>12,.2f}{hours:>9,.2f}"
+    )
+    biggest = max(stage.shuffle_bytes for stage in stages) / cluster.executors
+    lines += ["", f"local disk of an executor for shuffles: {size_text(2 * biggest)}", "", "formulas (N rows, d dims):"]
+    lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
+    rates = dataclasses.asdict(Rates()).items()
+    lines += ["rates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates)]
+    advice = [f"  {stage.stage}: {text}" for stage in stages for text in stage.advice]
+    return "\n".join([*lines, "", "to change:" if advice else "nothing passes a limit", *advice])
+
+
+def _assumptions(manifests: dict[str, Manifest]) -> Assumptions:
+    copies, epochs = manifests["neighbours"].info.get("replicas"), manifests["model"].info.get("epochs")
+    base = Assumptions()
+    return Assumptions(copies=copies or base.copies, epochs=epochs or base.epochs, surveys=base.surveys)

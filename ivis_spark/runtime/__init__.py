@@ -1,0 +1,1 @@
+"""What surrounds a run while it goes: its lock, its log, its end by a signal."""

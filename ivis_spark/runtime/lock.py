@@ -1,0 +1,223 @@
+"""The lock that keeps two runs from writing one run folder.
+
+A small file `<run folder>/.lock-<name>.json` names its owner: host, process, and the time of its last heartbeat. It is
+made so that only one can make it; on filesystems that cannot do that the last writer wins and the loser sees it.
+A lock whose process is gone, or whose heartbeat has stopped, is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+
+from ivis_spark import storage
+from ivis_spark.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+STALE_S = 120.0  # twelve heartbeats: storage that is slow for a minute must not cost a run its lock
+_SETTLE_S = 1.0  # what a write of another run that wants the lock too may take to be seen
+PREFIX = ".lock-"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock. Times are seconds since 1970 by the owner's clock; `born` tells a process from a later one."""
+
+    token: str
+    host: str
+    pid: int
+    user: str
+    born: str | None
+    started: float
+    heartbeat: float
+
+    @classmethod
+    def me(cls) -> Owner:
+        """Describe this process."""
+        now = time.time()
+        return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _user(), _born(os.getpid()), now, now)
+
+    def is_dead(self) -> bool:
+        """Tell whether the owner is known to be gone, or has not been heard of for `STALE_S`."""
+        if self.host == socket.gethostname() and not _is_running(self.pid, self.born):
+            return True
+        return time.time() - self.heartbeat > STALE_S
+
+    def __str__(self) -> str:
+        ago = max(0, time.time() - self.heartbeat)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started))
+        return f"process {self.pid} of {self.user} on {self.host}, since {since} UTC, last heartbeat {ago:.0f} s ago"
+
+
+class RunLock:
+    """Holds a lock while the `with` block runs. Runs on: driver; a thread writes the heartbeat.
+
+    Args:
+        root: URI of the run folder.
+        name: Which lock: stages that do not meet may have one each.
+
+    Raises:
+        ArtifactError: on entering, if another run holds the lock; names it and says when it can be taken over.
+    """
+
+    def __init__(self, root: str, name: str = "run") -> None:
+        self.uri = storage.join(storage.normalise_uri(root), f"{PREFIX}{name}.json")
+        self._owner = Owner.me()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="ivis-spark-lock")
+
+    def __enter__(self) -> RunLock:
+        before = read_owner(self.uri)
+        if before is not None and not before.is_dead():
+            raise self._refused(before)
+        if before is not None:
+            log.warning("the lock of a run that ended without a word is taken over: %s", before)
+        alone = self._create(replace=before is not None)
+        if not alone:
+            time.sleep(_SETTLE_S)
+            self.check()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_SETTLE_S)
+        owner = read_owner(self.uri)
+        if owner is not None and owner.token == self._owner.token:
+            fs, path = storage.filesystem(self.uri)
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+    def check(self) -> None:
+        """Look whether the lock is still this run's; call it before something is published.
+
+        Raises:
+            ArtifactError: if another run took it over, as happens after a pause longer than `STALE_S`.
+        """
+        owner = read_owner(self.uri)
+        if owner is None or owner.token != self._owner.token:
+            raise self._refused(owner)
+
+    def _refused(self, owner: Owner | None) -> ArtifactError:
+        folder = self.uri.rpartition("/")[0]
+        if owner is None:
+            return ArtifactError(f"the lock {self.uri} of this run was removed; start the run again")
+        wait = max(0, STALE_S - (time.time() - owner.heartbeat))
+        return ArtifactError(
+            f"{folder} is being written by {owner}. Wait for it, choose another --output, or, if it is dead, start "
+            f"again in {wait:.0f} s, when its lock can be taken over"
+        )
+
+    def _create(self, *, replace: bool) -> bool:
+        """Write the lock; return whether it is certain that nobody else wrote it too."""
+        fs, path = storage.filesystem(self.uri)
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        body = _encode(self._owner)
+        if not replace:
+            try:
+                with fs.open(path, "xb") as file:
+                    file.write(body)
+            except FileExistsError as err:
+                time.sleep(_SETTLE_S)
+                raise self._refused(read_owner(self.uri)) from err
+            except (ValueError, NotImplementedError):
+                pass  # a filesystem that cannot create exclusively
+            else:
+                return True
+        fs.pipe_file(path, body)
+        return False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            try:
+                self.check()
+                self._owner = dataclasses.replace(self._owner, heartbeat=time.time())
+                _rewrite(self.uri, _encode(self._owner))
+            except ArtifactError as err:
+                log.error("%s", err)  # the run itself hears of it when it is about to publish
+                return
+            except OSError as err:
+                log.warning("the heartbeat of %s could not be written: %s", self.uri, err)
+
+
+def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owner | None:
+    """Return who holds a lock, None if nobody does.
+
+    A file that is torn is read again after each pause, since its owner may be writing it; then it counts as that of an
+    owner who is dead.
+    """
+    fs, path = storage.filesystem(uri)
+    for pause in pauses:
+        time.sleep(pause)
+        try:
+            found = Owner(**json.loads(fs.cat_file(path)))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, RecursionError):
+            continue
+        if all(isinstance(value, (int, float)) for value in (found.pid, found.started, found.heartbeat)):
+            return found
+    return Owner("", "a host unknown", 0, "somebody unknown", None, 0.0, 0.0)
+
+
+def owners(root: str) -> dict[str, Owner]:
+    """Return the locks of a run folder by URI, dead ones too."""
+    fs, path = storage.filesystem(root)
+    names = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)] if fs.exists(path) else []
+    uris = [storage.join(storage.normalise_uri(root), name) for name in names if name.startswith(PREFIX)]
+    found = {uri: read_owner(uri) for uri in uris if uri.endswith(".json")}
+    return {uri: owner for uri, owner in found.items() if owner is not None}
+
+
+def _encode(owner: Owner) -> bytes:
+    return json.dumps(dataclasses.asdict(owner), indent=2).encode()
+
+
+def _rewrite(uri: str, body: bytes) -> None:
+    """Replace a file so that nobody reads half of it and a full disk leaves the old one."""
+    local = storage.local_path(uri)
+    if local is None:
+        fs, path = storage.filesystem(uri)
+        fs.pipe_file(path, body)
+        return
+    with open(local + ".new", "wb") as file:
+        file.write(body)
+    os.replace(local + ".new", local)
+
+
+def _is_running(pid: int, born: str | None) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return born is None or _born(pid) in (None, born)
+
+
+def _born(pid: int) -> str | None:
+    """Return when a process started, in the kernel's ticks; None where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container whose user has no name
+        return f"user {os.getuid()}"

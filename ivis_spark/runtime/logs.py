@@ -1,0 +1,88 @@
+"""The log of a command: lines for people on the console and in a file, or JSON, one object a line.
+
+Every JSON line says which run and which stage it belongs to, so that a log store can group what Airflow retries and
+clusters scatter.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+import warnings
+from typing import Literal
+
+Format = Literal["text", "json"]
+FORMATS: tuple[Format, ...] = ("text", "json")
+
+# One command a process; a plain variable, since the thread that reports progress must see it too.
+_context = {"run_id": "", "stage": ""}
+
+
+def start_run(run_id: str | None = None) -> str:
+    """Set, and return, the id that this run's log lines and manifests carry; a new one if none is given."""
+    _context.update(run_id=run_id or uuid.uuid4().hex[:12], stage="")
+    return _context["run_id"]
+
+
+def run_id() -> str:
+    """Return the id of this run, made at the first call if `start_run` was not called."""
+    return _context["run_id"] or start_run()
+
+
+def enter_stage(stage: str) -> None:
+    """Say which stage the log lines that follow belong to."""
+    _context["stage"] = stage
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, run_id, stage, message, and the traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its newline."""
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            **_context,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up(
+    *, level: int = logging.INFO, form: Format = "text", path: str | None = None, all_warnings: bool = False
+) -> None:
+    """Send the package's log to the console and, if given, to a file. Runs on: driver.
+
+    Args:
+        level: Lowest level shown on the console; the file gets all.
+        form: Lines for people, or JSON.
+        path: File to append to.
+        all_warnings: Whether Python's own warnings are shown.
+    """
+    package = logging.getLogger("ivis_spark")
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    for handler in list(package.handlers):
+        package.removeHandler(handler)
+        handler.close()
+    console = logging.StreamHandler()
+    console.setLevel(level)
+    console.setFormatter(
+        JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+    )
+    package.addHandler(console)
+    if path is not None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        file.setFormatter(JsonFormatter() if form == "json" else plain)
+        package.addHandler(file)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes about GPUs that are not there
+    if not all_warnings:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,103 @@
+"""How a stage comes to stand: skipped if it does, else built under the lock, published, logged and told to MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from ivis_spark.runtime import logs
+from ivis_spark.runtime.lock import RunLock
+from ivis_spark.runtime.tracking import Tracker
+from ivis_spark.storage import Manifest, RunFolder, StageBuild
+
+log = logging.getLogger(__name__)
+
+
+class StageRunner:
+    """Publishes the stages of one run folder. Runs on: driver.
+
+    Args:
+        output: URI of the run folder.
+        commands: The command that makes each stage, for messages.
+        overwrite: Whether stages made with other settings or input are built anew instead of refused.
+        experiment: MLflow experiment to report to; None reports to nobody.
+    """
+
+    def __init__(
+        self, output: str, commands: Mapping[str, str], *, overwrite: bool = False, experiment: str | None = None
+    ) -> None:
+        self.folder = RunFolder(output)
+        self.tracker = None if experiment is None else Tracker(self.folder, experiment)
+        self._commands, self._overwrite = commands, overwrite
+        self._lock: RunLock | None = None
+
+    def publish(
+        self,
+        name: str,
+        spec: dict[str, Any],
+        build: Callable[[StageBuild], None],
+        *,
+        lock: str,
+        map_files: Callable[[Callable[[str], Any], list[str]], Iterable[Any]],
+    ) -> Manifest:
+        """Build a stage unless it stands with the same settings and input; return its manifest.
+
+        Args:
+            name: Folder of the stage.
+            spec: Configuration and inputs.
+            build: Writes the stage below the build's `uri`.
+            lock: Name of the lock to hold; a command that holds one already needs no other.
+            map_files: How to digest many files.
+
+        Raises:
+            ArtifactError: if it stands with other settings and is not to be overwritten, or another run holds the lock.
+        """
+        logs.enter_stage(name)
+        self._mend()
+        command = self._commands.get(name, "embed")
+        if self.folder.is_current(name, spec, overwrite=self._overwrite):
+            log.info("%s: already published, skipped", name)
+        else:
+            log.info("%s: started", name)
+            started = time.monotonic()
+            with self.locked(lock) as held, self.folder.build(name, spec, map_files=map_files) as stage:
+                build(stage)
+                stage.info["run_id"] = logs.run_id()
+                held.check()
+            log.info("%s: published in %.1f s", name, time.monotonic() - started)
+        manifest = self.folder.require(name, command)
+        if self.tracker is not None:
+            self.tracker.stage_published(manifest)
+        return manifest
+
+    def require(self, name: str) -> Manifest:
+        """Return the manifest of a stage that must stand.
+
+        Raises:
+            ArtifactError: if it does not (names the command that makes it), or is not whole.
+        """
+        self._mend()
+        return self.folder.require(name, self._commands[name])
+
+    @contextlib.contextmanager
+    def locked(self, name: str = "run") -> Iterator[RunLock]:
+        """Hold a lock of the run folder."""
+        if self._lock is not None:
+            yield self._lock
+            return
+        with RunLock(self.folder.root, name) as lock:
+            self._lock = lock
+            try:
+                yield lock
+            finally:
+                self._lock = None
+
+    def _mend(self) -> None:
+        """Bring back what a run had set aside when it died; one that lives holds the lock and does so itself."""
+        if self.folder.set_aside():
+            with self.locked():
+                for name in self.folder.mend():
+                    log.warning("%s: brought back; a run died while it was being replaced", name)

@@ -1,0 +1,123 @@
+"""MLflow tracking of a run: its settings, each stage's figures, the loss of every epoch, and the report.
+
+One MLflow run a run folder: its id is kept in the folder, so that a rerun, or the next Airflow task, goes on in it.
+Where and how MLflow is reached is MLflow's own affair (`MLFLOW_TRACKING_URI`, Databricks). A server that does not
+answer costs a warning, never the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ivis_spark import storage
+from ivis_spark.errors import ArtifactError, DependencyError
+from ivis_spark.storage import Manifest, RunFolder
+
+log = logging.getLogger(__name__)
+
+_FILE = ".mlflow.json"
+_MOST_PARAM_CHARACTERS = 500
+
+
+class Tracker:
+    """Reports published stages to MLflow. Runs on: driver.
+
+    Args:
+        folder: The run folder.
+        experiment: Name of the experiment; made if it is not there.
+
+    Raises:
+        DependencyError: if mlflow is not installed.
+    """
+
+    def __init__(self, folder: RunFolder, experiment: str) -> None:
+        try:
+            import mlflow
+        except ImportError as err:
+            raise DependencyError("tracking needs MLflow: pip install 'ivis_spark[mlflow]'") from err
+        self._make_client = mlflow.MlflowClient
+        self._client: Any = None
+        self._folder, self._experiment = folder, experiment
+        self._run_id: str | None = None
+
+    def stage_published(self, manifest: Manifest) -> None:
+        """Log a stage, unless this very build of it was logged before."""
+        with _only_warn(manifest.stage):
+            run_id = self._run()
+            tag = f"ivis_spark.{manifest.stage}"
+            if self._client.get_run(run_id).data.tags.get(tag) == manifest.created:
+                return
+            for name, text in _params(manifest.spec.get("config", {})).items():
+                self._client.log_param(run_id, name, text)
+            for name, value, step in _metrics(manifest):
+                self._client.log_metric(run_id, name, value, step=step)
+            if manifest.stage == "report":
+                with storage.local_copy(self._folder.path("report")) as local:
+                    self._client.log_artifacts(run_id, local, "report")
+            self._client.set_tag(run_id, tag, manifest.created)
+
+    def ended(self, status: str) -> None:
+        """Close the MLflow run as FINISHED, FAILED or KILLED."""
+        with _only_warn("the end of the run"):
+            self._client.set_terminated(self._run(), status)
+
+    def _run(self) -> str:
+        if self._client is None:
+            self._client = self._make_client()
+        if self._run_id is None:
+            self._run_id = self._kept() or self._new()
+        return self._run_id
+
+    def _kept(self) -> str | None:
+        """Return the run that the folder remembers, open again, if the server still has it."""
+        try:
+            run_id = str(storage.read_json(self._folder.path(_FILE))["run_id"])
+        except (ArtifactError, KeyError, TypeError):
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _new(self) -> str:
+        found = self._client.get_experiment_by_name(self._experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        name = self._folder.root.rsplit("/", 1)[-1]
+        made = self._client.create_run(experiment, run_name=name, tags={"ivis_spark.folder": self._folder.root})
+        run_id = str(made.info.run_id)
+        storage.write_json(self._folder.path(_FILE), {"experiment": self._experiment, "run_id": run_id})
+        return run_id
+
+
+@contextlib.contextmanager
+def _only_warn(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as err:  # noqa: BLE001 - whatever a tracking server does, the run goes on
+        log.warning("%s is not in MLflow: %s", what, str(err).splitlines()[0] if str(err) else type(err).__name__)
+
+
+def _params(config: dict[str, Any]) -> dict[str, str]:
+    flat = {}
+    for section, value in config.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        flat.update({f"{section}.{key}".rstrip("."): str(item)[:_MOST_PARAM_CHARACTERS] for key, item in items})
+    return flat
+
+
+def _metrics(manifest: Manifest) -> Iterator[tuple[str, float, int]]:
+    """Yield (name, value, step): numbers of the manifest, and those of every epoch by its number."""
+    for name, value in manifest.info.items():
+        if isinstance(value, dict) and _is_number(value.get("value")):  # recall with its interval
+            yield f"{manifest.stage}.{name}", float(value["value"]), 0
+        elif isinstance(value, list) and value and all(map(_is_number, value)) and manifest.stage == "model":
+            for epoch, figure in enumerate(value):
+                yield f"{manifest.stage}.{name}", float(figure), epoch
+        elif _is_number(value):
+            yield f"{manifest.stage}.{name}", float(value), 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,95 @@
+"""`ivis-spark plan` against measured runs: seconds, bytes stored and bytes shuffled of each stage, planned and taken.
+
+Rows of a Gaussian mixture, 32 features, go through all stages on this machine's cores, each size in a process of its
+own. Shuffled bytes come from Spark's event log. A ratio outside [1/1.5, 1.5] is marked.
+
+    python tests/bench/bench_plan.py --rows 100000 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import common
+
+from ivis_spark.operations.measured import plan_of_run, run_manifests, seconds_of
+from ivis_spark.storage import Manifest
+
+SETTINGS = ["train.epochs=4", "train.batch_size=512"]
+SPARK = {"spark.driver.memory": "4g", "spark.eventLog.enabled": "true", "spark.eventLog.compress": "false"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--dims", type=int, default=32)
+    arguments = parser.parse_args()
+    cores = os.cpu_count() or 1
+    for rows in arguments.rows:
+        with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
+            manifests, shuffled = run(Path(folder), rows, arguments.dims)
+        common.say(f"\n{rows:,} x {arguments.dims}, {cores} cores: planned / taken (ratio)")
+        for stage in plan_of_run(manifests, cores):
+            manifest = manifests[stage.stage]
+            taken = (seconds_of(manifest), sum(file["bytes"] for file in manifest.files), shuffled.get(stage.stage, 0))
+            planned = (stage.seconds, stage.storage_bytes, stage.shuffle_bytes)
+            units = (("s", 1), ("MB stored", 1e6), ("MB shuffled", 1e6))
+            parts = [compare(p / u, t / u, name) for p, t, (name, u) in zip(planned, taken, units, strict=True)]
+            common.say(f"{stage.stage:<12}" + "".join(parts))
+        info = manifests["neighbours"].info
+        common.say(f"replicas {info['replicas']}, steps of neighbours {info.get('seconds')}, recall {info['recall']}")
+
+
+def compare(planned: float, taken: float, unit: str) -> str:
+    if max(planned, taken) < 1:
+        return f"{'-':>38}"
+    ratio = planned / max(taken, 1e-9)
+    mark = " " if 1 / 1.5 <= ratio <= 1.5 else "!"
+    return f"{planned:>10,.1f} /{taken:>9,.1f} {unit:<11} ({ratio:.2f}){mark}"
+
+
+def run(folder: Path, rows: int, dims: int) -> tuple[dict[str, Manifest], dict[str, float]]:
+    X, labels = common.random_clusters(rows, dims, 20)
+    common.write_table(str(folder / "table"), X, labels)
+    (folder / "events").mkdir()
+    command = [sys.executable, "-m", "ivis_spark.cli", "run", "--input", str(folder / "table"), "--quiet"]
+    command += ["--output", str(folder / "out"), "--id-col", "id", "--label-col", "label"]
+    for key, value in {**SPARK, "spark.eventLog.dir": f"file://{folder}/events"}.items():
+        command += ["--spark-conf", f"{key}={value}"]
+    for text in SETTINGS:
+        command += ["--set", text]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return run_manifests(str(folder / "out")), shuffled_bytes(folder / "events")
+
+
+def shuffled_bytes(events: Path) -> dict[str, float]:
+    """Add up the bytes that tasks wrote to shuffles, by the first word of their job's description."""
+    names: dict[int, str] = {}
+    totals: dict[str, float] = {}
+    for path in events.rglob("*"):
+        for event in map(json.loads, path.read_text().splitlines() if path.is_file() else []):
+            add_event(event, names, totals)
+    return {{"ingest": "rows", "embed": "embeddings"}.get(name, name): size for name, size in totals.items()}
+
+
+def add_event(event: dict[str, Any], names: dict[int, str], totals: dict[str, float]) -> None:
+    if event["Event"] == "SparkListenerStageSubmitted":
+        described = (event.get("Properties") or {}).get("spark.job.description", "")
+        names[event["Stage Info"]["Stage ID"]] = described.split(":")[0].strip()
+    elif event["Event"] == "SparkListenerTaskEnd" and event.get("Task Metrics"):
+        written = event["Task Metrics"]["Shuffle Write Metrics"]["Shuffle Bytes Written"]
+        name = names.get(event["Stage ID"], "")
+        totals[name] = totals.get(name, 0.0) + written
+
+
+if __name__ == "__main__":
+    main()

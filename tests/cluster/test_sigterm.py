@@ -1,0 +1,61 @@
+"""SIGTERM in the middle of each stage: exit 143 within seconds, nothing half published, and the rerun ends the work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ivis_spark.config import Config
+from ivis_spark.demo import write_digits
+from ivis_spark.operations.inspect import verify
+
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow, pytest.mark.cluster]
+FAST_EXIT_S = 10.0
+
+
+def test_sigterm_in_each_stage(tmp_path: Path) -> None:
+    source, _ = write_digits(str(tmp_path / "table"), Config())
+    output = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "ivis_spark.cli",
+        "run",
+        "--input",
+        source,
+        "--output",
+        str(output),
+        "--id-col",
+        "id",
+    ]
+    command += ["--label-col", "label", "--set", "train.epochs=20", "--log-format", "json", "--run-id", "nightly"]
+    for stage in ("rows", "neighbours", "triplets", "model", "embeddings", "report"):
+        run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert run.stderr is not None
+        for line in run.stderr:
+            if line.startswith("{") and json.loads(line)["message"] == f"{stage}: started":
+                break
+        time.sleep(0.5)
+        started = time.monotonic()
+        run.send_signal(signal.SIGTERM)
+        error = run.communicate(timeout=60)[1]
+        assert run.returncode == 143, error
+        assert time.monotonic() - started < FAST_EXIT_S
+        assert "ended by SIGTERM; what was published stays" in error
+        assert not (output / stage / "manifest.json").exists()
+        left = {path.name for path in output.iterdir()}
+        assert not {name for name in left if name.startswith(".")}, left
+        if stage != "rows":
+            verify(str(output))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    skipped = {line["stage"] for line in lines if line["message"].endswith("already published, skipped")}
+    assert skipped == {"rows", "neighbours", "triplets", "model", "embeddings"}
+    assert {line["run_id"] for line in lines} == {"nightly"}
+    verify(str(output))

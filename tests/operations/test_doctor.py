@@ -1,0 +1,78 @@
+"""The doctor finds real faults: packages out of range or broken, storage that cannot be written, no Java."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ivis_spark.cli import main
+from ivis_spark.errors import DependencyError
+from ivis_spark.operations.doctor import Check, check_spark, check_storage, show
+
+HERE = Path(__file__).parent.parent.parent
+
+
+def checks_with(folder: Path) -> dict[str, dict[str, str]]:
+    """Run the machine's checks in a process that finds the packages of `folder` first."""
+    program = (
+        "import dataclasses, json; from ivis_spark.operations.doctor import check_machine\n"
+        "print('RESULT', json.dumps([dataclasses.asdict(c) for c in check_machine()]))"
+    )
+    environment = {"PYTHONPATH": f"{folder}:{HERE}", "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    return {check["name"]: check for check in json.loads(line.removeprefix("RESULT "))}
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_this_machine_and_a_broken_one(tmp_path: Path) -> None:
+    found = checks_with(tmp_path / "nothing")
+    assert {name for name, check in found.items() if check["state"] == "fail"} == set()
+    assert "reads Parquet" in found["petastorm"]["found"]
+    for name in ("petastorm", "horovod"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "__init__.py").write_text("raise ImportError('cannot load lib.so')\n")
+    metadata = tmp_path / "broken" / "pyarrow-99.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: pyarrow\nVersion: 99.0\n")
+    found = checks_with(tmp_path / "broken")
+    assert found["petastorm"]["state"] == "fail" and "cannot load lib.so" in found["petastorm"]["found"]
+    assert found["horovod"]["state"] == "warn" and "train.backend=local" in found["horovod"]["remedy"]
+    assert found["packages"]["state"] == "fail" and "pyarrow 99.0 is not <15,>=14" in found["packages"]["found"]
+
+
+def test_storage(tmp_path: Path) -> None:
+    assert check_storage(str(tmp_path / "out")).state == "ok"
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    check = check_storage(str(tmp_path / "file" / "out"))
+    assert check.state == "fail" and "NotADirectoryError" in check.found
+
+
+def test_no_session() -> None:
+    def no_java() -> None:
+        raise DependencyError("PySpark 3.5.9 needs Java 17; found: none")
+
+    (check,) = check_spark(no_java, None)
+    assert check.state == "fail" and "needs Java 17" in check.found
+
+
+def test_show() -> None:
+    lines = show([Check("a", "ok", "fine", "never shown"), Check("b", "fail", "broken", "mend it")])
+    assert lines == "ok    a: fine\nfail  b: broken\n      to mend: mend it"
+
+
+@pytest.mark.spark
+@pytest.mark.tf
+@pytest.mark.usefixtures("spark")
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--output", str(tmp_path / "out"), "--json"]) == 0
+    states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
+    assert states["spark"] == states["storage"] == states["packages"] == "ok"
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--output", str(tmp_path / "file" / "out")]) == 1

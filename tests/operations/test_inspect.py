@@ -1,0 +1,132 @@
+"""What status, verify and clean say of run folders, whole and hurt."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ivis_spark import storage
+from ivis_spark.cli import main
+from ivis_spark.errors import ArtifactError
+from ivis_spark.operations.clean import clean
+from ivis_spark.operations.inspect import show, size_text, status, verify
+from ivis_spark.runtime.lock import RunLock
+from ivis_spark.storage import RunFolder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A run folder of three small stages."""
+    folder = RunFolder(str(tmp_path / "out"))
+    inputs: dict[str, str] = {}
+    for stage, info in {"rows": {"rows": 1234}, "neighbours": {"recall": {"value": 0.97}}, "model": {}}.items():
+        with folder.build(stage, {"config": {}, "inputs": inputs}) as build:
+            storage.write_json(build.path("data", "part-0"), [stage] * 50)
+            build.info.update(info)
+        manifest = folder.manifest(stage)
+        assert manifest is not None
+        inputs = {stage: manifest.fingerprint}
+    return tmp_path / "out"
+
+
+def test_status(root: Path) -> None:
+    text = show(status(str(root)))
+    assert "1,234" in text and "recall 0.970" in text and "running" not in text
+    with RunLock(str(root)):
+        assert "running: process" in show(status(str(root)))
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="holds no run; its stages are made by: ivis-spark run"):
+        status(str(tmp_path))
+
+
+def test_verify(root: Path) -> None:
+    assert verify(str(root)) == {"model": 1, "neighbours": 1, "rows": 1}
+
+
+def test_verify_names_every_fault(root: Path) -> None:
+    altered = root / "rows" / "data" / "part-0"
+    altered.write_bytes(altered.read_bytes().replace(b"rows", b"ROWS"))  # of the same size: only the digest tells
+    (root / "neighbours" / "data" / "part-0").unlink()
+    (root / "model" / "data" / "foreign").write_text("x")
+    with pytest.raises(ArtifactError) as caught:
+        verify(str(root))
+    for text in (
+        "rows/data/part-0 was altered",
+        "neighbours/data/part-0 is missing",
+        "model/data/foreign is not in the manifest",
+    ):
+        assert text in str(caught.value)
+
+
+def test_verify_sees_a_replaced_input(root: Path) -> None:
+    with RunFolder(str(root)).build("rows", {"config": {"k": 1}, "inputs": {}}) as build:
+        storage.write_json(build.path("data", "part-0"), [])
+    with pytest.raises(ArtifactError, match="neighbours was made from a 'rows' that has been replaced"):
+        verify(str(root))
+
+
+def leave_wreck(root: Path) -> None:
+    """Leave what a run killed while it builds leaves: its lock, a half-built folder, a stage moved aside."""
+    program = (
+        "import os, sys; from ivis_spark.runtime.lock import RunLock; from ivis_spark.storage import RunFolder\n"
+        "folder = RunFolder(sys.argv[1])\n"
+        "with RunLock(sys.argv[1]), folder.build('triplets', {}) as build:\n"
+        "    open(os.path.join(build.uri.removeprefix('file://'), 'half'), 'w').close(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(root)], check=False)
+    (root / ".replaced").mkdir()
+    (root / "model").rename(root / ".replaced" / "model")
+
+
+def test_clean_mends_a_wreck(root: Path) -> None:
+    leave_wreck(root)
+    found = status(str(root))
+    lock, building, aside = found.left
+    assert lock.startswith("lock of process") and building.startswith(".building/triplets-")
+    assert aside == "model (moved aside)"
+    before = sorted(path for path in root.rglob("*"))
+    assert len(clean(str(root), dry_run=True)) == 3
+    assert before == sorted(path for path in root.rglob("*"))
+    done = clean(str(root))
+    assert any(line.endswith("brought back") for line in done) and any("triplets-" in line for line in done)
+    assert sorted(path.name for path in root.iterdir()) == ["model", "neighbours", "rows"]
+    verify(str(root))
+    assert clean(str(root)) == []
+
+
+def test_clean_leaves_a_living_run_alone(root: Path) -> None:
+    with RunLock(str(root)), pytest.raises(ArtifactError, match="clean it when that has ended"):
+        clean(str(root))
+
+
+def test_clean_stages(root: Path) -> None:
+    with pytest.raises(ArtifactError, match="has no stage 'nope'; it has: model, neighbours, rows"):
+        clean(str(root), stages=["rows", "nope"])
+    assert (root / "rows").exists()
+    clean(str(root), stages=["neighbours"])
+    assert not (root / "neighbours").exists() and (root / "rows").exists()
+
+
+def test_commands(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(root), "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert {stage["stage"]: stage["rows"] for stage in stages} == {"rows": 1234, "neighbours": None, "model": None}
+    assert main(["verify", str(root)]) == 0
+    (root / "rows" / "data" / "part-0").write_text("")
+    assert main(["verify", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was altered" in error
+    assert main(["clean", str(root), "--stages", "rows,model", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["would remove rows", "would remove model"]
+    assert main(["clean", str(root)]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
+def test_sizes() -> None:
+    assert [size_text(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 kB", "2.5 GB"]

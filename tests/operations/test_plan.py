@@ -1,0 +1,137 @@
+"""Plans: formulas against numbers worked out by hand, limits that are passed, rates taken from a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ivis_spark import storage
+from ivis_spark.cli import main
+from ivis_spark.config import Config
+from ivis_spark.errors import ConfigError
+from ivis_spark.operations.measured import measure
+from ivis_spark.operations.plan import NETWORKS, Assumptions, Cluster, StagePlan, make_plan
+from ivis_spark.storage import RunFolder
+
+CLUSTER = Cluster(10, 8, 32 * 2**30)
+
+
+def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, StagePlan]:
+    config = Config().override(["data.id_col=id", *settings])
+    stages = make_plan(rows, dims, config, cluster, assumed=Assumptions(copies=2.0, epochs=10))
+    return {stage.stage: stage for stage in stages}
+
+
+def test_by_hand() -> None:
+    """12 million rows of 10 features: 40-byte vectors; cells of 0.6 x 2000 rows, 15 neighbours, 4 draws."""
+    stages = plan(12e6, 10)
+    assert stages["rows"].storage_bytes == 12e6 * (40 + 16)
+    assert stages["rows"].shuffle_bytes == 0
+    assert "10,000 cells" in stages["neighbours"].formula
+    assert stages["neighbours"].shuffle_bytes == 2 * 12e6 * (40 + 9) + 2 * 12e6 * 15 * 12
+    assert stages["neighbours"].storage_bytes == 12e6 * (40 + 12 * 15)
+    assert stages["triplets"].tasks == round(12e6 / 8192)
+    assert stages["triplets"].storage_bytes == 12e6 * 5 * 40
+    assert stages["embeddings"].storage_bytes == 12e6 * (8 + 16)
+    assert not any(stage.advice for stage in stages.values())
+
+
+def test_derived_ids_are_shuffled() -> None:
+    assert plan(1e6, 10, "data.id_col=none")["rows"].shuffle_bytes > 0
+
+
+def test_work_grows_as_it_should() -> None:
+    small, large = plan(1e8, 32), plan(4e8, 32)
+    for name in ("rows", "triplets", "model", "embeddings"):
+        assert large[name].core_seconds == pytest.approx(4 * small[name].core_seconds, rel=1e-3)
+    assert 4 <= large["neighbours"].core_seconds / small["neighbours"].core_seconds < 8  # the routing adds sqrt(cells)
+    assert large["report"].core_seconds == small["report"].core_seconds
+
+
+def test_twice_the_cluster_takes_half_the_time() -> None:
+    one, two = plan(1e9, 32), plan(1e9, 32, cluster=Cluster(20, 8, 32 * 2**30))
+    assert one["neighbours"].seconds / two["neighbours"].seconds == pytest.approx(2, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cluster", "stage", "text"),
+    [
+        ([], CLUSTER, "neighbours", "833,333 index files: pass --set neighbours.max_cell_rows=17000"),
+        ([], CLUSTER, "triplets", "122,070 files: pass --set triplets.file_blocks=98"),
+        ([], CLUSTER, "model", "h of training: more ranks"),
+        (["triplets.block_rows=65536"], Cluster(1, 16, 2**30), "triplets", "a task needs"),
+        (["train.model=hinton"], Cluster(1, 1, 2**28), "model", "lower triplets.block_rows or triplets.group_blocks"),
+    ],
+)
+def test_limits_say_what_to_change(settings: list[str], cluster: Cluster, stage: str, text: str) -> None:
+    assert text in " ".join(plan(1e9, 100, *settings, cluster=cluster)[stage].advice)
+
+
+def test_advice_works() -> None:
+    stages = plan(1e9, 100, "neighbours.max_cell_rows=17000", "triplets.file_blocks=98")
+    assert not stages["neighbours"].advice and not stages["triplets"].advice
+
+
+@pytest.mark.parametrize(
+    ("executors", "memory"), [("4", "8g"), ("4x", "8g"), ("4x2", "8"), ("4x2", "g"), ("0x2", "8g")]
+)
+def test_cluster_of_another_form(executors: str, memory: str) -> None:
+    with pytest.raises(ConfigError, match="--executors"):
+        Cluster.parse(executors, memory)
+
+
+def test_rows_and_dims() -> None:
+    with pytest.raises(ConfigError, match=r"rows at least neighbours\.k \+ 2 = 17"):
+        plan(16, 3)
+    with pytest.raises(ConfigError, match="dims must be at least 1"):
+        plan(100, 0)
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_as_built(name: str) -> None:
+    from ivis_spark.nn.networks import build_encoder
+
+    encoder = build_encoder(name, (7,), 2, seed=0)
+    widths = [layer.units for layer in encoder.layers if hasattr(layer, "units")]
+    assert tuple(widths[:-1]) == NETWORKS[name]
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> str:
+    """Manifests of a run that took 7 s more than planned in each stage, and searched each row in three cells."""
+    config, folder = Config(), RunFolder(str(tmp_path / "out"))
+    stages = make_plan(50_000, 20, config, Cluster(1, 2, 64e9), assumed=Assumptions(copies=3.0, epochs=5))
+    sections = {"rows": "data", "neighbours": "neighbours", "triplets": "triplets", "model": "train"}
+    for stage in stages:
+        name = sections.get(stage.stage)
+        spec = {"config": {name: config.to_mapping()[name]} if name else {}, "inputs": {}}
+        with folder.build(stage.stage, spec) as build:
+            build.info.update(rows=50_000, dims=20, replicas=3.0, epochs=5)
+        manifest = tmp_path / "out" / stage.stage / "manifest.json"
+        content = json.loads(manifest.read_text())
+        content["info"]["seconds"] = stage.seconds + 7 * (stage.seconds - 2)
+        storage.write_json(str(manifest), content)
+    return str(tmp_path / "out")
+
+
+def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> None:
+    factors, assumed = measure(measured, 2)
+    assert assumed.copies == 3.0 and assumed.epochs == 5
+    assert factors["neighbours"] == pytest.approx(8.0)
+    options = ["plan", "--rows", "1e6", "--dims", "20", "--executors", "2x2", "--json"]
+    assert main([*options, "--measured", measured, "--measured-cores", "2"]) == 0
+    scaled = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)}
+    plain = {stage.stage: stage for stage in make_plan(1e6, 20, Config(), Cluster(2, 2, 8 * 2**30), assumed=assumed)}
+    assert scaled["neighbours"]["core_seconds"] == pytest.approx(8 * plain["neighbours"].core_seconds)
+    assert main([*options, "--measured", measured]) == 2
+    assert "--measured and --measured-cores go together" in capsys.readouterr().err
+
+
+def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--rows", "1e9", "--dims", "128", "--executors", "50x16", "--executor-memory", "64g"]) == 0
+    text = capsys.readouterr().out
+    for part in ("833,333 cells", "core-hours", "shuffles c N (4 d + 9)", "rates (seconds of one core)", "to change:"):
+        assert part in text

@@ -1,0 +1,108 @@
+"""Every notebook runs here, cell by cell, by its own markers; only `dbutils.widgets` is a stub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ivis_spark.config import Config
+from ivis_spark.demo import write_digits
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+HEAD, COMMAND, MAGIC = "# Databricks notebook source", "# COMMAND ----------", "# MAGIC "
+
+
+class Widgets:
+    """`dbutils.widgets`: text boxes with the defaults that the notebook gives them, or what the caller fills in."""
+
+    def __init__(self, filled: dict[str, str]) -> None:
+        self._filled, self._values = filled, dict[str, str]()
+
+    def text(self, name: str, default: str, label: str = "") -> None:
+        self._values[name] = self._filled.get(name, default)
+
+    def get(self, name: str) -> str:
+        return self._values[name]
+
+
+class Utilities:
+    def __init__(self, filled: dict[str, str]) -> None:
+        self.widgets = Widgets(filled)
+
+
+def cells(path: Path) -> Iterator[str]:
+    text = path.read_text()
+    assert text.startswith(HEAD + "\n"), "not in Databricks source format"
+    for cell in text.removeprefix(HEAD).split(COMMAND):
+        yield cell.strip("\n")
+
+
+def run(path: Path, spark: SparkSession, filled: dict[str, str]) -> dict[str, Any]:
+    """Run a notebook's cells in one namespace: Python and %sql for real, %md and %pip as the text they are."""
+    names: dict[str, Any] = {"spark": spark, "dbutils": Utilities(filled), "__name__": "__main__"}
+    for cell in cells(path):
+        lines = cell.splitlines()
+        if not any(line.startswith(MAGIC.strip()) for line in lines):
+            exec(compile(cell, path.name, "exec"), names)
+            continue
+        assert all(line.startswith(MAGIC.strip()) for line in lines if line), f"a cell mixes magic and Python:\n{cell}"
+        text = "\n".join(line.removeprefix(MAGIC.strip()).removeprefix(" ") for line in lines)
+        kind = re.match(r"%(\w+)", text)
+        assert kind is not None and kind.group(1) in ("md", "pip", "sql"), text
+        if kind.group(1) == "sql":
+            names["_sqldf"] = spark.sql(text.removeprefix("%sql"))
+            names["_sqldf"].collect()
+    return names
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> str:
+    return write_digits(str(tmp_path / "table"), Config())[0]
+
+
+@pytest.mark.spark
+@pytest.mark.tf
+@pytest.mark.slow
+def test_embed_table(spark: SparkSession, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled = {"format": "parquet", "input": digits, "output": str(tmp_path / "out"), "label_col": "label"}
+    names = run(NOTEBOOKS / "embed_table.py", spark, {**filled, "settings": "train.epochs=3"})
+    assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
+    assert "trustworthiness" in capsys.readouterr().out
+
+
+@pytest.mark.spark
+@pytest.mark.tf
+@pytest.mark.slow
+def test_embed_with_a_registered_model(spark: SparkSession, digits: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("ivis_spark.serving.pyfunc")
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=3"}
+    run(NOTEBOOKS / "embed_table.py", spark, {**table, "output": str(tmp_path / "out")})
+    names = run(
+        NOTEBOOKS / "embed_with_registered_model.py",
+        spark,
+        {
+            "run": str(tmp_path / "out"),
+            "model": "digits",
+            "input": digits,
+            "format": "parquet",
+            "output": str(tmp_path / "new"),
+        },
+    )
+    assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
+    assert spark.read.parquet(str(tmp_path / "new")).count() == 1797
+
+
+def test_every_notebook_is_tested() -> None:
+    tested = set(re.findall(r'NOTEBOOKS / "(\w+\.py)"', Path(__file__).read_text()))
+    assert {path.name for path in NOTEBOOKS.glob("*.py")} == tested
