@@ -193,8 +193,8 @@ def test_batches_do_not_matter(kind: str, metric: str) -> None:
     whole, depths = router.rank(X, ids, 4)
     for step in (1, 7, 1000, 2999):
         some = slice(0, 300) if step < 10 else slice(None)
-        cut = range(0, len(X[some]), step)
-        parts = [router.rank(X[at : at + step], ids[at : at + step], 4) for at in cut]
+        rows, numbers = X[some], ids[some]
+        parts = [router.rank(rows[at : at + step], numbers[at : at + step], 4) for at in range(0, len(rows), step)]
         assert np.array_equal(np.concatenate([part[0] for part in parts]), whole[some])
         found = np.concatenate([part[1] for part in parts])
         assert np.array_equal(depth_bins(found), depth_bins(depths[some]))
