@@ -112,8 +112,8 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             return None
         return _coerce(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:
-        if value is None and "none" in args:  # YAML reads a bare `none` as text but `null` and `~` as None
-            return "none"
+        if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
+            value = next((word for word in ("none", "null") if word in args), None)
         if value not in args:
             raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}")
         return value

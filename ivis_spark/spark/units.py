@@ -95,10 +95,13 @@ def move_file(source: str, target: str) -> None:
 
 
 def remove(work: str) -> None:
-    """Remove a work folder that is no longer needed."""
+    """Remove a work folder that is no longer needed, and the folder that it stood in if that is empty then."""
     fs, path = storage.filesystem(work)
     if fs.exists(path):
         fs.rm(path, recursive=True)
+        parent = fs._parent(path)
+        if not fs.ls(parent, detail=False):
+            fs.rmdir(parent)
 
 
 def _finished(work: str, record: str) -> Unit | None:
