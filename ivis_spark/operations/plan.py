@@ -1,8 +1,9 @@
 """`plan`: what a run will need, before it is started: tasks, bytes, memory a task, core-hours, and what to change.
 
-Every figure is a formula over rows, dimensions and settings; seconds are that times a rate. The built-in rates are rough
-estimates, which `tests/bench/bench_plan.py` compares with what a run takes. Those of a machine of one's own come from a
-finished run of a part of the table: `plan --measured RUN --measured-cores N` scales each stage by what that run took.
+Every figure is a formula over rows, dimensions and settings; seconds are that times a rate. The built-in rates are
+rough estimates, which `tests/bench/bench_plan.py` compares with what a run takes. Those of a machine of one's own
+come from a finished run of a part of the table: `plan --measured RUN --measured-cores N` scales each stage by what
+that run took.
 """
 
 from __future__ import annotations
