@@ -6,9 +6,11 @@ Parquet file that Petastorm reads, a folder that is written, renamed and listed 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import shutil
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -43,7 +46,11 @@ class Check:
 def check_machine() -> list[Check]:
     """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
     checks = (_python, _packages, _memory, _disk, _tensorflow, _petastorm, _horovod, _gpus)
-    return [_guarded(check) for check in checks]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What packages print and warn of on the way is not the answer.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return [_guarded(check) for check in checks]
 
 
 def check_storage(root: str) -> Check:

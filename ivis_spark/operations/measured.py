@@ -96,7 +96,9 @@ def show_plan(stages: list[StagePlan], cluster: Cluster) -> str:
     lines += ["", f"local disk of an executor for shuffles: {size_text(2 * biggest)}", "", "formulas (N rows, d dims):"]
     lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
     rates = dataclasses.asdict(Rates()).items()
-    lines += ["rates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates)]
+    lines += [
+        "built-in rates, estimates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates)
+    ]
     advice = [f"  {stage.stage}: {text}" for stage in stages for text in stage.advice]
     return "\n".join([*lines, "", "to change:" if advice else "nothing passes a limit", *advice])
 

@@ -1,8 +1,9 @@
 """`plan`: what a run will need, before it is started: tasks, bytes, memory a task, core-hours, and what to change.
 
-Every figure is a formula over rows, dimensions and settings times a rate that was measured. The rates below come from
-runs of `tests/bench/bench_plan.py`; those of a machine of one's own come from a finished run of a part of the table:
-`plan --measured RUN --measured-cores N` scales each stage by what that run took.
+Every figure is a formula over rows, dimensions and settings; seconds are that times a rate. The built-in rates are
+rough estimates, which `tests/bench/bench_plan.py` compares with what a run takes. Those of a machine of one's own
+come from a finished run of a part of the table: `plan --measured RUN --measured-cores N` scales each stage by what
+that run took.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured costs, in seconds of one core; see `tests/bench/bench_plan.py`.
+    """Estimated costs, in seconds of one core; `tests/bench/bench_plan.py` compares them with runs.
 
     Attributes:
         start: Of a stage, whatever its size: planning, first Python workers.
@@ -154,7 +155,7 @@ def make_plan(
         dims: Features of a row.
         config: Settings of the run.
         cluster: What it runs on.
-        rates: Measured costs; the built-in ones by default.
+        rates: Costs; the built-in ones by default.
         assumed: What depends on the table.
 
     Raises:

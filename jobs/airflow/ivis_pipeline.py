@@ -4,7 +4,7 @@ Put this file into the DAGs folder; it needs Airflow 3, or 2.9 and later, and it
 from place to place stands in the DAG's params, whose defaults come from the Airflow Variable `ivis_spark` (JSON):
 
     {"input": "s3a://lake/cells", "runs": "s3a://lake/runs/cells", "jobs": "/opt/ivis_spark/jobs",
-     "py_files": "/opt/ivis_spark/ivis_spark-0.1.0-py3-none-any.whl", "options": ["--id-col", "id"],
+     "py_files": "/opt/ivis_spark/ivis_spark.zip", "options": ["--id-col", "id"],
      "spark_conf": {"spark.executor.memory": "8g"}}
 
 Every logical date has a run folder of its own below `runs`. Stages skip what they find finished, so a retry, or a task

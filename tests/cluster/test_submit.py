@@ -1,7 +1,7 @@
 """Every job under spark-submit on a real standalone cluster: a master and two workers of 2 GB, from PySpark's own jars.
 
-The conditions are a cluster's: the package arrives as a wheel by --py-files, nothing has this checkout on its path,
-executors work in folders of their own, the driver's JVM has 1 GB, and it starts in an empty folder.
+The conditions are a cluster's: the package arrives as a wheel, named .zip, by --py-files, nothing has this checkout on
+its path, executors work in folders of their own, the driver's JVM has 1 GB, and it starts in an empty folder.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def spark_home() -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel from a copy, so that nothing of the build stays in the checkout."""
+    """Build the wheel from a copy, so that nothing of the build stays in the checkout; Spark wants it as a zip."""
     source, out = tmp_path_factory.mktemp("source") / "project", tmp_path_factory.mktemp("wheel")
     shutil.copytree(HERE / "ivis_spark", source / "ivis_spark", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
@@ -74,7 +74,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(source),
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return next(out.glob("*.whl"))
+    shipped = out / "ivis_spark.zip"
+    shutil.copy(next(out.glob("*.whl")), shipped)
+    return shipped
 
 
 @pytest.fixture(scope="module")

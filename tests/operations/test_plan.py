@@ -133,5 +133,11 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--rows", "1e9", "--dims", "128", "--executors", "50x16", "--executor-memory", "64g"]) == 0
     text = capsys.readouterr().out
-    for part in ("833,333 cells", "core-hours", "shuffles c N (4 d + 9)", "rates (seconds of one core)", "to change:"):
+    for part in (
+        "833,333 cells",
+        "core-hours",
+        "shuffles c N (4 d + 9)",
+        "estimates (seconds of one core)",
+        "to change:",
+    ):
         assert part in text
