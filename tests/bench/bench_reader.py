@@ -62,7 +62,7 @@ def write_blocks(folder: str, rows: int, dims: int, X: Floats | None = None) -> 
         name = f"part-{first}.parquet"
         pq.write_table(table, os.path.join(folder, name), compression="lz4", use_dictionary=False, row_group_size=group)
         files[name] = number
-    return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=False, group_blocks=group)
+    return TripletBlocks(f"file://{folder}", files, BLOCK_ROWS, dims, 1, labelled=0, group_blocks=group)
 
 
 def near_pairs(rng: np.random.Generator, rows: int) -> bytes:

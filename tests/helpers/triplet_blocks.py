@@ -38,7 +38,7 @@ def write_blocks(
         table = pa.table({key: pa.array(values, pa.binary()) for key, values in columns.items()})
         pq.write_table(table, folder / name, compression="lz4", use_dictionary=False, row_group_size=group_blocks)
         file_blocks[name] = count
-    return TripletBlocks(f"file://{folder}", file_blocks, rows, dims, draws, labelled=True, group_blocks=group_blocks)
+    return TripletBlocks(f"file://{folder}", file_blocks, rows, dims, draws, labelled=1, group_blocks=group_blocks)
 
 
 def _points(centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:

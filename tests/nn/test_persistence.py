@@ -38,9 +38,10 @@ def test_altered_torn_missing_and_foreign_files(tmp_path: Path) -> None:
     os.remove(path)
     with pytest.raises(ArtifactError, match=r"encoder\.keras.*missing"):
         load_model(str(tmp_path))
-    (tmp_path / "model.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ArtifactError, match="another version"):
-        load_model(str(tmp_path))
+    for number, message in ((99, "update ivis_spark"), (0, "another version")):
+        (tmp_path / "model.json").write_text(json.dumps({"format": number}))
+        with pytest.raises(ArtifactError, match=message):
+            load_model(str(tmp_path))
     with pytest.raises(ArtifactError, match="no saved model"):
         load_model(str(tmp_path / "nowhere"))
 
@@ -48,7 +49,7 @@ def test_altered_torn_missing_and_foreign_files(tmp_path: Path) -> None:
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((4,)), keras.layers.Lambda(lambda x: x * 2, output_shape=(4,))])
     save_model(str(tmp_path), model)
-    with pytest.raises(ArtifactError, match="never run"):
+    with pytest.raises(ArtifactError, match="Lambda"):
         load_model(str(tmp_path))
 
 
