@@ -80,12 +80,15 @@ def test_embed_table(spark: SparkSession, digits: str, tmp_path: Path, capsys: p
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-def test_embed_with_a_registered_model(spark: SparkSession, digits: str, tmp_path: Path) -> None:
+def test_embed_with_a_registered_model(
+    spark: SparkSession, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("ivis_spark.serving.pyfunc")
     import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
     table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=3"}
     run(NOTEBOOKS / "embed_table.py", spark, {**table, "output": str(tmp_path / "out")})
     names = run(
