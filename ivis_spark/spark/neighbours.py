@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.index import choose_backend
+from ivis_spark.core.index import BackendChoice, choose_backend
 from ivis_spark.core.neighbours import (
     Recall,
     check_recall,
@@ -83,15 +83,7 @@ class _Search:
     def run(self) -> dict[str, Any]:
         """Assign, search, merge and write; measure; where the recall is too low, search again with more effort."""
         config, choice = self.layout.config, self.layout.known_choice()
-        picked = choose_backend(
-            config.metric,
-            dims=self.layout.dims,
-            cell_rows=int(np.median(choice.cell_rows)),
-            k=config.k,
-            n_trees=config.n_trees,
-            search_k=config.search_k,
-            requested="exact" if self.layout.one_block and config.backend == "auto" else config.backend,
-        )
+        picked = self._pick_backend(config, int(np.median(choice.cell_rows)))
         log.info("neighbours: %s index, %s", picked.backend, picked.reason)
         for attempt in range(_ROUNDS):
             self._search_job(config, picked.backend)
@@ -107,6 +99,19 @@ class _Search:
         with self.layout.step("index", "write the index"):
             self._publish_index(picked.backend, config)
         return self._figures(dataclasses.asdict(picked), recall, config)
+
+    def _pick_backend(self, config: NeighboursConfig, cell_rows: int) -> BackendChoice:
+        if self.layout.one_block and config.backend == "auto":
+            return BackendChoice("exact", f"all {self.layout.n_rows} rows are one cell, so that nothing is missed")
+        return choose_backend(
+            config.metric,
+            dims=self.layout.dims,
+            cell_rows=cell_rows,
+            k=config.k,
+            n_trees=config.n_trees,
+            search_k=config.search_k,
+            requested=config.backend,
+        )
 
     def _raise_effort(self, config: NeighboursConfig, backend: str, recall: Recall) -> NeighboursConfig | None:
         """Search more of each cell, or more cells, next time; None if there is nothing to raise."""

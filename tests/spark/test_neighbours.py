@@ -97,6 +97,7 @@ def test_one_cell_is_exact(spark: SparkSession, tmp_path: Path) -> None:
     truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X, return_distance=False)[:, 1:]
     assert np.array_equal(np.sort(found), np.sort(truth))
     assert info["recall"]["value"] == 1
+    assert info["backend"] == "exact" and "all 200 rows are one cell" in info["backend_reason"]
 
 
 def test_many_equal_rows_reach_the_target(spark: SparkSession, tmp_path: Path) -> None:
