@@ -181,12 +181,8 @@ class Progress:
 @contextlib.contextmanager
 def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
     """Let Arrow batches of wide rows hold fewer rows, so that a batch stays below 64 MB. Runs on: driver."""
-    before = spark.conf.get(_BATCH_ROWS)
-    spark.conf.set(_BATCH_ROWS, str(max(1, min(int(before or 1), _BATCH_BYTES // row_bytes))))
-    try:
+    with arrow_batch_rows(spark, max(1, min(int(spark.conf.get(_BATCH_ROWS) or 1), _BATCH_BYTES // row_bytes))):
         yield
-    finally:
-        spark.conf.set(_BATCH_ROWS, str(before))
 
 
 # Spark keeps a job's description a thread, where the thread that watches cannot see it.
@@ -202,13 +198,12 @@ def describe_job(spark: SparkSession, text: str) -> None:
 @contextlib.contextmanager
 def arrow_batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
     """Set the rows of an Arrow batch for a while: Spark bounds only them, not the bytes."""
-    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(setting)
-    spark.conf.set(setting, str(rows))
+    before = spark.conf.get(_BATCH_ROWS)
+    spark.conf.set(_BATCH_ROWS, str(rows))
     try:
         yield
     finally:
-        spark.conf.set(setting, str(before))
+        spark.conf.set(_BATCH_ROWS, str(before))
 
 
 @contextlib.contextmanager
