@@ -181,6 +181,7 @@ class Pipeline:
     def triplets(self) -> Manifest:
         """Draw triplets and pack them into blocks."""
         rows, neighbours = self._require("rows"), self._require("neighbours")
+        negatives = self.config.train.needs_negatives
 
         def build(stage: StageBuild) -> None:
             from ivis_spark.spark.triplets import build_triplets
@@ -193,11 +194,13 @@ class Pipeline:
                     n_rows=rows.info["rows"],
                     random_state=self.config.random_state,
                     folder=stage.path("data"),
+                    negatives=negatives,
                 )
             )
             stage.info["dims"] = rows.info["dims"]
 
-        spec = self._spec("triplets", "random_state", rows=rows.fingerprint, neighbours=neighbours.fingerprint)
+        inputs = {"rows": rows.fingerprint, "neighbours": neighbours.fingerprint}
+        spec = self._spec("triplets", "random_state", **inputs, negatives=negatives)
         return self._stage("triplets", spec, build)
 
     def train(self) -> Manifest:
@@ -227,7 +230,13 @@ class Pipeline:
         from ivis_spark.data.reader import TripletBlocks
         from ivis_spark.train.job import TrainingJob
 
-        names = ("file_blocks", "block_rows", "dims", "draws", "labelled")
+        if self.config.train.needs_negatives and not triplets.info["negatives"]:
+            raise ConfigError(
+                f"train.distance={self.config.train.distance!r} reads negatives, and the triplets were built for a "
+                "loss that reads none: build them for this one, ivis-spark triplets --overwrite --set train.distance="
+                f"{self.config.train.distance}"
+            )
+        names = ("file_blocks", "block_rows", "dims", "draws", "labelled", "negatives")
         blocks = TripletBlocks(
             self.run_folder.path("triplets", "data"),
             **{name: triplets.info[name] for name in names},
