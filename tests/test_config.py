@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ivis_spark.config import Config, load_config
+from ivis_spark.config import PRESETS, Config, describe, load_config
 from ivis_spark.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "conf" / "example.yaml"
@@ -52,3 +52,26 @@ def test_settings_that_leave_the_result_alone_are_no_reason_to_train_anew() -> N
     changed = load_config(None, ["train.num_ranks=2"]).result_settings("train")
     assert [key for key in plain if plain[key] != changed[key]] == ["num_ranks"]
     assert Config(random_state=4).result_settings("random_state") == 4
+
+
+def test_a_preset_replaces_defaults_and_explicit_settings_replace_both(tmp_path: Path) -> None:
+    for name, sections in PRESETS.items():
+        config = load_config(None, [f"preset={name}"])
+        assert config == Config(preset=name) == Config.from_mapping(config.to_mapping())
+        for section, values in sections.items():
+            assert {key: getattr(getattr(config, section), key) for key in values} == values
+    (tmp_path / "x.yaml").write_text("train:\n  batch_size: 96\npreset: ivis\n")
+    config = load_config(str(tmp_path / "x.yaml"), ["neighbours.k=7"])
+    assert (config.train.batch_size, config.train.patience, config.neighbours.k) == (96, 20, 7)
+    assert config.neighbours.metric == "angular"
+    assert load_config(str(tmp_path / "x.yaml"), ["preset=fast"]).train.batch_size == 96
+    assert Config() == Config(preset="fast")
+    for wrong in ("quick", "[]"):
+        with pytest.raises(ConfigError, match=r"preset=.* is not one of: fast, ivis"):
+            load_config(None, [f"preset={wrong}"])
+
+
+def test_the_help_shows_what_holds() -> None:
+    lines = describe().splitlines()
+    assert any(line.startswith(f"  train.batch_size = {Config().train.batch_size}: ") for line in lines)
+    assert "  train.patience = 20" in lines[lines.index("with preset=ivis, unless set:") :]
