@@ -42,6 +42,21 @@ _IN_BATCH = ("infonce",)
 
 # ivis's batch size, to which its learning rate belongs.
 _IVIS_BATCH_SIZE = 128
+# A setting that follows from the number of rows.
+AUTO = "auto"
+# ivis's documentation, "Hyperparameter Selection": below so many rows, the patience and the network that suit.
+_RULES_OF_THUMB = (
+    (1_000, 20, "maaten"),
+    (50_000, 15, "maaten"),
+    (100_000, 10, "maaten"),
+    (500_000, 5, "maaten"),
+    (1_000_000, 3, "szubert"),
+    (math.inf, 2, "szubert"),
+)
+# A k that it recommends for any number of rows.
+_RULE_K = 15
+# Steps that training needs, and the fewest and most epochs to make them in.
+_STEPS, _EPOCHS = 4_000, (5, 200)
 # Defaults of the local API that are ivis's and not the pipeline's.
 IVIS_K = 150
 IVIS_METRIC: Metric = "angular"
@@ -58,7 +73,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {
             "distance": "infonce",
             "dropout": 0.0,
-            "epochs": 30,
+            "epochs": AUTO,
             "batch_size": 512,
             "learning_rate": 0.01,
             "schedule": "cosine",
@@ -79,6 +94,7 @@ def _option(
     high: float | None = None,
     operational: bool = False,
     importable: bool = False,
+    auto: bool = False,
 ) -> Any:
     """Declare a setting.
 
@@ -89,8 +105,10 @@ def _option(
         high: Largest value allowed, inclusive.
         operational: Whether it leaves the result alone.
         importable: Whether it may name code of the user's.
+        auto: Whether it may be `auto`, which `Config.for_rows` replaces.
     """
-    metadata = {"doc": doc, "low": low, "high": high, "operational": operational, "importable": importable}
+    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high}
+    metadata |= {"operational": operational, "importable": importable, "auto": auto}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -130,7 +148,7 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     """
     item, hint = owner.__dataclass_fields__[key], _hints(owner)[key]
     name = f"{owner.section}.{key}" if owner.section else key
-    if item.metadata.get("importable") and is_import_name(value):
+    if (item.metadata.get("importable") and is_import_name(value)) or (item.metadata.get("auto") and value == AUTO):
         return value
     value = _coerce(name, value, hint)
     low, high = item.metadata.get("low"), item.metadata.get("high")
@@ -231,7 +249,12 @@ class NeighboursConfig(_Checked):
 
     section = "neighbours"
 
-    k: int = _option(15, "Neighbours of each row, itself not counted. Must be less than the number of rows.", low=1)
+    k: int = _option(
+        15,
+        "Neighbours of each row, itself not counted. Must be less than the number of rows. Or auto.",
+        low=1,
+        auto=True,
+    )
     metric: Metric = _option("euclidean", "Distance between rows.")
     backend: IndexBackend = _option(
         "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
@@ -308,8 +331,9 @@ class TrainConfig(_Checked):
     model: Network = _option(
         "szubert",
         "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000); or package.module:function, "
-        "which is called with the shape of a row, (d,), and returns a Keras model without its embedding layer.",
+        "which is called with the shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
         importable=True,
+        auto=True,
     )
     embedding_dims: int = _option(2, "Dimensions of the embedding.", low=1)
     distance: Distance = _option(
@@ -341,8 +365,13 @@ class TrainConfig(_Checked):
         "Numbers that the network computes with: mixed_bfloat16 is faster where the hardware has it (GPUs, CPUs with "
         "AMX) and slower elsewhere; weights and embedding stay float32.",
     )
-    epochs: int = _option(1000, "Most passes over the anchors.", low=1)
-    patience: int = _option(5, "Epochs without a lower loss after which training stops.", low=1)
+    epochs: int = _option(
+        1000,
+        f"Most passes over the anchors; auto is as many as make {_STEPS:,} steps, {_EPOCHS[0]} to {_EPOCHS[1]}.",
+        low=1,
+        auto=True,
+    )
+    patience: int = _option(5, "Epochs without a lower loss after which training stops. Or auto.", low=1, auto=True)
     cooldown_epochs: int = _option(
         4,
         "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
@@ -506,6 +535,19 @@ class Config(_Checked):
         for key in sections.keys() & values.keys():
             values[key] = section_from_mapping(sections[key], values[key], preset.get(key, {}))
         return cls(**values)
+
+    def for_rows(self, rows: int) -> Config:
+        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""
+        patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
+        epochs = -(-_STEPS // max(1, rows // self.train.batch_size))
+        epochs = min(max(epochs, _EPOCHS[0]), _EPOCHS[1])
+        rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model, "epochs": epochs}
+        found = {}
+        for name in ("neighbours", "train"):
+            section = getattr(self, name)
+            auto = [item.name for item in dataclasses.fields(section) if getattr(section, item.name) == AUTO]
+            found[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
+        return dataclasses.replace(self, **found)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return nested plain dicts and lists that `from_mapping` and JSON understand."""

@@ -121,7 +121,8 @@ class Pipeline:
 
     def neighbours(self) -> Manifest:
         """Find the neighbours of every row; the rows are ingested first if an input is given."""
-        rows, config = self.ingest(), self.config.neighbours
+        rows = self.ingest()
+        config = self.config.for_rows(rows.info["rows"]).neighbours
         inputs: dict[str, Any] = {"rows": rows.fingerprint}
         if config.table is not None:
             inputs["table"] = self._fingerprint(self._given_neighbours())
@@ -244,7 +245,7 @@ class Pipeline:
         )
         return TrainingJob(
             blocks,
-            self.config.train,
+            self.config.for_rows(rows.info["rows"]).train,
             label_values=_label_values(rows.info),
             random_state=self.config.random_state,
             model_uri=model_uri,
@@ -362,7 +363,8 @@ class Pipeline:
 
     def _check_fit(self, info: dict[str, Any]) -> None:
         """Check settings against the rows, before any work that depends on both."""
-        rows, k = info["rows"], self.config.neighbours.k
+        rows = info["rows"]
+        k = self.config.for_rows(rows).neighbours.k
         if rows < k + 2:
             raise InputError(
                 f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.config import (
+    AUTO,
     IVIS_K,
     IVIS_METRIC,
     IVIS_PATIENCE,
@@ -18,6 +20,7 @@ from ivis_spark.config import (
     Config,
     Metric,
     NeighboursConfig,
+    Network,
     TrainConfig,
 )
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
@@ -72,7 +75,8 @@ class Ivis(Saving):
 
     Args:
         embedding_dims: Dimensions of the embedding.
-        k: Neighbours of each row; at most the number of rows minus 2.
+        k: Neighbours of each row; at most the number of rows minus 2. "auto", here as for `epochs`,
+            `n_epochs_without_progress` and `model`, takes what suits the number of rows.
         distance: Name of a loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
         batch_size: Triplets of a training step.
         epochs: Most passes over the rows.
@@ -208,14 +212,15 @@ class Ivis(Saving):
             ConfigError: if a parameter is not allowed.
             TrainingError: if the loss diverges.
         """
-        config = self._train_config()
-        loss = self._loss()
+        settings, loss = self._config(), self._loss()
         rows = as_rows(X)
+        settings = settings.for_rows(len(rows))
+        config = settings.train
         labels = None if Y is None else self._check_labels(as_labels(Y, len(rows)))
         if self.encoder_ is not None:
             self._check_width(rows)
-        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows)
-        model = self._model_for(rows, labels)
+        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
+        model = self._model_for(rows, labels, config.model if self.model == AUTO else self.model)
         done = len(self.loss_history_)
         dataset, steps = triplet_dataset(
             rows,
@@ -254,24 +259,26 @@ class Ivis(Saving):
             raise NotFittedError("Model was not trained in classification mode: pass labels to fit")
         return self._predict(self.supervised_model_, rows)
 
-    def _train_config(self) -> TrainConfig:
-        return TrainConfig(**{setting: getattr(self, name) for name, setting in TRAIN_SETTINGS.items()})
-
-    def _loss(self) -> Loss:
-        return triplet_loss(self.distance, self.margin, self.temperature, self.clip)
-
-    def _find_neighbours(self, rows: Rows) -> Neighbours:
-        if self.neighbour_matrix is not None:
-            return given_neighbours(self.neighbour_matrix, len(rows))
-        if self.ntrees is not None:
-            warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
-        config = NeighboursConfig(
-            # ivis counts the row itself among its neighbours, and so allows one more
-            k=self.k - 1 if self.k == len(rows) - 1 > 1 else self.k,
+    def _config(self) -> Config:
+        train = {setting: getattr(self, name) for name, setting in TRAIN_SETTINGS.items()}
+        near = NeighboursConfig(
+            k=self.k,
             metric=cast("Metric", self.knn_distance_metric),
             n_trees=self.n_trees if self.ntrees is None else self.ntrees,
             search_k=self.search_k,
         )
+        return Config(neighbours=near, train=TrainConfig(**train, model=cast("Network", AUTO)))
+
+    def _loss(self) -> Loss:
+        return triplet_loss(self.distance, self.margin, self.temperature, self.clip)
+
+    def _find_neighbours(self, rows: Rows, config: NeighboursConfig) -> Neighbours:
+        if self.neighbour_matrix is not None:
+            return given_neighbours(self.neighbour_matrix, len(rows))
+        if self.ntrees is not None:
+            warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
+        if config.k == len(rows) - 1 > 1:  # ivis counts the row itself among its neighbours, and so allows one more
+            config = dataclasses.replace(config, k=config.k - 1)
         return find_neighbours(
             rows,
             config,
@@ -286,7 +293,7 @@ class Ivis(Saving):
         self.n_classes_ = count_outputs(self.supervision_metric, labels)
         return labels
 
-    def _model_for(self, rows: Rows, labels: NDArray[Any] | None) -> TripletModel:
+    def _model_for(self, rows: Rows, labels: NDArray[Any] | None, network: str | keras.Model) -> TripletModel:
         """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
         encoder, head = self.encoder_, self.head_
         units = None if labels is None else count_outputs(self.supervision_metric, labels)
@@ -294,7 +301,7 @@ class Ivis(Saving):
             return self.model_
         if encoder is None:
             encoder = build_encoder(
-                self.model,
+                network,
                 rows.shape[1:],
                 self.embedding_dims,
                 self.random_state,
@@ -318,7 +325,7 @@ class Ivis(Saving):
             supervision_metric=self.supervision_metric,
             supervision_weight=self.supervision_weight,
             global_weight=self.global_weight,
-            optimizer=optimizer or make_optimizer(self._train_config()),
+            optimizer=optimizer or make_optimizer(self._config().train),
         )
 
     def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:
