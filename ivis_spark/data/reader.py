@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # tf.data runs the reader in a thread of its own, this far ahead. Petastorm's own thread pool now and then ends an epoch
 # without its last row group (0.13.1), and orders the others by chance.
-_BATCHES_AHEAD = 64
+_ROWS_AHEAD = 8192
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def block_dataset(
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(_BATCHES_AHEAD)
+    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(max(2, _ROWS_AHEAD // size))
     # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -357,7 +357,7 @@ def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterato
         reader = make_batch_reader(
             urls,
             schema_fields=[f"^{name}$" for name in columns],
-            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
+            reader_pool_type="dummy",  # reads in the calling thread, see _ROWS_AHEAD
             num_epochs=1,
             hdfs_driver="libhdfs",
             **options,
