@@ -56,7 +56,7 @@ _RULES_OF_THUMB = (
 # A k that it recommends for any number of rows.
 _RULE_K = 15
 # Steps that training needs, and the fewest and most epochs to make them in.
-_STEPS, _EPOCHS = 4_000, (5, 200)
+_STEPS, _EPOCHS = 5_400, (5, 200)
 # Defaults of the local API that are ivis's and not the pipeline's.
 IVIS_K = 150
 IVIS_METRIC: Metric = "angular"
@@ -77,6 +77,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": 512,
             "learning_rate": 0.01,
             "schedule": "cosine",
+            "warmup_epochs": 1,
             "clipnorm": 4.0,
             "global_weight": 0.1,
         },
