@@ -19,6 +19,7 @@ CUTS: Floats = np.array(
 _COLUMN_S = 6e-9  # seconds a core, measured: one key ranked,
 _VALUE_S = 4e-11  # one product of it,
 _BYTE_S = 6e-9  # and one byte of a copy carried to its cell, searched from there and merged
+_MARGIN = 2  # standard errors: the cheapest of many choices owes some of its recall on the sample to chance
 
 
 def depth_bins(depths: Floats) -> npt.NDArray[np.uint8]:
@@ -104,7 +105,7 @@ def choose_overlap(
     dims: int,
     k: int,
 ) -> OverlapChoice:
-    """Pick the cheapest overlap whose recall on the sample reaches `target` by a standard error.
+    """Pick the cheapest overlap whose recall on the sample is above `target` by two standard errors.
 
     Args:
         data_counts: Of all rows as data, from `count_ranks`.
@@ -136,7 +137,7 @@ def choose_overlap(
             choice = OverlapChoice(overlap, float(cut), recall, error, copies, data)
             width = float((data.astype(np.float64) * asked).sum() / n_rows)
             seconds = width * (_COLUMN_S + _VALUE_S * dims) + copies * (4 * dims + 12 * k) * _BYTE_S
-            if recall - error >= target and (best is None or seconds < best[0]):
+            if recall - _MARGIN * error >= target and (best is None or seconds < best[0]):
                 best = (seconds, choice)
             if fallback is None or recall > fallback.recall:
                 fallback = choice
@@ -180,7 +181,7 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
         for number, cut in enumerate(CUTS):
             shares = truth.shares((place < probes) & (bins <= number))
             recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-            reached, searched = recall - error >= target, (queries.bins[:, :probes] <= number).sum(axis=1).mean()
+            reached, searched = recall - _MARGIN * error >= target, (queries.bins[:, :probes] <= number).sum(axis=1).mean()
             better = best is None or (reached, -searched if reached else recall) > best[:2]
             if better:
                 chosen = ProbeChoice(probes, float(cut) if np.isfinite(cut) else None, recall)
