@@ -51,7 +51,7 @@ _COMMANDS = {
         "Draw (anchor, positive, negative) triplets and pack them into blocks.",
         "triplets --output runs/digits --set triplets.draws=8",
     ),
-    "train": ("Train the network on the blocks.", "train --output runs/digits --set train.distance=euclidean"),
+    "train": ("Train the network on the blocks.", "train --output runs/digits --set train.epochs=60"),
     "embed": (
         "Embed the rows of the run, or those of another table, with the trained network.",
         "embed --input new_rows.parquet --output runs/digits",

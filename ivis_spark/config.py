@@ -1,17 +1,19 @@
 """The configuration: the only defaults, the only documentation and the only checks of every setting.
 
 One frozen dataclass a stage, nested in `Config`. A setting's full name is `section.key`, as in `neighbours.k`;
-`random_state` stands at the top. YAML files and `--set section.key=value` only override what stands here.
+`random_state` and `preset` stand at the top. A preset replaces some defaults; YAML files and `--set section.key=value`
+override both.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -33,15 +35,53 @@ Distance = Literal[
     "cosine",
     "softmax_ratio_pn",
     "softmax_ratio",
+    "infonce",
 ]
+# Losses whose negatives are the other rows of a batch, so that none are drawn; `nn.losses` marks them with `in_batch`.
+_IN_BATCH = ("infonce",)
 
 # ivis's batch size, to which its learning rate belongs.
 _IVIS_BATCH_SIZE = 128
+# A setting that follows from the number of rows.
+AUTO = "auto"
+# ivis's documentation, "Hyperparameter Selection": below so many rows, the patience and the network that suit.
+_RULES_OF_THUMB = (
+    (1_000, 20, "maaten"),
+    (50_000, 15, "maaten"),
+    (100_000, 10, "maaten"),
+    (500_000, 5, "maaten"),
+    (1_000_000, 3, "szubert"),
+    (math.inf, 2, "szubert"),
+)
+# A k that it recommends for any number of rows.
+_RULE_K = 15
+# Steps that training needs, and the fewest and most epochs to make them in.
+_STEPS, _EPOCHS = 4_000, (5, 200)
 # Defaults of the local API that are ivis's and not the pipeline's.
 IVIS_K = 150
 IVIS_METRIC: Metric = "angular"
 IVIS_PATIENCE = 20
 IVIS_SUPERVISION = "sparse_categorical_crossentropy"
+
+# What each preset sets where nothing else does. README.md says which to take, by what was measured.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ivis": {
+        "neighbours": {"k": IVIS_K, "metric": IVIS_METRIC},
+        "train": {"patience": IVIS_PATIENCE, "cooldown_epochs": 0},
+    },
+    "fast": {
+        "train": {
+            "distance": "infonce",
+            "dropout": 0.0,
+            "epochs": AUTO,
+            "batch_size": 512,
+            "learning_rate": 0.01,
+            "schedule": "cosine",
+            "clipnorm": 4.0,
+            "global_weight": 0.1,
+        },
+    },
+}
 
 _Section = TypeVar("_Section", bound="_Checked")
 
@@ -54,6 +94,7 @@ def _option(
     high: float | None = None,
     operational: bool = False,
     importable: bool = False,
+    auto: bool = False,
 ) -> Any:
     """Declare a setting.
 
@@ -64,11 +105,18 @@ def _option(
         high: Largest value allowed, inclusive.
         operational: Whether it leaves the result alone.
         importable: Whether it may name code of the user's.
+        auto: Whether it may be `auto`, which `Config.for_rows` replaces.
     """
-    metadata = {"doc": doc, "low": low, "high": high, "operational": operational, "importable": importable}
+    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high}
+    metadata |= {"operational": operational, "importable": importable, "auto": auto}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def _by_preset() -> Any:
+    """Declare a section, whose defaults depend on the preset."""
+    return field(default=None)
 
 
 def is_import_name(value: Any) -> bool:
@@ -85,23 +133,31 @@ class _Checked:
     section = ""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            name = f"{self.section}.{item.name}" if self.section else item.name
-            if item.metadata.get("importable") and is_import_name(getattr(self, item.name)):
-                continue
-            value = _coerce(name, getattr(self, item.name), hints[item.name])
-            low, high = item.metadata.get("low"), item.metadata.get("high")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{name}={value!r} is not a finite number")
-            if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
-                allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
-                raise ConfigError(f"{name}={value!r} is out of range: it must be {allowed}")
-            object.__setattr__(self, item.name, value)
+            object.__setattr__(self, item.name, check_field(type(self), item.name, getattr(self, item.name)))
         self._check_together()
 
     def _check_together(self) -> None:
         """Check settings that depend on each other."""
+
+
+def check_field(owner: Any, key: str, value: Any) -> Any:
+    """Return a value as the type of a field of a section, or of `Config`.
+
+    Raises: ConfigError: if it is of another type or out of range.
+    """
+    item, hint = owner.__dataclass_fields__[key], _hints(owner)[key]
+    name = f"{owner.section}.{key}" if owner.section else key
+    if (item.metadata.get("importable") and is_import_name(value)) or (item.metadata.get("auto") and value == AUTO):
+        return value
+    value = _coerce(name, value, hint)
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is not a finite number")
+    if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+        allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
+        raise ConfigError(f"{name}={value!r} is out of range: it must be {allowed}")
+    return value
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
@@ -193,7 +249,12 @@ class NeighboursConfig(_Checked):
 
     section = "neighbours"
 
-    k: int = _option(15, "Neighbours of each row, itself not counted. Must be less than the number of rows.", low=1)
+    k: int = _option(
+        15,
+        "Neighbours of each row, itself not counted. Must be less than the number of rows. Or auto.",
+        low=1,
+        auto=True,
+    )
     metric: Metric = _option("euclidean", "Distance between rows.")
     backend: IndexBackend = _option(
         "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
@@ -270,26 +331,67 @@ class TrainConfig(_Checked):
     model: Network = _option(
         "szubert",
         "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000); or package.module:function, "
-        "which is called with the shape of a row, (d,), and returns a Keras model without its embedding layer.",
+        "which is called with the shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
         importable=True,
+        auto=True,
     )
     embedding_dims: int = _option(2, "Dimensions of the embedding.", low=1)
     distance: Distance = _option(
         "pn",
-        "Triplet loss, or package.module:function of (y_true, y_pred), where y_pred stacks the embeddings of anchors, "
-        "positives and negatives in shape (3, b, e).",
+        "Loss: of triplets, or infonce, in which a positive must stand out among all rows of the batch; or "
+        "package.module:function of (y_true, y_pred), where y_pred stacks the embeddings of anchors, positives and "
+        "negatives in shape (3, b, e).",
         importable=True,
     )
-    margin: float = _option(1.0, "Margin of the triplet loss.", low=0.0)
-    epochs: int = _option(1000, "Most passes over the anchors.", low=1)
-    patience: int = _option(5, "Epochs without a lower loss after which training stops.", low=1)
+    margin: float = _option(1.0, "Margin of the triplet losses.", low=0.0)
+    temperature: float = _option(
+        1.0, "Temperature of infonce: lower ones look at the nearest rows only, and spread the embedding.", low=0.01
+    )
+    clip: float | None = _option(
+        None, "Largest infonce loss of a pair: pairs further apart no longer pull; none is no limit.", low=0.0
+    )
+    gather_negatives: bool = _option(
+        False, "Whether infonce takes its negatives from the batches of all ranks, and not of each rank alone."
+    )
+    global_weight: float = _option(
+        0.0,
+        "Weight of a global term added to the loss: 1 - the correlation of distances between random rows before and "
+        "after embedding.",
+        low=0.0,
+    )
+    dropout: float = _option(0.1, "Share of units that the networks named above drop in training.", low=0.0, high=0.9)
+    precision: Literal["float32", "mixed_bfloat16"] = _option(
+        "float32",
+        "Numbers that the network computes with: mixed_bfloat16 is faster where the hardware has it (GPUs, CPUs with "
+        "AMX) and slower elsewhere; weights and embedding stay float32.",
+    )
+    epochs: int = _option(
+        1000,
+        f"Most passes over the anchors; auto is as many as make {_STEPS:,} steps, {_EPOCHS[0]} to {_EPOCHS[1]}.",
+        low=1,
+        auto=True,
+    )
+    patience: int = _option(5, "Epochs without a lower loss after which training stops. Or auto.", low=1, auto=True)
     cooldown_epochs: int = _option(
         4,
         "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
         low=0,
     )
     batch_size: int = _option(_IVIS_BATCH_SIZE, "Triplets of a step, over all ranks; a multiple of num_ranks.", low=1)
-    learning_rate: float = _option(0.001, "Learning rate of Adam.", low=0.0)
+    optimizer: Literal["adam", "adamw", "sgd"] = _option(
+        "adam", "Adam, Adam with Keras's weight decay, or gradient descent with Nesterov's momentum of 0.9."
+    )
+    learning_rate: float = _option(0.001, "Learning rate of the optimizer.", low=0.0)
+    schedule: Literal["constant", "cosine"] = _option(
+        "constant",
+        "Learning rate after the warm-up: constant until the loss stops falling, then the cool-down; or a cosine that "
+        "falls to 0 over all of `epochs`, without looking at `patience` and `cooldown_epochs`.",
+    )
+    clipnorm: float | None = _option(
+        None,
+        "Largest norm of the gradient of a layer's weights, to which longer ones are cut; none: as they are.",
+        low=0.0,
+    )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = _option(
         "none",
         "How the learning rate grows with batch_size: it is taken as it is, or times the square root of, or times "
@@ -342,6 +444,11 @@ class TrainConfig(_Checked):
             raise ConfigError(
                 f"train.num_ranks={self.num_ranks} needs train.backend=horovod or auto; local is one process"
             )
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether the loss reads negatives."""
+        return self.distance not in _IN_BATCH
 
     @property
     def scaled_learning_rate(self) -> float:
@@ -397,14 +504,23 @@ class Config(_Checked):
     Raises: ConfigError: if a value is of the wrong type or out of range.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
-    neighbours: NeighboursConfig = field(default_factory=NeighboursConfig)
-    query: QueryConfig = field(default_factory=QueryConfig)
-    triplets: TripletsConfig = field(default_factory=TripletsConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    data: DataConfig = _by_preset()
+    neighbours: NeighboursConfig = _by_preset()
+    query: QueryConfig = _by_preset()
+    triplets: TripletsConfig = _by_preset()
+    train: TrainConfig = _by_preset()
+    embed: EmbedConfig = _by_preset()
+    evaluate: EvaluateConfig = _by_preset()
+    preset: Literal["fast", "ivis"] = _option("fast", "Whose defaults hold: fast, or ivis, those of the package ivis.")
     random_state: int = _option(0, "Seed of everything drawn at random.", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        """Make the sections that were not given, as the preset has them, and check all."""
+        preset = check_field(type(self), "preset", self.preset)
+        for name, section in _sections().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, section(**PRESETS[preset].get(name, {})))
+        super().__post_init__()
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
@@ -413,11 +529,25 @@ class Config(_Checked):
         Raises: ConfigError: if a key is unknown (the message lists the valid ones) or a value is not allowed.
         """
         sections = _sections()
-        values: dict[str, Any] = {}
         _refuse_unknown("configuration", mapping, [f.name for f in dataclasses.fields(cls)])
-        for key, value in mapping.items():
-            values[key] = section_from_mapping(sections[key], value) if key in sections else value
+        values = dict(mapping)
+        preset = PRESETS[check_field(cls, "preset", values.get("preset", cls.preset))]
+        for key in sections.keys() & values.keys():
+            values[key] = section_from_mapping(sections[key], values[key], preset.get(key, {}))
         return cls(**values)
+
+    def for_rows(self, rows: int) -> Config:
+        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""
+        patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
+        epochs = -(-_STEPS // max(1, rows // self.train.batch_size))
+        epochs = min(max(epochs, _EPOCHS[0]), _EPOCHS[1])
+        rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model, "epochs": epochs}
+        found = {}
+        for name in ("neighbours", "train"):
+            section = getattr(self, name)
+            auto = [item.name for item in dataclasses.fields(section) if getattr(section, item.name) == AUTO]
+            found[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
+        return dataclasses.replace(self, **found)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return nested plain dicts and lists that `from_mapping` and JSON understand."""
@@ -432,34 +562,32 @@ class Config(_Checked):
         operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
         return {key: item for key, item in value.items() if key not in operational}
 
-    def override(self, assignments: Iterable[str]) -> Config:
-        """Apply `section.key=value` texts, values in YAML, over this configuration.
 
-        Raises: ConfigError: if an assignment has no `=`, names an unknown key or holds a value not allowed.
-        """
-        mapping = self.to_mapping()
-        for text in assignments:
-            name, equals, value = text.partition("=")
-            if not equals:
-                raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
-            *parents, key = name.strip().split(".")
-            target = mapping
-            for parent in parents:
-                _refuse_unknown("configuration", {parent: None}, [k for k, v in target.items() if isinstance(v, dict)])
-                target = target[parent]
-            target[key] = _parse_yaml(value, f"--set {text}")
-        return Config.from_mapping(mapping)
-
-
-def section_from_mapping(section: type[_Section], mapping: Any) -> _Section:
-    """Make one section from a mapping.
+def section_from_mapping(section: type[_Section], mapping: Any, preset: Mapping[str, Any] | None = None) -> _Section:
+    """Make one section from a mapping, what it leaves out as the preset has it.
 
     Raises: ConfigError: if `mapping` is no mapping, or a key is unknown.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{section.section}={mapping!r} must be a section of settings: {{key: value, ...}}")
     _refuse_unknown(section.section, mapping, [f.name for f in dataclasses.fields(section)])  # type: ignore[arg-type]
-    return section(**mapping)
+    return section(**{**(preset or {}), **mapping})
+
+
+def _assign(mapping: dict[str, Any], text: str) -> None:
+    """Put the value, in YAML, of a text `section.key=value` into a mapping.
+
+    Raises: ConfigError: if it has no `=`, or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
+    *parents, key = name.strip().split(".")
+    for parent in parents:
+        mapping = mapping.setdefault(parent, {})
+        if not isinstance(mapping, dict):
+            raise ConfigError(f"--set {text}: {parent!r} is {mapping!r}, not a section of settings")
+    mapping[key] = _parse_yaml(value, f"--set {text}")
 
 
 def check_value(name: str, value: Any) -> Any:
@@ -468,8 +596,7 @@ def check_value(name: str, value: Any) -> Any:
     Raises: ConfigError: if it is of another type or out of range.
     """
     section, _, key = name.rpartition(".")
-    owner: Any = _sections()[section] if section else Config
-    return getattr(owner(**{key: value}), key)
+    return check_field(_sections()[section] if section else Config, key, value)
 
 
 def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Config:
@@ -477,7 +604,7 @@ def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Con
 
     Raises: ConfigError: if the file cannot be read, is not YAML or holds anything not allowed.
     """
-    config = Config()
+    mapping: dict[str, Any] = {}
     if path is not None:
         try:
             with open(path, encoding="utf-8") as file:
@@ -489,27 +616,48 @@ def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Con
         loaded = _parse_yaml(text, f"configuration file {path!r}")
         if loaded is not None and not isinstance(loaded, Mapping):
             raise ConfigError(f"configuration file {path!r} must hold sections of settings, like neighbours: {{k: 15}}")
-        config = Config.from_mapping(loaded or {})
-    return config.override(assignments)
+        mapping = dict(loaded or {})
+    for text in assignments:
+        _assign(mapping, text)
+    return Config.from_mapping(mapping)
 
 
 def describe() -> str:
     """Return every setting with its default and documentation, a line each, for `--help`."""
-    lines = []
+    lines, defaults = [], Config()
     for name, section in _sections().items():
         lines.append(f"{name}: {(section.__doc__ or '').strip().splitlines()[0]}")
         for item in dataclasses.fields(section):
-            default = section.__dataclass_fields__[item.name].default
-            shown = "{}" if default is dataclasses.MISSING else default
+            shown = getattr(getattr(defaults, name), item.name)
             lines.append(f"  {name}.{item.name} = {'none' if shown is None else shown}: {item.metadata['doc']}")
-    top = Config.__dataclass_fields__["random_state"]
-    lines.append(f"random_state = {top.default}: {top.metadata['doc']}")
+    for item in top_settings():
+        lines.append(f"{item.name} = {item.default}: {item.metadata['doc']}")
+    lines.append("with preset=ivis, unless set:")
+    lines += [f"  {name} = {value}" for name, value in _differences(Config(preset="ivis"), defaults)]
     return "\n".join(lines)
 
 
+def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of `one` that `other` has otherwise."""
+    found, others = one.to_mapping(), other.to_mapping()
+    for section in _sections():
+        for name, value in found[section].items():
+            if value != others[section][name]:
+                yield f"{section}.{name}", "none" if value is None else value
+
+
+def top_settings() -> list[Any]:
+    """Return the fields of the settings that are in no section."""
+    return [item for item in dataclasses.fields(Config) if item.name not in _sections()]
+
+
 def _sections() -> dict[str, Any]:
-    hints = typing.get_type_hints(Config)
-    return {f.name: hints[f.name] for f in dataclasses.fields(Config) if dataclasses.is_dataclass(hints[f.name])}
+    return {name: hint for name, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
+
+
+@functools.cache
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
 
 
 def _refuse_unknown(where: str, given: Iterable[Any], valid: Iterable[str]) -> None:

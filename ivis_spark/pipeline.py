@@ -121,7 +121,8 @@ class Pipeline:
 
     def neighbours(self) -> Manifest:
         """Find the neighbours of every row; the rows are ingested first if an input is given."""
-        rows, config = self.ingest(), self.config.neighbours
+        rows = self.ingest()
+        config = self.config.for_rows(rows.info["rows"]).neighbours
         inputs: dict[str, Any] = {"rows": rows.fingerprint}
         if config.table is not None:
             inputs["table"] = self._fingerprint(self._given_neighbours())
@@ -181,6 +182,7 @@ class Pipeline:
     def triplets(self) -> Manifest:
         """Draw triplets and pack them into blocks."""
         rows, neighbours = self._require("rows"), self._require("neighbours")
+        negatives = self.config.train.needs_negatives
 
         def build(stage: StageBuild) -> None:
             from ivis_spark.spark.triplets import build_triplets
@@ -193,11 +195,13 @@ class Pipeline:
                     n_rows=rows.info["rows"],
                     random_state=self.config.random_state,
                     folder=stage.path("data"),
+                    negatives=negatives,
                 )
             )
             stage.info["dims"] = rows.info["dims"]
 
-        spec = self._spec("triplets", "random_state", rows=rows.fingerprint, neighbours=neighbours.fingerprint)
+        inputs = {"rows": rows.fingerprint, "neighbours": neighbours.fingerprint}
+        spec = self._spec("triplets", "random_state", **inputs, negatives=negatives)
         return self._stage("triplets", spec, build)
 
     def train(self) -> Manifest:
@@ -227,7 +231,13 @@ class Pipeline:
         from ivis_spark.data.reader import TripletBlocks
         from ivis_spark.train.job import TrainingJob
 
-        names = ("file_blocks", "block_rows", "dims", "draws", "labelled")
+        if self.config.train.needs_negatives and not triplets.info["negatives"]:
+            raise ConfigError(
+                f"train.distance={self.config.train.distance!r} reads negatives, and the triplets were built for a "
+                "loss that reads none: build them for this one, ivis-spark triplets --overwrite --set train.distance="
+                f"{self.config.train.distance}"
+            )
+        names = ("file_blocks", "block_rows", "dims", "draws", "labelled", "negatives")
         blocks = TripletBlocks(
             self.run_folder.path("triplets", "data"),
             **{name: triplets.info[name] for name in names},
@@ -235,7 +245,7 @@ class Pipeline:
         )
         return TrainingJob(
             blocks,
-            self.config.train,
+            self.config.for_rows(rows.info["rows"]).train,
             label_values=_label_values(rows.info),
             random_state=self.config.random_state,
             model_uri=model_uri,
@@ -353,7 +363,8 @@ class Pipeline:
 
     def _check_fit(self, info: dict[str, Any]) -> None:
         """Check settings against the rows, before any work that depends on both."""
-        rows, k = info["rows"], self.config.neighbours.k
+        rows = info["rows"]
+        k = self.config.for_rows(rows).neighbours.k
         if rows < k + 2:
             raise InputError(
                 f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "

@@ -152,4 +152,4 @@ def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_help_teaches() -> None:
     job = Path(__file__).parent.parent / "jobs" / "train.py"
     done = subprocess.run([sys.executable, str(job), "--help"], capture_output=True, text=True, check=True)
-    assert "example:" in done.stdout and "train.distance = pn" in done.stdout
+    assert "example:" in done.stdout and "train.distance = infonce" in done.stdout

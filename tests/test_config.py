@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ivis_spark.config import Config, load_config
+from ivis_spark.config import PRESETS, Config, describe, load_config
 from ivis_spark.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "conf" / "example.yaml"
@@ -48,7 +48,50 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 
 def test_settings_that_leave_the_result_alone_are_no_reason_to_train_anew() -> None:
     plain = Config().result_settings("train")
-    assert Config().override(["train.max_restarts=7", "train.keep_checkpoints=5"]).result_settings("train") == plain
-    changed = Config().override(["train.num_ranks=2"]).result_settings("train")
+    assert load_config(None, ["train.max_restarts=7", "train.keep_checkpoints=5"]).result_settings("train") == plain
+    changed = load_config(None, ["train.num_ranks=2"]).result_settings("train")
     assert [key for key in plain if plain[key] != changed[key]] == ["num_ranks"]
     assert Config(random_state=4).result_settings("random_state") == 4
+
+
+def test_a_preset_replaces_defaults_and_explicit_settings_replace_both(tmp_path: Path) -> None:
+    for name, sections in PRESETS.items():
+        config = load_config(None, [f"preset={name}"])
+        assert config == Config(preset=name) == Config.from_mapping(config.to_mapping())
+        for section, values in sections.items():
+            assert {key: getattr(getattr(config, section), key) for key in values} == values
+    (tmp_path / "x.yaml").write_text("train:\n  batch_size: 96\npreset: ivis\n")
+    config = load_config(str(tmp_path / "x.yaml"), ["neighbours.k=7"])
+    assert (config.train.batch_size, config.train.patience, config.neighbours.k) == (96, 20, 7)
+    assert config.neighbours.metric == "angular"
+    assert load_config(str(tmp_path / "x.yaml"), ["preset=fast"]).train.batch_size == 96
+    assert Config() == Config(preset="fast")
+    for wrong in ("quick", "[]"):
+        with pytest.raises(ConfigError, match=r"preset=.* is not one of: fast, ivis"):
+            load_config(None, [f"preset={wrong}"])
+
+
+def test_the_help_shows_what_holds() -> None:
+    lines = describe().splitlines()
+    assert any(line.startswith(f"  train.batch_size = {Config().train.batch_size}: ") for line in lines)
+    assert "  train.patience = 20" in lines[lines.index("with preset=ivis, unless set:") :]
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "patience", "model", "epochs"),
+    [
+        (12, 10, 20, "maaten", 200),
+        (1_797, 15, 15, "maaten", 200),
+        (70_000, 15, 10, "maaten", 30),
+        (700_000, 15, 3, "szubert", 5),
+    ],
+)
+def test_auto_follows_from_the_number_of_rows(rows: int, k: int, patience: int, model: str, epochs: int) -> None:
+    """4,000 steps of 512 rows are 29.2 epochs of 70,000."""
+    names = ("neighbours.k", "train.patience", "train.model", "train.epochs")
+    config = load_config(None, [*[f"{name}=auto" for name in names], "train.batch_size=512"]).for_rows(rows)
+    found = (config.neighbours.k, config.train.patience, config.train.model, config.train.epochs)
+    assert found == (k, patience, model, epochs)
+    assert config.train.backend == config.neighbours.backend == "auto"
+    with pytest.raises(ConfigError, match=r"train\.batch_size='auto'"):
+        load_config(None, ["train.batch_size=auto"])

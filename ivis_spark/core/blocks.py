@@ -43,13 +43,13 @@ class BlockPlan:
 class BlockDraws:
     """What one block draws: ids of its anchors and positives, and the pairs of places that are no (anchor, negative).
 
-    Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, weights (B,). Rows that pad the block to
-    its size repeat others of the bucket and have weight 0.
+    Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, or None where no negatives will be
+    drawn, weights (B,). Rows that pad the block to its size repeat others of the bucket and have weight 0.
     """
 
     anchors: Ids
     positives: Ids
-    near: NDArray[np.uint32]
+    near: NDArray[np.uint32] | None
     weights: NDArray[np.float32]
 
 
@@ -61,6 +61,7 @@ def draw_blocks(
     draws: int,
     seed: tuple[int, ...],
     classes: Ids | None = None,
+    negatives: bool = True,
 ) -> list[BlockDraws]:
     """Deal the rows of a bucket into blocks and draw their triplets.
 
@@ -73,6 +74,7 @@ def draw_blocks(
         draws: m, positives of each anchor.
         seed: Seeds the draws.
         classes: Of the rows, shape (n,), when those of one class are all neighbours and not only those listed.
+        negatives: Whether negatives will be drawn.
 
     Returns:
         The fewest blocks that hold the rows; each gets as many as the others, give or take one.
@@ -90,14 +92,16 @@ def draw_blocks(
         anchors, near = ids[picked], neighbours[picked]
         positives = draw_positives(near, draws=draws, rng=rng)
         weights = (np.arange(block_rows) < len(members)).astype(np.float32)
-        codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
+        codes = None
+        if negatives:
+            codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
         blocks.append(BlockDraws(anchors, positives, codes, weights))
     return blocks
 
 
-def column_names(draws: int) -> list[str]:
+def column_names(draws: int, negatives: bool = True) -> list[str]:
     """Return the names of a block's packed columns."""
-    return ["anchor", "weight", "near", *[f"positive_{i}" for i in range(draws)]]
+    return ["anchor", "weight", *["near"] * negatives, *[f"positive_{i}" for i in range(draws)]]
 
 
 def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> NDArray[np.float32]:

@@ -39,6 +39,7 @@ class TripletBlocks:
         draws: m, positives of each anchor.
         labelled: Numbers of a row's label; 0 without labels.
         group_blocks: Blocks of a Parquet row group; the last group of a file may hold fewer.
+        negatives: Whether negatives can be drawn; blocks made for a loss that reads none do not say which are allowed.
     """
 
     folder: str
@@ -48,6 +49,7 @@ class TripletBlocks:
     draws: int
     labelled: int
     group_blocks: int
+    negatives: bool = True
 
     @property
     def rows(self) -> int:
@@ -103,7 +105,13 @@ class Place:
 
 
 def block_dataset(
-    blocks: TripletBlocks, *, batch_size: int, random_state: int, labels: bool = False, place: Place | None = None
+    blocks: TripletBlocks,
+    *,
+    batch_size: int,
+    random_state: int,
+    labels: bool = False,
+    negatives: bool = True,
+    place: Place | None = None,
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
@@ -122,11 +130,13 @@ def block_dataset(
         batch_size: Rows of a batch over all ranks.
         random_state: Seeds the orders.
         labels: Whether to read the labels too.
+        negatives: Whether to draw negatives.
         place: Where to begin; by default at the beginning, alone.
 
     Returns:
-        Dictionaries of `stacked`: anchors, then positives, then negatives, float32 (3b, d); `weight`: float32 (b,), 0
-        for padding; and `label`: float32 (b,) or (b, c) if asked for; b is this rank's part of the batch.
+        Dictionaries of `stacked`: anchors, then positives, then negatives if asked for, float32 (3b, d) or
+        (2b, d); `weight`: float32 (b,), 0 for padding; and `label`: float32 (b,) or (b, c) if asked for; b is this
+        rank's part of the batch.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
@@ -134,19 +144,20 @@ def block_dataset(
     """
     _petastorm()
     place = place or Place()
+    optional = ("near",) * negatives + ("label",) * labels
     size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
 
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
         first = place.step
         for epoch in itertools.count(place.epoch):
-            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, labels, place), size)
+            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, optional, place), size)
             for group in _slice_batches(groups, first, steps):
                 yield dict(vars(group))
             first = 0
 
     signature = {
         "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
-        "index": tf.TensorSpec((None, 3 * size), tf.int32),
+        "index": tf.TensorSpec((None, (3 if negatives else 2) * size), tf.int32),
         "weight": tf.TensorSpec((None, size), tf.float32),
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
@@ -179,7 +190,8 @@ class _Group:
 
     Attributes:
         rows: float32 (r, d).
-        index: int32 (n, 3): places in `rows` of anchor, positive and negative; of whole batches (batches, 3b).
+        index: int32 (n, p): places in `rows` of anchor, positive and maybe negative, so that p is 3 or 2; of whole
+            batches (batches, p b).
         weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without
             labels; arrays of labels have c numbers more.
     """
@@ -205,11 +217,11 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
         left = None
         if rest:
             places = group.index[-rest:]
-            moved = np.arange(3 * rest, dtype=np.int32).reshape(rest, 3)
+            moved = np.arange(places.size, dtype=np.int32).reshape(places.shape)
             left = _Group(group.rows[places.reshape(-1)], moved, group.weight[-rest:], group.label[-rest:])
         if batches:
             whole = batches * size
-            index = group.index[:whole].reshape(batches, size, 3).transpose(0, 2, 1).reshape(batches, 3 * size)
+            index = group.index[:whole].reshape(batches, size, -1).transpose(0, 2, 1).reshape(batches, -1)
             yield _Group(
                 group.rows,
                 index,
@@ -259,14 +271,17 @@ def _deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.G
     return parts
 
 
-def _read_epoch(blocks: TripletBlocks, epoch: int, random_state: int, labels: bool, place: Place) -> Iterator[_Group]:
-    """Yield the row groups of a rank's share of one epoch, the triplets of each in an order of their own."""
+def _read_epoch(
+    blocks: TripletBlocks, epoch: int, random_state: int, optional: tuple[str, ...], place: Place
+) -> Iterator[_Group]:
+    """Yield the row groups of a rank's share of one epoch, the triplets of each in an order of their own.
+
+    Of the columns `near` and `label` it reads those in `optional`: with near, negatives are drawn.
+    """
     parts = _deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
     rng = np.random.default_rng([random_state, epoch, place.rank])
     positive = f"positive_{epoch % blocks.draws}"
-    columns = {"anchor": "anchor", "positive": positive, "near": "near", "weight": "weight"}
-    if labels:
-        columns["label"] = "label"
+    columns = {"positive": positive, **{name: name for name in ("anchor", "weight", *optional)}}
     read = 0
     for found in _read_parts(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
         packed = {kind: found[column] for kind, column in columns.items()}
@@ -314,12 +329,15 @@ def _join_blocks(
         return [unpack_vectors(part, size, width, columns[kind]) for part in packed.get(kind, ())]
 
     rows = np.concatenate([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
-    parts = [
-        draw_block_negatives(unpack_near(part, size), size, rng=rng) + np.int32(i * size)
-        for i, part in enumerate(packed["near"])
-    ]
     anchors = np.arange(size * count, dtype=np.int32)
-    index = np.stack([anchors, anchors + np.int32(size * count), np.concatenate(parts)], axis=1)
+    places = [anchors, anchors + np.int32(size * count)]
+    if "near" in columns:
+        parts = [
+            draw_block_negatives(unpack_near(part, size), size, rng=rng) + np.int32(i * size)
+            for i, part in enumerate(packed["near"])
+        ]
+        places.append(np.concatenate(parts))
+    index = np.stack(places, axis=1)
     weight = np.concatenate(vectors("weight", 1)).reshape(-1)
     label = np.zeros_like(weight)
     if "label" in columns:

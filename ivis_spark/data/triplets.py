@@ -29,6 +29,7 @@ def triplet_dataset(
     batch_size: int,
     random_state: Seed,
     shuffle: bool | str = True,
+    negatives: bool = True,
 ) -> tuple[tf.data.Dataset, int]:
     """Make an endless dataset of triplet batches.
 
@@ -46,19 +47,20 @@ def triplet_dataset(
         random_state: Seed.
         shuffle: True draws a fresh order of all rows in each epoch; "batch" a fresh order of batches of adjacent rows,
             which files read faster; False keeps the order of X.
+        negatives: Whether the loss reads negatives.
 
     Returns:
-        The dataset of `stacked` (anchors, then positives, then negatives; (3b, ...)) and, with labels, `label` (b,) or
-        (b, c); and the batches of an epoch.
+        The dataset of `stacked` (anchors, then positives, then negatives if they are read; (3b, ...)) and, with
+        labels, `label` (b,) or (b, c); and the batches of an epoch.
 
     Raises:
         InputError: if a row has no negative, since all others are its neighbours.
     """
     steps = math.ceil(len(X) / batch_size)
     if isinstance(X, np.ndarray) and isinstance(neighbours, np.ndarray) and shuffle is True:
-        dataset = _gather_epochs(X, neighbours, labels, batch_size, random_state)
+        dataset = _gather_epochs(X, neighbours, labels, batch_size, random_state, negatives)
     else:
-        dataset = _read_batches(X, neighbours, labels, batch_size, random_state, shuffle)
+        dataset = _read_batches(X, neighbours, labels, batch_size, random_state, shuffle, negatives)
     return dataset.with_options(_one_thread()), steps
 
 
@@ -91,7 +93,7 @@ class TripletReader:
         return draw_from_lists(anchors, self._lists(anchors), self._candidates, rng=rng)
 
     def read(self, triplets: Ints) -> Floats:
-        """Return the rows of triplets, int64 (3, b) -> float32 (3b, ...): anchors, positives, negatives."""
+        """Return the rows of triplets or pairs, int64 (3, b) -> float32 (3b, ...): anchors, positives, negatives."""
         return take(self._X, triplets.reshape(-1))
 
     def _lists(self, anchors: Ints) -> Sequence[Any]:
@@ -111,20 +113,21 @@ def batches_of(n: int, batch_size: int, shuffle: bool | str, rng: np.random.Gene
         yield order[start : start + batch_size]
 
 
-def draw_epoch(neighbours: Ints, *, rng: np.random.Generator) -> Ints:
-    """Draw the anchors, positives and negatives of an epoch, int64 (3, n), in random order.
+def draw_epoch(neighbours: Ints, *, rng: np.random.Generator, negatives: bool = True) -> Ints:
+    """Draw the anchors, positives and negatives of an epoch, int64 (3, n), in random order; of pairs, (2, n).
 
     Raises: InputError: if a row has no negative.
     """
     rows = np.arange(len(neighbours))
     positives = avoid_anchors(draw_positives(neighbours, draws=1, rng=rng)[:, 0], rows, neighbours, rng=rng)
-    negatives = draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[:, 0]
-    order = rng.permutation(len(rows))
-    return np.stack([order, positives[order], negatives[order]])
+    drawn = [rows, positives]
+    if negatives:
+        drawn.append(draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[:, 0])
+    return np.stack(drawn)[:, rng.permutation(len(rows))]
 
 
 def _gather_epochs(
-    X: Floats, neighbours: Ints, labels: NDArray[Any] | None, batch_size: int, random_state: Seed
+    X: Floats, neighbours: Ints, labels: NDArray[Any] | None, batch_size: int, random_state: Seed, negatives: bool
 ) -> tf.data.Dataset:
     """Draw a whole epoch at once and let TensorFlow gather its batches."""
     n = len(X)
@@ -145,9 +148,9 @@ def _gather_epochs(
     def epochs() -> Iterator[Ints]:
         rng = np.random.default_rng(random_state)
         while True:
-            yield draw_epoch(neighbours, rng=rng)
+            yield draw_epoch(neighbours, rng=rng, negatives=negatives)
 
-    indices = tf.TensorSpec((3, n), tf.int64)
+    indices = tf.TensorSpec((3 if negatives else 2, n), tf.int64)
     dataset = tf.data.Dataset.from_generator(epochs, output_signature=indices).prefetch(1)
     return dataset.flat_map(batches).prefetch(_PREFETCH_BATCHES)
 
@@ -159,6 +162,7 @@ def _read_batches(
     batch_size: int,
     random_state: Seed,
     shuffle: bool | str,
+    negatives: bool,
 ) -> tf.data.Dataset:
     """Draw and read a batch at a time, on a thread beside the training step."""
     reader = TripletReader(X, neighbours)
@@ -170,7 +174,7 @@ def _read_batches(
         rng = np.random.default_rng(random_state)
         while True:
             for anchors in batches_of(len(X), batch_size, shuffle, rng):
-                batch = {"stacked": reader.read(reader.draw(anchors, rng))}
+                batch = {"stacked": reader.read(reader.draw(anchors, rng)[: 3 if negatives else 2])}
                 if labels is not None:
                     batch["label"] = labels[anchors]
                 yield batch

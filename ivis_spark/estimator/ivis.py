@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.config import (
+    AUTO,
     IVIS_K,
     IVIS_METRIC,
     IVIS_PATIENCE,
@@ -18,6 +20,7 @@ from ivis_spark.config import (
     Config,
     Metric,
     NeighboursConfig,
+    Network,
     TrainConfig,
 )
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
@@ -26,15 +29,41 @@ from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import InputError, NotFittedError
 from ivis_spark.estimator.saving import Saving
 from ivis_spark.nn.callbacks import ProgressLogger
-from ivis_spark.nn.losses import triplet_loss
+from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder, dense_network
+from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.loop import fit as fit_model
 
 Floats = NDArray[np.float32]
 
 _SECONDS_BETWEEN_MESSAGES = 1.0
+# Arguments of `Ivis` that are settings `train.*` of pipelines, with their names there.
+TRAIN_SETTINGS = {
+    "n_epochs_without_progress": "patience",
+    **{
+        name: name
+        for name in (
+            "embedding_dims",
+            "epochs",
+            "batch_size",
+            "supervision_weight",
+            "learning_rate",
+            "margin",
+            "temperature",
+            "clip",
+            "global_weight",
+            "dropout",
+            "precision",
+            "optimizer",
+            "schedule",
+            "warmup_epochs",
+            "cooldown_epochs",
+            "clipnorm",
+        )
+    },
+}
 
 
 class Ivis(Saving):
@@ -46,8 +75,9 @@ class Ivis(Saving):
 
     Args:
         embedding_dims: Dimensions of the embedding.
-        k: Neighbours of each row; at most the number of rows minus 2.
-        distance: Name of a triplet loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
+        k: Neighbours of each row; at most the number of rows minus 2. "auto", here as for `epochs`,
+            `n_epochs_without_progress` and `model`, takes what suits the number of rows.
+        distance: Name of a loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
         batch_size: Triplets of a training step.
         epochs: Most passes over the rows.
         n_epochs_without_progress: Epochs without a lower loss after which training stops.
@@ -66,9 +96,11 @@ class Ivis(Saving):
             any length; searched when None.
         verbose: 0 logs no progress.
         random_state: Seed of neighbours, triplets, weights and dropout.
-        learning_rate: Of Adam.
-        margin: Of the triplet loss.
+        learning_rate: Of the optimizer.
+        margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
+        temperature, clip, global_weight, dropout, precision, optimizer, schedule, warmup_epochs, cooldown_epochs,
+            clipnorm: As the settings `train.*` of pipelines, see `ivis_spark.config.TrainConfig`.
     """
 
     def __init__(
@@ -97,6 +129,16 @@ class Ivis(Saving):
         learning_rate: float = TrainConfig.learning_rate,
         margin: float = TrainConfig.margin,
         n_jobs: int = -1,
+        temperature: float = TrainConfig.temperature,
+        clip: float | None = TrainConfig.clip,
+        global_weight: float = TrainConfig.global_weight,
+        dropout: float = TrainConfig.dropout,
+        precision: str = TrainConfig.precision,
+        optimizer: str = TrainConfig.optimizer,
+        schedule: str = TrainConfig.schedule,
+        warmup_epochs: int = TrainConfig.warmup_epochs,
+        cooldown_epochs: int = 0,  # ivis has none, and its users count the epochs
+        clipnorm: float | None = TrainConfig.clipnorm,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
         self.embedding_dims = embedding_dims
@@ -122,6 +164,16 @@ class Ivis(Saving):
         self.learning_rate = learning_rate
         self.margin = margin
         self.n_jobs = n_jobs
+        self.temperature = temperature
+        self.clip = clip
+        self.global_weight = global_weight
+        self.dropout = dropout
+        self.precision = precision
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+        self.cooldown_epochs = cooldown_epochs
+        self.clipnorm = clipnorm
 
         self.loss_history_: list[float] = []
         self.model_: TripletModel | None = None
@@ -130,6 +182,21 @@ class Ivis(Saving):
         self.supervised_model_: keras.Model | None = None
         self.neighbour_matrix_: Neighbours | None = None
         self.n_classes_: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, **params: Any) -> Ivis:
+        """Return an Ivis with the settings that a pipeline would have; the arguments given here win.
+
+        `Ivis.from_config(Config(preset="fast"))` trains as pipelines do.
+        """
+        train, near = config.train, config.neighbours
+        settings = {name: getattr(train, setting) for name, setting in TRAIN_SETTINGS.items()}
+        settings |= {"distance": train.distance, "model": train.model, "random_state": config.random_state}
+        settings |= {"k": near.k, "knn_distance_metric": near.metric, "n_trees": near.n_trees}
+        settings |= {"search_k": near.search_k}
+        if train.supervision_metric is not None:
+            settings["supervision_metric"] = train.supervision_metric
+        return cls(**{**settings, **params})
 
     def fit(self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Ivis:
         """Train on rows, and on their labels when given. A model that was trained or loaded is trained further.
@@ -145,14 +212,15 @@ class Ivis(Saving):
             ConfigError: if a parameter is not allowed.
             TrainingError: if the loss diverges.
         """
-        config = self._train_config()
-        triplet_loss(self.distance, self.margin)
+        settings, loss = self._config(), self._loss()
         rows = as_rows(X)
+        settings = settings.for_rows(len(rows))
+        config = settings.train
         labels = None if Y is None else self._check_labels(as_labels(Y, len(rows)))
         if self.encoder_ is not None:
             self._check_width(rows)
-        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows)
-        model = self._model_for(rows, labels)
+        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
+        model = self._model_for(rows, labels, config.model if self.model == AUTO else self.model)
         done = len(self.loss_history_)
         dataset, steps = triplet_dataset(
             rows,
@@ -161,6 +229,7 @@ class Ivis(Saving):
             batch_size=config.batch_size,
             random_state=(self.random_state, done) if done else self.random_state,
             shuffle=shuffle_mode,
+            negatives=not getattr(loss, "in_batch", False),
         )
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
         return self
@@ -190,30 +259,26 @@ class Ivis(Saving):
             raise NotFittedError("Model was not trained in classification mode: pass labels to fit")
         return self._predict(self.supervised_model_, rows)
 
-    def _train_config(self) -> TrainConfig:
-        return TrainConfig(
-            embedding_dims=self.embedding_dims,
-            margin=self.margin,
-            epochs=self.epochs,
-            patience=self.n_epochs_without_progress,
-            cooldown_epochs=0,  # ivis has none, and its users count the epochs
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            supervision_weight=self.supervision_weight,
-        )
-
-    def _find_neighbours(self, rows: Rows) -> Neighbours:
-        if self.neighbour_matrix is not None:
-            return given_neighbours(self.neighbour_matrix, len(rows))
-        if self.ntrees is not None:
-            warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
-        config = NeighboursConfig(
-            # ivis counts the row itself among its neighbours, and so allows one more
-            k=self.k - 1 if self.k == len(rows) - 1 > 1 else self.k,
+    def _config(self) -> Config:
+        train = {setting: getattr(self, name) for name, setting in TRAIN_SETTINGS.items()}
+        near = NeighboursConfig(
+            k=self.k,
             metric=cast("Metric", self.knn_distance_metric),
             n_trees=self.n_trees if self.ntrees is None else self.ntrees,
             search_k=self.search_k,
         )
+        return Config(neighbours=near, train=TrainConfig(**train, model=cast("Network", AUTO)))
+
+    def _loss(self) -> Loss:
+        return triplet_loss(self.distance, self.margin, self.temperature, self.clip)
+
+    def _find_neighbours(self, rows: Rows, config: NeighboursConfig) -> Neighbours:
+        if self.neighbour_matrix is not None:
+            return given_neighbours(self.neighbour_matrix, len(rows))
+        if self.ntrees is not None:
+            warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
+        if config.k == len(rows) - 1 > 1:  # ivis counts the row itself among its neighbours, and so allows one more
+            config = dataclasses.replace(config, k=config.k - 1)
         return find_neighbours(
             rows,
             config,
@@ -228,14 +293,21 @@ class Ivis(Saving):
         self.n_classes_ = count_outputs(self.supervision_metric, labels)
         return labels
 
-    def _model_for(self, rows: Rows, labels: NDArray[Any] | None) -> TripletModel:
+    def _model_for(self, rows: Rows, labels: NDArray[Any] | None, network: str | keras.Model) -> TripletModel:
         """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
         encoder, head = self.encoder_, self.head_
         units = None if labels is None else count_outputs(self.supervision_metric, labels)
         if self.model_ is not None and units == (None if head is None else head.output_shape[-1]):
             return self.model_
         if encoder is None:
-            encoder = build_encoder(self.model, rows.shape[1:], self.embedding_dims, self.random_state)
+            encoder = build_encoder(
+                network,
+                rows.shape[1:],
+                self.embedding_dims,
+                self.random_state,
+                dropout=self.dropout,
+                precision=self.precision,
+            )
         head = None
         if units is not None:
             head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self.random_state)
@@ -248,12 +320,12 @@ class Ivis(Saving):
         self.supervised_model_ = None if head is None else keras.Model(encoder.inputs[0], head(encoder.outputs[0]))
         self.model_ = TripletModel(
             encoder,
-            triplet_loss(self.distance, self.margin),
+            self._loss(),
             head=head,
             supervision_metric=self.supervision_metric,
             supervision_weight=self.supervision_weight,
-            optimizer=optimizer,
-            learning_rate=self.learning_rate,
+            global_weight=self.global_weight,
+            optimizer=optimizer or make_optimizer(self._config().train),
         )
 
     def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:

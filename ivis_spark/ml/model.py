@@ -128,19 +128,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         from ivis_spark.estimator import Ivis
 
         encoder, head = self._networks()
-        config = Config.from_mapping({k: v for k, v in self._folder.spec["config"].items() if k == "train"})
-        local = Ivis(
-            config.train.embedding_dims,
-            distance=config.train.distance,
-            batch_size=config.train.batch_size,
-            epochs=config.train.epochs,
-            n_epochs_without_progress=config.train.patience,
-            supervision_weight=config.train.supervision_weight,
-            learning_rate=config.train.learning_rate,
-            margin=config.train.margin,
-        )
-        if config.train.supervision_metric is not None:
-            local.set_params(supervision_metric=config.train.supervision_metric)
+        train = {k: v for k, v in self._folder.spec["config"].items() if k == "train"}
+        local = Ivis.from_config(Config.from_mapping({"preset": "ivis", **train}))
         local._assemble(encoder, head)
         local.loss_history_ = list(self.summary.loss)
         local.n_classes_ = None if head is None else int(head.output_shape[-1])
@@ -153,14 +142,14 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         Raises:
             NotFittedError: if it was not fitted.
         """
+        from ivis_spark.estimator.ivis import TRAIN_SETTINGS
         from ivis_spark.nn.persistence import save_model
         from ivis_spark.nn.scaling import split_scaling
 
         if local.encoder_ is None:
             raise NotFittedError("the Ivis was not fitted: call fit before from_local")
         encoder, scaler = split_scaling(local.encoder_)
-        names = ("embedding_dims", "batch_size", "epochs", "supervision_weight", "margin", "learning_rate")
-        train = {name: getattr(local, name) for name in names}
+        train = {setting: getattr(local, name) for name, setting in TRAIN_SETTINGS.items()}
         train |= {"distance": local.distance} if isinstance(local.distance, str) else {}
         train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}
         with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params
 
-from ivis_spark.config import Config, check_value
+from ivis_spark.config import Config, check_value, top_settings
 from ivis_spark.errors import ConfigError
 
 _P = TypeVar("_P", bound=Params)
@@ -40,7 +40,7 @@ class Setting:
 
 def settings(sections: tuple[str, ...] = _SECTIONS) -> dict[str, Setting]:
     """Return the settings of some sections, and `random_state`, by the names of their Params."""
-    hints = typing.get_type_hints(Config)
+    hints, defaults = typing.get_type_hints(Config), Config()
     fields = [(section, field) for section in _SECTIONS for field in dataclasses.fields(hints[section])]
     fields = [(section, field) for section, field in fields if f"{section}.{field.name}" not in _LEFT_OUT]
     times = Counter(field.name for _, field in fields)
@@ -48,9 +48,10 @@ def settings(sections: tuple[str, ...] = _SECTIONS) -> dict[str, Setting]:
     for section, field in fields:
         name = _camel(field.name if times[field.name] == 1 else f"{section}_{field.name}")
         if section in sections:
-            found[name] = Setting(section, field.name, field.metadata["doc"], field.default)
-    top = Config.__dataclass_fields__["random_state"]
-    found["randomState"] = Setting("", "random_state", top.metadata["doc"], top.default)
+            default = getattr(getattr(defaults, section), field.name)
+            found[name] = Setting(section, field.name, field.metadata["doc"], default)
+    for top in top_settings():
+        found[_camel(top.name)] = Setting("", top.name, top.metadata["doc"], top.default)
     return found
 
 
@@ -97,13 +98,15 @@ def set_params(instance: Params, values: Mapping[str, Any]) -> None:
 
 
 def config_of(instance: Params, chosen: Mapping[str, Setting]) -> Config:
-    """Return the configuration that the Params of an instance make, checked as a whole.
+    """Return the configuration that the Params set on an instance make, the others as the preset has them.
 
     Raises:
         ConfigError: if settings exclude each other.
     """
     mapping: dict[str, Any] = {}
     for name, setting in chosen.items():
+        if not instance.isSet(name):
+            continue
         value = instance.getOrDefault(name)
         (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
     return Config.from_mapping(mapping)

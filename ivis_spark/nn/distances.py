@@ -36,6 +36,12 @@ def cosine_distance(x: Tensor, y: Tensor) -> Tensor:
     return tf.nn.relu(1.0 - tf.reduce_sum(x * y, axis=-1, keepdims=True))
 
 
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return the squared Euclidean distances of all pairs, shape (b, e), (c, e) -> (b, c)."""
+    squares = tf.reduce_sum(tf.square(x), axis=1)[:, None] + tf.reduce_sum(tf.square(y), axis=1)
+    return tf.maximum(squares - 2 * tf.matmul(x, y, transpose_b=True), 0.0)
+
+
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "euclidean": euclidean_distance,
     "manhattan": manhattan_distance,

@@ -40,6 +40,7 @@ class PooledAlphaDropout(keras.layers.AlphaDropout):  # type: ignore[misc]
         start = tf.cast(keras.random.randint((), 0, len(pool), seed=self.seed_generator), tf.int32)
         scale = ((1 - self.rate) * (1 + self.rate * SELU_FLOOR**2)) ** -0.5
         mask = tf.gather(pool, (start + tf.range(tf.shape(inputs)[0])) % len(pool))  # 0 or scale
+        mask = tf.cast(mask, inputs.dtype)
         # (x - floor) * mask + scale * floor + shift, with the shift that keeps the mean
         offset = scale * SELU_FLOOR * (1 - self.rate)
 

@@ -1,9 +1,11 @@
-"""Triplet losses: two formulas (hinge and softmax ratio), each with or without the pn term, over four distances.
+"""Losses of triplets, InfoNCE of pairs, and the global term that can be added to any.
+
+Triplets have two formulas, hinge and softmax ratio, each with or without the pn term, over four distances.
 
 A loss is called with ivis's signature `(y_true, y_pred)`, where `y_pred` stacks embeddings of anchors, positives and
 negatives in shape (3, b, e). The package's own losses also have `rows(anchor, positive, negative) -> (b,)`, the loss of
-each triplet, which weights of rows need. `rows` sees the whole batch, so a loss that compares a row with the others of
-its batch has the same form.
+each triplet, which weights of rows need. A loss whose negatives are the other rows of the batch says so with
+`in_batch = True`: it is given no negatives but, as `gather`, what brings the rows of all ranks together.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import Any, TypeVar, overload
 
 import tensorflow as tf
 
+from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.custom import import_named
-from ivis_spark.nn.distances import DISTANCES, Tensor
+from ivis_spark.nn.distances import DISTANCES, Tensor, euclidean_distance, squared_distances
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+RowLoss = Callable[..., Tensor]
 
 _L = TypeVar("_L", bound=Callable[..., Any])
 
@@ -47,10 +50,17 @@ def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
     return loss_fn
 
 
-def triplet_loss(distance: str | Loss = "pn", margin: float = 1.0) -> Loss:
+def triplet_loss(
+    distance: str | Loss = TrainConfig.distance,
+    margin: float = TrainConfig.margin,
+    temperature: float = TrainConfig.temperature,
+    clip: float | None = TrainConfig.clip,
+) -> Loss:
     """Return the loss registered as `distance`, or named `package.module:function`; a callable is returned as it is.
 
-    Raises: ConfigError: if no loss of that name is registered, or it has no margin and one is asked for.
+    Of the other arguments a registered loss takes those that it has.
+
+    Raises: ConfigError: if no loss of that name is registered.
     """
     if callable(distance):
         return distance
@@ -63,8 +73,10 @@ def triplet_loss(distance: str | Loss = "pn", margin: float = 1.0) -> Loss:
             "add yours with ivis_spark.nn.losses.register_loss"
         )
     loss = loss_dict[distance]
-    if isinstance(loss, HingeLoss) and loss.margin != margin:
-        return type(loss)(margin=margin, name=loss.__name__)
+    if isinstance(loss, HingeLoss):
+        return type(loss)(margin, loss.__name__)
+    if isinstance(loss, InfoNCELoss):
+        return type(loss)(temperature, clip, loss.__name__)
     return loss
 
 
@@ -205,6 +217,68 @@ class EuclideanSoftmaxRatioLoss(SoftmaxRatioLoss):
     """The softmax ratio over Euclidean distances."""
 
     distance = "euclidean"
+
+
+@register_loss(name="infonce")
+class InfoNCELoss:
+    """InfoNCE over the Cauchy kernel 1 / (1 + d^2): a positive must stand out among all other rows of the batch.
+
+    The loss of a pair is -log(q(anchor, positive) / sum of q(anchor, other)), over the other anchors and all positives.
+    It is InfoNC-t-SNE of Damrich, Boehm, Hamprecht and Kobak, "From t-SNE to UMAP with contrastive learning" (ICLR
+    2023), with the negatives of a batch as in van den Oord, Li and Vinyals, "Representation learning with contrastive
+    predictive coding" (2018).
+    """
+
+    in_batch = True
+
+    def __init__(
+        self,
+        temperature: float = TrainConfig.temperature,
+        clip: float | None = TrainConfig.clip,
+        name: str | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            temperature: Divides the logarithm of the kernel.
+            clip: Largest loss of a pair; None is no limit.
+            name: Without one it is called as its class.
+        """
+        self.temperature, self.clip = temperature, clip
+        self.__name__ = name or type(self).__name__
+
+    def rows(self, anchor: Tensor, positive: Tensor, gather: Callable[[Tensor], Tensor] = tf.identity) -> Tensor:
+        """Return the loss of each pair, shapes (b, e), (b, e) -> (b,); `gather` gives more rows, b's own first."""
+        others = tf.concat([gather(anchor), gather(positive)], axis=0)
+        scores = self._scores(squared_distances(anchor, others))
+        scores = tf.linalg.set_diag(scores, tf.fill(tf.shape(anchor)[:1], scores.dtype.min))  # not with itself
+        near = self._scores(tf.reduce_sum(tf.square(anchor - positive), axis=1))
+        loss = tf.reduce_logsumexp(scores, axis=1) - near
+        return loss if self.clip is None else tf.minimum(loss, self.clip)
+
+    def _scores(self, squares: Tensor) -> Tensor:
+        return -tf.math.log1p(squares) / self.temperature
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the mean loss of anchors and positives, the first two of a stack (2 or 3, b, e)."""
+        return tf.reduce_mean(self.rows(y_pred[0], y_pred[1]))
+
+
+def global_loss(x: Tensor, z: Tensor) -> Tensor:
+    """Return 1 - Pearson's correlation of distances between random rows, before and after embedding: in [0, 2].
+
+    Rows of a batch stand in random order, so each is compared with the next. The idea, a global objective beside a
+    local loss, is that of "Preserving clusters and correlations" (arXiv 2503.07609).
+
+    Args:
+        x: Rows, shape (b, ...).
+        z: Their embeddings, shape (b, e).
+    """
+    lengths = []
+    for points in (tf.reshape(x, [tf.shape(x)[0], -1]), z):
+        distances = euclidean_distance(points, tf.roll(points, 1, axis=0))[:, 0]
+        lengths.append(tf.math.l2_normalize(distances - tf.reduce_mean(distances)))
+    return 1.0 - tf.reduce_sum(lengths[0] * lengths[1])
 
 
 def semi_supervised_loss(loss_function: Loss) -> Loss:

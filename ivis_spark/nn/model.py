@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from ivis_spark.nn.distances import Tensor
-from ivis_spark.nn.losses import Loss, row_loss
+from ivis_spark.nn.losses import global_loss, row_loss
 from ivis_spark.nn.optimizer import FusedAdam
 from ivis_spark.nn.reducer import Reducer
 from ivis_spark.nn.supervision import Metric, keras_loss, make_supervised_loss_fn
@@ -26,11 +27,13 @@ class TripletModel(keras.Model):  # type: ignore[misc]
     def __init__(
         self,
         encoder: keras.Model,
-        loss: Loss,
+        loss: Any,
         *,
         head: keras.Model | None = None,
         supervision_metric: Metric | None = None,
         supervision_weight: float = 0.0,
+        global_weight: float = 0.0,
+        gather_negatives: bool = False,
         optimizer: Any | None = None,
         learning_rate: float = 0.001,
         reducer: Reducer | None = None,
@@ -43,6 +46,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             head: Network from the embedding to the labels; without it labels are not looked at.
             supervision_metric: Keras loss of the head.
             supervision_weight: Weight of the head's loss; the triplet loss gets the rest. In [0, 1].
+            global_weight: Weight of the global term, see `nn.losses.global_loss`, which is added to the others.
+            gather_negatives: Whether a loss with the negatives of a batch looks at the rows of all ranks.
             optimizer: Any Keras optimizer; None is Adam with `learning_rate`.
             learning_rate: Of Adam.
             reducer: Joins the ranks that train together; None trains alone.
@@ -52,8 +57,11 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         self.head = head
         self.supervision_weight = supervision_weight if head is not None else 0.0
         self.reducer = reducer or Reducer()
-        self._row_loss = row_loss(loss)
-        self._has_rows = hasattr(loss, "rows")
+        self.global_weight = global_weight
+        self._in_batch = getattr(loss, "in_batch", False)
+        gather = self.reducer.gather if gather_negatives else tf.identity
+        self._row_loss = functools.partial(loss.rows, gather=gather) if self._in_batch else row_loss(loss)
+        self._sees_batch = self._in_batch or not hasattr(loss, "rows")
         self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
         self.compile(optimizer=optimizer or FusedAdam(learning_rate), jit_compile=False)
         # Where users of ivis look for them; the step takes the losses of rows above.
@@ -70,9 +78,15 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return [self.encoder, *([] if self.head is None else self.head.layers)]
 
     @property
+    def needs_negatives(self) -> bool:
+        """Whether batches must hold negatives."""
+        return not self._in_batch
+
+    @property
     def metric_names(self) -> tuple[str, ...]:
         """Names of the figures that `train_step` returns."""
-        return ("loss", "triplet_loss", "supervised_loss") if self.head is not None else ("loss",)
+        parts = ["supervised_loss"] * (self.head is not None) + ["global_loss"] * (self.global_weight > 0)
+        return ("loss", "triplet_loss", *parts) if parts else ("loss",)
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         """Embed rows."""
@@ -83,7 +97,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
 
         Args:
             batch: `stacked`: anchors, then positives, then negatives, float32 (3b, ...), so that they pass the encoder
-                without a copy; optionally `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
+                without a copy, or (2b, ...) without negatives where the loss takes those of the batch; optionally
+                `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
 
         Returns:
             `metric_names`, each this rank's share of the weighted mean over the rows of all ranks, so that the shares
@@ -99,34 +114,41 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return figures
 
     def _figures(self, batch: Batch) -> dict[str, Tensor]:
-        embeddings = self.encoder(batch["stacked"], training=True)
-        anchor, positive, negative = tf.split(embeddings, 3)
-        weight = batch.get("weight")
-        if weight is None:
-            weight = tf.ones([tf.shape(anchor)[0]])
-        rows = self._triplet_rows(anchor, positive, negative, batch.get("weight"))
+        embeddings = tf.split(self.encoder(batch["stacked"], training=True), 2 if self._in_batch else 3)
+        anchor = embeddings[0]
+        real = None if "weight" not in batch else tf.where(batch["weight"] > 0)
+        weight = tf.ones([tf.shape(anchor)[0]]) if real is None else batch["weight"]
+        rows = self._rows_of(embeddings, real)
         # The sums of weights depend on no weight of the network, so they are joined while the forward pass runs.
+        sums = [tf.reduce_sum(weight)]
         if self.head is None or self._supervised_loss is None:
-            (total,) = self.reducer.sum_values([tf.reduce_sum(weight)])
-            return {"loss": _share(rows, weight, total), "weight": total}
-        values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
-        total, total_labelled = self.reducer.sum_values([tf.reduce_sum(weight), tf.reduce_sum(weight * labelled)])
-        triplet = _share(rows, weight, total)
-        supervised = _share(values, weight * labelled, total_labelled)
-        return {
-            "loss": (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised,
-            "triplet_loss": triplet,
-            "supervised_loss": supervised,
-            "weight": total,
-        }
+            (total,) = self.reducer.sum_values(sums)
+            triplet = loss = _share(rows, weight, total)
+            figures = {}
+        else:
+            values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
+            total, total_labelled = self.reducer.sum_values([*sums, tf.reduce_sum(weight * labelled)])
+            triplet = _share(rows, weight, total)
+            supervised = _share(values, weight * labelled, total_labelled)
+            loss = (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised
+            figures = {"supervised_loss": supervised}
+        if self.global_weight:
+            pair = batch["stacked"][: tf.shape(anchor)[0]], anchor
+            figures["global_loss"] = _share(global_loss(*_only(real, pair)), sums[0], total)
+            loss += self.global_weight * figures["global_loss"]
+        return {"loss": loss, "triplet_loss": triplet, **figures, "weight": total}
 
-    def _triplet_rows(self, anchor: Tensor, positive: Tensor, negative: Tensor, weight: Tensor | None) -> Tensor:
-        """Return the loss of each row; a loss that gives one number for the batch is not shown padding."""
-        if weight is None or self._has_rows:
-            return self._row_loss(anchor, positive, negative)
-        real = tf.where(weight > 0)
-        values = self._row_loss(*(tf.gather_nd(each, real) for each in (anchor, positive, negative)))
-        return tf.scatter_nd(real, values, [tf.shape(anchor, out_type=tf.int64)[0]])
+    def _rows_of(self, embeddings: list[Tensor], real: Tensor | None) -> Tensor:
+        """Return the loss of each row; a loss that looks at the whole batch is not shown padding."""
+        if real is None or not self._sees_batch:
+            return self._row_loss(*embeddings)
+        values = self._row_loss(*_only(real, embeddings))
+        return tf.scatter_nd(real, values, [tf.shape(embeddings[0], out_type=tf.int64)[0]])
+
+
+def _only(real: Tensor | None, arrays: Iterable[Tensor]) -> list[Tensor]:
+    """Return the rows of arrays that are not padding."""
+    return [each if real is None else tf.gather_nd(each, real) for each in arrays]
 
 
 def _share(values: Tensor, weight: Tensor, total: Tensor) -> Tensor:

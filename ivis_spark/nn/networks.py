@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 
 import keras
 
+from ivis_spark.config import TrainConfig
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.activations import selu
@@ -19,7 +20,6 @@ from ivis_spark.nn.dropout import PooledAlphaDropout
 InputShape = tuple[int | None, ...]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_DROPOUT = 0.1
 # Layers that do nothing to rows of features when the network is not being trained.
 _INERT_LAYERS = (keras.layers.Dropout, keras.layers.AlphaDropout, keras.layers.GaussianNoise)
 
@@ -70,7 +70,13 @@ def maaten_base_network(input_shape: InputShape) -> keras.Model:
 
 
 def build_encoder(
-    model: str | keras.Model, input_shape: InputShape, embedding_dims: int | None, seed: int | None = None
+    model: str | keras.Model,
+    input_shape: InputShape,
+    embedding_dims: int | None,
+    seed: int | None = None,
+    *,
+    dropout: float = TrainConfig.dropout,
+    precision: str = TrainConfig.precision,
 ) -> keras.Model:
     """Build the network that embeds rows: a base network and, after it, a Dense layer of the embedding's size.
 
@@ -82,6 +88,8 @@ def build_encoder(
         input_shape: Shape of a row, as in (784,); not looked at when `model` is a Keras model.
         embedding_dims: Dimensions of the embedding; None takes the output of the model as it is.
         seed: Of the initial weights and the dropout.
+        dropout: Share of units that a registered network drops, if it drops any.
+        precision: Keras's dtype policy of a registered network; the embedding layer's is float32.
 
     Returns:
         A Keras model, shape (b, *input_shape) -> (b, embedding_dims).
@@ -90,7 +98,7 @@ def build_encoder(
         ConfigError: if no base network of that name is registered.
     """
     with seeded_layers(seed):
-        base = _base_network(model, input_shape)
+        base = _named(model, input_shape, dropout, precision) if isinstance(model, str) else model
         if embedding_dims is None:
             return base
         output = base.outputs[0]
@@ -99,7 +107,9 @@ def build_encoder(
                 f"the model given gives rows of shape {tuple(output.shape[1:])}; a vector a row is wanted: "
                 "end it with a pooling or Flatten layer"
             )
-        return keras.Model(base.inputs[0], keras.layers.Dense(embedding_dims, name="embedding")(output))
+        return keras.Model(
+            base.inputs[0], keras.layers.Dense(embedding_dims, name="embedding", dtype="float32")(output)
+        )
 
 
 def dense_network(model: keras.Model) -> DenseNetwork | None:
@@ -145,8 +155,13 @@ def _chain(model: keras.Model) -> list[keras.layers.Layer] | None:
     return layers
 
 
-def _base_network(model: str | keras.Model, input_shape: InputShape) -> keras.Model:
-    return named_network(model, input_shape) if isinstance(model, str) else model
+def _named(model: str, input_shape: InputShape, dropout: float, precision: str) -> keras.Model:
+    with _dtype_policy(precision):
+        network = named_network(model, input_shape)
+    for layer in network.layers:
+        if isinstance(layer, PooledAlphaDropout):
+            layer.rate = dropout
+    return network
 
 
 def named_network(model: str, input_shape: InputShape) -> keras.Model:
@@ -168,7 +183,7 @@ def _selu_network(input_shape: InputShape, units: tuple[int, ...]) -> keras.Mode
     network = keras.Sequential([keras.Input(shape=input_shape)])
     for position, width in enumerate(units):
         if position:
-            network.add(PooledAlphaDropout(_DROPOUT))
+            network.add(PooledAlphaDropout(TrainConfig.dropout))
         network.add(keras.layers.Dense(width, activation=selu, kernel_initializer="lecun_normal"))
     return network
 
@@ -188,3 +203,14 @@ def seeded_layers(seed: int | None) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
+
+
+@contextlib.contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Make layers inside with Keras's dtype policy of that name."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -1,4 +1,4 @@
-"""Adam as one operation a variable."""
+"""Optimizers by name, and Adam as one operation a variable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from ivis_spark.config import TrainConfig
 from ivis_spark.nn.distances import Tensor
+
+
+def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+    """Return the optimizer that a configuration names, at its first learning rate."""
+    options = {"learning_rate": config.scaled_learning_rate, "clipnorm": config.clipnorm}
+    if config.optimizer == "sgd":
+        return keras.optimizers.SGD(momentum=0.9, nesterov=True, **options)
+    return {"adam": FusedAdam, "adamw": keras.optimizers.AdamW}[config.optimizer](**options)
 
 
 @keras.saving.register_keras_serializable(package="ivis_spark")

@@ -10,7 +10,7 @@ Tensor = Any
 class Reducer:
     """Joins what the ranks that train together computed; this one is for a process that trains alone.
 
-    For another way to train together, override all of it. Both functions are called inside a compiled step.
+    For another way to train together, override all of it. The functions are called inside a compiled step.
     """
 
     n_ranks = 1
@@ -22,3 +22,7 @@ class Reducer:
     def sum_values(self, values: list[Tensor]) -> list[Tensor]:
         """Return the sums over the ranks of a few exact numbers."""
         return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, this rank's first; gradients go back to the rank that a row is of."""
+        return rows

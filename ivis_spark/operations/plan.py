@@ -161,6 +161,7 @@ def make_plan(
     Raises:
         ConfigError: if rows or dims are not above 0, or k is not less than the rows.
     """
+    config = config.for_rows(int(rows))
     if rows < config.neighbours.k + 2 or dims < 1:
         raise ConfigError(
             f"--rows {rows:g} --dims {dims}: dims must be at least 1, and rows at least neighbours.k + 2 = "

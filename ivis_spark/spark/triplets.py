@@ -1,7 +1,8 @@
 """The triplets stage: neighbours and rows in, packed blocks of triplets out.
 
 One row of the Parquet files is one block. The columns `positive_0 .. m-1` are m draws, so that epoch e reads
-`positive_{e mod m}` alone; `near` says which anchors of the block are no negatives of which.
+`positive_{e mod m}` alone; `near` says which anchors of the block are no negatives of which, and is left out where the
+loss reads no negatives.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def build_triplets(
     n_rows: int,
     random_state: int,
     folder: str,
+    negatives: bool = True,
 ) -> dict[str, Any]:
     """Draw triplets, fetch their vectors in one join and write them as blocks.
 
@@ -55,10 +57,11 @@ def build_triplets(
         n_rows: Rows of the table.
         random_state: Seeds which rows share a block and every draw.
         folder: URI to write the Parquet files into.
+        negatives: Whether the loss reads negatives.
 
     Returns:
         Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
-        without), and the blocks of each file.
+        without), whether negatives can be drawn, and the blocks of each file.
 
     Raises:
         InputError: if a row has no possible negative, or a neighbour is not among the rows.
@@ -72,7 +75,13 @@ def build_triplets(
     )
     # The key's remainder picks the bucket, so its order within a bucket is still random.
     tasks = max(plan.buckets, 1)
-    draw = functools.partial(request_vectors, block_rows=plan.block_rows, draws=config.draws, random_state=random_state)
+    draw = functools.partial(
+        request_vectors,
+        block_rows=plan.block_rows,
+        draws=config.draws,
+        random_state=random_state,
+        negatives=negatives,
+    )
     describe_job(spark, "triplets: draw and fetch vectors")
     requests = (repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")).mapInArrow(
         draw, _REQUEST_SCHEMA
@@ -113,6 +122,7 @@ def build_triplets(
         "blocks": blocks,
         "block_rows": plan.block_rows,
         "draws": config.draws,
+        "negatives": negatives,
         "padding_rows": padding,
         "labelled": records[0].label_width if records else 0,
         "file_blocks": {record.path.rsplit("/", 1)[-1]: record.blocks for record in records},
@@ -120,7 +130,7 @@ def build_triplets(
 
 
 def request_vectors(
-    batches: Iterator[pa.RecordBatch], *, block_rows: int, draws: int, random_state: int
+    batches: Iterator[pa.RecordBatch], *, block_rows: int, draws: int, random_state: int, negatives: bool = True
 ) -> Iterator[pa.RecordBatch]:
     """Yield, for every bucket of a task, the rows whose vectors its blocks need, each with its place in the bucket.
 
@@ -131,7 +141,9 @@ def request_vectors(
     """
     for bucket, ids, neighbours, classes in _buckets(batches):
         seed = (random_state, bucket)
-        drawn = draw_blocks(ids, neighbours, block_rows=block_rows, draws=draws, seed=seed, classes=classes)
+        drawn = draw_blocks(
+            ids, neighbours, block_rows=block_rows, draws=draws, seed=seed, classes=classes, negatives=negatives
+        )
         for number, block in enumerate(drawn):
             yield _requests_of(block, bucket, number * block_rows * (1 + draws))
 
@@ -140,13 +152,14 @@ def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordB
     others = np.concatenate([block.anchors, *block.positives.T])
     n_anchors, n_all = len(block.anchors), len(others)
     nothing = [None] * (n_all - n_anchors)
+    near = None if block.near is None else block.near.astype("<u4").tobytes()
     return pa.RecordBatch.from_arrays(
         [
             pa.array(np.full(n_all, bucket, np.int32)),
             pa.array(np.arange(first_place, first_place + n_all, dtype=np.int64)),
             pa.array(others),
             pa.array([*block.weights.tolist(), *nothing], pa.float32()),
-            pa.array([block.near.astype("<u4").tobytes(), *[None] * (n_all - 1)], pa.binary()),
+            pa.array([near, *[None] * (n_all - 1)], pa.binary()),
         ],
         ["bucket", "place", "other", "weight", "near"],
     )
@@ -309,13 +322,10 @@ def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     slots = vectors.reshape(1 + draws, -1)
     anchors = block.slice(0, block_rows)
     weights = anchors["weight"].to_numpy().astype("<f4")
-    packed = [
-        slots[0].tobytes(),
-        weights.tobytes(),
-        anchors["near"][0].as_py(),
-        *[slot.tobytes() for slot in slots[1:]],
-    ]
-    names = column_names(draws)
+    near = anchors["near"][0].as_py()
+    packed = [slots[0].tobytes(), weights.tobytes(), *([] if near is None else [near])]
+    packed += [slot.tobytes() for slot in slots[1:]]
+    names = column_names(draws, negatives=near is not None)
     if "label" in block.column_names:
         packed.append(_label_numbers(anchors["label"]).tobytes())
         names.append("label")

@@ -72,6 +72,13 @@ class HorovodBackend(Backend):
 
         return tf.unstack(self._hvd.allreduce(tf.stack(values), op=self._hvd.Sum), num=len(values))
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, this rank's first; gradients go back to the rank that a row is of."""
+        import tensorflow as tf
+
+        counts = self._hvd.allgather(tf.shape(rows)[:1])
+        return tf.roll(self._hvd.allgather(rows), -tf.reduce_sum(counts[: self.rank]), axis=0)
+
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""
         return self._hvd.broadcast_object(value, root_rank=0)

@@ -25,6 +25,7 @@ from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
+from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.backend import Backend
@@ -107,17 +108,26 @@ def run_job(job: TrainingJob, backend: Backend | None = None) -> dict[str, Any]:
 def _build_model(job: TrainingJob, backend: Backend) -> TripletModel:
     config, head = job.config, None
     metric = config.supervision_metric
-    encoder = build_encoder(config.model, (job.blocks.dims,), config.embedding_dims, seed=job.random_state)
+    encoder = build_encoder(
+        config.model,
+        (job.blocks.dims,),
+        config.embedding_dims,
+        seed=job.random_state,
+        dropout=config.dropout,
+        precision=config.precision,
+    )
     if metric is not None:
         outputs = count_outputs(metric, np.asarray(job.label_values or []))
         head = build_head(metric, outputs, config.embedding_dims, seed=job.random_state)
     model = TripletModel(
         encoder,
-        triplet_loss(config.distance, config.margin),
+        triplet_loss(config.distance, config.margin, config.temperature, config.clip),
         head=head,
         supervision_metric=metric,
         supervision_weight=config.supervision_weight,
-        learning_rate=config.scaled_learning_rate,
+        global_weight=config.global_weight,
+        gather_negatives=config.gather_negatives,
+        optimizer=make_optimizer(config),
         reducer=backend,
     )
     model.optimizer.build(model.trainable_variables)
@@ -136,6 +146,7 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
         batch_size=config.batch_size,
         random_state=job.random_state,
         labels=config.supervision_metric is not None,
+        negatives=model.needs_negatives,
         place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
     )
 
@@ -218,6 +229,12 @@ def _save(job: TrainingJob, model: TripletModel, folder: str) -> None:
     save_model(folder, model.encoder, head=model.head, extra=job.extra)
 
 
+def _is_hinge(config: TrainConfig) -> bool:
+    """Tell whether the loss is that of the margin alone."""
+    others = config.supervision_metric or config.global_weight or not config.needs_negatives
+    return not others and "ratio" not in config.distance
+
+
 def _facts(
     job: TrainingJob, backend: Backend, history: History, first: TrainingState, seconds: float
 ) -> dict[str, Any]:
@@ -232,5 +249,5 @@ def _facts(
         "ranks": backend.n_ranks,
         "training_seconds": round(seconds, 3),
         "triplets_per_second": round(done * min(config.batch_size, blocks.rows) / seconds, 1),
-        "margin": None if config.supervision_metric or "ratio" in config.distance else config.margin,
+        "margin": config.margin if _is_hinge(config) else None,
     }

@@ -63,7 +63,8 @@ def fit(
 
     In the last `config.cooldown_epochs` the learning rate falls linearly to 0. It takes the noise of the steps out of
     the weights: "Scaling laws and compute-optimal training beyond fixed training durations" (Haegele et al., 2024).
-    In the first `config.warmup_epochs` it rises linearly from 0.
+    In the first `config.warmup_epochs` it rises linearly from 0. With `config.schedule` cosine it falls from there to 0
+    over all epochs: "SGDR: stochastic gradient descent with warm restarts" (Loshchilov and Hutter, 2017), no restarts.
 
     All ranks that train together see the same figures and stop together, whichever of them has the callback that
     asked for it.
@@ -74,7 +75,7 @@ def fit(
         model: What to train; its weights change in place.
         dataset: Infinite; batches as `TripletModel.train_step` takes them, from where `state` stands.
         steps_per_epoch: Batches of an epoch.
-        config: `epochs`, `patience`, `warmup_epochs` and `cooldown_epochs` are read here.
+        config: `epochs`, `patience`, `schedule`, `warmup_epochs` and `cooldown_epochs` are read here.
         callbacks: Keras callbacks; one that sets `model.stop_training` ends training at once. `on_train_batch_*` is
             called once for each chunk of steps, with its last step.
         state: Where training goes on; it is kept up to date. None begins.
@@ -110,7 +111,8 @@ class _Run:
     ) -> None:
         self._model, self._state, self._steps, self._on_progress = model, state, steps_per_epoch, on_progress
         self._config = config
-        self._cooldown = min(config.cooldown_epochs, config.epochs // 2)
+        self._cosine = config.schedule == "cosine"
+        self._cooldown = 0 if self._cosine else min(config.cooldown_epochs, config.epochs // 2)
         self._stopping = keras.callbacks.EarlyStopping(monitor="loss", mode="min", patience=config.patience)
         self._stopping.set_model(model)
         self._listeners = keras.callbacks.CallbackList(
@@ -142,7 +144,7 @@ class _Run:
             self._run_epoch()
             self._decide()
             self._on_progress(state)
-        if state.cooldown_from is not None:
+        if self._cosine or state.cooldown_from is not None:
             self._model.optimizer.learning_rate = state.rate
         self._listeners.on_train_end()
 
@@ -191,9 +193,9 @@ class _Run:
             return
         self._stopping.on_epoch_end(epoch, figures)
         state.wait, state.best = self._stopping.wait, float(self._stopping.best)
-        settled = state.wait >= self._config.patience
+        settled = state.wait >= self._config.patience and not self._cosine
         self._model.stop_training = False
-        if epoch + 1 >= self._config.warmup_epochs > epoch:
+        if epoch + 1 >= self._config.warmup_epochs > epoch and not self._cosine:
             self._model.optimizer.learning_rate = state.rate
         if self._cooldown and (settled or (not stop and state.epoch >= self._config.epochs - self._cooldown)):
             state.cooldown_from = state.epoch
@@ -205,13 +207,16 @@ class _Run:
         state.stopped = stop or settled
 
     def _set_rate(self, start: int) -> None:
-        """In warm-up and cool-down, give each chunk of steps the learning rate of its middle."""
+        """In warm-up, cool-down and cosine, give each chunk of steps the learning rate of its middle."""
         state, steps = self._state, self._steps
         now = state.epoch + min(start + _STEPS_PER_CALL / 2, (start + steps) / 2) / steps
         if state.cooldown_from is not None:
             share = (state.cooldown_from + self._cooldown - now) / self._cooldown
         elif state.epoch < self._config.warmup_epochs:
             share = now / self._config.warmup_epochs
+        elif self._cosine:
+            warm = self._config.warmup_epochs
+            share = (1 + math.cos(math.pi * (now - warm) / (self._config.epochs - warm))) / 2
         else:
             return
         self._model.optimizer.learning_rate = state.rate * share  # type: ignore[operator]

@@ -119,6 +119,18 @@ def test_ranks_read_all_blocks_in_equal_steps_and_deal_them_anew(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_pairs_need_no_list_of_near_rows(tmp_path: Path) -> None:
+    """Batches of 48 are cut across blocks of 32, whose columns `near` are not there to be read."""
+    blocks = write_blocks(tmp_path, [3, 3], negatives=False)
+    dataset = block_dataset(blocks, batch_size=48, random_state=3, negatives=False)
+    for batch in dataset.take(2 * blocks.steps_per_epoch(48)).as_numpy_iterator():
+        anchors, positives = batch["stacked"].reshape(2, 48, blocks.dims)
+        clusters = np.round(anchors[:, -1] * 1000).astype(int) % 3
+        centres = np.eye(3, blocks.dims)[clusters] * 4
+        assert np.abs((positives - centres)[:, :3]).max() < 3
+
+
+@pytest.mark.slow
 def test_reading_begins_anywhere(tmp_path: Path) -> None:
     blocks = write_blocks(tmp_path, [3, 5])
     for place in ({}, {"rank": 1, "n_ranks": 2}):

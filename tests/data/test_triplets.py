@@ -53,6 +53,16 @@ def test_ranks_are_drawn_row_by_row() -> None:
     assert len(np.unique(ranks[:5])) > 1
 
 
+def test_pairs_leave_negatives_out() -> None:
+    """In memory, and a batch at a time."""
+    for shuffle in (True, "batch"):
+        dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=5, random_state=1, shuffle=shuffle, negatives=False)
+        pairs = [batch["stacked"].numpy()[:, 0].reshape(2, -1) for batch in dataset.take(steps)]
+        anchors, positives = np.concatenate(pairs, axis=1).astype(int)
+        assert sorted(anchors) == list(range(N))
+        assert all(positive in NEIGHBOURS[anchor] for anchor, positive in zip(anchors, positives, strict=True))
+
+
 def test_seed_decides() -> None:
     np.testing.assert_array_equal(epochs(1, 7)[0], epochs(1, 7)[0])
     assert not np.array_equal(epochs(1, 7)[0], epochs(1, 8)[0])

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError, ConfigError, InputError, NotFittedError
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
 from sklearn.base import clone  # noqa: E402
-from sklearn.datasets import load_digits, load_iris  # noqa: E402
+from sklearn.cluster import KMeans  # noqa: E402
+from sklearn.datasets import load_digits, load_iris, make_moons  # noqa: E402
 from sklearn.decomposition import PCA  # noqa: E402
+from sklearn.metrics import silhouette_score  # noqa: E402
 from sklearn.model_selection import cross_val_score  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
 from sklearn.pipeline import make_pipeline  # noqa: E402
@@ -157,6 +160,38 @@ def test_other_wrong_use() -> None:
         model.transform(X[:, :3])
     with pytest.raises(NotFittedError, match="classification"):
         model.score_samples(X)
+
+
+def test_settings_of_a_pipeline_and_rules_of_thumb() -> None:
+    X, _ = iris()
+    fast = Config(preset="fast")
+    model = Ivis.from_config(fast, epochs=2, verbose=0)
+    assert (model.distance, model.batch_size, model.k) == (fast.train.distance, fast.train.batch_size, 15)
+    assert model.fit_transform(X).shape == (150, 2)
+    assert len(model.loss_history_) == 2 and model.neighbour_matrix_.shape == (150, 15)
+    defaults = Ivis()
+    assert Ivis.from_config(Config(preset="ivis")).get_params() == defaults.get_params()
+    thumb = small(k="auto", model="auto", n_epochs_without_progress="auto", epochs=1).fit(X)
+    assert thumb.neighbour_matrix_.shape == (150, 15)
+    assert thumb.encoder_.count_params() > 1_000_000  # of maaten
+
+
+def silhouette_of_halves(Z: np.ndarray) -> float:
+    """How well two clusters, the best that k-means finds, part."""
+    return float(silhouette_score(Z, KMeans(2, n_init=5, random_state=0).fit_predict(Z)))
+
+
+@pytest.mark.slow
+def test_infonce_parts_what_is_apart_and_nothing_else() -> None:
+    """Uniform noise embeds about as evenly as a uniform square; two moons stay two."""
+    rng = np.random.default_rng(0)
+    settings = {"verbose": 0, "epochs": 60, "batch_size": 256}
+    noise = rng.random((2_000, 10))
+    embedded = Ivis.from_config(Config(preset="fast"), **settings).fit_transform(noise)
+    assert silhouette_of_halves(embedded) < silhouette_of_halves(rng.random((2_000, 2))) + 0.05
+    X, y = make_moons(2_000, noise=0.05, random_state=0)
+    moons = Ivis.from_config(Config(preset="fast"), **settings).fit_transform(MinMaxScaler().fit_transform(X))
+    assert cross_val_score(KNeighborsClassifier(15), moons, y, cv=5).mean() > 0.98
 
 
 @pytest.mark.slow

@@ -12,7 +12,14 @@ from ivis_spark.data.reader import TripletBlocks
 
 
 def write_blocks(
-    folder: Path, files: list[int], *, rows: int = 32, dims: int = 4, draws: int = 2, group_blocks: int = 2
+    folder: Path,
+    files: list[int],
+    *,
+    rows: int = 32,
+    dims: int = 4,
+    draws: int = 2,
+    group_blocks: int = 2,
+    negatives: bool = True,
 ) -> TripletBlocks:
     """Write files of so many blocks; the anchors are points of three clusters, numbered in column 0 of a copy.
 
@@ -33,12 +40,14 @@ def write_blocks(
             parts["anchor"][:, -1] = ids / 1000  # says which anchor it is
             for name, values in parts.items():
                 columns.setdefault(name, []).append(np.asarray(values, "<f4").tobytes())
-            columns.setdefault("near", []).append(b"")
+            if negatives:
+                columns.setdefault("near", []).append(b"")
         name = f"part-{file}.parquet"
         table = pa.table({key: pa.array(values, pa.binary()) for key, values in columns.items()})
         pq.write_table(table, folder / name, compression="lz4", use_dictionary=False, row_group_size=group_blocks)
         file_blocks[name] = count
-    return TripletBlocks(f"file://{folder}", file_blocks, rows, dims, draws, labelled=1, group_blocks=group_blocks)
+    facts = {"labelled": 1, "group_blocks": group_blocks, "negatives": negatives}
+    return TripletBlocks(f"file://{folder}", file_blocks, rows, dims, draws, **facts)
 
 
 def _points(centres: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ConfigError
 
 tf = pytest.importorskip("tensorflow")
@@ -57,12 +58,63 @@ def test_rows_do_not_depend_on_the_others_of_the_batch(name: str) -> None:
     assert float(losses.triplet_loss(name)(None, batch())) == pytest.approx(whole.mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "infonce"])
 def test_gradient_is_finite_when_all_points_coincide(name: str) -> None:
     embeddings = tf.Variable(tf.zeros([3, 4, 2]))
     with tf.GradientTape() as tape:
         loss = losses.triplet_loss(name)(None, embeddings)
     assert np.isfinite(tape.gradient(loss, embeddings).numpy()).all()
+
+
+def cauchy_infonce(anchor: np.ndarray, positive: np.ndarray, temperature: float) -> list[float]:
+    """-log of the share of the positive among all rows of the batch but the anchor."""
+    found = []
+    for i in range(len(anchor)):
+        others = np.concatenate([np.delete(anchor, i, axis=0), positive])
+        kernel = (1 / (1 + ((anchor[i] - others) ** 2).sum(axis=1))) ** (1 / temperature)
+        found.append(-np.log(kernel[len(anchor) - 1 + i] / kernel.sum()))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_infonce_is_its_formula(temperature: float) -> None:
+    anchor, positive, _ = batch()
+    loss = losses.triplet_loss("infonce", temperature=temperature)
+    expected = cauchy_infonce(anchor.astype(float), positive.astype(float), temperature)
+    np.testing.assert_allclose(loss.rows(anchor, positive), expected, atol=1e-4)
+    assert float(loss(None, batch())) == pytest.approx(np.mean(expected), abs=1e-4)
+    clip = float(np.median(expected))
+    clipped = losses.triplet_loss("infonce", temperature=temperature, clip=clip).rows(anchor, positive)
+    np.testing.assert_allclose(clipped, np.minimum(expected, clip), atol=1e-4)
+
+
+def test_infonce_looks_at_rows_of_other_ranks() -> None:
+    anchor, positive, _ = batch()
+    loss = losses.triplet_loss("infonce")
+    whole = loss.rows(anchor, positive)
+    gathered = iter([np.roll(anchor, -4, axis=0), np.roll(positive, -4, axis=0)])
+    mine = loss.rows(anchor[4:9], positive[4:9], gather=lambda rows: next(gathered))
+    np.testing.assert_allclose(mine, whole[4:9], atol=1e-5)
+
+
+def test_global_loss_is_its_formula() -> None:
+    x, z, _ = batch()
+    lengths = [np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1) for points in (x, z[:, :2])]
+    assert float(losses.global_loss(x, z[:, :2])) == pytest.approx(1 - np.corrcoef(*lengths)[0, 1], abs=1e-5)
+    assert float(losses.global_loss(x.reshape(16, 2, 2), 3 * x)) == pytest.approx(0, abs=1e-5)
+
+
+def test_gradient_of_global_loss_is_finite_when_all_points_coincide() -> None:
+    embeddings = tf.Variable(tf.zeros([4, 2]))
+    with tf.GradientTape() as tape:
+        loss = losses.global_loss(batch()[0][:4], embeddings)
+    assert np.isfinite(tape.gradient(loss, embeddings).numpy()).all()
+
+
+def test_configuration_knows_the_losses_that_need_no_negatives() -> None:
+    for name in losses.loss_dict:
+        in_batch = getattr(losses.triplet_loss(name), "in_batch", False)
+        assert TrainConfig(distance=name).needs_negatives != in_batch
 
 
 def test_margin_makes_another_loss_and_leaves_the_registered_one() -> None:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
-from ivis_spark.nn.losses import triplet_loss  # noqa: E402
+from ivis_spark.nn.losses import global_loss, triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.optimizer import FusedAdam  # noqa: E402
 from ivis_spark.nn.reducer import Reducer  # noqa: E402
@@ -47,6 +48,29 @@ def test_padding_changes_nothing() -> None:
     assert float(second["weight"]) == 6
     # kernels only: no distance depends on the bias, so Adam scales up what rounding leaves of its gradient
     np.testing.assert_allclose(one.get_weights()[0], two.get_weights()[0], atol=1e-6)
+
+
+def test_padding_changes_nothing_for_losses_that_see_the_batch() -> None:
+    """Pairs, with rows that pad them between those that count."""
+    plain = {"stacked": batch()["stacked"][:12]}
+    padded = np.insert(plain["stacked"].reshape(2, 6, 5), 2, 99, axis=1)
+    weight = np.array([1, 1, 0, 1, 1, 1, 1], np.float32)
+    models = [TripletModel(linear_encoder(), triplet_loss("infonce"), global_weight=0.5) for _ in range(2)]
+    first = models[0].train_step(plain)
+    second = models[1].train_step({"stacked": padded.reshape(14, 5), "weight": weight})
+    for name in models[0].metric_names:
+        assert float(first[name]) == pytest.approx(float(second[name]), abs=1e-5)
+    np.testing.assert_allclose(models[0].get_weights()[0], models[1].get_weights()[0], atol=1e-5)
+
+
+def test_global_term_is_added_to_any_loss() -> None:
+    model = TripletModel(linear_encoder(), triplet_loss(), global_weight=0.5)
+    anchors, triplets = batch()["stacked"][:6], embed(model.encoder, batch())
+    term = float(global_loss(anchors, triplets[0]))
+    figures = model.train_step(batch())
+    assert float(figures["global_loss"]) == pytest.approx(term, abs=1e-5)
+    assert float(figures["loss"]) == pytest.approx(float(triplet_loss()(None, triplets)) + 0.5 * term, abs=1e-5)
+    assert model.metric_names == ("loss", "triplet_loss", "global_loss")
 
 
 def test_loss_of_the_step_is_that_of_the_function() -> None:
@@ -137,10 +161,36 @@ class Threads(Reducer):
 
     sum_values = sum_gradients
 
+    def gather(self, rows):
+        """Threads have a tape each, so a gradient for rows of the other goes to it by hand."""
+
+        @tf.custom_gradient
+        def gathered(mine):
+            me = threading.get_ident()
+            parts = self._exchange(mine)
+            first = [me, *sorted(parts.keys() - {me})]
+            sizes = [len(parts[rank]) for rank in first]
+
+            def give_back(upstream):
+                given = self._exchange(dict(zip(first, tf.split(upstream, sizes), strict=True)))
+                return sum(each[me] for each in given.values())
+
+            return tf.concat([parts[rank] for rank in first], 0), give_back
+
+        return gathered(rows)
+
+    def _exchange(self, value):
+        self._slots[threading.get_ident()] = value
+        self._barrier.wait()
+        found = dict(self._slots)
+        self._barrier.wait()
+        return found
+
 
 def cut_rows(whole: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    stacked = whole["stacked"].reshape(3, -1, 5)[:, start:stop].reshape(-1, 5)
-    return {"stacked": stacked, **{name: whole[name][start:stop] for name in ("weight", "label")}}
+    parts = len(whole["stacked"]) // 10
+    stacked = whole["stacked"].reshape(parts, -1, 5)[:, start:stop].reshape(-1, 5)
+    return {"stacked": stacked, **{name: whole[name][start:stop] for name in whole if name != "stacked"}}
 
 
 @pytest.mark.parametrize("metric", [None, "sparse_categorical_crossentropy", "mae", "squared_hinge"])
@@ -156,12 +206,37 @@ def test_a_batch_split_over_ranks_has_the_gradients_of_the_whole_batch(metric: s
         check_split(whole, border, metric)
 
 
-def check_split(whole: dict[str, np.ndarray], border: int, metric: str | None) -> None:
+def test_gathered_negatives_give_the_gradients_of_the_whole_batch() -> None:
+    rng = np.random.default_rng(3)
+    weight = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 1], np.float32)
+    pairs = {"stacked": rng.normal(size=(20, 5)).astype(np.float32), "weight": weight}
+    for border in (5, 7):
+        check_split(pairs, border, None, "infonce", gather_negatives=True)
+
+
+def test_ranks_take_negatives_from_their_own_rows_and_average_over_all() -> None:
+    rng = np.random.default_rng(3)
+    pairs = {"stacked": rng.normal(size=(20, 5)).astype(np.float32)}
+    parts = [cut_rows(pairs, 0, 6), cut_rows(pairs, 6, 10)]
+    alone = [TripletModel(linear_encoder(), triplet_loss("infonce"), global_weight=0.5) for _ in parts]
+    expected = [float(model.train_step(part)["loss"]) for model, part in zip(alone, parts, strict=True)]
+    reducer = Threads()
+    ranks = [TripletModel(linear_encoder(), triplet_loss("infonce"), global_weight=0.5, reducer=reducer) for _ in parts]
+    with ThreadPoolExecutor(2) as pool:
+        shares = [float(each["loss"]) for each in pool.map(TripletModel.train_step, ranks, parts)]
+    np.testing.assert_allclose(shares, [0.6 * expected[0], 0.4 * expected[1]], rtol=1e-5)
+    np.testing.assert_allclose(ranks[0].get_weights()[0], ranks[1].get_weights()[0], atol=1e-6)
+
+
+def check_split(
+    whole: dict[str, np.ndarray], border: int, metric: str | None, loss: str = "pn", **settings: object
+) -> None:
     def make(reducer: Reducer) -> TripletModel:
         head = None if metric is None else build_head(metric, 3 if "sparse" in metric else 1, 2, seed=1)
         options = {"head": head, "supervision_metric": metric, "supervision_weight": 0.3} if metric else {}
         sgd = keras.optimizers.SGD(1.0)  # so that the weights move by the gradients
-        return TripletModel(linear_encoder(), triplet_loss(), optimizer=sgd, reducer=reducer, **options)
+        options |= settings
+        return TripletModel(linear_encoder(), triplet_loss(loss), optimizer=sgd, reducer=reducer, **options)
 
     reducer = Threads()
     alone, ranks = make(Reducer()), [make(reducer) for _ in range(2)]

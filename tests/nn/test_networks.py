@@ -66,6 +66,20 @@ def test_registered_network_is_built_by_name(monkeypatch: pytest.MonkeyPatch) ->
     assert networks.build_encoder("tiny", (4,), 2).count_params() == 4 * 3 + 3 + 3 * 2 + 2
 
 
+def test_dropout_and_precision_are_those_asked_for() -> None:
+    encoder = networks.build_encoder("szubert", (6,), 2, 1, dropout=0.3, precision="mixed_bfloat16")
+    base = encoder.layers[:-1]
+    assert [layer.rate for layer in base if isinstance(layer, PooledAlphaDropout)] == [0.3, 0.3]
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    assert {layer.compute_dtype for layer in base if isinstance(layer, keras.layers.Dense)} == {"bfloat16"}
+    assert encoder(x, training=True).dtype == "float32"
+    assert {weight.dtype for weight in encoder.trainable_weights} == {"float32"}
+    np.testing.assert_allclose(networks.dense_network(encoder)(x), encoder(x), atol=0.15)
+    assert keras.config.dtype_policy().name == "float32"
+    plain = networks.build_encoder("szubert", (6,), 2, 1, dropout=0.0)
+    np.testing.assert_array_equal(plain(x, training=True), plain(x))
+
+
 def test_numpy_forward_pass_equals_keras() -> None:
     encoder = networks.build_encoder("szubert", (30,), 2, 3)
     X = np.random.default_rng(0).normal(size=(5000, 30)).astype(np.float32) * 3

@@ -9,7 +9,7 @@ import pytest
 
 from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.config import Config
+from ivis_spark.config import Config, load_config
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations.measured import measure
 from ivis_spark.operations.plan import NETWORKS, Assumptions, Cluster, StagePlan, make_plan
@@ -19,7 +19,7 @@ CLUSTER = Cluster(10, 8, 32 * 2**30)
 
 
 def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, StagePlan]:
-    config = Config().override(["data.id_col=id", *settings])
+    config = load_config(None, ["data.id_col=id", *settings])
     stages = make_plan(rows, dims, config, cluster, assumed=Assumptions(copies=2.0, epochs=10))
     return {stage.stage: stage for stage in stages}
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
-from ivis_spark.config import Config
+from ivis_spark.config import load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.pipeline import Pipeline
@@ -44,7 +44,7 @@ def write(folder: Path, first: int = 0, last: int = 60, files: int = 6, **more: 
 
 
 def pipeline(spark: SparkSession, run: Path, table: Path, *settings: str) -> Pipeline:
-    config = Config().override(["embed.unit_bytes=1", *settings])
+    config = load_config(None, ["embed.unit_bytes=1", *settings])
     return Pipeline(str(run), config, get_spark=lambda: spark, input_uri=str(table))
 
 

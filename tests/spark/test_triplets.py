@@ -58,6 +58,19 @@ def test_blocks_hold_right_triplets(spark: SparkSession, tmp_path: Path) -> None
     assert sorted(seen) == list(range(N))
 
 
+def test_a_loss_without_negatives_gets_no_list_of_near_rows(spark: SparkSession, tmp_path: Path) -> None:
+    """The rest is as it is with negatives."""
+    rows, near = frames(spark, 2)
+    config = TripletsConfig(draws=2, block_rows=40, file_blocks=3)
+    for name, negatives in (("with", True), ("without", False)):
+        info = build_triplets(
+            rows, near, config, n_rows=N, random_state=1, folder=f"file://{tmp_path / name}", negatives=negatives
+        )
+        assert info["negatives"] is negatives
+    full = [{name: value for name, value in row.items() if name != "near"} for row in content(tmp_path / "with")]
+    assert content(tmp_path / "without") == full
+
+
 def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path) -> None:
     for cut in (1, 5):
         build(spark, tmp_path / str(cut), cut)

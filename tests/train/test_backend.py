@@ -159,6 +159,22 @@ def test_two_ranks_train_one_model_and_stop_together(tmp_path: Path, ring) -> No
 @pytest.mark.tf
 @pytest.mark.horovod
 @pytest.mark.slow
+def test_two_ranks_share_negatives_when_asked_to(tmp_path: Path, ring) -> None:
+    """The loss grows with the logarithm of the rows it looks at: 2 x 32 of a rank, or 2 x 64 of both."""
+    from ivis_spark.train.job import run_job
+
+    settings = {"distance": "infonce", "global_weight": 0.1, "epochs": 1, "learning_rate": 1e-6, "dropout": 0.0}
+    alone = run_job(make_job(tmp_path, "alone", num_ranks=1, **settings))["triplet_loss"]
+    for gather in (True, False):
+        first, second = ring(make_job(tmp_path, f"gather-{gather}", gather_negatives=gather, **settings))
+        assert first["facts"]["loss"] == second["facts"]["loss"]
+        near = abs(first["facts"]["triplet_loss"][0] - alone[0]) < 0.1
+        assert near == gather
+
+
+@pytest.mark.tf
+@pytest.mark.horovod
+@pytest.mark.slow
 def test_a_rank_that_raises_or_dies_does_not_leave_the_other_waiting(tmp_path: Path, ring) -> None:
     started = time.monotonic()
     first, second = ring(make_job(tmp_path, "raise", rank_callbacks=("ring_callbacks:raise_on_rank_one",)))

@@ -51,13 +51,23 @@ class Interrupt(Exception):
     """The process ended here."""
 
 
-@pytest.mark.parametrize("after", ["epoch", "step"])
+RECIPE = {
+    "distance": "infonce",
+    "global_weight": 0.2,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "clipnorm": 1.0,
+    "optimizer": "adamw",
+}
+
+
+@pytest.mark.parametrize(("after", "recipe"), [("epoch", {}), ("step", {}), ("step", RECIPE)])
 def test_an_interrupted_run_ends_with_the_model_of_an_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str, recipe: dict[str, object]
 ) -> None:
     """Dropout, optimizer, order of the data, head, cool-down and history all go on."""
     monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)
-    settings = {"supervision_metric": "sparse_categorical_crossentropy", "callbacks": ("csv",)}
+    settings = {"supervision_metric": "sparse_categorical_crossentropy", "callbacks": ("csv",), **recipe}
     settings["checkpoint_steps"] = 0 if after == "epoch" else 3
     whole, broken = make_job(tmp_path, "whole", **settings), make_job(tmp_path, "broken", **settings)
     facts = run_job(whole)

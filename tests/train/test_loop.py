@@ -41,13 +41,16 @@ def train(
     seed: int = 1,
     cooldown: int = 0,
     warmup: int = 0,
+    schedule: str = "constant",
     callbacks=(),
     **options,
 ):
     X = clusters() if X is None else X
     model = TripletModel(build_encoder("szubert", (6,), 2, seed), triplet_loss(), **options)
     dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=16, random_state=seed)
-    config = TrainConfig(epochs=epochs, patience=patience, cooldown_epochs=cooldown, warmup_epochs=warmup)
+    config = TrainConfig(
+        epochs=epochs, patience=patience, cooldown_epochs=cooldown, warmup_epochs=warmup, schedule=schedule
+    )
     history = loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=callbacks)
     return model, history
 
@@ -180,13 +183,14 @@ def test_goes_on_from_an_epoch() -> None:
     assert "epoch+2" in recorder.calls
 
 
-def test_goes_on_from_any_chunk_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_goes_on_from_any_chunk_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """Stop training after every chunk in turn, give another model the values and the state, and compare the ends."""
     monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)  # two chunks an epoch
     X = clusters()[:, :5]
     rng = np.random.default_rng(0)
     batches = [{"stacked": X[rng.integers(90, size=3 * 8)]} for _ in range(4 * 6)]
-    config = TrainConfig(epochs=4, cooldown_epochs=1, warmup_epochs=2, patience=2)
+    config = TrainConfig(epochs=4, cooldown_epochs=1, warmup_epochs=2, patience=2, schedule=schedule)
 
     def run(model, state=None, stop_after=None):
         seen = []
@@ -225,6 +229,19 @@ def test_goes_on_from_any_chunk_as_if_it_had_not_stopped(monkeypatch: pytest.Mon
         assert end == states[-1]
         for mine, wanted in zip(second.get_weights(), whole.get_weights(), strict=True):
             np.testing.assert_array_equal(mine, wanted)
+
+
+def test_learning_rate_falls_as_a_cosine_over_all_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks of 3 steps an epoch; nothing is learnt, which ends no cosine."""
+    monkeypatch.setattr(loop, "_STEPS_PER_CALL", 3)
+    rates = Rates()
+    model, history = train(
+        epochs=3, patience=1, cooldown=2, callbacks=[rates], warmup=1, schedule="cosine", reducer=Still()
+    )
+    assert len(history["loss"]) == 3
+    falling = (1 + np.cos(np.pi * np.array([0.125, 0.375, 0.625, 0.875]))) / 2
+    np.testing.assert_allclose(rates.seen, 0.001 * np.array([0.25, 0.75, *falling]), rtol=1e-5)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
 
 
 def test_learning_rate_rises_in_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
