@@ -369,7 +369,7 @@ def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterato
         reader = make_batch_reader(
             urls,
             schema_fields=[f"^{name}$" for name in columns],
-            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
+            reader_pool_type="dummy",  # reads in the calling thread, see _ROWS_AHEAD
             num_epochs=1,
             hdfs_driver="libhdfs",
             **options,

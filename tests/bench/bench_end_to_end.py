@@ -2,9 +2,9 @@
 
     python tests/bench/bench_end_to_end.py --data DIR --ivis-python PYTHON
 
-Same k, network, loss and patience; batches, learning rate and cool-down are ours. ivis is timed from the first line of its kNN to the
-last embedded row, without reading the data or importing TensorFlow; ours is the whole command: starting Python, Spark
-and TensorFlow, reading, all stages, and the report, which is also given apart.
+Same k, network, loss and patience; batches, learning rate and cool-down are ours. ivis is timed from the first line of
+its kNN to the last embedded row, without reading the data or importing TensorFlow; ours is the whole command: starting
+Python, Spark and TensorFlow, reading, all stages, and the report, which is also given apart.
 """
 
 from __future__ import annotations
