@@ -123,5 +123,9 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
     assert set(verify(str(folder))) == set(STAGES)
     text = (tmp_path / "second.log").read_text(errors="replace")
     assert "neighbours: already published, skipped" in text and "triplets: already published, skipped" in text
-    run_ids = {json.loads((folder / stage / "manifest.json").read_text())["info"]["run_id"] for stage in STAGES}
-    assert all(DATE in run_id for run_id in run_ids), run_ids
+    before, after = (
+        {json.loads((folder / stage / "manifest.json").read_text())["info"]["run_id"] for stage in stages}
+        for stages in (STAGES[:3], STAGES[3:])
+    )
+    assert len(before) == len(after) == 1 and before != after  # Airflow's ids of its two runs
+    assert all(run_id.startswith("manual__") for run_id in before | after)

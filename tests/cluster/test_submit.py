@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +142,9 @@ def test_a_packed_environment(
     output = tmp_path / "out"
     submit(packed, JOBS / "run.py", "--input", source, "--output", str(output), *TABLE, *TRAINING, **pythons)
     assert set(verify(str(output))) == {"rows", *STAGES.values()}
+    archive.unlink()
+    for unpacked in tmp_path.glob("worker-*/*/*/environment"):  # gigabytes, which pytest would keep
+        shutil.rmtree(unpacked)
 
 
 def test_doctor_looks_at_executors(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
