@@ -274,7 +274,7 @@ class NeighboursConfig(_Checked):
     )
     recall_sample: int = _option(500, "Rows whose exact neighbours are searched to measure the recall.", low=1)
     max_cell_rows: int = _option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
-    overlap: int = _option(6, "Most cells that a row is searched in, nearest first; the fewest that do are.", low=1)
+    overlap: int = _option(12, "Most cells that a row lies in, nearest first; the fewest that do are.", low=1)
     overlap_cut: float = _option(
         1.0,
         "A row joins a further cell only when it is at most this far behind the border to it, in units of the mean "
@@ -374,7 +374,7 @@ class TrainConfig(_Checked):
     )
     patience: int = _option(5, "Epochs without a lower loss after which training stops. Or auto.", low=1, auto=True)
     cooldown_epochs: int = _option(
-        4,
+        8,
         "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
         low=0,
     )

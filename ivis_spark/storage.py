@@ -365,6 +365,11 @@ class RunFolder:
         if fs.exists(fs._parent(aside)) and not fs.ls(fs._parent(aside), detail=False):
             fs.rmdir(fs._parent(aside))
 
+    def exists(self) -> bool:
+        """Tell whether the folder is there."""
+        fs, root = filesystem(self.root)
+        return bool(fs.exists(root))
+
     def set_aside(self) -> list[str]:
         """Return the stages that are moved aside: by a run that is publishing right now, or by one that died then."""
         return self._children(_REPLACED)

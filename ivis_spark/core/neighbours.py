@@ -7,6 +7,7 @@ and key infinity.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.index import CellIndex, ExactIndex, choose_backend, make_index
@@ -29,6 +31,7 @@ SAMPLE_BYTES = 64 << 20
 ONE_BLOCK_ROWS = 4096  # up to here one exact block is faster than any routing
 _REFINE_ROUNDS = 4
 _EXACT_ROWS = 8192
+_ASKED_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
             search_k=config.search_k,
             seed=random_state,
         )
-        parts = list(search_own(index, ids, config.k))
+        parts = list(search_own(index, ids, X, np.ones(len(X), bool), config.k))
         keys = np.concatenate([part[2] for part in parts])
         return np.concatenate([part[1] for part in parts]), space.distances(keys)
     found, keys = _search_by_cells(X, ids, config, random_state)
@@ -171,7 +174,8 @@ def _search_all(
 ) -> tuple[Ints, Floats]:
     """Search every cell, some at a time, and merge."""
     data_rows, data_starts = _rows_by_cell(ranked[0], choice)
-    query_rows, query_starts = _rows_by_cell(ranked[1], choice)
+    asks = dataclasses.replace(choice, overlap=1) if choice.ask_home else choice
+    query_rows, query_starts = _rows_by_cell(ranked[1], asks)
 
     symmetric = ranked[0] is ranked[1]
 
@@ -188,8 +192,8 @@ def _search_all(
         )
         if not symmetric:
             return asking, *search_cell(index, inside, X[asking], asking, config.k)
-        parts = list(search_own(index, inside, config.k))
-        return inside, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
+        parts = list(search_own(index, inside, X[inside], np.isin(inside, asking), config.k))
+        return asking, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
 
     with _blas_threads(1) as workers, ThreadPoolExecutor(workers) as pool:
         parts = list(pool.map(search, range(len(data_starts) - 1)))
@@ -254,8 +258,24 @@ def search_cell(index: CellIndex, cell_ids: Ints, Q: Floats, query_ids: Ints, k:
     return without_self(cell_ids[numbers], keys, query_ids, k)
 
 
-def search_own(index: CellIndex, cell_ids: Ints, k: int) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Yield (row ids, ids, keys) of the cell's own rows, some rows at a time; otherwise as `search_cell`."""
+def search_own(
+    index: CellIndex, cell_ids: Ints, rows: Floats, asking: npt.NDArray[np.bool_], k: int
+) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Yield (row ids, ids, keys) of the cell's own rows that ask, some at a time; otherwise as `search_cell`.
+
+    Args:
+        index: Index of the cell's rows.
+        cell_ids: int64, shape (n,), ascending: their ids.
+        rows: float32, shape (n, d): themselves, as they came.
+        asking: bool, shape (n,): which of them ask.
+        k: Neighbours wanted.
+    """
+    if not asking.all():
+        numbers = np.flatnonzero(asking)
+        for at in range(0, len(numbers), _ASKED_ROWS):
+            some = numbers[at : at + _ASKED_ROWS]
+            yield cell_ids[some], *search_cell(index, cell_ids, rows[some], cell_ids[some], k)
+        return
     start = 0
     for numbers, keys in index.query_all(min(k + 1, len(cell_ids))):
         own = cell_ids[start : start + len(numbers)]

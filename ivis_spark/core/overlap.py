@@ -14,11 +14,16 @@ import numpy.typing as npt
 from ivis_spark.core.spaces import Floats, Ints
 
 CUTS: Floats = np.array(
-    [0, 0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1, 2, np.inf], dtype=np.float32
+    [0, 0.04, 0.07, 0.1, 0.13, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 1, 2, np.inf], dtype=np.float32
 )
-_COLUMN_S = 6e-9  # seconds a core, measured: one key ranked,
-_VALUE_S = 4e-11  # one product of it,
-_BYTE_S = 6e-9  # and one byte of a copy carried to its cell, searched from there and merged
+# Seconds of a core, measured by tests/bench/bench_index_costs.py:
+_COLUMN_S = 1e-8  # a key made and ranked,
+_VALUE_S = 3e-11  # a product in it,
+_OWN_VALUE_S = 2e-11  # one where all rows of a cell ask, so that BLAS makes half of them,
+_ENTRY_S = 1.7e-7  # an entry of a list picked, sorted, carried and merged,
+_ENTRY_VALUE_S = 1.5e-9  # a difference in its exact key,
+_BYTE_S = 6e-9  # a byte of a copy carried to its cell
+_MARGIN = 2  # standard errors: the cheapest of many choices owes some of its recall on the sample to chance
 
 
 def depth_bins(depths: Floats) -> npt.NDArray[np.uint8]:
@@ -82,6 +87,8 @@ class OverlapChoice:
         error: Standard error of that share.
         copies: Mean cells of a row.
         cell_rows: int64, shape (n_cells,): rows of each cell, those that overlap into it included.
+        ask_home: Whether a row asks in its nearest cell alone, and only others come to it; else it asks in all its
+            cells. That takes more copies and makes one list a row: cheap for narrow rows and long lists.
     """
 
     overlap: int
@@ -90,6 +97,7 @@ class OverlapChoice:
     error: float
     copies: float
     cell_rows: Ints
+    ask_home: bool = False
 
 
 def choose_overlap(
@@ -104,7 +112,9 @@ def choose_overlap(
     dims: int,
     k: int,
 ) -> OverlapChoice:
-    """Pick the cheapest overlap whose recall on the sample reaches `target` by a standard error.
+    """Pick the cheapest overlap whose recall on the sample is above `target` by two standard errors.
+
+    Rows ask in their nearest cell alone, or in all their cells, whichever is cheaper.
 
     Args:
         data_counts: Of all rows as data, from `count_ranks`.
@@ -124,24 +134,26 @@ def choose_overlap(
     best: tuple[float, OverlapChoice] | None = None
     fallback: OverlapChoice | None = None
     for overlap in range(1, min(most, queries.cells.shape[1]) + 1):
-        least_bin = _least_bins(queries, truth, overlap)
-        for number, cut in enumerate(CUTS):
-            if cut > most_cut and number > 0:
-                break
-            shares = truth.shares(least_bin <= number)
-            recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-            data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
-            asked = query_counts[:overlap, : number + 1].sum(axis=(0, 1))
-            copies = float(data.sum() / n_rows)
-            choice = OverlapChoice(overlap, float(cut), recall, error, copies, data)
-            width = float((data.astype(np.float64) * asked).sum() / n_rows)
-            seconds = width * (_COLUMN_S + _VALUE_S * dims) + copies * (4 * dims + 12 * k) * _BYTE_S
-            if recall - error >= target and (best is None or seconds < best[0]):
-                best = (seconds, choice)
-            if fallback is None or recall > fallback.recall:
-                fallback = choice
-            if overlap == 1:
-                break
+        for ask_home in (True, False) if overlap > 1 else (True,):
+            least_bin = _least_bins(queries, truth, 1 if ask_home else overlap, overlap)
+            for number, cut in enumerate(CUTS):
+                if number > 0 and (cut > most_cut or overlap == 1):
+                    break
+                shares = truth.shares(least_bin <= number)
+                recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+                data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
+                asking = query_counts[0] if ask_home else query_counts[:overlap, : number + 1].sum(axis=0)
+                asked = asking.sum(axis=0)
+                copies, lists = float(data.sum() / n_rows), float(asked.sum() / n_rows)
+                choice = OverlapChoice(overlap, float(cut), recall, error, copies, data, ask_home)
+                keys = float((data.astype(np.float64) * asked).sum() / n_rows)
+                value_s = _VALUE_S if ask_home and overlap > 1 else _OWN_VALUE_S
+                seconds = keys * (_COLUMN_S + value_s * dims) + copies * 4 * dims * _BYTE_S
+                seconds += lists * k * (_ENTRY_S + _ENTRY_VALUE_S * dims)
+                if recall - _MARGIN * error >= target and (best is None or seconds < best[0]):
+                    best = (seconds, choice)
+                if fallback is None or recall > fallback.recall:
+                    fallback = choice
     if best is not None:
         return best[1]
     if fallback is None:
@@ -180,7 +192,10 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
         for number, cut in enumerate(CUTS):
             shares = truth.shares((place < probes) & (bins <= number))
             recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-            reached, searched = recall - error >= target, (queries.bins[:, :probes] <= number).sum(axis=1).mean()
+            reached, searched = (
+                recall - _MARGIN * error >= target,
+                (queries.bins[:, :probes] <= number).sum(axis=1).mean(),
+            )
             better = best is None or (reached, -searched if reached else recall) > best[:2]
             if better:
                 chosen = ProbeChoice(probes, float(cut) if np.isfinite(cut) else None, recall)
@@ -190,11 +205,14 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
     return best[2]
 
 
-def _least_bins(queries: Ranked, truth: Truth, overlap: int) -> npt.NDArray[np.uint8]:
-    """Return for each (query, neighbour) the smallest bin at which they share a cell; 255 if at none."""
+def _least_bins(queries: Ranked, truth: Truth, asked: int, overlap: int) -> npt.NDArray[np.uint8]:
+    """Return for each (query, neighbour) the smallest bin at which they share a cell; 255 if at none.
+
+    A query looks into its first `asked` cells, a neighbour lies in its first `overlap`.
+    """
     cells, bins = truth.ranked.cells, truth.ranked.bins
     least = np.full(cells.shape[:2], 255, dtype=np.uint8)
-    for mine in range(overlap):
+    for mine in range(asked):
         for theirs in range(overlap):
             same = queries.cells[:, mine, None] == cells[:, :, theirs]
             needed = np.maximum(queries.bins[:, mine, None], bins[:, :, theirs])

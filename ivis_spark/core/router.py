@@ -26,6 +26,7 @@ from ivis_spark.errors import ArtifactError
 _FLAT_CELLS = 1024  # up to here one matrix product over all centroids is cheaper than two levels
 _PROBED_GROUPS = 6
 _BLOCK_ROWS = 4096
+_GROUPED_ROWS = 16384  # with groups, so that each is asked by many rows at once
 _SAMPLE_PER_CELL = 64
 _DEPTH_ROUNDING = 1e-6  # of a depth, relative: some operations in float32
 _TYPICAL_DIMS = 8  # intrinsic dimensions by which the pieces of a split cell are taken to shrink
@@ -102,8 +103,9 @@ class Router:
         numbers = np.empty((len(rows), width), dtype=np.int64)
         depths = np.empty((len(rows), width), dtype=np.float32)
         between = self._between()
-        for start in range(0, len(rows), _BLOCK_ROWS):
-            part = slice(start, start + _BLOCK_ROWS)
+        step = _GROUPED_ROWS if self.members else _BLOCK_ROWS
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
             numbers[part], depths[part] = self._rank_block(route(rows[part], self.norm_bound), width, between)
         dealt = hash_ids(ids, 0)[:, None] % self.parts[numbers].astype(np.uint64)
         return (self.first_cell[numbers] + dealt.astype(np.int64)).astype(np.int32), depths

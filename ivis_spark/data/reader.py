@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 # tf.data runs the reader in a thread of its own, this far ahead. Petastorm's own thread pool now and then ends an epoch
 # without its last row group (0.13.1), and orders the others by chance.
-_ROWS_AHEAD = 8192
+_BATCHES_AHEAD = 64
+_BYTES_AHEAD = 32 << 20  # what stays in the processor's caches
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ def block_dataset(
         "weight": tf.TensorSpec((None, size), tf.float32),
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
+    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (4 * blocks.dims * 3 * size)))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(max(2, _ROWS_AHEAD // size))
+    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(ahead)
     # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -328,7 +331,7 @@ def _join_blocks(
     def vectors(kind: str, width: int) -> list[NDArray[np.float32]]:
         return [unpack_vectors(part, size, width, columns[kind]) for part in packed.get(kind, ())]
 
-    rows = np.concatenate([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
+    rows = _aligned_rows([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
     anchors = np.arange(size * count, dtype=np.int32)
     places = [anchors, anchors + np.int32(size * count)]
     if "near" in columns:
@@ -345,6 +348,15 @@ def _join_blocks(
         label = np.concatenate(vectors("label", blocks.labelled)).reshape(-1, *shape)
     order = rng.permutation(size * count)
     return _Group(rows, index[order], weight[order], label[order])
+
+
+def _aligned_rows(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Join rows at an address that TensorFlow takes as it is: others it copies once more."""
+    shape = sum(len(part) for part in parts), parts[0].shape[1]
+    room = np.empty(4 * shape[0] * shape[1] + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    rows = room[start : start + 4 * shape[0] * shape[1]].view(np.float32).reshape(shape)
+    return np.concatenate(parts, out=rows)
 
 
 @contextlib.contextmanager

@@ -20,39 +20,36 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     Args:
         root: URI of the run folder.
         stages: Published stages to remove too, for example `triplets`, which only training reads.
-        dry_run: Only say what would be removed.
+        dry_run: Only say what would be done.
 
     Returns:
         What was removed, or brought back, a line each.
 
     Raises:
-        ArtifactError: if a run is writing the folder, or a stage named is not there.
+        ArtifactError: if the folder or a stage named is not there, or a run is writing the folder.
     """
     folder = RunFolder(root)
-    published = {*folder.published(), *folder.set_aside()}
-    unknown = [stage for stage in stages if stage not in published]
+    if not folder.exists():
+        raise ArtifactError(f"{folder.root} is not there; give the folder that --output named")
+    standing, aside, left = folder.published(), folder.set_aside(), folder.unfinished()
+    unknown = [stage for stage in stages if stage not in {*standing, *aside}]
     if unknown:
-        there = ", ".join(sorted(published)) or "none"
+        there = ", ".join(sorted({*standing, *aside})) or "none"
         raise ArtifactError(f"{folder.root} has no stage {', '.join(map(repr, unknown))}; it has: {there}")
-    dead = {uri: owner for uri, owner in owners(folder.root).items() if owner.is_dead()}
-    if dry_run:
-        return [
-            *map(str, dead),
-            *folder.unfinished(),
-            *(f"{name} (moved aside)" for name in folder.set_aside()),
-            *stages,
-        ]
-    alive = [owner for uri, owner in owners(folder.root).items() if uri not in dead]
+    locks = owners(folder.root)
+    alive = [owner for owner in locks.values() if not owner.is_dead()]
     if alive:
         raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it when that has ended")
+    done = [f"{uri}: removed, the lock of {owner}" for uri, owner in locks.items()]
+    done += [f"{name}: {'what it replaced is removed' if name in standing else 'brought back'}" for name in aside]
+    done += [f"{folder.path(name)}: removed" for name in [*left, *stages]]
+    if dry_run:
+        return done
     with RunLock(folder.root):
-        done = [f"{uri}: lock of {owner}" for uri, owner in dead.items()]
-        done += [f"{name}: brought back" for name in folder.mend()]
-        left = folder.unfinished()
+        folder.mend()
         for name in [*left[:1], *stages]:
             _remove(folder.path(name.rpartition("/")[0] or name))  # of half-built ones, the folder that holds them all
-        done += [f"{folder.path(name)}: removed" for name in [*left, *stages]]
-        for uri in dead:
+        for uri in locks:
             if not uri.endswith("-run.json"):  # that one was taken over, and goes with the lock
                 _remove(uri)
     return done

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
         return (_json(files) if arguments.json else "\n".join(lines)), 0
     stages = [name for name in arguments.stages.split(",") if name]
     done = clean(arguments.output, stages=stages, dry_run=arguments.dry_run)
-    return "\n".join([*("would remove " * arguments.dry_run + line for line in done)] or ["nothing to remove"]), 0
+    return "\n".join(["dry run: " * arguments.dry_run + line for line in done] or ["nothing to remove"]), 0
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
@@ -92,7 +92,7 @@ def _doctor_options(command: argparse.ArgumentParser) -> None:
 
 def _clean_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stages", default="", metavar="A,B", help="published stages to remove too")
-    command.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
 
 
 def _plan(arguments: argparse.Namespace) -> str:

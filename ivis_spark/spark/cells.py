@@ -55,7 +55,7 @@ def _cell_blocks(p: Plan, ids: Ints, rows: Floats, role: int) -> Iterator[pa.Rec
     taken, cells, home = p.router.assign(
         rows,
         ids,
-        overlap=p.overlap,
+        overlap=1 if asking and p.ask_home else p.overlap,
         cut=p.cut,
         as_queries=asking,
         cell_rows=p.home_rows if asking else None,  # what holds a row as data holds more than k, by the router's limits
@@ -122,7 +122,8 @@ def _search_one(
     index = make_index(p.backend, rows, config.metric, n_trees=config.n_trees, search_k=config.search_k, seed=seed)
     records.append(_keep_index(p, cell, (ids, rows, home), index, where))
     if role == BOTH:
-        for own, found, keys in _joined_lists(search_own(index, ids, config.k)):
+        asks = home if p.ask_home else np.ones_like(home)
+        for own, found, keys in _joined_lists(search_own(index, ids, rows, asks, config.k)):
             yield from bucket_blocks(p, own, found, keys)
     for block in later:
         asking, _, queries = _unpack_rows(block, p.dims)

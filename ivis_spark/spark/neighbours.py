@@ -122,7 +122,7 @@ class _Search:
         before = self.layout.known_choice()
         wanted = min(1.0, before.recall + 2 * (config.target_recall - recall.value))
         choice = self.layout.choice = self.layout.choose(wanted)
-        if (choice.overlap, choice.cut) == (before.overlap, before.cut):
+        if (choice.overlap, choice.cut, choice.ask_home) == (before.overlap, before.cut, before.ask_home):
             return None
         log.info("neighbours: recall %.4f with overlap %d: again with %d", recall.value, before.overlap, choice.overlap)
         return config
@@ -136,7 +136,12 @@ class _Search:
             fs.makedirs(path)
         size = choice.copies * self.layout.n_rows * (4 * self.layout.dims + 9)
         tasks = _tasks(self.layout.spark, router.n_cells, size)
-        lists = choice.copies * self.layout.n_rows * config.k * (8 if self.layout.low_id is not None else 12)
+        lists = (
+            (1 if choice.ask_home else choice.copies)
+            * self.layout.n_rows
+            * config.k
+            * (8 if self.layout.low_id is not None else 12)
+        )
         merges = _tasks(self.layout.spark, max(1, self.layout.n_rows // 256), lists)
         buckets = max(merges, int(np.ceil(lists / _BUCKET_BYTES)))
         plan = dataclasses.replace(
@@ -146,6 +151,7 @@ class _Search:
             folder=storage.join(self.folder, "index"),
             overlap=choice.overlap,
             cut=choice.cut,
+            ask_home=choice.ask_home,
             cell_tasks=_deal(choice.cell_rows.astype(np.float64) ** 2, tasks),
             bucket_tasks=np.arange(buckets, dtype=np.int32) % np.int32(merges),
         )
@@ -208,6 +214,7 @@ class _Search:
             "median_cell": float(np.median(choice.cell_rows)),
             "overlap": choice.overlap,
             "overlap_cut": round(choice.cut, 4),
+            "ask_home": choice.ask_home,
             "replicas": round(choice.copies, 4),
             "recall": {
                 "value": recall.value,

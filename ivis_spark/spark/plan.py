@@ -37,6 +37,7 @@ class Plan:
         backend: Index of a cell.
         folder: URI of the index files.
         overlap: Most cells of a row; cut: depth behind the border up to which a further cell is taken.
+        ask_home: Whether a row asks in its nearest cell alone.
         cell_tasks: int32, shape (n_cells,): number of the task that searches each cell.
         bucket_tasks: int32, shape (n_buckets,): the same for the merge.
         low_id: Smallest id, if all ids above it fit 32 bits; else None.
@@ -52,6 +53,7 @@ class Plan:
     folder: str = ""
     overlap: int = 1
     cut: float = 0.0
+    ask_home: bool = False
     cell_tasks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(1, np.int32))
     bucket_tasks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(1, np.int32))
     low_id: int | None = None

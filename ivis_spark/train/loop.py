@@ -89,7 +89,10 @@ def fit(
     """
     state = state if state is not None else TrainingState()
     run = _Run(model, dataset, steps_per_epoch, config, callbacks, state, on_progress or (lambda _: None))
-    run.train()
+    try:
+        run.train()
+    finally:
+        run.close()
     return state.history
 
 
@@ -144,6 +147,10 @@ class _Run:
         if self._cosine or state.cooldown_from is not None:
             self._model.optimizer.learning_rate = state.rate
         self._listeners.on_train_end()
+
+    def close(self) -> None:
+        """End reading. A reader that an error's traceback keeps until Python exits would hold the exit up for good."""
+        del self._batches
 
     def _ended(self) -> bool:
         state = self._state

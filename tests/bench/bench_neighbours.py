@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
 
 from ivis_spark import storage
-from ivis_spark.config import Config
+from ivis_spark.config import load_config
 from ivis_spark.core.neighbours import exact_neighbours, recall_at_k
 from ivis_spark.spark import frames, ingest
 from ivis_spark.spark.neighbours import build_neighbours
@@ -82,7 +82,7 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
 
 def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, np.ndarray, dict[str, Any]]:
     """Ingest, then time the stage; return its seconds, the table and its facts."""
-    config = Config.from_mapping({"data": {"id_col": "id", "scaling": "none"}}).override(settings)
+    config = load_config(None, ["data.id_col=id", "data.scaling=none", *settings])
     run = storage.RunFolder(os.path.join(folder, "run"))
     with run.build("rows", {}) as stage:
         source = frames.resolve(frames.read_table(spark, os.path.join(folder, "table"), config.data), config.data)

@@ -1,61 +1,59 @@
-"""A Spark standalone cluster of a master and two workers, started from PySpark's own jars."""
+"""What the cluster tests share: the package as a wheel, and a Spark standalone cluster from PySpark's own jars."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from clusters import Cluster, environment
+from clusters import ROOT, Cluster, environment, spark_home
 
 
-def _start(folder: Path, name: str, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
-    import pyspark
-
-    home = Path(pyspark.__file__).parent
-    log = folder / f"{name}.log"
-    command = [str(home / "bin" / "spark-class"), *arguments]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command, stdout=sink, stderr=sink, env=environment(SPARK_HOME=str(home), IVIS_TEST_FOLDER=str(folder))
-        )
-    return process, log
-
-
-def _wait_for(log: Path, pattern: str) -> str:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        match = re.search(pattern, log.read_text(errors="replace"))
-        if match:
-            return match.group(0)
-        time.sleep(0.2)
-    raise AssertionError(f"{pattern} did not come:\n{log.read_text(errors='replace')[-3000:]}")
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy, so that nothing of the build stays in the checkout; Spark wants it named .zip."""
+    source, out = tmp_path_factory.mktemp("source") / "project", tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "ivis_spark", source / "ivis_spark", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "-w", str(out), str(source)], check=True, capture_output=True, timeout=300)
+    return shutil.copy(next(out.glob("*.whl")), out / "ivis_spark.zip")
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """One master and two workers of one core each; ranks see $IVIS_TEST_FOLDER = tmp_path."""
-    started = []
+def cluster_environment(tmp_path: Path) -> dict[str, str]:
+    """What all processes of the cluster see; ranks find $IVIS_TEST_FOLDER = tmp_path."""
+    return environment(IVIS_TEST_FOLDER=str(tmp_path))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, cluster_environment: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """One master and two workers that offer one core and 2 GB each, or what the fixture's parameter says."""
+    cores, memory = getattr(request, "param", (1, "2g"))
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, kind: str, *options: str) -> Path:
+        log = tmp_path / f"{name}.log"
+        command = [str(spark_home() / "bin" / "spark-class"), f"org.apache.spark.deploy.{kind}"]
+        command += ["--host", "127.0.0.1", "--webui-port", "0", *options]
+        with log.open("wb") as sink:
+            started.append(subprocess.Popen(command, stdout=sink, stderr=sink, env=cluster_environment, cwd=tmp_path))
+        return log
+
     try:
-        master, log = _start(
-            tmp_path, "master", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", "0",
-            "--webui-port", "0",
-        )  # fmt: skip
-        started.append(master)
-        url = _wait_for(log, r"spark://127\.0\.0\.1:\d+")
-        logs = []
-        for number in range(2):
-            worker, log = _start(
-                tmp_path, f"worker-{number}", "org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1",
-                "--cores", "1", "--memory", "1g", "--webui-port", "0", "--work-dir", str(tmp_path / f"work-{number}"),
-                url,
-            )  # fmt: skip
-            started.append(worker)
-            logs.append(log)
+        url = _wait_for(start("master", "master.Master", "--port", "0"), r"spark://127\.0\.0\.1:\d+")
+        size = ["--cores", str(cores), "--memory", memory]
+        logs = [
+            start(name, "worker.Worker", *size, "--work-dir", str(tmp_path / name), url)
+            for name in ("worker-0", "worker-1")
+        ]
         for log in logs:
             _wait_for(log, "Successfully registered with master")
         yield Cluster(url, [psutil.Process(worker.pid) for worker in started[1:]])
@@ -64,3 +62,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             process.terminate()
         for process in started:
             process.wait(timeout=60)
+
+
+def _wait_for(log: Path, pattern: str) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        match = re.search(pattern, log.read_text(errors="replace"))
+        if match:
+            return match.group(0)
+        time.sleep(0.2)
+    raise AssertionError(f"{pattern} did not come:\n{log.read_text(errors='replace')[-3000:]}")

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from clusters import ROOT, spark_home
 
 from ivis_spark.config import Config
 from ivis_spark.demo import write_digits
 from ivis_spark.operations.inspect import verify
 
-HERE = Path(__file__).parent.parent.parent
-AIRFLOW = os.environ.get("AIRFLOW_PYTHON", str(HERE / "build" / "venv-airflow" / "bin" / "python"))
+AIRFLOW = os.environ.get("AIRFLOW_PYTHON", str(ROOT / "build" / "venv-airflow" / "bin" / "python"))
 STAGES = ("rows", "neighbours", "triplets", "model", "embeddings", "report")
 DATE = "2026-01-02"
 
@@ -50,18 +50,16 @@ print("RESULT", json.dumps({"errors": bag.import_errors, "loaded": loaded, "task
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An empty Airflow home with its database, and a Spark connection to this machine's cores."""
-    import pyspark
-
     folder = tmp_path_factory.mktemp("airflow")
     made = {
         "PATH": os.pathsep.join([str(Path(AIRFLOW).parent), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "HOME": str(folder),
         "JAVA_HOME": os.environ.get("JAVA_HOME", ""),
         "AIRFLOW_HOME": str(folder),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(HERE / "jobs" / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "jobs" / "airflow"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[2]"}),
-        "SPARK_HOME": str(Path(pyspark.__file__).parent),
+        "SPARK_HOME": str(spark_home()),
         "PYSPARK_PYTHON": sys.executable,
     }
     subprocess.run([AIRFLOW, "-m", "airflow", "db", "migrate"], env=made, check=True, capture_output=True, timeout=600)
@@ -69,7 +67,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_dag_loads_without_pyspark(environment: dict[str, str]) -> None:
-    command = [AIRFLOW, "-c", LOAD, str(HERE / "jobs" / "airflow")]
+    command = [AIRFLOW, "-c", LOAD, str(ROOT / "jobs" / "airflow")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))
@@ -108,16 +106,11 @@ def end_all(run: subprocess.Popen[bytes]) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, str], wheel: Path) -> None:
     source, _ = write_digits(str(tmp_path / "table"), Config())
-    wheel = os.environ.get("IVIS_SPARK_WHEEL") or str(tmp_path / "package.zip")
-    if not Path(wheel).exists():
-        import shutil
-
-        shutil.make_archive(wheel.removesuffix(".zip"), "zip", HERE, "ivis_spark")
     options = ["--id-col", "id", "--label-col", "label", "--set", "train.epochs=6"]
-    jobs = str(HERE / "jobs")
-    variable = {"input": source, "runs": str(tmp_path / "runs"), "jobs": jobs, "py_files": wheel, "options": options}
+    variable = {"input": source, "runs": str(tmp_path / "runs"), "options": options}
+    variable |= {"jobs": str(ROOT / "jobs"), "py_files": str(wheel)}
     folder = tmp_path / "runs" / f"{DATE}T000000"
     killed = start(environment, variable, tmp_path / "first.log")
     wait_for(folder / ".building", "model-*", killed, tmp_path / "first.log")
@@ -130,5 +123,9 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
     assert set(verify(str(folder))) == set(STAGES)
     text = (tmp_path / "second.log").read_text(errors="replace")
     assert "neighbours: already published, skipped" in text and "triplets: already published, skipped" in text
-    run_ids = {json.loads((folder / stage / "manifest.json").read_text())["info"]["run_id"] for stage in STAGES}
-    assert all(DATE in run_id for run_id in run_ids), run_ids
+    before, after = (
+        {json.loads((folder / stage / "manifest.json").read_text())["info"]["run_id"] for stage in stages}
+        for stages in (STAGES[:3], STAGES[3:])
+    )
+    assert len(before) == len(after) == 1 and before != after  # Airflow's ids of its two runs
+    assert all(run_id.startswith("manual__") for run_id in before | after)

@@ -371,6 +371,10 @@ class StaleFileSystem(MemoryFileSystem):
         super().mv(*arguments, **options)
         self.invalidate_cache()
 
+    def rm_file(self, *arguments: Any, **options: Any) -> None:
+        super().rm_file(*arguments, **options)
+        self.invalidate_cache()
+
     def invalidate_cache(self, path: str | None = None) -> None:
         self._listed.clear()
 

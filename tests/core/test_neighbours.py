@@ -157,9 +157,13 @@ def test_without_self_of_one_row() -> None:
 def test_a_cells_own_rows_are_searched_alike_as_queries(backend: str) -> None:
     X, cell_ids = clusters(90, 5), np.arange(90) * 10 + 7
     index = make_index(backend, X, "euclidean", n_trees=5, search_k=10_000, seed=0)
-    parts = list(search_own(index, cell_ids, 4))
+    parts = list(search_own(index, cell_ids, X, np.ones(90, bool), 4))
     assert np.array_equal(np.concatenate([part[0] for part in parts]), cell_ids)
     ids, keys = search_cell(index, cell_ids, X, cell_ids, 4)
+    asking = np.arange(90) % 3 == 1
+    (some,) = search_own(index, cell_ids, X, asking, 4)
+    assert np.array_equal(some[0], cell_ids[asking])
+    assert np.array_equal(some[1], ids[asking]) and np.array_equal(some[2], keys[asking])
     assert np.array_equal(np.concatenate([part[1] for part in parts]), ids)
     assert np.array_equal(np.concatenate([part[2] for part in parts]), keys)
     truth = cell_ids[np.argsort(true_distances(X, "euclidean"), axis=1)[:, :4]]

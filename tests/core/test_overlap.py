@@ -38,10 +38,21 @@ def choose(target: float, *, keys: np.ndarray = KEYS, most: int = 2, most_cut: f
 
 def test_the_cheapest_overlap_that_reaches_the_target() -> None:
     """Alone, row 0 meets 1 of 2 and row 1 none: 1/4. With bin 1 row 1 meets its first; bin 2: row 0 both; 3: all."""
-    assert (choose(0.0).overlap, choose(0.0).recall) == (1, 0.25)
+    assert (choose(-0.2).overlap, choose(-0.2).recall) == (1, 0.25)  # 1/4 less two standard errors
     three = choose(0.99)
     assert (three.overlap, three.cut, three.recall, three.copies) == (2, CUTS[3], 1.0, 2.0)
     assert three.cell_rows.tolist() == [1, 2, 1]
+
+
+def test_rows_ask_at_home_where_lists_are_long_and_everywhere_where_rows_are_wide() -> None:
+    """Neighbours lie 5 bins from the rows' cell, the rows 1 bin from theirs. Few rows are in bin 1, many in bin 5."""
+    queries = ranked([[0, 1]] * 4, [[0, 1]] * 4)
+    truth = Truth(ranked([[[1, 0], [1, 0]]] * 4, [[[0, 5], [0, 5]]] * 4), np.array([[1, 2, 3]] * 4, np.float32))
+    counts = count_ranks(np.array([[0, 1]] * 10, np.int32), np.array([[0, 1]] + [[0, 5]] * 9, np.uint8), 2)
+    for dims, k, ask_home, number, copies in ((4, 500, True, 5, 2.0), (100_000, 1, False, 1, 1.1)):
+        choice = choose_overlap(counts, counts, queries, truth, target=0.9, most=2, most_cut=1.0, dims=dims, k=k)
+        assert (choice.ask_home, choice.overlap, choice.cut) == (ask_home, 2, CUTS[number])
+        assert (choice.recall, choice.copies) == (1.0, copies)
 
 
 def test_limits_are_kept_and_the_best_is_taken_when_none_reaches() -> None:
@@ -62,7 +73,7 @@ def test_ties_with_the_last_neighbour_do_not_count() -> None:
 def test_probes_are_the_fewest_that_hold_the_neighbours() -> None:
     """Neighbours at home in 0 and 1, and in 2 and 2: one cell each brings 1/4, all cells of both rows everything."""
     truth = Truth(NEAR, KEYS)
-    assert choose_probes(ASKING, truth, target=0.05) == ProbeChoice(1, 0.0, 0.25)
+    assert choose_probes(ASKING, truth, target=-0.2) == ProbeChoice(1, 0.0, 0.25)
     assert choose_probes(ASKING, truth, target=0.6) == ProbeChoice(2, pytest.approx(float(CUTS[3])), 1.0)
     lost = ranked([[0, 1], [1, 0]], [[0, 2], [0, 3]])
     assert choose_probes(lost, truth, target=0.9).recall == 0.5

@@ -24,8 +24,16 @@ def environment(**more: str) -> dict[str, str]:
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        "SPARK_HOME": str(spark_home()),
         **more,
     }
+
+
+def spark_home() -> Path:
+    """Return the folder of the Spark that PySpark holds."""
+    import pyspark
+
+    return Path(pyspark.__file__).parent
 
 
 @dataclass

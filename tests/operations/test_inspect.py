@@ -91,10 +91,12 @@ def test_clean_mends_a_wreck(root: Path) -> None:
     assert lock.startswith("lock of process") and building.startswith(".building/triplets-")
     assert aside == "model (moved aside)"
     before = sorted(path for path in root.rglob("*"))
-    assert len(clean(str(root), dry_run=True)) == 3
+    told = clean(str(root), dry_run=True)
     assert before == sorted(path for path in root.rglob("*"))
-    done = clean(str(root))
-    assert any(line.endswith("brought back") for line in done) and any("triplets-" in line for line in done)
+    lock, brought, building = clean(str(root))
+    assert [brought, building] == told[1:] and lock.split(",")[:2] == told[0].split(",")[:2]  # the heartbeat ages
+    assert "run.json: removed, the lock of process" in lock and brought == "model: brought back"
+    assert ".building/triplets-" in building and building.endswith(": removed")
     assert sorted(path.name for path in root.iterdir()) == ["model", "neighbours", "rows"]
     verify(str(root))
     assert clean(str(root)) == []
@@ -109,6 +111,8 @@ def test_clean_stages(root: Path) -> None:
     with pytest.raises(ArtifactError, match="has no stage 'nope'; it has: model, neighbours, rows"):
         clean(str(root), stages=["rows", "nope"])
     assert (root / "rows").exists()
+    with pytest.raises(ArtifactError, match="nowhere is not there; give the folder that --output named"):
+        clean(str(root / "nowhere"))
     clean(str(root), stages=["neighbours"])
     assert not (root / "neighbours").exists() and (root / "rows").exists()
 
@@ -123,7 +127,8 @@ def test_commands(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was altered" in error
     assert main(["clean", str(root), "--stages", "rows,model", "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["would remove rows", "would remove model"]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"dry run: file://{root / name}: removed" for name in ("rows", "model")]
     assert main(["clean", str(root)]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 

