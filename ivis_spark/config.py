@@ -361,7 +361,7 @@ class TrainConfig(_Checked):
         low=0.0,
     )
     dropout: float = _option(0.1, "Share of units that the networks named above drop in training.", low=0.0, high=0.9)
-    precision: Literal["float32", "mixed_bfloat16"] = _option(
+    compute_precision: Literal["float32", "mixed_bfloat16"] = _option(
         "float32",
         "Numbers that the network computes with: mixed_bfloat16 is faster where the hardware has it (GPUs, CPUs with "
         "AMX) and slower elsewhere; weights and embedding stay float32.",

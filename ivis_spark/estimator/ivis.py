@@ -55,7 +55,7 @@ TRAIN_SETTINGS = {
             "clip",
             "global_weight",
             "dropout",
-            "precision",
+            "compute_precision",
             "optimizer",
             "schedule",
             "warmup_epochs",
@@ -99,8 +99,8 @@ class Ivis(Saving):
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
-        temperature, clip, global_weight, dropout, precision, optimizer, schedule, warmup_epochs, cooldown_epochs,
-            clipnorm: As the settings `train.*` of pipelines, see `ivis_spark.config.TrainConfig`.
+        temperature, clip, global_weight, dropout, compute_precision, optimizer, schedule, warmup_epochs,
+            cooldown_epochs, clipnorm: As the settings `train.*` of pipelines, see `ivis_spark.config.TrainConfig`.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Ivis(Saving):
         clip: float | None = TrainConfig.clip,
         global_weight: float = TrainConfig.global_weight,
         dropout: float = TrainConfig.dropout,
-        precision: str = TrainConfig.precision,
+        compute_precision: str = TrainConfig.compute_precision,
         optimizer: str = TrainConfig.optimizer,
         schedule: str = TrainConfig.schedule,
         warmup_epochs: int = TrainConfig.warmup_epochs,
@@ -168,7 +168,7 @@ class Ivis(Saving):
         self.clip = clip
         self.global_weight = global_weight
         self.dropout = dropout
-        self.precision = precision
+        self.compute_precision = compute_precision
         self.optimizer = optimizer
         self.schedule = schedule
         self.warmup_epochs = warmup_epochs
@@ -306,7 +306,7 @@ class Ivis(Saving):
                 self.embedding_dims,
                 self.random_state,
                 dropout=self.dropout,
-                precision=self.precision,
+                precision=self.compute_precision,
             )
         head = None
         if units is not None:

@@ -76,7 +76,7 @@ def build_encoder(
     seed: int | None = None,
     *,
     dropout: float = TrainConfig.dropout,
-    precision: str = TrainConfig.precision,
+    precision: str = TrainConfig.compute_precision,
 ) -> keras.Model:
     """Build the network that embeds rows: a base network and, after it, a Dense layer of the embedding's size.
 

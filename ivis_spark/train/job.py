@@ -114,7 +114,7 @@ def _build_model(job: TrainingJob, backend: Backend) -> TripletModel:
         config.embedding_dims,
         seed=job.random_state,
         dropout=config.dropout,
-        precision=config.precision,
+        precision=config.compute_precision,
     )
     if metric is not None:
         outputs = count_outputs(metric, np.asarray(job.label_values or []))

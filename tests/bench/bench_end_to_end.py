@@ -23,7 +23,7 @@ from common import mnist, parser, run_python, say, write_table
 from ivis_spark.core import metrics
 
 K, PATIENCE = 15, 3
-# ivis's loss and stopping rule in the place of our preset's, with a learning rate that suits them, and a bound: where chance
+# ivis's loss and stopping rule in the place of our preset's, a learning rate that suits them, and a bound: where chance
 # decides when the loss last fell, 30 to 60 epochs are what comes out.
 SAME_LOSS = ["train.distance=pn", "train.global_weight=0", "train.schedule=constant", "train.learning_rate=0.004"]
 SAME_LOSS += [f"neighbours.k={K}", f"train.patience={PATIENCE}", "train.epochs=40", "data.scaling=none"]
