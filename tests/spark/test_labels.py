@@ -26,6 +26,7 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
     rows = [(3 * i, x.tolist(), y) for i, (x, y) in enumerate(zip(X, labels, strict=True))]
     spark.createDataFrame(rows, f"id long, features array<float>, y {kind}").write.parquet(str(folder / "table"))
     settings = {
+        "preset": "ivis",  # its loss reads negatives
         "data": {"id_col": "id", "label_col": "y"},
         "neighbours": {"k": 6, "by_label": True},
         "triplets": {"block_rows": 64, "draws": 2, "file_blocks": 2},
