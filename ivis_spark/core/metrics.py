@@ -204,7 +204,7 @@ def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
     """Return whether all rows of the embedding `Z`, shape (n, e), are almost the same point.
 
     That is: their root mean square distance from the centroid is at most `tolerance` times the centroid's length, or
-    at most 1e-6. A single row, or none, is not collapsed.
+    at most 1e-5, what rounding leaves of rows that are equal. A single row, or none, is not collapsed.
 
     Runs on: driver.
 
@@ -215,7 +215,7 @@ def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
         return False
     centre = points.mean(axis=0)
     spread = float(np.sqrt(np.square(points - centre).sum(axis=1).mean()))
-    return spread <= max(tolerance * float(np.linalg.norm(centre)), 1e-6)
+    return spread <= max(tolerance * float(np.linalg.norm(centre)), 1e-5)
 
 
 def _finite(values: ArrayLike, name: str) -> Floats:
