@@ -74,8 +74,9 @@ def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
         return [Check("spark", "fail", str(err).splitlines()[0], "mend Java or --master, then look again")]
     found = f"{spark.version} on {spark.sparkContext.master}, {time.monotonic() - started:.1f} s to start"
     checks = [Check("spark", "ok", found)]
-    local = spark.sparkContext.master.startswith("local")
-    return checks + ([] if local else _executors(spark, root))
+    from ivis_spark.spark.session import is_local
+
+    return checks + ([] if is_local(spark) else _executors(spark, root))
 
 
 def show(checks: list[Check]) -> str:

