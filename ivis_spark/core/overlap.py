@@ -6,6 +6,7 @@ neighbours give the recall of each (overlap, cut), and a count of the rows by ra
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ class OverlapChoice:
         error: Standard error of that share.
         copies: Mean cells of a row.
         cell_rows: int64, shape (n_cells,): rows of each cell, those that overlap into it included.
+        lists: Mean cells that a row asks in: each gives a list of neighbours.
         ask_home: Whether a row asks in its nearest cell alone, and only others come to it; else it asks in all its
             cells. That takes more copies and makes one list a row: cheap for narrow rows and long lists.
     """
@@ -97,6 +99,7 @@ class OverlapChoice:
     error: float
     copies: float
     cell_rows: Ints
+    lists: float = 1.0
     ask_home: bool = False
 
 
@@ -133,27 +136,23 @@ def choose_overlap(
     n_rows = int(query_counts[0].sum())
     best: tuple[float, OverlapChoice] | None = None
     fallback: OverlapChoice | None = None
-    for overlap in range(1, min(most, queries.cells.shape[1]) + 1):
-        for ask_home in (True, False) if overlap > 1 else (True,):
-            least_bin = _least_bins(queries, truth, 1 if ask_home else overlap, overlap)
-            for number, cut in enumerate(CUTS):
-                if number > 0 and (cut > most_cut or overlap == 1):
-                    break
-                shares = truth.shares(least_bin <= number)
-                recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-                data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
-                asking = query_counts[0] if ask_home else query_counts[:overlap, : number + 1].sum(axis=0)
-                asked = asking.sum(axis=0)
-                copies, lists = float(data.sum() / n_rows), float(asked.sum() / n_rows)
-                choice = OverlapChoice(overlap, float(cut), recall, error, copies, data, ask_home)
-                keys = float((data.astype(np.float64) * asked).sum() / n_rows)
-                value_s = _VALUE_S if ask_home and overlap > 1 else _OWN_VALUE_S
-                seconds = keys * (_COLUMN_S + value_s * dims) + copies * 4 * dims * _BYTE_S
-                seconds += lists * k * (_ENTRY_S + _ENTRY_VALUE_S * dims)
-                if recall - _MARGIN * error >= target and (best is None or seconds < best[0]):
-                    best = (seconds, choice)
-                if fallback is None or recall > fallback.recall:
-                    fallback = choice
+    for overlap, ask_home in _ways_to_ask(min(most, queries.cells.shape[1])):
+        least_bin = _least_bins(queries, truth, 1 if ask_home else overlap, overlap)
+        for number, cut in enumerate(CUTS):
+            if number > 0 and (cut > most_cut or overlap == 1):
+                break
+            recall, error = _mean(truth.shares(least_bin <= number))
+            data = data_counts[:overlap, : number + 1].sum(axis=(0, 1))
+            asked = (query_counts[:1] if ask_home else query_counts[:overlap, : number + 1]).sum(axis=(0, 1))
+            copies, lists = float(data.sum() / n_rows), float(asked.sum() / n_rows)
+            choice = OverlapChoice(overlap, float(cut), recall, error, copies, data, lists, ask_home)
+            keys = float((data.astype(np.float64) * asked).sum() / n_rows)
+            seconds = keys * (_COLUMN_S + (_VALUE_S if ask_home else _OWN_VALUE_S) * dims)
+            seconds += copies * 4 * dims * _BYTE_S + lists * k * (_ENTRY_S + _ENTRY_VALUE_S * dims)
+            if _reaches(recall, error, target) and (best is None or seconds < best[0]):
+                best = (seconds, choice)
+            if fallback is None or recall > fallback.recall:
+                fallback = choice
     if best is not None:
         return best[1]
     if fallback is None:
@@ -190,12 +189,9 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
     best: tuple[bool, float, ProbeChoice] | None = None
     for probes in range(1, queries.cells.shape[1] + 1):
         for number, cut in enumerate(CUTS):
-            shares = truth.shares((place < probes) & (bins <= number))
-            recall, error = float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
-            reached, searched = (
-                recall - _MARGIN * error >= target,
-                (queries.bins[:, :probes] <= number).sum(axis=1).mean(),
-            )
+            recall, error = _mean(truth.shares((place < probes) & (bins <= number)))
+            reached = _reaches(recall, error, target)
+            searched = (queries.bins[:, :probes] <= number).sum(axis=1).mean()
             better = best is None or (reached, -searched if reached else recall) > best[:2]
             if better:
                 chosen = ProbeChoice(probes, float(cut) if np.isfinite(cut) else None, recall)
@@ -203,6 +199,23 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
     if best is None:
         raise ValueError("no cells to choose from")
     return best[2]
+
+
+def _ways_to_ask(most: int) -> Iterator[tuple[int, bool]]:
+    """Yield each (overlap, ask_home); in one cell alone a row has nowhere else to ask."""
+    for overlap in range(1, most + 1):
+        yield overlap, False
+        if overlap > 1:
+            yield overlap, True
+
+
+def _mean(shares: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
+
+
+def _reaches(recall: float, error: float, target: float) -> bool:
+    return recall - _MARGIN * error >= target
 
 
 def _least_bins(queries: Ranked, truth: Truth, asked: int, overlap: int) -> npt.NDArray[np.uint8]:

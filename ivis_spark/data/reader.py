@@ -22,10 +22,10 @@ from ivis_spark.errors import ArtifactError, DependencyError, InputError
 
 log = logging.getLogger(__name__)
 
-# tf.data runs the reader in a thread of its own, this far ahead. Petastorm's own thread pool now and then ends an epoch
-# without its last row group (0.13.1), and orders the others by chance.
-_BATCHES_AHEAD = 64
-_BYTES_AHEAD = 32 << 20  # what stays in the processor's caches
+# tf.data runs the reader in a thread of its own, this far ahead: at most so many batches, and bytes, which should stay
+# in the processor's caches. Petastorm's own thread pool now and then ends an epoch without its last row group (0.13.1),
+# and orders the others by chance.
+_BATCHES_AHEAD, _BYTES_AHEAD = 64, 32 << 20
 _ALIGNMENT = 64
 
 
@@ -148,6 +148,7 @@ def block_dataset(
     place = place or Place()
     optional = ("near",) * negatives + ("label",) * labels
     size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
+    stacked = (3 if negatives else 2) * size
 
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
         first = place.step
@@ -159,11 +160,11 @@ def block_dataset(
 
     signature = {
         "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
-        "index": tf.TensorSpec((None, (3 if negatives else 2) * size), tf.int32),
+        "index": tf.TensorSpec((None, stacked), tf.int32),
         "weight": tf.TensorSpec((None, size), tf.float32),
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
-    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (4 * blocks.dims * 3 * size)))
+    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (4 * blocks.dims * stacked)))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(ahead)
     # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
@@ -369,7 +370,7 @@ def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterato
         reader = make_batch_reader(
             urls,
             schema_fields=[f"^{name}$" for name in columns],
-            reader_pool_type="dummy",  # reads in the calling thread, see _ROWS_AHEAD
+            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
             num_epochs=1,
             hdfs_driver="libhdfs",
             **options,

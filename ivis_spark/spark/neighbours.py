@@ -136,12 +136,7 @@ class _Search:
             fs.makedirs(path)
         size = choice.copies * self.layout.n_rows * (4 * self.layout.dims + 9)
         tasks = _tasks(self.layout.spark, router.n_cells, size)
-        lists = (
-            (1 if choice.ask_home else choice.copies)
-            * self.layout.n_rows
-            * config.k
-            * (8 if self.layout.low_id is not None else 12)
-        )
+        lists = choice.lists * self.layout.n_rows * config.k * (8 if self.layout.low_id is not None else 12)
         merges = _tasks(self.layout.spark, max(1, self.layout.n_rows // 256), lists)
         buckets = max(merges, int(np.ceil(lists / _BUCKET_BYTES)))
         plan = dataclasses.replace(
