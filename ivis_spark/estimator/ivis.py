@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.config import (
     AUTO,
+    IVIS_COOLDOWN,
     IVIS_K,
     IVIS_METRIC,
     IVIS_PATIENCE,
@@ -137,7 +138,7 @@ class Ivis(Saving):
         optimizer: str = TrainConfig.optimizer,
         schedule: str = TrainConfig.schedule,
         warmup_epochs: int = TrainConfig.warmup_epochs,
-        cooldown_epochs: int = 0,  # ivis has none, and its users count the epochs
+        cooldown_epochs: int = IVIS_COOLDOWN,
         clipnorm: float | None = TrainConfig.clipnorm,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
@@ -212,7 +213,8 @@ class Ivis(Saving):
             ConfigError: if a parameter is not allowed.
             TrainingError: if the loss diverges.
         """
-        settings, loss = self._config(), self._loss()
+        settings = self._config()
+        self._loss()  # refuses an unknown one before the neighbours are searched
         rows = as_rows(X)
         settings = settings.for_rows(len(rows))
         config = settings.train
@@ -229,7 +231,7 @@ class Ivis(Saving):
             batch_size=config.batch_size,
             random_state=(self.random_state, done) if done else self.random_state,
             shuffle=shuffle_mode,
-            negatives=not getattr(loss, "in_batch", False),
+            negatives=model.needs_negatives,
         )
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
         return self

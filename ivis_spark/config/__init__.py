@@ -1,0 +1,262 @@
+"""The configuration: the only defaults, the only documentation and the only checks of every setting.
+
+One frozen dataclass a stage, nested in `Config`. A setting's full name is `section.key`, as in `neighbours.k`;
+`random_state` and `preset` stand at the top. A preset replaces some defaults; YAML files and `--set section.key=value`
+override both. `sections` has the settings, `checks` what all of them share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ivis_spark.config.checks import (
+    AUTO,
+    Checked,
+    check_field,
+    hints_of,
+    is_import_name,
+    option,
+    parse_yaml,
+    plain,
+    refuse_unknown,
+    section_from_mapping,
+)
+from ivis_spark.config.sections import (
+    EPOCHS,
+    STEPS,
+    DataConfig,
+    Distance,
+    EmbedConfig,
+    EvaluateConfig,
+    IndexBackend,
+    Metric,
+    NeighboursConfig,
+    Network,
+    QueryConfig,
+    TrainConfig,
+    TripletsConfig,
+)
+from ivis_spark.errors import ConfigError
+
+__all__ = [
+    "AUTO",
+    "IVIS_COOLDOWN",
+    "IVIS_K",
+    "IVIS_METRIC",
+    "IVIS_PATIENCE",
+    "IVIS_SUPERVISION",
+    "PRESETS",
+    "Config",
+    "DataConfig",
+    "Distance",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "IndexBackend",
+    "Metric",
+    "NeighboursConfig",
+    "Network",
+    "QueryConfig",
+    "TrainConfig",
+    "TripletsConfig",
+    "check_value",
+    "describe",
+    "is_import_name",
+    "load_config",
+    "section_from_mapping",
+    "top_settings",
+]
+
+# Defaults of the local API that are ivis's and not the pipeline's.
+IVIS_K = 150
+IVIS_METRIC: Metric = "angular"
+IVIS_PATIENCE = 20
+IVIS_COOLDOWN = 0  # its users count the epochs
+IVIS_SUPERVISION = "sparse_categorical_crossentropy"
+# ivis's documentation, "Hyperparameter Selection": below so many rows, the patience and the network that suit.
+_RULES_OF_THUMB = (
+    (1_000, 20, "maaten"),
+    (50_000, 15, "maaten"),
+    (100_000, 10, "maaten"),
+    (500_000, 5, "maaten"),
+    (1_000_000, 3, "szubert"),
+    (math.inf, 2, "szubert"),
+)
+# A k that it recommends for any number of rows.
+_RULE_K = 15
+# What each preset sets where nothing else does. README.md says which to take, by what was measured.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "ivis": {
+        "neighbours": {"k": IVIS_K, "metric": IVIS_METRIC},
+        "train": {"patience": IVIS_PATIENCE, "cooldown_epochs": IVIS_COOLDOWN},
+    },
+    "fast": {
+        "train": {
+            "distance": "infonce",
+            "dropout": 0.0,
+            "epochs": AUTO,
+            "batch_size": 512,
+            "learning_rate": 0.01,
+            "schedule": "cosine",
+            "warmup_epochs": 1,
+            "clipnorm": 4.0,
+            "global_weight": 0.1,
+        },
+    },
+}
+
+
+def _by_preset() -> Any:
+    """Declare a section, whose defaults depend on the preset."""
+    return field(default=None)
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """All settings of a run.
+
+    Raises: ConfigError: if a value is of the wrong type or out of range.
+    """
+
+    data: DataConfig = _by_preset()
+    neighbours: NeighboursConfig = _by_preset()
+    query: QueryConfig = _by_preset()
+    triplets: TripletsConfig = _by_preset()
+    train: TrainConfig = _by_preset()
+    embed: EmbedConfig = _by_preset()
+    evaluate: EvaluateConfig = _by_preset()
+    preset: Literal["fast", "ivis"] = option("fast", "Whose defaults hold: fast, or ivis, those of the package ivis.")
+    random_state: int = option(0, "Seed of everything drawn at random.", low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        """Make the sections that were not given, as the preset has them, and check all."""
+        preset = check_field(type(self), "preset", self.preset)
+        for name, section in _sections().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, section(**PRESETS[preset].get(name, {})))
+        super().__post_init__()
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
+        """Make a configuration from nested mappings, as YAML and JSON give them.
+
+        Raises: ConfigError: if a key is unknown (the message lists the valid ones) or a value is not allowed.
+        """
+        sections = _sections()
+        refuse_unknown("configuration", mapping, [f.name for f in dataclasses.fields(cls)])
+        values = dict(mapping)
+        preset = PRESETS[check_field(cls, "preset", values.get("preset", cls.preset))]
+        for key in sections.keys() & values.keys():
+            values[key] = section_from_mapping(sections[key], values[key], preset.get(key, {}))
+        return cls(**values)
+
+    def for_rows(self, rows: int) -> Config:
+        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""
+        patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
+        epochs = -(-STEPS // max(1, rows // self.train.batch_size))
+        epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
+        rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model, "epochs": epochs}
+        found = {}
+        for name in ("neighbours", "train"):
+            section = getattr(self, name)
+            auto = [item.name for item in dataclasses.fields(section) if getattr(section, item.name) == AUTO]
+            found[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
+        return dataclasses.replace(self, **found)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return nested plain dicts and lists that `from_mapping` and JSON understand."""
+        return typing.cast("dict[str, Any]", plain(dataclasses.asdict(self)))
+
+    def result_settings(self, name: str) -> Any:
+        """Return a section, or a setting of the top, without the settings that leave the result alone."""
+        value = self.to_mapping()[name]
+        section = _sections().get(name)
+        if section is None:
+            return value
+        operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
+        return {key: item for key, item in value.items() if key not in operational}
+
+
+def _assign(mapping: dict[str, Any], text: str) -> None:
+    """Put the value, in YAML, of a text `section.key=value` into a mapping.
+
+    Raises: ConfigError: if it has no `=`, or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
+    *parents, key = name.strip().split(".")
+    for parent in parents:
+        mapping = mapping.setdefault(parent, {})
+        if not isinstance(mapping, dict):
+            raise ConfigError(f"--set {text}: {parent!r} is {mapping!r}, not a section of settings")
+    mapping[key] = parse_yaml(value, f"--set {text}")
+
+
+def check_value(name: str, value: Any) -> Any:
+    """Return a value as the type of the setting `section.key`, or of one at the top.
+
+    Raises: ConfigError: if it is of another type or out of range.
+    """
+    section, _, key = name.rpartition(".")
+    return check_field(_sections()[section] if section else Config, key, value)
+
+
+def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Config:
+    """Read a YAML file of overrides (or none), then apply `section.key=value` assignments.
+
+    Raises: ConfigError: if the file cannot be read, is not YAML or holds anything not allowed.
+    """
+    mapping: dict[str, Any] = {}
+    if path is not None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError as err:
+            raise ConfigError(f"configuration file {path!r} cannot be read: {err.strerror or err}") from err
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"configuration file {path!r} is not UTF-8 text: {err}") from err
+        loaded = parse_yaml(text, f"configuration file {path!r}")
+        if loaded is not None and not isinstance(loaded, Mapping):
+            raise ConfigError(f"configuration file {path!r} must hold sections of settings, like neighbours: {{k: 15}}")
+        mapping = dict(loaded or {})
+    for text in assignments:
+        _assign(mapping, text)
+    return Config.from_mapping(mapping)
+
+
+def describe() -> str:
+    """Return every setting with its default and documentation, a line each, for `--help`."""
+    lines, defaults = [], Config()
+    for name, section in _sections().items():
+        lines.append(f"{name}: {(section.__doc__ or '').strip().splitlines()[0]}")
+        for item in dataclasses.fields(section):
+            shown = getattr(getattr(defaults, name), item.name)
+            lines.append(f"  {name}.{item.name} = {'none' if shown is None else shown}: {item.metadata['doc']}")
+    for item in top_settings():
+        lines.append(f"{item.name} = {item.default}: {item.metadata['doc']}")
+    lines.append("with preset=ivis, unless set:")
+    lines += [f"  {name} = {value}" for name, value in _differences(Config(preset="ivis"), defaults)]
+    return "\n".join(lines)
+
+
+def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of `one` that `other` has otherwise."""
+    found, others = one.to_mapping(), other.to_mapping()
+    for section in _sections():
+        for name, value in found[section].items():
+            if value != others[section][name]:
+                yield f"{section}.{name}", "none" if value is None else value
+
+
+def top_settings() -> list[Any]:
+    """Return the fields of the settings that are in no section."""
+    return [item for item in dataclasses.fields(Config) if item.name not in _sections()]
+
+
+def _sections() -> dict[str, Any]:
+    return {name: hint for name, hint in hints_of(Config).items() if dataclasses.is_dataclass(hint)}

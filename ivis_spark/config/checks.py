@@ -1,0 +1,173 @@
+"""How a setting is declared, checked and read: types, limits, messages and YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ivis_spark.errors import ConfigError
+
+# A setting that follows from the number of rows.
+AUTO = "auto"
+SectionT = TypeVar("SectionT", bound="Checked")
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    operational: bool = False,
+    importable: bool = False,
+    auto: bool = False,
+) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: Its default.
+        doc: Its documentation.
+        low: Smallest value allowed, inclusive.
+        high: Largest value allowed, inclusive.
+        operational: Whether it leaves the result alone.
+        importable: Whether it may name code of the user's.
+        auto: Whether it may be `auto`, which `Config.for_rows` replaces.
+    """
+    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high}
+    metadata |= {"operational": operational, "importable": importable, "auto": auto}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def is_import_name(value: Any) -> bool:
+    """Tell whether a value is of the form package.module:function."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value) is not None
+
+
+class Checked:
+    """Checks every field against its type and limits when an instance is made.
+
+    Raises: ConfigError: naming the setting, the value given and the values allowed.
+    """
+
+    section = ""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            object.__setattr__(self, item.name, check_field(type(self), item.name, getattr(self, item.name)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check settings that depend on each other."""
+
+
+def check_field(owner: Any, key: str, value: Any) -> Any:
+    """Return a value as the type of a field of a section, or of `Config`.
+
+    Raises: ConfigError: if it is of another type or out of range.
+    """
+    item, hint = owner.__dataclass_fields__[key], hints_of(owner)[key]
+    name = f"{owner.section}.{key}" if owner.section else key
+    if (item.metadata.get("importable") and is_import_name(value)) or (item.metadata.get("auto") and value == AUTO):
+        return value
+    value = _coerce(name, value, hint)
+    low, high = item.metadata.get("low"), item.metadata.get("high")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is not a finite number")
+    if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
+        allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
+        raise ConfigError(f"{name}={value!r} is out of range: it must be {allowed}")
+    return value
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type `hint`, or raise ConfigError saying what is allowed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "none":
+            return None
+        return _coerce(name, value, next(a for a in args if a is not type(None)))
+    if origin is Literal:
+        if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
+            value = next((word for word in ("none", "null") if word in args), None)
+        if value not in args:
+            raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)):
+            raise ConfigError(f"{name}={value!r} must be a list, like a,b,c")
+        return tuple(str(item).strip() for item in items)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name}={value!r} must be a mapping, like {{key: value}}")
+        return {str(key): item for key, item in value.items()}
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, typing.cast(type, hint)):
+            raise ConfigError(f"{name}={value!r} must be a section of settings, like {name}: {{key: value}}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; a {hint.__name__} is wanted")
+    return value
+
+
+def section_from_mapping(section: type[SectionT], mapping: Any, preset: Mapping[str, Any] | None = None) -> SectionT:
+    """Make one section from a mapping, what it leaves out as the preset has it.
+
+    Raises: ConfigError: if `mapping` is no mapping, or a key is unknown.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{section.section}={mapping!r} must be a section of settings: {{key: value, ...}}")
+    refuse_unknown(section.section, mapping, [f.name for f in dataclasses.fields(section)])  # type: ignore[arg-type]
+    return section(**{**(preset or {}), **mapping})
+
+
+@functools.cache
+def hints_of(owner: type) -> dict[str, Any]:
+    """Return the types of a section's fields."""
+    return typing.get_type_hints(owner)
+
+
+def refuse_unknown(where: str, given: Iterable[Any], valid: Iterable[str]) -> None:
+    """Raise ConfigError if a key is not valid, and list those that are."""
+    unknown = sorted(str(key) for key in set(given) - set(valid))
+    if unknown:
+        raise ConfigError(f"{where} has no {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no objects, and no aliases, with which a few lines can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed in settings")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the value of a text in YAML, or raise ConfigError that names `what` it is."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # dates that are none; endless brackets
+        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(err).split())}") from err
+
+
+def plain(value: Any) -> Any:
+    """Return a value with tuples made lists, as JSON has them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

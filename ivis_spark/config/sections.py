@@ -1,0 +1,336 @@
+"""The settings of each stage: their defaults, documentation and limits, a frozen dataclass a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ivis_spark.config.checks import Checked, option
+from ivis_spark.errors import ConfigError
+
+Metric = Literal["euclidean", "angular", "manhattan", "hamming", "dot"]
+IndexBackend = Literal["auto", "annoy", "exact"]
+Network = Literal["szubert", "hinton", "maaten"]
+Distance = Literal[
+    "pn",
+    "euclidean",
+    "manhattan_pn",
+    "manhattan",
+    "chebyshev_pn",
+    "chebyshev",
+    "cosine_pn",
+    "cosine",
+    "softmax_ratio_pn",
+    "softmax_ratio",
+    "infonce",
+]
+# Losses whose negatives are the other rows of a batch, so that none are drawn; `nn.losses` marks them with `in_batch`.
+_IN_BATCH = ("infonce",)
+# ivis's batch size, to which its learning rate belongs.
+IVIS_BATCH_SIZE = 128
+# Steps that training needs, and the fewest and most epochs to make them in.
+STEPS, EPOCHS = 5_400, (5, 200)
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """Which columns to read, how to check and how to scale them."""
+
+    section = "data"
+
+    format: str = option(
+        "parquet",
+        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for one named in the catalog.",
+    )
+    options: dict[str, Any] = option({}, "Options of that data source, for example {header: true} for csv.")
+    features_col: str | None = option(
+        None,
+        "Column with the features: an array of any numeric type, a Spark ML vector, or images (files as binary, or "
+        "Spark's image source). Without it and `feature_cols`: the column `features`, else all numeric columns but id "
+        "and label.",
+    )
+    feature_cols: tuple[str, ...] = option((), "Numeric columns that together are the features, in this order.")
+    id_col: str | None = option(
+        None,
+        "Column with a unique integer a row. Without it, ids are derived from the content of the row: the same on "
+        "a rerun and for any partitioning; equal rows are numbered.",
+    )
+    label_col: str | None = option(
+        None,
+        "Column with the label, a number or an array of numbers; used by the report, and by training when "
+        "train.supervision_metric is set.",
+    )
+    image_height: int | None = option(None, "Height that a column of images is brought to.", low=1)
+    image_width: int | None = option(None, "Width that a column of images is brought to.", low=1)
+    image_mode: Literal["rgb", "rgba", "grayscale"] = option(
+        "rgb", "Channels of an image: a row is height x width x channels numbers from 0 to 255."
+    )
+    scaling: Literal["none", "minmax", "standard"] = option(
+        "minmax",
+        "Scaling of each feature, learnt in Spark and saved with the model: none, minmax (to [0, 1]) or standard "
+        "(mean 0, variance 1). Constant columns become 0 in both.",
+    )
+    invalid: Literal["error", "drop"] = option(
+        "error", "What to do with rows that hold null, NaN or infinity: stop, or drop them and report how many."
+    )
+
+    def _check_together(self) -> None:
+        if self.features_col and self.feature_cols:
+            raise ConfigError(
+                f"data.features_col={self.features_col!r} and data.feature_cols={','.join(self.feature_cols)!r} "
+                "exclude each other: pass one of them"
+            )
+
+
+@dataclass(frozen=True)
+class NeighboursConfig(Checked):
+    """Approximate nearest neighbours of every row, searched inside overlapping cells."""
+
+    section = "neighbours"
+
+    k: int = option(
+        15,
+        "Neighbours of each row, itself not counted. Must be less than the number of rows. Or auto.",
+        low=1,
+        auto=True,
+    )
+    metric: Metric = option("euclidean", "Distance between rows.")
+    backend: IndexBackend = option(
+        "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
+    )
+    table: str | None = option(
+        None,
+        "Parquet table with neighbours found elsewhere, used instead of a search: `id`, and `neighbour_ids` with at "
+        "least k ids, nearest first. It is checked against the rows, and its recall is measured.",
+    )
+    target_recall: float = option(
+        0.95,
+        "Recall@k that the stage must reach on a sample: the overlap of the cells is chosen for it, and a lower recall "
+        "is an error.",
+        low=0.0,
+        high=1.0,
+    )
+    recall_sample: int = option(500, "Rows whose exact neighbours are searched to measure the recall.", low=1)
+    max_cell_rows: int = option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
+    overlap: int = option(12, "Most cells that a row lies in, nearest first; the fewest that do are.", low=1)
+    overlap_cut: float = option(
+        1.0,
+        "A row joins a further cell only when it is at most this far behind the border to it, in units of the mean "
+        "distance of a cell's rows to their centroid; the smallest cut that suffices is used.",
+        low=0.0,
+    )
+    by_label: bool = option(
+        False, "Rows with the same label are neighbours: k of them are drawn for each row, and no search is made."
+    )
+    n_trees: int = option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
+    search_k: int = option(-1, "Nodes Annoy inspects a query; -1 is n_trees * k.", low=-1)
+
+
+@dataclass(frozen=True)
+class QueryConfig(Checked):
+    """Searching new rows in a published index."""
+
+    section = "query"
+
+    k: int | None = option(None, "Neighbours of each new row; none: as many as the index was built for.", low=1)
+
+
+@dataclass(frozen=True)
+class TripletsConfig(Checked):
+    """(anchor, positive, negative) triplets, drawn and packed into blocks."""
+
+    section = "triplets"
+
+    draws: int = option(
+        4,
+        "Fresh positives of each anchor; epoch e trains on draw e mod draws. Negatives are drawn anew in every epoch.",
+        low=1,
+    )
+    block_rows: int = option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
+    file_blocks: int = option(8, "Blocks of a Parquet file.", low=1)
+    group_blocks: int = option(
+        2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Checked):
+    """The network and its training."""
+
+    section = "train"
+
+    backend: Literal["auto", "local", "horovod"] = option(
+        "auto",
+        "Where to train: local is this process; horovod is num_ranks tasks of the Spark session; auto is horovod when "
+        "num_ranks is above 1 and Horovod is installed, else local.",
+    )
+    num_ranks: int = option(
+        1, "Processes that train together, each on a Spark task's cores, and on its GPU if Spark gives it one.", low=1
+    )
+    model: Network = option(
+        "szubert",
+        "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000); or package.module:function, "
+        "which is called with the shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
+        importable=True,
+        auto=True,
+    )
+    embedding_dims: int = option(2, "Dimensions of the embedding.", low=1)
+    distance: Distance = option(
+        "pn",
+        "Loss: of triplets, or infonce, in which a positive must stand out among all rows of the batch; or "
+        "package.module:function of (y_true, y_pred), where y_pred stacks the embeddings of anchors, positives and "
+        "negatives in shape (3, b, e).",
+        importable=True,
+    )
+    margin: float = option(1.0, "Margin of the triplet losses.", low=0.0)
+    temperature: float = option(
+        1.0, "Temperature of infonce: lower ones look at the nearest rows only, and spread the embedding.", low=0.01
+    )
+    clip: float | None = option(
+        None, "Largest infonce loss of a pair: pairs further apart no longer pull; none is no limit.", low=0.0
+    )
+    gather_negatives: bool = option(
+        False, "Whether infonce takes its negatives from the batches of all ranks, and not of each rank alone."
+    )
+    global_weight: float = option(
+        0.0,
+        "Weight of a global term added to the loss: 1 - the correlation of distances between random rows before and "
+        "after embedding.",
+        low=0.0,
+    )
+    dropout: float = option(0.1, "Share of units that the networks named above drop in training.", low=0.0, high=0.9)
+    compute_precision: Literal["float32", "mixed_bfloat16"] = option(
+        "float32",
+        "Numbers that the network computes with: mixed_bfloat16 is faster where the hardware has it (GPUs, CPUs with "
+        "AMX) and slower elsewhere; weights and embedding stay float32.",
+    )
+    epochs: int = option(
+        1000,
+        f"Most passes over the anchors; auto is as many as make {STEPS:,} steps, {EPOCHS[0]} to {EPOCHS[1]}.",
+        low=1,
+        auto=True,
+    )
+    patience: int = option(5, "Epochs without a lower loss after which training stops. Or auto.", low=1, auto=True)
+    cooldown_epochs: int = option(
+        8,
+        "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
+        low=0,
+    )
+    batch_size: int = option(IVIS_BATCH_SIZE, "Triplets of a step, over all ranks; a multiple of num_ranks.", low=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = option(
+        "adam", "Adam, Adam with Keras's weight decay, or gradient descent with Nesterov's momentum of 0.9."
+    )
+    learning_rate: float = option(0.001, "Learning rate of the optimizer.", low=0.0)
+    schedule: Literal["constant", "cosine"] = option(
+        "constant",
+        "Learning rate after the warm-up: constant until the loss stops falling, then the cool-down; or a cosine that "
+        "falls to 0 over all of `epochs`, without looking at `patience` and `cooldown_epochs`.",
+    )
+    clipnorm: float | None = option(
+        None,
+        "Largest norm of the gradient of a layer's weights, to which longer ones are cut; none: as they are.",
+        low=0.0,
+    )
+    learning_rate_scaling: Literal["none", "sqrt", "linear"] = option(
+        "none",
+        "How the learning rate grows with batch_size: it is taken as it is, or times the square root of, or times "
+        f"batch_size / {IVIS_BATCH_SIZE}.",
+    )
+    warmup_epochs: int = option(0, "First epochs, in which the learning rate rises from 0.", low=0)
+    gradient_compression: Literal["none", "fp16"] = option(
+        "none", "How gradients travel between ranks: fp16 halves the bytes, for slow networks."
+    )
+    supervision_metric: str | None = option(
+        None,
+        "Keras loss of the labels, for example sparse_categorical_crossentropy or mae; none trains without labels.",
+    )
+    supervision_weight: float = option(
+        0.5, "Weight of the supervised loss; the triplet loss gets the rest.", low=0.0, high=1.0
+    )
+    callbacks: tuple[str, ...] = option(
+        (),
+        "Keras callbacks of rank 0: csv and tensorboard write into model/logs; package.module:function is called "
+        "without arguments and returns one.",
+    )
+    rank_callbacks: tuple[str, ...] = option(
+        (), "Keras callbacks of every rank, as package.module:function. They must not wait for other ranks."
+    )
+    checkpoint_steps: int = option(
+        0, "Steps between checkpoints, rounded up to a multiple of 256 in an epoch; 0: epochs end with one.", low=0
+    )
+    checkpoint_seconds: float = option(
+        10.0, "Least seconds between two checkpoints; 0: none is left out.", low=0.0, operational=True
+    )
+    keep_checkpoints: int = option(2, "Checkpoints kept while training; 0 makes none.", low=0, operational=True)
+    max_restarts: int = option(
+        2, "Times that lost ranks are started again, from the last checkpoint.", low=0, operational=True
+    )
+    start_timeout_seconds: float = option(
+        300.0, "Most seconds to wait until all ranks run at once.", low=1.0, operational=True
+    )
+    stall_timeout_seconds: float = option(
+        300.0, "Seconds after which a rank that others wait for counts as lost.", low=1.0, operational=True
+    )
+
+    def _check_together(self) -> None:
+        if self.batch_size % self.num_ranks:
+            below = self.batch_size - self.batch_size % self.num_ranks
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} is over all ranks and cannot be shared by "
+                f"train.num_ranks={self.num_ranks}: pass {below + self.num_ranks}, or another multiple"
+            )
+        if self.backend == "local" and self.num_ranks > 1:
+            raise ConfigError(
+                f"train.num_ranks={self.num_ranks} needs train.backend=horovod or auto; local is one process"
+            )
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether the loss reads negatives."""
+        return self.distance not in _IN_BATCH
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """The learning rate that goes with the batch size."""
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.learning_rate_scaling]
+        return float(self.learning_rate * (self.batch_size / IVIS_BATCH_SIZE) ** power)
+
+
+@dataclass(frozen=True)
+class EmbedConfig(Checked):
+    """Applying the trained encoder to a table."""
+
+    section = "embed"
+
+    batch_rows: int = option(10_000, "Rows of an Arrow batch handed to Python.", low=1)
+    output_col: str = option("embedding", "Column of the embedding.")
+    scores_col: str | None = option(
+        None, "Column of a supervised model's scores (class probabilities, or values), made in the same pass."
+    )
+    precision: Literal["float32", "float16"] = option(
+        "float32",
+        "float32: array<float>. float16: binary of packed little-endian float16, half the bytes (Spark has no such "
+        "number; NumPy reads a row with frombuffer(row, '<f2')).",
+    )
+    invalid: Literal["error", "null", "drop"] = option(
+        "error", "What to do with rows that hold null, NaN or infinity: stop, embed as null, or drop; both counted."
+    )
+    unit_bytes: int | None = option(
+        None,
+        "Bytes of input files after which the job notes what is done, so that a run that died goes on from there; none "
+        "is four splits of 128 MiB a core.",
+        low=1,
+    )
+    partition_by: tuple[str, ...] = option((), "Columns whose values make the folders of the embedded table.")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Checked):
+    """The report."""
+
+    section = "evaluate"
+
+    sample_rows: int = option(5_000, "Rows sampled for the quality figures.", low=10)
+    plot_rows: int = option(20_000, "Rows sampled for the interactive scatter.", low=10)
+    k: int = option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
+    draws: int = option(20_000, "Random triples, and pairs, whose distances are compared.", low=1)
