@@ -22,12 +22,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.runtime.fitness import check_fit, label_values
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.serving.folder import read_model
 from ivis_spark.storage import Manifest, StageBuild
@@ -115,7 +114,7 @@ class Pipeline:
         def build(stage: StageBuild) -> None:
             source = frames.resolve(table, self.config.data)
             stage.info.update(ingest.ingest(source, self.config.data, stage))
-            self._check_fit(stage.info)
+            check_fit(stage.info, self.config)
 
         return self._checked(self._stage("rows", spec, build))
 
@@ -246,7 +245,7 @@ class Pipeline:
         return TrainingJob(
             blocks,
             self.config.for_rows(rows.info["rows"]).train,
-            label_values=_label_values(rows.info),
+            label_values=label_values(rows.info),
             random_state=self.config.random_state,
             model_uri=model_uri,
             checkpoint_uri=checkpoint_uri,
@@ -358,39 +357,8 @@ class Pipeline:
         return self._stages.require(stage)
 
     def _checked(self, rows: Manifest) -> Manifest:
-        self._check_fit(rows.info)
+        check_fit(rows.info, self.config)
         return rows
-
-    def _check_fit(self, info: dict[str, Any]) -> None:
-        """Check settings against the rows, before any work that depends on both."""
-        rows = info["rows"]
-        k = self.config.for_rows(rows).neighbours.k
-        if rows < k + 2:
-            raise InputError(
-                f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "
-                f"input has {rows}. "
-                + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
-            )
-        if self.config.neighbours.by_label and info["labels"] is None:
-            raise InputError("neighbours.by_label needs labels; name their column with --label-col")
-        self._check_labels(info)
-
-    def _check_labels(self, info: dict[str, Any]) -> None:
-        metric, labels = self.config.train.supervision_metric, info["labels"]
-        if metric is None:
-            return
-        if labels is None:
-            raise InputError(f"train.supervision_metric={metric!r} needs labels; name their column with --label-col")
-        if labels["null"]:
-            raise InputError(
-                f"label column {info['label_col']!r} holds null; give every row a label (for classes, -1 is no label)"
-            )
-        from ivis_spark.nn.supervision import count_outputs
-
-        try:
-            count_outputs(metric, np.asarray(_label_values(info)))
-        except InputError as err:
-            raise InputError(f"label column {info['label_col']!r}: {err}") from err
 
     def _fingerprint(self, table: DataFrame) -> dict[str, Any]:
         from ivis_spark.spark.frames import input_files
@@ -479,16 +447,6 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     for manifest in manifests.values():
         merged.update(manifest.spec["config"])
     return merged
-
-
-def _label_values(info: dict[str, Any]) -> list[Any] | None:
-    """Return the distinct labels; for labels too many to list (regression) any will do, since none is a class."""
-    labels = info["labels"]
-    if labels is None:
-        return None
-    width = labels.get("width", 1)
-    some = [0.0, 1.0] if width == 1 else [[0.0] * width]
-    return some if labels["values"] is None else list(labels["values"])
 
 
 @contextlib.contextmanager
