@@ -434,11 +434,7 @@ def _table_name(uri: str) -> str:
 def _curves(info: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in info.items() if isinstance(value, list)}
     plain = ("epochs", "training_seconds", "triplets_per_second", "steps_per_epoch", "margin")
-    return (
-        kept
-        | {name: info[name] for name in plain if info.get(name) is not None}
-        | {"seconds": info["training_seconds"]}
-    )
+    return kept | {name: info[name] for name in plain if info.get(name) is not None}
 
 
 def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:

@@ -25,7 +25,14 @@ from ivis_spark.report.sample import count_density, density_bins, draw_sample
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-TRAINING = {"loss": [0.9, 0.5, 0.3], "seconds": 1.5, "epochs": 3, "rows": 60, "margin": 1.0, "lr": [0.1, 0.1, 0.01]}
+TRAINING = {
+    "loss": [0.9, 0.5, 0.3],
+    "training_seconds": 1.5,
+    "epochs": 3,
+    "rows": 60,
+    "margin": 1.0,
+    "lr": [0.1, 0.1, 0.01],
+}
 NEIGHBOURS = {"recall": {"value": 0.95, "low": 0.94, "high": 0.96, "sample": 50}, "k": 15}
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br"}

@@ -56,8 +56,8 @@ def evaluate(
         spark: The session.
         rows: id long, features binary (float32 little-endian, scaled), optional label.
         embeddings: id long, embedding array<float>, optional label (numeric or text), which wins over that of `rows`.
-        training: `loss`, one value an epoch; optional `margin`, the loss of a collapsed embedding; other lists as long
-            as `loss` are drawn as curves, and plain values are listed.
+        training: `loss`, one value an epoch; optional `training_seconds` and `margin`, the loss of a collapsed
+            embedding; other lists as long as `loss` are drawn as curves, and plain values are listed.
         neighbours: `recall` with value, low, high, sample, and `k`; None if they were not built here.
         config: Sizes of the samples, k.
         random_state: Seed of samples and draws.
@@ -168,7 +168,7 @@ def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -
         "neighbours_k": (neighbours or {}).get("k"),
         "final_loss": _number(loss[-1]) if loss else None,
         "epochs": training.get("epochs", len(loss)),
-        "training_seconds": _number(training.get("seconds")),
+        "training_seconds": _number(training.get("training_seconds")),
     }
 
 

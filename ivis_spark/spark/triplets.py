@@ -67,6 +67,7 @@ def build_triplets(
         InputError: if a row has no possible negative, or a neighbour is not among the rows.
     """
     spark = rows.sparkSession
+    describe_job(spark, "triplets: draw and fetch vectors")
     plan = BlockPlan.of(n_rows, block_rows=config.block_rows, file_blocks=config.file_blocks)
     key = F.xxhash64(F.col("id"), F.lit(random_state))
     by_label = [CLASS] if CLASS in neighbours.columns else []
@@ -82,7 +83,6 @@ def build_triplets(
         random_state=random_state,
         negatives=negatives,
     )
-    describe_job(spark, "triplets: draw and fetch vectors")
     requests = (repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")).mapInArrow(
         draw, _REQUEST_SCHEMA
     )
