@@ -182,6 +182,12 @@ class TrainConfig(Checked):
         "negatives in shape (3, b, e).",
         importable=True,
     )
+    negatives: int = option(
+        8,
+        "Negatives of each anchor in a step, drawn from the anchors of its batch; more cost little and make the steps "
+        "less noisy. infonce takes all of them.",
+        low=1,
+    )
     margin: float = option(1.0, "Margin of the triplet losses.", low=0.0)
     temperature: float = option(
         1.0, "Temperature of infonce: lower ones look at the nearest rows only, and spread the embedding.", low=0.01

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,10 @@ from ivis_spark.errors import InputError
 # Rejection sampling settles all but anchors that have almost no candidates; those are then drawn from their exact list.
 _REJECTION_ROUNDS = 8
 MAX_BLOCK_ROWS = 1 << 16  # pairs of rows are coded in 32 bits
+_ROWS_AT_ONCE = 1 << 15
+
+# Tells of pairs of anchors, by position, which are near one another.
+IsNear = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 
 def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -202,40 +206,91 @@ def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.flatnonzero(equal).astype(np.uint32)
 
 
-def draw_block_negatives(near: NDArray[np.uint32], n: int, *, rng: np.random.Generator) -> NDArray[np.int32]:
-    """Draw a negative of every anchor of a block, uniformly from the anchors that are not near it.
+def draw_batch_negatives(
+    is_near: IsNear,
+    n: int,
+    *,
+    batch_size: int,
+    start: int = 0,
+    draws: int = 1,
+    rng: np.random.Generator,
+) -> NDArray[np.int32]:
+    """Draw negatives of anchors that are dealt into batches, uniformly from those of the batch that are not near.
 
     Runs on: each rank. Deterministic for a given `rng`.
 
     Args:
-        near: What is forbidden, as `near_codes` gives it.
-        n: Anchors of the block.
+        is_near: Which pairs are forbidden, see `near_in_block` and `near_in_batches`.
+        n: Anchors, in the order in which they are dealt.
+        batch_size: Rows of a batch.
+        start: Rows that stand before these in the first batch, less than `batch_size`; none is drawn from them.
+        draws: Negatives of each anchor, drawn with replacement.
         rng: Source of randomness.
 
     Returns:
-        Places, int32, shape (n,).
+        Positions in the batch, int32, shape (n, draws); -1 where a batch has no negative.
     """
-    places = np.arange(n)
-    picked = (places + rng.integers(1, n, size=n)) % n
-    wrong = np.flatnonzero(_is_near(near, places, picked, n))
+    at = np.arange(start, start + n)
+    begin = at - at % batch_size
+    first, stop = np.maximum(begin, start) - start, np.minimum(begin + batch_size, start + n) - start
+    rows = np.repeat(np.arange(n), draws)
+    picked, wrong = rows.copy(), np.arange(n * draws)
     for _ in range(_REJECTION_ROUNDS):
+        asking = rows[wrong]
+        picked[wrong] = rng.integers(first[asking], stop[asking])
+        wrong = wrong[(picked[wrong] == asking) | is_near(asking, picked[wrong])]
         if len(wrong) == 0:
             break
-        picked[wrong] = (wrong + rng.integers(1, n, size=len(wrong))) % n
-        wrong = wrong[_is_near(near, wrong, picked[wrong], n)]
-    for place in wrong:
-        allowed = np.flatnonzero(~_is_near(near, np.full(n, place), places, n) & (places != place))
-        picked[place] = rng.choice(allowed)
-    return picked.astype(np.int32)
+    picked = picked.reshape(n, draws)
+    alone = []
+    for row in np.unique(rows[wrong]):
+        others = np.arange(first[row], stop[row])
+        allowed = others[(others != row) & ~is_near(np.full(len(others), row), others)]
+        if len(allowed):
+            picked[row] = rng.choice(allowed, size=draws)
+        else:
+            alone.append(row)
+    found = ((picked + start) % batch_size).astype(np.int32)
+    found[alone] = -1
+    return found
 
 
-def _is_near(
-    near: NDArray[np.uint32], first: NDArray[np.int64], second: NDArray[np.int64], n: int
-) -> NDArray[np.bool_]:
-    """Tell which pairs of places stand in `near`."""
+def near_in_block(near: NDArray[np.uint32], order: NDArray[np.int64]) -> IsNear:
+    """Return the test of `draw_batch_negatives` for a block.
+
+    Args:
+        near: What is forbidden, as `near_codes` gives it.
+        order: Places in the block of the anchors in the order in which they are dealt, a permutation, shape (n,).
+    """
+    return lambda first, second: _holds(near, order[first] * len(order) + order[second])
+
+
+def near_in_batches(neighbours: NDArray[np.int64], order: NDArray[np.int64], batch_size: int) -> IsNear:
+    """Return the test of `draw_batch_negatives` for rows that are all dealt into batches.
+
+    Args:
+        neighbours: Row numbers of the neighbours of each row, shape (n, k).
+        order: Row numbers in the order in which they are dealt, a permutation, shape (n,).
+        batch_size: Rows of a batch.
+    """
+    n = len(order)
+    position = np.empty(n, dtype=np.int64)
+    position[order] = np.arange(n)
+    found = []
+    for start in range(0, n, _ROWS_AT_ONCE):
+        asking = np.arange(start, min(start + _ROWS_AT_ONCE, n))
+        there = position[neighbours[order[asking]]]
+        row, rank = np.nonzero(there // batch_size == asking[:, None] // batch_size)
+        found.append(asking[row] * n + there[row, rank])
+    near = np.unique(np.concatenate(found))
+    return lambda first, second: _holds(near, first * n + second)
+
+
+def _holds(near: NDArray[Any], codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which codes stand in `near`, which is sorted."""
     if len(near) == 0:
-        return np.zeros(len(first), dtype=np.bool_)
-    codes = (first * n + second).astype(np.uint32)
+        return np.zeros(len(codes), dtype=np.bool_)
+    codes = codes.astype(near.dtype)
     at = np.minimum(np.searchsorted(near, codes), len(near) - 1)
     return near[at] == codes
 

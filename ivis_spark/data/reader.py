@@ -6,8 +6,9 @@ import contextlib
 import functools
 import itertools
 import logging
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_near, unpack_vectors
-from ivis_spark.core.sampling import draw_block_negatives
+from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import ArtifactError, DependencyError, InputError
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,19 @@ class TripletBlocks:
         return sum(-(-blocks // self.group_blocks) for blocks in self.file_blocks.values())
 
     def check_ranks(self, n_ranks: int, batch_size: int) -> None:
-        """Check that every rank gets something to read in every step.
+        """Check that every rank gets something to read in every step, and more than one triplet of it.
 
         Runs on: driver, before ranks are started.
 
         Raises:
-            InputError: if there are fewer row groups than ranks, or fewer triplets than a batch has.
+            InputError: if there are fewer row groups than ranks, fewer triplets than a batch has, or batches of one
+                triplet a rank.
         """
+        if batch_size < 2 * n_ranks:
+            raise InputError(
+                f"train.batch_size={batch_size} over {n_ranks} ranks leaves one triplet of a batch to each, and "
+                f"negatives are drawn from the others of a batch: pass {2 * n_ranks} at least"
+            )
         if n_ranks > 1 and self.row_groups < n_ranks:
             rows = max(2, self.rows // (2 * n_ranks))
             raise InputError(
@@ -112,15 +119,17 @@ def block_dataset(
     batch_size: int,
     random_state: int,
     labels: bool = False,
-    negatives: bool = True,
+    negatives: int = 1,
     place: Place | None = None,
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
-    Each epoch reads the positives of one draw only, draws negatives anew among the anchors of a block, opens the files
-    and row groups in an order of its own, and shuffles rows inside a row group. Rows of a block are a random subset of
-    the table to begin with. What is left of an epoch after its last whole batch is not used. An epoch's batches depend
-    on (random_state, epoch, rank, n_ranks) alone, so reading can begin anywhere.
+    Each epoch reads the positives of one draw only, opens the files and row groups in an order of its own, shuffles the
+    rows of each block, and draws negatives anew. Rows of a block are a random subset of the table to begin with, and a
+    batch holds rows of one block, or of two, so negatives are drawn among the anchors of the batch: they pass the
+    encoder once. An anchor that all others of its block and batch are near sits the epoch out. So does what is left of
+    an epoch after its last whole batch. An epoch's batches depend on (random_state, epoch, rank, n_ranks) alone, so
+    reading can begin anywhere.
 
     With several ranks the blocks are dealt anew in every epoch: each rank reads its share, and gives as many batches
     as all others.
@@ -132,13 +141,13 @@ def block_dataset(
         batch_size: Rows of a batch over all ranks.
         random_state: Seeds the orders.
         labels: Whether to read the labels too.
-        negatives: Whether to draw negatives.
+        negatives: Negatives of each anchor; 0 draws none.
         place: Where to begin; by default at the beginning, alone.
 
     Returns:
-        Dictionaries of `stacked`: anchors, then positives, then negatives if asked for, float32 (3b, d) or
-        (2b, d); `weight`: float32 (b,), 0 for padding; and `label`: float32 (b,) or (b, c) if asked for; b is this
-        rank's part of the batch.
+        Dictionaries of `stacked`: anchors, then positives, float32 (2b, d); `negative`: int32 (b, negatives), which of
+        the anchors; `weight`: float32 (b,), 0 for rows that do not count; and `label`: float32 (b,) or (b, c) if
+        asked for; b is this rank's part of the batch.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
@@ -146,27 +155,28 @@ def block_dataset(
     """
     _petastorm()
     place = place or Place()
-    optional = ("near",) * negatives + ("label",) * labels
+    optional = ("near",) * bool(negatives) + ("label",) * labels
     size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
-    stacked = (3 if negatives else 2) * size
 
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
         first = place.step
         for epoch in itertools.count(place.epoch):
-            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, optional, place), size)
+            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, optional, place, size, negatives), size)
             for group in _slice_batches(groups, first, steps):
                 yield dict(vars(group))
             first = 0
 
     signature = {
         "rows": tf.TensorSpec((None, blocks.dims), tf.float32),
-        "index": tf.TensorSpec((None, stacked), tf.int32),
+        "index": tf.TensorSpec((None, 2 * size), tf.int32),
+        "negative": tf.TensorSpec((None, size, negatives), tf.int32),
         "weight": tf.TensorSpec((None, size), tf.float32),
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
-    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (4 * blocks.dims * stacked)))
+    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (8 * blocks.dims * size)))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
-    dataset = dataset.flat_map(functools.partial(_gather_batches, labels=labels)).prefetch(ahead)
+    kept = ("index", "weight", *("negative",) * bool(negatives), *("label",) * labels)
+    dataset = dataset.flat_map(functools.partial(_gather_batches, kept=kept)).prefetch(ahead)
     # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -178,13 +188,12 @@ def _label_shape(blocks: TripletBlocks, labels: bool) -> tuple[int, ...]:
     return (blocks.labelled,) if labels and blocks.labelled > 1 else ()
 
 
-def _gather_batches(group: dict[str, tf.Tensor], *, labels: bool) -> tf.data.Dataset:
+def _gather_batches(group: dict[str, tf.Tensor], *, kept: tuple[str, ...]) -> tf.data.Dataset:
     """Make the batches of a row group: one gather each."""
 
     def gather(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {"stacked": tf.gather(group["rows"], batch.pop("index")), **batch}
 
-    kept = ("index", "weight", "label") if labels else ("index", "weight")
     return tf.data.Dataset.from_tensor_slices({name: group[name] for name in kept}).map(gather)
 
 
@@ -194,16 +203,27 @@ class _Group:
 
     Attributes:
         rows: float32 (r, d).
-        index: int32 (n, p): places in `rows` of anchor, positive and maybe negative, so that p is 3 or 2; of whole
-            batches (batches, p b).
+        index: int32 (n, 2): places in `rows` of anchor and positive; of whole batches (batches, 2b).
+        negative: int32 (n, negatives): places of the negatives in the batch; of whole batches (batches, b, negatives).
         weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without
             labels; arrays of labels have c numbers more.
     """
 
     rows: NDArray[np.float32]
     index: NDArray[np.int32]
+    negative: NDArray[np.int32]
     weight: NDArray[np.float32]
     label: NDArray[np.float32]
+
+    def with_pairs(
+        self, rows: NDArray[np.float32], index: NDArray[np.int32], cut: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> _Group:
+        """Return other pairs with what `cut` leaves of the columns that describe them."""
+        return _Group(rows, index, cut(self.negative), cut(self.weight), cut(self.label))
+
+
+def _cut_batches(column: NDArray[Any], *, size: int, batches: int) -> NDArray[Any]:
+    return column[: batches * size].reshape(batches, size, *column.shape[1:])
 
 
 def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
@@ -214,6 +234,7 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
             group = _Group(
                 np.concatenate([left.rows, group.rows]),
                 np.concatenate([left.index, group.index + np.int32(len(left.rows))]),
+                np.concatenate([left.negative, group.negative]),
                 np.concatenate([left.weight, group.weight]),
                 np.concatenate([left.label, group.label]),
             )
@@ -222,16 +243,11 @@ def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
         if rest:
             places = group.index[-rest:]
             moved = np.arange(places.size, dtype=np.int32).reshape(places.shape)
-            left = _Group(group.rows[places.reshape(-1)], moved, group.weight[-rest:], group.label[-rest:])
+            left = group.with_pairs(group.rows[places.reshape(-1)], moved, operator.itemgetter(slice(-rest, None)))
         if batches:
-            whole = batches * size
-            index = group.index[:whole].reshape(batches, size, -1).transpose(0, 2, 1).reshape(batches, -1)
-            yield _Group(
-                group.rows,
-                index,
-                group.weight[:whole].reshape(batches, size),
-                group.label[:whole].reshape(batches, size, *group.label.shape[1:]),
-            )
+            cut = functools.partial(_cut_batches, size=size, batches=batches)
+            index = cut(group.index).transpose(0, 2, 1).reshape(batches, -1)
+            yield group.with_pairs(group.rows, index, cut)
 
 
 def _slice_batches(groups: Iterator[_Group], first: int, stop: int) -> Iterator[_Group]:
@@ -241,7 +257,7 @@ def _slice_batches(groups: Iterator[_Group], first: int, stop: int) -> Iterator[
         count = len(group.index)
         kept = slice(max(first - done, 0), stop - done)
         if kept.start < count:
-            yield _Group(group.rows, group.index[kept], group.weight[kept], group.label[kept])
+            yield group.with_pairs(group.rows, group.index[kept], operator.itemgetter(kept))
         done += count
         if done >= stop:
             return
@@ -276,11 +292,17 @@ def _deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.G
 
 
 def _read_epoch(
-    blocks: TripletBlocks, epoch: int, random_state: int, optional: tuple[str, ...], place: Place
+    blocks: TripletBlocks,
+    epoch: int,
+    random_state: int,
+    optional: tuple[str, ...],
+    place: Place,
+    size: int,
+    negatives: int,
 ) -> Iterator[_Group]:
-    """Yield the row groups of a rank's share of one epoch, the triplets of each in an order of their own.
+    """Yield the row groups of a rank's share of one epoch, the triplets of each block in an order of their own.
 
-    Of the columns `near` and `label` it reads those in `optional`: with near, negatives are drawn.
+    Of the columns `near` and `label` it reads those in `optional`. Negatives are drawn for batches of `size`.
     """
     parts = _deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
     rng = np.random.default_rng([random_state, epoch, place.rank])
@@ -290,7 +312,8 @@ def _read_epoch(
     for found in _read_parts(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
         packed = {kind: found[column] for kind, column in columns.items()}
         read += len(packed["anchor"])
-        yield _join_blocks(packed, columns, blocks, rng)
+        start = (read - len(packed["anchor"])) * blocks.block_rows % size
+        yield _join_blocks(packed, columns, blocks, rng, start, size, negatives)
     wanted = sum(part.stop - part.first for part in parts)
     if read != wanted:
         raise ArtifactError(
@@ -325,30 +348,42 @@ def _read_parts(
 
 
 def _join_blocks(
-    packed: dict[str, list[bytes]], columns: dict[str, str], blocks: TripletBlocks, rng: np.random.Generator
+    packed: dict[str, list[bytes]],
+    columns: dict[str, str],
+    blocks: TripletBlocks,
+    rng: np.random.Generator,
+    start: int,
+    batch_size: int,
+    negatives: int,
 ) -> _Group:
+    """Join the blocks of a row group; `start` triplets stand before them in the batch that they begin in."""
     size, count = blocks.block_rows, len(packed["anchor"])
 
     def vectors(kind: str, width: int) -> list[NDArray[np.float32]]:
         return [unpack_vectors(part, size, width, columns[kind]) for part in packed.get(kind, ())]
 
     rows = _aligned_rows([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
-    anchors = np.arange(size * count, dtype=np.int32)
-    places = [anchors, anchors + np.int32(size * count)]
-    if "near" in columns:
-        parts = [
-            draw_block_negatives(unpack_near(part, size), size, rng=rng) + np.int32(i * size)
-            for i, part in enumerate(packed["near"])
-        ]
-        places.append(np.concatenate(parts))
-    index = np.stack(places, axis=1)
-    weight = np.concatenate(vectors("weight", 1)).reshape(-1)
+    orders = [rng.permutation(size) for _ in range(count)]
+    order = np.concatenate([each + i * size for i, each in enumerate(orders)])
+    index = np.stack([order, order + size * count], axis=1).astype(np.int32)
+    weight = np.concatenate(vectors("weight", 1)).reshape(-1)[order]
+    negative = np.empty((size * count, negatives), dtype=np.int32)
+    for i, near in enumerate(packed.get("near", ())):
+        negative[i * size : (i + 1) * size] = draw_batch_negatives(
+            near_in_block(unpack_near(near, size), orders[i]),
+            size,
+            batch_size=batch_size,
+            start=(start + i * size) % batch_size,
+            draws=negatives,
+            rng=rng,
+        )
+    alone = (negative < 0).any(axis=1)
+    weight[alone], negative[alone] = 0, 0
     label = np.zeros_like(weight)
     if "label" in columns:
         shape = _label_shape(blocks, labels=True)
-        label = np.concatenate(vectors("label", blocks.labelled)).reshape(-1, *shape)
-    order = rng.permutation(size * count)
-    return _Group(rows, index[order], weight[order], label[order])
+        label = np.concatenate(vectors("label", blocks.labelled)).reshape(-1, *shape)[order]
+    return _Group(rows, index, negative, weight, label)
 
 
 def _aligned_rows(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -10,13 +10,22 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ivis_spark.core.sampling import avoid_anchors, draw_from_lists, draw_negatives, draw_positives
+from ivis_spark.core.sampling import (
+    avoid_anchors,
+    draw_batch_negatives,
+    draw_from_lists,
+    draw_negatives,
+    draw_positives,
+    near_in_batches,
+)
 from ivis_spark.data.arrays import Floats, Ints
 from ivis_spark.data.rows import Rows, take
 from ivis_spark.errors import InputError
 
 # Batches gathered ahead of the training step.
 _PREFETCH_BATCHES = 8
+# Negatives are drawn from the anchors of a batch where it holds so many that are allowed, on average.
+_LEAST_CANDIDATES = 8
 
 Seed = int | Sequence[int]
 
@@ -29,12 +38,16 @@ def triplet_dataset(
     batch_size: int,
     random_state: Seed,
     shuffle: bool | str = True,
-    negatives: bool = True,
+    negatives: int = 1,
 ) -> tuple[tf.data.Dataset, int]:
     """Make an endless dataset of triplet batches.
 
-    In each epoch every row is an anchor once, with a fresh positive from its neighbours and a fresh negative from
+    In each epoch every row is an anchor once, with a fresh positive from its neighbours and fresh negatives from
     outside them. The last batch of an epoch may be smaller.
+
+    Rows and neighbours in memory, in a fresh order: negatives are drawn from the anchors of the batch, which pass the
+    encoder once. A row that is near all others of its batch sits the epoch out. All else (and batches too small for
+    that): one negative of each anchor, drawn from all rows.
 
     Runs on: each rank. Memory: with X and neighbours in memory a copy of X, and three index arrays of n for each of two
     epochs; else a few batches, and the numbers of the rows.
@@ -47,11 +60,10 @@ def triplet_dataset(
         random_state: Seed.
         shuffle: True draws a fresh order of all rows in each epoch; "batch" a fresh order of batches of adjacent rows,
             which files read faster; False keeps the order of X.
-        negatives: Whether the loss reads negatives.
+        negatives: Negatives of each anchor; 0 if the loss reads none.
 
     Returns:
-        The dataset of `stacked` (anchors, then positives, then negatives if they are read; (3b, ...)) and, with
-        labels, `label` (b,) or (b, c); and the batches of an epoch.
+        The dataset of batches as `nn.model.TripletModel.train_step` takes them; and the batches of an epoch.
 
     Raises:
         InputError: if a row has no negative, since all others are its neighbours.
@@ -60,7 +72,7 @@ def triplet_dataset(
     if isinstance(X, np.ndarray) and isinstance(neighbours, np.ndarray) and shuffle is True:
         dataset = _gather_epochs(X, neighbours, labels, batch_size, random_state, negatives)
     else:
-        dataset = _read_batches(X, neighbours, labels, batch_size, random_state, shuffle, negatives)
+        dataset = _read_batches(X, neighbours, labels, batch_size, random_state, shuffle, bool(negatives))
     return dataset.with_options(_one_thread()), steps
 
 
@@ -113,45 +125,56 @@ def batches_of(n: int, batch_size: int, shuffle: bool | str, rng: np.random.Gene
         yield order[start : start + batch_size]
 
 
-def draw_epoch(neighbours: Ints, *, rng: np.random.Generator, negatives: bool = True) -> Ints:
-    """Draw the anchors, positives and negatives of an epoch, int64 (3, n), in random order; of pairs, (2, n).
-
-    Raises: InputError: if a row has no negative.
-    """
+def draw_epoch(neighbours: Ints, *, rng: np.random.Generator) -> Ints:
+    """Draw the anchors and positives of an epoch, int64 (2, n), in random order."""
     rows = np.arange(len(neighbours))
     positives = avoid_anchors(draw_positives(neighbours, draws=1, rng=rng)[:, 0], rows, neighbours, rng=rng)
-    drawn = [rows, positives]
-    if negatives:
-        drawn.append(draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[:, 0])
-    return np.stack(drawn)[:, rng.permutation(len(rows))]
+    return np.stack([rows, positives])[:, rng.permutation(len(rows))]
 
 
 def _gather_epochs(
-    X: Floats, neighbours: Ints, labels: NDArray[Any] | None, batch_size: int, random_state: Seed, negatives: bool
+    X: Floats, neighbours: Ints, labels: NDArray[Any] | None, batch_size: int, random_state: Seed, negatives: int
 ) -> tf.data.Dataset:
     """Draw a whole epoch at once and let TensorFlow gather its batches."""
-    n = len(X)
+    n, k = neighbours.shape
+    in_batch = (min(batch_size, n) - 1) * (1 - k / (n - 1)) >= _LEAST_CANDIDATES
     with tf.device("CPU"):
         rows = tf.constant(X)
         row_labels = None if labels is None else tf.constant(labels)
 
-    def batches(epoch: Any) -> tf.data.Dataset:
+    def batches(epoch: dict[str, Any]) -> tf.data.Dataset:
         def gather(step: Any) -> dict[str, Any]:
-            triplets = epoch[:, step * batch_size : (step + 1) * batch_size]
-            batch = {"stacked": tf.gather(rows, tf.reshape(triplets, [-1]))}
+            here = slice(step * batch_size, (step + 1) * batch_size)
+            drawn = epoch["drawn"][:, here]
+            batch = {name: epoch[name][here] for name in epoch if name != "drawn"}
+            batch["stacked"] = tf.gather(rows, tf.reshape(drawn, [-1]))
             if row_labels is not None:
-                batch["label"] = tf.gather(row_labels, triplets[0])
+                batch["label"] = tf.gather(row_labels, drawn[0])
             return batch
 
         return tf.data.Dataset.range(math.ceil(n / batch_size)).map(gather)
 
-    def epochs() -> Iterator[Ints]:
+    def epochs() -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(random_state)
         while True:
-            yield draw_epoch(neighbours, rng=rng, negatives=negatives)
+            drawn = draw_epoch(neighbours, rng=rng)
+            if negatives and not in_batch:
+                candidates = np.arange(n)
+                apart = draw_negatives(drawn[0], neighbours[drawn[0]], candidates, draws=1, rng=rng)
+                yield {"drawn": np.concatenate([drawn, apart.T])}
+            elif negatives:
+                near = near_in_batches(neighbours, drawn[0], batch_size)
+                places = draw_batch_negatives(near, n, batch_size=batch_size, draws=negatives, rng=rng)
+                weight = (places >= 0).all(axis=1).astype(np.float32)
+                yield {"drawn": drawn, "negative": np.maximum(places, 0), "weight": weight}
+            else:
+                yield {"drawn": drawn}
 
-    indices = tf.TensorSpec((3 if negatives else 2, n), tf.int64)
-    dataset = tf.data.Dataset.from_generator(epochs, output_signature=indices).prefetch(1)
+    signature = {"drawn": tf.TensorSpec((3 if negatives and not in_batch else 2, n), tf.int64)}
+    if negatives and in_batch:
+        signature["negative"] = tf.TensorSpec((n, negatives), tf.int32)
+        signature["weight"] = tf.TensorSpec((n,), tf.float32)
+    dataset = tf.data.Dataset.from_generator(epochs, output_signature=signature).prefetch(1)
     return dataset.flat_map(batches).prefetch(_PREFETCH_BATCHES)
 
 

@@ -62,6 +62,7 @@ TRAIN_SETTINGS = {
             "warmup_epochs",
             "cooldown_epochs",
             "clipnorm",
+            "negatives",
         )
     },
 }
@@ -101,7 +102,8 @@ class Ivis(Saving):
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
         temperature, clip, global_weight, dropout, compute_precision, optimizer, schedule, warmup_epochs,
-            cooldown_epochs, clipnorm: As the settings `train.*` of pipelines, see `ivis_spark.config.TrainConfig`.
+            cooldown_epochs, clipnorm, negatives: As the settings `train.*` of pipelines, see
+            `ivis_spark.config.TrainConfig`.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class Ivis(Saving):
         warmup_epochs: int = TrainConfig.warmup_epochs,
         cooldown_epochs: int = IVIS_COOLDOWN,
         clipnorm: float | None = TrainConfig.clipnorm,
+        negatives: int = TrainConfig.negatives,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
         self.embedding_dims = embedding_dims
@@ -175,6 +178,7 @@ class Ivis(Saving):
         self.warmup_epochs = warmup_epochs
         self.cooldown_epochs = cooldown_epochs
         self.clipnorm = clipnorm
+        self.negatives = negatives
 
         self.loss_history_: list[float] = []
         self.model_: TripletModel | None = None
@@ -231,7 +235,7 @@ class Ivis(Saving):
             batch_size=config.batch_size,
             random_state=(self.random_state, done) if done else self.random_state,
             shuffle=shuffle_mode,
-            negatives=model.needs_negatives,
+            negatives=config.negatives if model.needs_negatives else 0,
         )
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
         return self

@@ -97,8 +97,10 @@ class TripletModel(keras.Model):  # type: ignore[misc]
 
         Args:
             batch: `stacked`: anchors, then positives, then negatives, float32 (3b, ...), so that they pass the encoder
-                without a copy, or (2b, ...) without negatives where the loss takes those of the batch; optionally
-                `weight` (b,) (rows of weight 0 are padding) and `label`, (b,) or (b, c).
+                without a copy. Or anchors and positives alone, (2b, ...), with `negative`, int (b, r): which of the
+                anchors are the r negatives of each; their losses are averaged. Or without any, where the loss takes
+                those of the batch. Optionally `weight` (b,) (rows of weight 0 do not count) and `label`, (b,) or
+                (b, c).
 
         Returns:
             `metric_names`, each this rank's share of the weighted mean over the rows of all ranks, so that the shares
@@ -114,8 +116,11 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return figures
 
     def _figures(self, batch: Batch) -> dict[str, Tensor]:
-        embeddings = tf.split(self.encoder(batch["stacked"], training=True), 2 if self._in_batch else 3)
+        pairs = self._in_batch or "negative" in batch
+        embeddings = tf.split(self.encoder(batch["stacked"], training=True), 2 if pairs else 3)
         anchor = embeddings[0]
+        if not self._in_batch and pairs:
+            embeddings.append(tf.gather(anchor, batch["negative"]))
         real = None if "weight" not in batch else tf.where(batch["weight"] > 0)
         weight = tf.ones([tf.shape(anchor)[0]]) if real is None else batch["weight"]
         rows = self._rows_of(embeddings, real)
@@ -139,10 +144,21 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         return {"loss": loss, "triplet_loss": triplet, **figures, "weight": total}
 
     def _rows_of(self, embeddings: list[Tensor], real: Tensor | None) -> Tensor:
-        """Return the loss of each row; a loss that looks at the whole batch is not shown padding."""
-        if real is None or not self._sees_batch:
-            return self._row_loss(*embeddings)
-        values = self._row_loss(*_only(real, embeddings))
+        """Return the loss of each row; a loss that looks at the whole batch is not shown padding.
+
+        Negatives have shape (b, e), or (b, r, e) where there are several of each.
+        """
+        hidden = real is not None and self._sees_batch
+        *pairs, last = _only(real, embeddings) if hidden else embeddings
+        if last.shape.rank == 3:
+            draws = last.shape[1]
+            repeated = [tf.repeat(each, draws, axis=0) for each in pairs]
+            values = self._row_loss(*repeated, tf.reshape(last, [-1, last.shape[2]]))
+            values = tf.reduce_mean(tf.reshape(values, [-1, draws]), axis=1)
+        else:
+            values = self._row_loss(*pairs, last)
+        if not hidden:
+            return values
         return tf.scatter_nd(real, values, [tf.shape(embeddings[0], out_type=tf.int64)[0]])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ivis_spark.core.blocks import BlockPlan, draw_blocks, unpack_near, unpack_vectors
-from ivis_spark.core.sampling import draw_block_negatives
+from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import ArtifactError, InputError
 
 
@@ -31,7 +31,8 @@ def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: 
         for draw in range(draws):
             gap = (block.positives[:, draw] - block.anchors) % n
             assert ((gap >= 1) & (gap <= 3)).all()
-            negatives = draw_block_negatives(block.near, block_rows, rng=np.random.default_rng([seed, draw]))
+            near, rng = near_in_block(block.near, np.arange(block_rows)), np.random.default_rng([seed, draw])
+            negatives = draw_batch_negatives(near, block_rows, batch_size=block_rows, rng=rng)[:, 0]
             gap = (block.anchors[negatives] - block.anchors) % n
             assert (gap > 3).all()
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.sampling import draw_block_negatives, draw_from_lists, draw_negatives, draw_positives, near_codes
+from ivis_spark.core.sampling import (
+    draw_batch_negatives,
+    draw_from_lists,
+    draw_negatives,
+    draw_positives,
+    near_codes,
+    near_in_batches,
+    near_in_block,
+)
 from ivis_spark.errors import InputError
 
 
@@ -67,15 +75,33 @@ def test_pairs_of_a_block_that_are_near_are_never_drawn(n: int, k: int, seed: in
     near = near_codes(anchors, neighbours)
     expected = np.flatnonzero(wrong & ~np.eye(n, dtype=bool))
     np.testing.assert_array_equal(near, expected)
-    for _ in range(5):
-        assert not wrong[np.arange(n), draw_block_negatives(near, n, rng=rng)].any()
+    order = rng.permutation(n)
+    drawn = draw_batch_negatives(near_in_block(near, order), n, batch_size=n, draws=5, rng=rng)
+    assert drawn.min() >= 0
+    assert not wrong[order[:, None], order[drawn]].any()
 
 
-def test_block_negatives_are_uniform_over_what_is_allowed() -> None:
-    anchors, rng = np.arange(6), np.random.default_rng(0)
-    near = near_codes(anchors, np.array([[1], [2], [3], [4], [5], [0]]))
-    drawn = np.array([draw_block_negatives(near, 6, rng=rng) for _ in range(4000)])
-    shares = np.bincount(drawn[:, 0], minlength=6) / 4000
+@given(
+    n=st.integers(2, 30), size=st.integers(1, 9), start=st.integers(0, 8), k=st.integers(1, 8), seed=st.integers(0, 9)
+)
+def test_negatives_of_a_batch_are_its_own_rows(n: int, size: int, start: int, k: int, seed: int) -> None:
+    """All that is allowed is drawn, and -1 stands where nothing is."""
+    rng, start = np.random.default_rng(seed), start % size
+    order, neighbours = rng.permutation(n), rng.integers(0, n, size=(n, k))
+    near = near_in_batches(neighbours, order, size) if start == 0 else lambda i, j: (i + j) % 3 == 0
+    drawn = draw_batch_negatives(near, n, batch_size=size, start=start, draws=150, rng=rng)
+    batch = (start + np.arange(n)) // size
+    for i in range(n):
+        others = np.flatnonzero(batch == batch[i])
+        wrong = np.isin(order[others], neighbours[order[i]]) if start == 0 else (i + others) % 3 == 0
+        allowed = others[(others != i) & ~wrong]
+        assert set(drawn[i]) == (set((start + allowed) % size) or {-1})
+
+
+def test_batch_negatives_are_uniform_over_what_is_allowed() -> None:
+    near = near_in_batches(np.array([[1], [2], [3], [4], [5], [0]]), np.arange(6), 6)
+    drawn = draw_batch_negatives(near, 6, batch_size=6, draws=4000, rng=np.random.default_rng(0))
+    shares = np.bincount(drawn[0], minlength=6) / 4000
     np.testing.assert_allclose(shares, [0, 0, 0.25, 0.25, 0.25, 0.25], atol=0.03)
 
 

@@ -35,21 +35,22 @@ def groups(sizes: list[int]) -> list[_Group]:
         numbers = np.arange(first, first + n, dtype=np.float32)
         rows = np.concatenate([numbers, numbers + 0.25])[:, None]
         places = np.arange(n, dtype=np.int32)
-        index = np.stack([places, places + np.int32(n), places[::-1]], axis=1)
-        made.append(_Group(rows, index, numbers, -numbers))
+        index = np.stack([places, places + np.int32(n)], axis=1)
+        made.append(_Group(rows, index, places[:, None] + first, numbers, -numbers))
         first += n
     return made
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 30))
-def test_triplets_come_once_and_in_order_and_the_rest_waits(sizes: list[int], size: int) -> None:
+def test_pairs_come_once_and_in_order_and_the_rest_waits(sizes: list[int], size: int) -> None:
     made = groups(sizes)
     wanted = np.concatenate([group.rows[group.index, 0] for group in made])
-    found, weights, labels = [], [], []
+    found, negatives, weights, labels = [], [], [], []
     for group in _whole_batches(iter(made), size):
-        assert group.index.shape[1] == 3 * size
-        triplets = group.rows[group.index, 0].reshape(-1, 3, size).transpose(0, 2, 1)
-        found.append(triplets.reshape(-1, 3))
+        assert group.index.shape[1] == 2 * size
+        pairs = group.rows[group.index, 0].reshape(-1, 2, size).transpose(0, 2, 1)
+        found.append(pairs.reshape(-1, 2))
+        negatives.append(group.negative.reshape(-1))
         weights.append(group.weight.reshape(-1))
         labels.append(group.label.reshape(-1))
     count = sum(sizes) // size * size
@@ -57,7 +58,8 @@ def test_triplets_come_once_and_in_order_and_the_rest_waits(sizes: list[int], si
         assert not found
         return
     np.testing.assert_array_equal(np.concatenate(found), wanted[:count])
-    np.testing.assert_array_equal(np.concatenate(weights), np.arange(count))
+    for column in (negatives, weights):
+        np.testing.assert_array_equal(np.concatenate(column), np.arange(count))
     np.testing.assert_array_equal(np.concatenate(labels), -np.arange(count))
 
 
@@ -122,12 +124,30 @@ def test_ranks_read_all_blocks_in_equal_steps_and_deal_them_anew(tmp_path: Path)
 def test_pairs_need_no_list_of_near_rows(tmp_path: Path) -> None:
     """Batches of 48 are cut across blocks of 32, whose columns `near` are not there to be read."""
     blocks = write_blocks(tmp_path, [3, 3], negatives=False)
-    dataset = block_dataset(blocks, batch_size=48, random_state=3, negatives=False)
+    dataset = block_dataset(blocks, batch_size=48, random_state=3, negatives=0)
     for batch in dataset.take(2 * blocks.steps_per_epoch(48)).as_numpy_iterator():
         anchors, positives = batch["stacked"].reshape(2, 48, blocks.dims)
         clusters = np.round(anchors[:, -1] * 1000).astype(int) % 3
         centres = np.eye(3, blocks.dims)[clusters] * 4
         assert np.abs((positives - centres)[:, :3]).max() < 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [64, 48, 20])
+def test_negatives_are_anchors_of_the_batch_and_not_near(tmp_path: Path, batch_size: int) -> None:
+    """Batches of 48 and of 20 are cut across blocks of 32; rows 2i and 2i + 1 are near one another."""
+    blocks = write_blocks(tmp_path, [3, 3])
+    dataset = block_dataset(blocks, batch_size=batch_size, random_state=3, negatives=4)
+    drawn = set()
+    for batch in dataset.take(2 * blocks.steps_per_epoch(batch_size)).as_numpy_iterator():
+        anchors, _ = batch["stacked"].reshape(2, batch_size, blocks.dims)
+        numbers = np.round(anchors[:, -1] * 1000).astype(int)
+        assert batch["negative"].shape == (batch_size, 4)
+        for row in np.flatnonzero(batch["weight"]):
+            found = numbers[batch["negative"][row]]
+            assert numbers[row] // 2 not in found // 2
+            drawn.update(found.tolist())
+    assert len(drawn) > 150  # of 192 rows
 
 
 @pytest.mark.slow
@@ -150,6 +170,8 @@ def test_too_little_for_all_ranks_is_refused_before_they_start(tmp_path: Path) -
     blocks.check_ranks(5, 250)
     with pytest.raises(InputError, match=r"has 5 Parquet row groups; train.num_ranks=6 .*triplets.group_blocks=1"):
         blocks.check_ranks(6, 60)
+    with pytest.raises(InputError, match=r"batch_size=3 over 2 ranks .* pass 4 at least"):
+        blocks.check_ranks(2, 3)
     with pytest.raises(InputError, match=r"256 triplets an epoch; train.batch_size=300 .*multiple of 2"):
         blocks.check_ranks(2, 300)
 

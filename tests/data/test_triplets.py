@@ -47,6 +47,25 @@ def test_positives_are_neighbours_and_negatives_are_not() -> None:
             assert negative != anchor
 
 
+def test_negatives_of_batches_in_memory_are_their_own_anchors() -> None:
+    """23 rows make batches of 19 and of 4, where some have no other row that is far."""
+    near = (np.arange(N)[:, None] + np.arange(1, 11)) % N
+    dataset, steps = triplet_dataset(X, near, batch_size=19, random_state=1, negatives=3)
+    alone = 0
+    for batch in dataset.take(40 * steps).as_numpy_iterator():
+        anchors, positives = batch["stacked"][:, 0].reshape(2, -1).astype(int)
+        assert batch["negative"].shape == (len(anchors), 3)
+        assert all(positive in near[anchor] for anchor, positive in zip(anchors, positives, strict=True))
+        for anchor, places, weight in zip(anchors, batch["negative"], batch["weight"], strict=True):
+            forbidden = {anchor, *near[anchor]}
+            if weight:
+                assert not forbidden & set(anchors[places])
+            else:
+                assert set(anchors) <= forbidden
+                alone += 1
+    assert alone
+
+
 def test_ranks_are_drawn_row_by_row() -> None:
     (epoch,) = epochs(1)
     ranks = (epoch[:, 1] - epoch[:, 0] - 1) % N
@@ -56,7 +75,7 @@ def test_ranks_are_drawn_row_by_row() -> None:
 def test_pairs_leave_negatives_out() -> None:
     """In memory, and a batch at a time."""
     for shuffle in (True, "batch"):
-        dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=5, random_state=1, shuffle=shuffle, negatives=False)
+        dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=5, random_state=1, shuffle=shuffle, negatives=0)
         pairs = [batch["stacked"].numpy()[:, 0].reshape(2, -1) for batch in dataset.take(steps)]
         anchors, positives = np.concatenate(pairs, axis=1).astype(int)
         assert sorted(anchors) == list(range(N))

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ivis_spark.core.sampling import same_class_codes
 from ivis_spark.data.reader import TripletBlocks
 
 
@@ -21,9 +22,10 @@ def write_blocks(
     group_blocks: int = 2,
     negatives: bool = True,
 ) -> TripletBlocks:
-    """Write files of so many blocks; the anchors are points of three clusters, numbered in column 0 of a copy.
+    """Write files of so many blocks; the anchors are points of three clusters, their last column says which.
 
-    The label of an anchor is its cluster; the last block of a file ends with a row of weight 0.
+    The label of an anchor is its cluster, rows 2i and 2i + 1 are near one another, and the last block of a file ends
+    with a row of weight 0.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng, file_blocks, number = np.random.default_rng(0), {}, 0
@@ -41,7 +43,7 @@ def write_blocks(
             for name, values in parts.items():
                 columns.setdefault(name, []).append(np.asarray(values, "<f4").tobytes())
             if negatives:
-                columns.setdefault("near", []).append(b"")
+                columns.setdefault("near", []).append(same_class_codes(ids // 2).astype("<u4").tobytes())
         name = f"part-{file}.parquet"
         table = pa.table({key: pa.array(values, pa.binary()) for key, values in columns.items()})
         pq.write_table(table, folder / name, compression="lz4", use_dictionary=False, row_group_size=group_blocks)

@@ -79,6 +79,22 @@ def test_loss_of_the_step_is_that_of_the_function() -> None:
     assert float(model.train_step(batch())["loss"]) == pytest.approx(float(expected), abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["pn", lambda y_true, y_pred: keras.ops.mean(y_pred[1] * y_pred[2])])
+def test_negatives_among_the_anchors_are_as_rows_of_their_own_averaged(loss: object) -> None:
+    """Three of each; rows that do not count say nothing of theirs."""
+    pairs = batch()["stacked"][:12]
+    negative = np.array([[1, 2, 3], [0, 0, 5], [4, 0, 1], [0, 1, 2], [5, 5, 5], [0, 0, 0]], np.int32)
+    weight = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    models = [TripletModel(linear_encoder(), triplet_loss(loss)) for _ in range(2)]
+    spread = pairs.reshape(2, 6, 5)[:, :5].repeat(3, axis=1)
+    stacked = np.concatenate([spread.reshape(-1, 5), pairs[negative[:5].reshape(-1)]])
+    first = models[0].train_step({"stacked": pairs, "negative": negative, "weight": weight})
+    second = models[1].train_step({"stacked": stacked})
+    assert float(first["loss"]) == pytest.approx(float(second["loss"]), abs=1e-6)
+    assert float(first["weight"]) == 5
+    np.testing.assert_allclose(models[0].get_weights()[0], models[1].get_weights()[0], atol=1e-6)
+
+
 def test_callable_loss_is_not_shown_padding() -> None:
     def mean_of_anchors(y_true, y_pred):
         return keras.ops.mean(y_pred[0])
