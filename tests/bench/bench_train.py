@@ -56,8 +56,10 @@ class Clock(keras.callbacks.Callback):
 data = np.load(sys.argv[1])
 X, epochs = data["X"], int(sys.argv[2])
 model = TripletModel(build_encoder("szubert", (X.shape[1],), 2, 1), triplet_loss("pn"))
-dataset, steps = triplet_dataset(X, data["neighbours"], batch_size={batch}, random_state=1)
-fit(model, dataset, steps_per_epoch=steps, config=TrainConfig(epochs=epochs, patience=epochs), callbacks=[Clock()])
+config = TrainConfig(epochs=epochs, patience=epochs)
+drawn = {"batch_size": {batch}, "random_state": 1, "negatives": config.negatives}
+dataset, steps = triplet_dataset(X, data["neighbours"], **drawn)
+fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=[Clock()])
 print("SECONDS", *Clock.seconds)
 """
 

@@ -99,7 +99,8 @@ def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_pat
         )
         order = []
         for batch in batches.as_numpy_iterator():
-            anchor, positive, negative = batch["stacked"][:, 0].astype(int).reshape(3, -1)
+            anchor, positive = batch["stacked"][:, 0].astype(int).reshape(2, -1)
+            negative = anchor[batch["negative"][:, 0]]
             assert np.array_equal(batch["label"], anchor % 3)
             assert set((positive - anchor) % N) <= {1, 2, 3, 4}
             assert not set((negative - anchor) % N) & {0, 1, 2, 3, 4}

@@ -58,7 +58,8 @@ def train(
 def test_loss_falls_and_clusters_part() -> None:
     _, history = train(epochs=30, patience=30)
     assert len(history["loss"]) == 30
-    assert history["loss"][-1] < 0.55 * history["loss"][0]  # a third of the negatives are of the own cluster: 0.33 at best
+    # A third of the negatives are of the own cluster: 0.33 at best.
+    assert history["loss"][-1] < 0.55 * history["loss"][0]
 
 
 class Still(Reducer):
