@@ -48,7 +48,7 @@ _COMMANDS = {
         "query --input new_rows.parquet --output runs/digits --set query.k=10",
     ),
     "triplets": (
-        "Draw (anchor, positive, negative) triplets and pack them into blocks.",
+        "Draw positives of every anchor, and pack both into blocks with what may be no negative.",
         "triplets --output runs/digits --set triplets.draws=8",
     ),
     "train": ("Train the network on the blocks.", "train --output runs/digits --set train.epochs=60"),

@@ -257,6 +257,7 @@ class Pipeline:
         from ivis_spark.train.job import run_job
 
         if resolve_backend(job.config) == "local":
+            job.blocks.check_ranks(1, job.config.batch_size, negatives=job.config.needs_negatives)
             return run_job(job)
         from ivis_spark.spark.training import train_on_ring
 

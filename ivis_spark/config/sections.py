@@ -137,7 +137,7 @@ class QueryConfig(Checked):
 
 @dataclass(frozen=True)
 class TripletsConfig(Checked):
-    """(anchor, positive, negative) triplets, drawn and packed into blocks."""
+    """Triplets: anchors and their positives packed into blocks, with which anchors are near one another."""
 
     section = "triplets"
 
@@ -184,8 +184,8 @@ class TrainConfig(Checked):
     )
     negatives: int = option(
         8,
-        "Negatives of each anchor in a step, drawn from the anchors of its batch; more cost little and make the steps "
-        "less noisy. infonce takes all of them.",
+        "Negatives of each anchor in a step, drawn from the anchors of its batch (of its rank's part of it); more cost "
+        "little and make the steps less noisy. infonce takes all, and a package.module:function one.",
         low=1,
     )
     margin: float = option(1.0, "Margin of the triplet losses.", low=0.0)

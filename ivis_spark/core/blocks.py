@@ -2,7 +2,7 @@
 
 A block holds B anchors that are a random subset of the table, their positives as vectors, and which of the anchors are
 near one another. A random row of a random subset is a random row of the table, so negatives are drawn among the block's
-own anchors, anew in every epoch: they need no vectors, and no list of draws to tire of.
+own anchors, those of a batch, anew in every epoch: they need no vectors, and no list of draws to tire of.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from ivis_spark.errors import InputError
 
 # Rejection sampling settles all but anchors that have almost no candidates; those are then drawn from their exact list.
 _REJECTION_ROUNDS = 8
+# Most rows of a batch may be near, of the same class; a round costs no more than what failed before.
+_BATCH_ROUNDS = 32
 MAX_BLOCK_ROWS = 1 << 16  # pairs of rows are coded in 32 bits
 _ROWS_AT_ONCE = 1 << 15
 
@@ -230,29 +232,37 @@ def draw_batch_negatives(
     Returns:
         Positions in the batch, int32, shape (n, draws); -1 where a batch has no negative.
     """
-    at = np.arange(start, start + n)
-    begin = at - at % batch_size
-    first, stop = np.maximum(begin, start) - start, np.minimum(begin + batch_size, start + n) - start
-    rows = np.repeat(np.arange(n), draws)
-    picked, wrong = rows.copy(), np.arange(n * draws)
-    for _ in range(_REJECTION_ROUNDS):
+    begin = np.arange(start, start + n) // batch_size * batch_size - start
+    first, stop = np.maximum(begin, 0), np.minimum(begin + batch_size, n)
+    found = np.empty((n, draws), dtype=np.int32)
+    for low in range(0, n, _ROWS_AT_ONCE):
+        rows = np.arange(low, min(low + _ROWS_AT_ONCE, n))
+        picked = _draw_between(first, stop, is_near, np.repeat(rows, draws), rng)
+        found[rows] = np.where(picked < 0, -1, (picked + start) % batch_size).reshape(-1, draws)
+    return found
+
+
+def _draw_between(
+    first: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    is_near: IsNear,
+    rows: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Draw a row from `first` to before `stop` for each of `rows`, neither itself nor near it; -1 if there is none."""
+    picked, wrong = rows.copy(), np.arange(len(rows))
+    for _ in range(_BATCH_ROUNDS):
         asking = rows[wrong]
         picked[wrong] = rng.integers(first[asking], stop[asking])
         wrong = wrong[(picked[wrong] == asking) | is_near(asking, picked[wrong])]
         if len(wrong) == 0:
-            break
-    picked = picked.reshape(n, draws)
-    alone = []
+            return picked
     for row in np.unique(rows[wrong]):
         others = np.arange(first[row], stop[row])
         allowed = others[(others != row) & ~is_near(np.full(len(others), row), others)]
-        if len(allowed):
-            picked[row] = rng.choice(allowed, size=draws)
-        else:
-            alone.append(row)
-    found = ((picked + start) % batch_size).astype(np.int32)
-    found[alone] = -1
-    return found
+        failed = wrong[rows[wrong] == row]
+        picked[failed] = rng.choice(allowed, size=len(failed)) if len(allowed) else -1
+    return picked
 
 
 def near_in_block(near: NDArray[np.uint32], order: NDArray[np.int64]) -> IsNear:

@@ -64,7 +64,7 @@ class TripletBlocks:
         """Row groups of all files."""
         return sum(-(-blocks // self.group_blocks) for blocks in self.file_blocks.values())
 
-    def check_ranks(self, n_ranks: int, batch_size: int) -> None:
+    def check_ranks(self, n_ranks: int, batch_size: int, *, negatives: bool = True) -> None:
         """Check that every rank gets something to read in every step, and more than one triplet of it.
 
         Runs on: driver, before ranks are started.
@@ -73,10 +73,10 @@ class TripletBlocks:
             InputError: if there are fewer row groups than ranks, fewer triplets than a batch has, or batches of one
                 triplet a rank.
         """
-        if batch_size < 2 * n_ranks:
+        if negatives and batch_size < 2 * n_ranks:
             raise InputError(
-                f"train.batch_size={batch_size} over {n_ranks} ranks leaves one triplet of a batch to each, and "
-                f"negatives are drawn from the others of a batch: pass {2 * n_ranks} at least"
+                f"train.batch_size={batch_size} over {n_ranks} ranks leaves no other row of a batch to draw negatives "
+                f"from: pass {2 * n_ranks} at least"
             )
         if n_ranks > 1 and self.row_groups < n_ranks:
             rows = max(2, self.rows // (2 * n_ranks))
@@ -125,11 +125,10 @@ def block_dataset(
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
     Each epoch reads the positives of one draw only, opens the files and row groups in an order of its own, shuffles the
-    rows of each block, and draws negatives anew. Rows of a block are a random subset of the table to begin with, and a
-    batch holds rows of one block, or of two, so negatives are drawn among the anchors of the batch: they pass the
-    encoder once. An anchor that all others of its block and batch are near sits the epoch out. So does what is left of
-    an epoch after its last whole batch. An epoch's batches depend on (random_state, epoch, rank, n_ranks) alone, so
-    reading can begin anywhere.
+    rows of each block, and draws negatives anew: among the anchors of the batch, so that they pass the encoder once,
+    and of the same block, which knows what is near. Rows of a block are a random subset of the table to begin with.
+    What is left of an epoch after its last whole batch is not used. An epoch's batches depend on (random_state, epoch,
+    rank, n_ranks) alone, so reading can begin anywhere.
 
     With several ranks the blocks are dealt anew in every epoch: each rank reads its share, and gives as many batches
     as all others.
@@ -146,8 +145,8 @@ def block_dataset(
 
     Returns:
         Dictionaries of `stacked`: anchors, then positives, float32 (2b, d); `negative`: int32 (b, negatives), which of
-        the anchors; `weight`: float32 (b,), 0 for rows that do not count; and `label`: float32 (b,) or (b, c) if
-        asked for; b is this rank's part of the batch.
+        the anchors, -1 for a row that all others are near; `weight`: float32 (b,), 0 for padding; and `label`:
+        float32 (b,) or (b, c) if asked for; b is this rank's part of the batch.
 
     Raises:
         DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
@@ -377,8 +376,6 @@ def _join_blocks(
             draws=negatives,
             rng=rng,
         )
-    alone = (negative < 0).any(axis=1)
-    weight[alone], negative[alone] = 0, 0
     label = np.zeros_like(weight)
     if "label" in columns:
         shape = _label_shape(blocks, labels=True)

@@ -46,11 +46,11 @@ def triplet_dataset(
     outside them. The last batch of an epoch may be smaller.
 
     Rows and neighbours in memory, in a fresh order: negatives are drawn from the anchors of the batch, which pass the
-    encoder once. A row that is near all others of its batch sits the epoch out. All else (and batches too small for
-    that): one negative of each anchor, drawn from all rows.
+    encoder once; a row that is near all others of its batch has none. All else (and batches too small for that): one
+    negative of each anchor, drawn from all rows.
 
-    Runs on: each rank. Memory: with X and neighbours in memory a copy of X, and three index arrays of n for each of two
-    epochs; else a few batches, and the numbers of the rows.
+    Runs on: each rank. Memory: with X and neighbours in memory a copy of X, and for each of two epochs 16 bytes a row
+    and 4 a negative; else a few batches, and the numbers of the rows.
 
     Args:
         X: Rows, shape (n, ...).
@@ -137,7 +137,7 @@ def _gather_epochs(
 ) -> tf.data.Dataset:
     """Draw a whole epoch at once and let TensorFlow gather its batches."""
     n, k = neighbours.shape
-    in_batch = (min(batch_size, n) - 1) * (1 - k / (n - 1)) >= _LEAST_CANDIDATES
+    in_batch = negatives > 0 and (min(batch_size, n) - 1) * (n - 1 - k) >= _LEAST_CANDIDATES * (n - 1) > 0
     with tf.device("CPU"):
         rows = tf.constant(X)
         row_labels = None if labels is None else tf.constant(labels)
@@ -158,22 +158,20 @@ def _gather_epochs(
         rng = np.random.default_rng(random_state)
         while True:
             drawn = draw_epoch(neighbours, rng=rng)
-            if negatives and not in_batch:
-                candidates = np.arange(n)
-                apart = draw_negatives(drawn[0], neighbours[drawn[0]], candidates, draws=1, rng=rng)
-                yield {"drawn": np.concatenate([drawn, apart.T])}
-            elif negatives:
+            if in_batch:
                 near = near_in_batches(neighbours, drawn[0], batch_size)
                 places = draw_batch_negatives(near, n, batch_size=batch_size, draws=negatives, rng=rng)
-                weight = (places >= 0).all(axis=1).astype(np.float32)
-                yield {"drawn": drawn, "negative": np.maximum(places, 0), "weight": weight}
+                yield {"drawn": drawn, "negative": places}
+            elif negatives:
+                rows = np.arange(n)
+                apart = draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[drawn[0]]
+                yield {"drawn": np.concatenate([drawn, apart.T])}
             else:
                 yield {"drawn": drawn}
 
     signature = {"drawn": tf.TensorSpec((3 if negatives and not in_batch else 2, n), tf.int64)}
-    if negatives and in_batch:
+    if in_batch:
         signature["negative"] = tf.TensorSpec((n, negatives), tf.int32)
-        signature["weight"] = tf.TensorSpec((n,), tf.float32)
     dataset = tf.data.Dataset.from_generator(epochs, output_signature=signature).prefetch(1)
     return dataset.flat_map(batches).prefetch(_PREFETCH_BATCHES)
 

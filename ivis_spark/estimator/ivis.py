@@ -235,7 +235,7 @@ class Ivis(Saving):
             batch_size=config.batch_size,
             random_state=(self.random_state, done) if done else self.random_state,
             shuffle=shuffle_mode,
-            negatives=config.negatives if model.needs_negatives else 0,
+            negatives=model.count_negatives(config.negatives),
         )
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
         return self

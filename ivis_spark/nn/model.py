@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -77,10 +77,14 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         """The encoder and, with supervision, the layers of the head; the last is the output layer, as in ivis."""
         return [self.encoder, *([] if self.head is None else self.head.layers)]
 
-    @property
-    def needs_negatives(self) -> bool:
-        """Whether batches must hold negatives."""
-        return not self._in_batch
+    def count_negatives(self, wanted: int) -> int:
+        """Return the negatives of each anchor that batches should hold.
+
+        A loss that looks at the whole batch is shown every row once, so it gets one; infonce needs none.
+        """
+        if self._in_batch:
+            return 0
+        return 1 if self._sees_batch else wanted
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -98,9 +102,9 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         Args:
             batch: `stacked`: anchors, then positives, then negatives, float32 (3b, ...), so that they pass the encoder
                 without a copy. Or anchors and positives alone, (2b, ...), with `negative`, int (b, r): which of the
-                anchors are the r negatives of each; their losses are averaged. Or without any, where the loss takes
-                those of the batch. Optionally `weight` (b,) (rows of weight 0 do not count) and `label`, (b,) or
-                (b, c).
+                anchors are the r negatives of each; their losses are averaged; rows with -1 have none, and no triplet
+                loss. Or without any, where the loss takes those of the batch. Optionally `weight` (b,) (rows of weight
+                0 are padding) and `label`, (b,) or (b, c).
 
         Returns:
             `metric_names`, each this rank's share of the weighted mean over the rows of all ranks, so that the shares
@@ -119,52 +123,52 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         pairs = self._in_batch or "negative" in batch
         embeddings = tf.split(self.encoder(batch["stacked"], training=True), 2 if pairs else 3)
         anchor = embeddings[0]
-        if not self._in_batch and pairs:
-            embeddings.append(tf.gather(anchor, batch["negative"]))
-        real = None if "weight" not in batch else tf.where(batch["weight"] > 0)
-        weight = tf.ones([tf.shape(anchor)[0]]) if real is None else batch["weight"]
-        rows = self._rows_of(embeddings, real)
+        weight = batch["weight"] if "weight" in batch else tf.ones([tf.shape(anchor)[0]])
+        compared = weight
+        if pairs and not self._in_batch:
+            embeddings.append(tf.gather(anchor, tf.maximum(batch["negative"], 0)))
+            compared *= tf.cast(batch["negative"][:, 0] >= 0, weight.dtype)
+        rows = self._rows_of(embeddings, tf.where(compared > 0))
         # The sums of weights depend on no weight of the network, so they are joined while the forward pass runs.
-        sums = [tf.reduce_sum(weight)]
+        sums = [tf.reduce_sum(weight), tf.reduce_sum(compared)]
         if self.head is None or self._supervised_loss is None:
-            (total,) = self.reducer.sum_values(sums)
-            triplet = loss = _share(rows, weight, total)
+            total, total_compared = self.reducer.sum_values(sums)
+            triplet = loss = _share(rows, compared, total_compared)
             figures = {}
         else:
             values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
-            total, total_labelled = self.reducer.sum_values([*sums, tf.reduce_sum(weight * labelled)])
-            triplet = _share(rows, weight, total)
+            sums.append(tf.reduce_sum(weight * labelled))
+            total, total_compared, total_labelled = self.reducer.sum_values(sums)
+            triplet = _share(rows, compared, total_compared)
             supervised = _share(values, weight * labelled, total_labelled)
             loss = (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised
             figures = {"supervised_loss": supervised}
         if self.global_weight:
-            pair = batch["stacked"][: tf.shape(anchor)[0]], anchor
-            figures["global_loss"] = _share(global_loss(*_only(real, pair)), sums[0], total)
+            real = tf.where(weight > 0)
+            rows_in = batch["stacked"][: tf.shape(anchor)[0]]
+            term = global_loss(tf.gather_nd(rows_in, real), tf.gather_nd(anchor, real))
+            figures["global_loss"] = _share(term, sums[0], total)
             loss += self.global_weight * figures["global_loss"]
         return {"loss": loss, "triplet_loss": triplet, **figures, "weight": total}
 
-    def _rows_of(self, embeddings: list[Tensor], real: Tensor | None) -> Tensor:
-        """Return the loss of each row; a loss that looks at the whole batch is not shown padding.
+    def _rows_of(self, embeddings: list[Tensor], compared: Tensor) -> Tensor:
+        """Return the loss of each row; a loss that looks at the whole batch is shown those to be compared alone.
 
-        Negatives have shape (b, e), or (b, r, e) where there are several of each.
+        Negatives have shape (b, e), or (b, r, e) where there are r of each.
         """
-        hidden = real is not None and self._sees_batch
-        *pairs, last = _only(real, embeddings) if hidden else embeddings
-        if last.shape.rank == 3:
-            draws = last.shape[1]
-            repeated = [tf.repeat(each, draws, axis=0) for each in pairs]
-            values = self._row_loss(*repeated, tf.reshape(last, [-1, last.shape[2]]))
-            values = tf.reduce_mean(tf.reshape(values, [-1, draws]), axis=1)
-        else:
-            values = self._row_loss(*pairs, last)
-        if not hidden:
-            return values
-        return tf.scatter_nd(real, values, [tf.shape(embeddings[0], out_type=tf.int64)[0]])
+        if not self._sees_batch:
+            return self._loss_of(embeddings)
+        values = self._loss_of([tf.gather_nd(each, compared) for each in embeddings])
+        return tf.scatter_nd(compared, values, [tf.shape(embeddings[0], out_type=tf.int64)[0]])
 
-
-def _only(real: Tensor | None, arrays: Iterable[Tensor]) -> list[Tensor]:
-    """Return the rows of arrays that are not padding."""
-    return [each if real is None else tf.gather_nd(each, real) for each in arrays]
+    def _loss_of(self, embeddings: list[Tensor]) -> Tensor:
+        *pair, last = embeddings
+        if last.shape.rank == 2:
+            return self._row_loss(*embeddings)
+        draws = last.shape[1]
+        repeated = [tf.repeat(each, draws, axis=0) for each in pair]
+        values = self._row_loss(*repeated, tf.reshape(last, [-1, last.shape[2]]))
+        return tf.reduce_mean(tf.reshape(values, [-1, draws]), axis=1)
 
 
 def _share(values: Tensor, weight: Tensor, total: Tensor) -> Tensor:

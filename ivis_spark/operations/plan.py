@@ -234,8 +234,8 @@ def _triplets(job: _Job) -> StagePlan:
 def _model(job: _Job) -> StagePlan:
     ranks, settings = job.config.train.num_ranks, job.config.train
     passes = min(settings.epochs, job.assumed.epochs)
-    core = passes * job.rows * (job.rates.train[0] + job.rates.train[1] * 9 * job.flops)
-    group = job.config.triplets.group_blocks * job.config.triplets.block_rows * 3 * job.vector
+    core = passes * job.rows * (job.rates.train[0] + job.rates.train[1] * 6 * job.flops)
+    group = job.config.triplets.group_blocks * job.config.triplets.block_rows * 2 * job.vector
     params = job.flops / 2 * 4
     seconds = job.rates.start + core / ranks
     advice = []
@@ -245,7 +245,7 @@ def _model(job: _Job) -> StagePlan:
         advice.append(f"{seconds / 3600:.0f} h of training: more ranks, larger train.batch_size, or fewer epochs")
     return StagePlan(
         "model", ranks, 0.0, 3 * params, _TENSORFLOW_BYTES + 8 * group + 6 * params, core, seconds,
-        f"{passes} epochs, R = {ranks} ranks; seconds epochs N (a + b 9 flops) / R: three rows, forward and backward",
+        f"{passes} epochs, R = {ranks} ranks; seconds epochs N (a + b 6 flops) / R: two rows, forward and backward",
         advice,
     )  # fmt: skip
 

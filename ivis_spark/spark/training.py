@@ -63,7 +63,7 @@ def train_on_ring(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
         TrainingError: if a rank raised, naming it, or ranks were lost more than `train.max_restarts` times.
     """
     config = job.config
-    job.blocks.check_ranks(config.num_ranks, config.batch_size)
+    job.blocks.check_ranks(config.num_ranks, config.batch_size, negatives=config.needs_negatives)
     check_session(spark, config)
     if is_local(spark):
         atexit.register(_end_barriers, spark)

@@ -146,7 +146,7 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
         batch_size=config.batch_size,
         random_state=job.random_state,
         labels=config.supervision_metric is not None,
-        negatives=config.negatives if model.needs_negatives else 0,
+        negatives=model.count_negatives(config.negatives),
         place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
     )
 

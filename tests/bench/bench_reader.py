@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import Floats, parser, say
 
+from ivis_spark.config import TrainConfig
 from ivis_spark.data.reader import TripletBlocks, block_dataset
 
 BLOCK_ROWS, BLOCKS_A_FILE, BATCH, EPOCHS = 1024, 64, 128, 3
@@ -34,7 +35,7 @@ def main() -> None:
         for _ in range(3):
             limit.append(blocks.rows / seconds_of_pyarrow(folder))
             ours.append(rate_of_dataset(blocks))
-    say(f"d={options.dims}: {max(ours):,.0f} triplets/s ({max(ours) * 12 * options.dims / 1e9:.2f} GB/s of batches)")
+    say(f"d={options.dims}: {max(ours):,.0f} triplets/s ({max(ours) * 8 * options.dims / 1e9:.2f} GB/s of batches)")
     say(f"pyarrow alone: {max(limit):,.0f} triplets/s; ratio {max(ours) / max(limit):.2f}")
 
 
@@ -84,7 +85,7 @@ def rate_of_dataset(blocks: TripletBlocks) -> float:
             total += next(batches)["stacked"][0, 0]
         return total
 
-    batches = iter(block_dataset(blocks, batch_size=BATCH, random_state=0))
+    batches = iter(block_dataset(blocks, batch_size=BATCH, random_state=0, negatives=TrainConfig.negatives))
     drain(batches, tf.constant(steps // 4))
     started = time.perf_counter()
     drain(batches, tf.constant(EPOCHS * steps))

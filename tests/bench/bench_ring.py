@@ -63,9 +63,9 @@ class Clock(keras.callbacks.Callback):
 model = TripletModel(build_encoder("szubert", (blocks.dims,), 2, 1), triplet_loss("pn"), reducer=backend)
 place = Place(backend.rank, backend.n_ranks)
 steps = blocks.steps_per_epoch(batch)
-read = lambda: block_dataset(blocks, batch_size=batch, random_state=0, place=place)
-fit(model, read(), steps_per_epoch=steps, config=TrainConfig(epochs=epochs, patience=epochs, batch_size=batch),
-    callbacks=[Clock()])
+config = TrainConfig(epochs=epochs, patience=epochs, batch_size=batch)
+read = lambda: block_dataset(blocks, batch_size=batch, random_state=0, negatives=config.negatives, place=place)
+fit(model, read(), steps_per_epoch=steps, config=config, callbacks=[Clock()])
 
 @tf.function
 def waited(batches, steps):

@@ -91,13 +91,21 @@ def test_ranks_are_dealt_equal_shares_of_all_blocks(counts: list[int], n_ranks: 
 
 def read(blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **place: int) -> list[np.ndarray]:
     """Return the anchors of some batches, by their number; -1 for padding."""
-    dataset = block_dataset(blocks, batch_size=batch_size, random_state=seed, labels=True, place=Place(**place))
+    return [anchors for anchors, _ in read_both(blocks, batches, batch_size=batch_size, seed=seed, **place)]
+
+
+def read_both(
+    blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **place: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the anchors as `read`, and the places of their negatives."""
+    settings = {"batch_size": batch_size, "random_state": seed, "negatives": 3}
+    dataset = block_dataset(blocks, **settings, labels=True, place=Place(**place))
     found = []
     for batch in dataset.take(batches).as_numpy_iterator():
         anchors = batch["stacked"][: len(batch["weight"])]
         numbers = np.round(anchors[:, -1] * 1000).astype(int)
         np.testing.assert_array_equal(batch["label"], numbers % 3)
-        found.append(np.where(batch["weight"] > 0, numbers, -1))
+        found.append((np.where(batch["weight"] > 0, numbers, -1), batch["negative"]))
     return found
 
 
@@ -143,7 +151,7 @@ def test_negatives_are_anchors_of_the_batch_and_not_near(tmp_path: Path, batch_s
         anchors, _ = batch["stacked"].reshape(2, batch_size, blocks.dims)
         numbers = np.round(anchors[:, -1] * 1000).astype(int)
         assert batch["negative"].shape == (batch_size, 4)
-        for row in np.flatnonzero(batch["weight"]):
+        for row in np.flatnonzero(batch["negative"][:, 0] >= 0):
             found = numbers[batch["negative"][row]]
             assert numbers[row] // 2 not in found // 2
             drawn.update(found.tolist())
@@ -154,13 +162,14 @@ def test_negatives_are_anchors_of_the_batch_and_not_near(tmp_path: Path, batch_s
 def test_reading_begins_anywhere(tmp_path: Path) -> None:
     blocks = write_blocks(tmp_path, [3, 5])
     for place in ({}, {"rank": 1, "n_ranks": 2}):
-        whole = read(blocks, 12, **place)  # 4 batches an epoch
+        whole = read_both(blocks, 12, **place)  # 4 batches an epoch
         for epoch, step in ((0, 1), (1, 0), (1, 3), (2, 2)):
-            rest = read(blocks, 12 - 4 * epoch - step, **place, epoch=epoch, step=step)
+            rest = read_both(blocks, 12 - 4 * epoch - step, **place, epoch=epoch, step=step)
             assert len(rest) == 12 - 4 * epoch - step
             for mine, wanted in zip(rest, whole[4 * epoch + step :], strict=True):
-                np.testing.assert_array_equal(mine, wanted)
-        epochs = [np.concatenate(whole[i : i + 4]).tolist() for i in (0, 4, 8)]
+                np.testing.assert_array_equal(mine[0], wanted[0])
+                np.testing.assert_array_equal(mine[1], wanted[1])
+        epochs = [np.concatenate([anchors for anchors, _ in whole[i : i + 4]]).tolist() for i in (0, 4, 8)]
         assert all(a != b for a, b in itertools.combinations(epochs, 2))
 
 
@@ -172,6 +181,7 @@ def test_too_little_for_all_ranks_is_refused_before_they_start(tmp_path: Path) -
         blocks.check_ranks(6, 60)
     with pytest.raises(InputError, match=r"batch_size=3 over 2 ranks .* pass 4 at least"):
         blocks.check_ranks(2, 3)
+    blocks.check_ranks(2, 2, negatives=False)
     with pytest.raises(InputError, match=r"256 triplets an epoch; train.batch_size=300 .*multiple of 2"):
         blocks.check_ranks(2, 300)
 

@@ -56,9 +56,9 @@ def test_negatives_of_batches_in_memory_are_their_own_anchors() -> None:
         anchors, positives = batch["stacked"][:, 0].reshape(2, -1).astype(int)
         assert batch["negative"].shape == (len(anchors), 3)
         assert all(positive in near[anchor] for anchor, positive in zip(anchors, positives, strict=True))
-        for anchor, places, weight in zip(anchors, batch["negative"], batch["weight"], strict=True):
+        for anchor, places in zip(anchors, batch["negative"], strict=True):
             forbidden = {anchor, *near[anchor]}
-            if weight:
+            if places[0] >= 0:
                 assert not forbidden & set(anchors[places])
             else:
                 assert set(anchors) <= forbidden

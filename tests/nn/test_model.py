@@ -81,18 +81,35 @@ def test_loss_of_the_step_is_that_of_the_function() -> None:
 
 @pytest.mark.parametrize("loss", ["pn", lambda y_true, y_pred: keras.ops.mean(y_pred[1] * y_pred[2])])
 def test_negatives_among_the_anchors_are_as_rows_of_their_own_averaged(loss: object) -> None:
-    """Three of each; rows that do not count say nothing of theirs."""
+    """Three of each, and an anchor without any."""
     pairs = batch()["stacked"][:12]
-    negative = np.array([[1, 2, 3], [0, 0, 5], [4, 0, 1], [0, 1, 2], [5, 5, 5], [0, 0, 0]], np.int32)
-    weight = np.array([1, 1, 1, 1, 1, 0], np.float32)
+    negative = np.array([[1, 2, 3], [0, 0, 5], [4, 0, 1], [0, 1, 2], [5, 5, 5], [-1, -1, -1]], np.int32)
     models = [TripletModel(linear_encoder(), triplet_loss(loss)) for _ in range(2)]
     spread = pairs.reshape(2, 6, 5)[:, :5].repeat(3, axis=1)
     stacked = np.concatenate([spread.reshape(-1, 5), pairs[negative[:5].reshape(-1)]])
-    first = models[0].train_step({"stacked": pairs, "negative": negative, "weight": weight})
+    first = models[0].train_step({"stacked": pairs, "negative": negative})
     second = models[1].train_step({"stacked": stacked})
     assert float(first["loss"]) == pytest.approx(float(second["loss"]), abs=1e-6)
-    assert float(first["weight"]) == 5
+    assert float(first["weight"]) == 6
     np.testing.assert_allclose(models[0].get_weights()[0], models[1].get_weights()[0], atol=1e-6)
+
+
+def test_negatives_of_a_loss() -> None:
+    """A loss that looks at the whole batch is to see no row twice."""
+    encoder = linear_encoder()
+    for loss, expected in (("pn", 5), ("infonce", 0), (lambda y_true, y_pred: keras.ops.mean(y_pred), 1)):
+        assert TripletModel(encoder, triplet_loss(loss)).count_negatives(5) == expected
+
+
+def test_labels_of_rows_without_a_negative_count() -> None:
+    head = build_head("mae", 1, 2, seed=1)
+    settings = {"head": head, "supervision_metric": "mae", "supervision_weight": 0.5}
+    model = TripletModel(linear_encoder(), triplet_loss(), **settings)
+    label = np.arange(6, dtype=np.float32)
+    expected = np.abs(head(embed(model.encoder, batch())[0]).numpy()[:, 0] - label).mean()
+    negative = np.array([[1], [2], [-1], [0], [-1], [1]], np.int32)
+    figures = model.train_step({"stacked": batch()["stacked"][:12], "negative": negative, "label": label})
+    assert float(figures["supervised_loss"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_callable_loss_is_not_shown_padding() -> None:
