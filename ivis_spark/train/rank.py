@@ -2,14 +2,17 @@
 
 It reads the job, a line of JSON, from standard input, trains as the environment says, and writes a line of JSON to the
 result file: the facts of the training, or what went wrong. When standard input closes, whoever started it is gone,
-and it ends at once: no rank outlives its Spark task.
+and it ends at once: no rank outlives its Spark task. On Linux the kernel ends it too, which also reaches a rank that is
+stopped or hangs where it cannot read.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -20,9 +23,13 @@ from ivis_spark.errors import IvisError
 
 log = logging.getLogger(__name__)
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 
 def main(result_path: str) -> None:
     """Train, write the result, and leave without waiting for threads that may hang."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _set_up_logging(order["progress_uri"] if os.environ.get("HOROVOD_RANK", "0") == "0" else None)
