@@ -12,7 +12,7 @@ from ivis_spark.errors import InputError
 
 # Rejection sampling settles all but anchors that have almost no candidates; those are then drawn from their exact list.
 _REJECTION_ROUNDS = 8
-# Most rows of a batch may be near, of the same class; a round costs no more than what failed before.
+# More for batches: most of one may be near, of the same class, and a round costs no more than what failed before.
 _BATCH_ROUNDS = 32
 MAX_BLOCK_ROWS = 1 << 16  # pairs of rows are coded in 32 bits
 _ROWS_AT_ONCE = 1 << 15

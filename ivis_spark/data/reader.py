@@ -6,9 +6,8 @@ import contextlib
 import functools
 import itertools
 import logging
-import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_near, unpack_vectors
 from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
+from ivis_spark.data.batches import TripletGroup, slice_batches, whole_batches
 from ivis_spark.errors import ArtifactError, DependencyError, InputError
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ class TripletBlocks:
         """
         if negatives and batch_size < 2 * n_ranks:
             raise InputError(
-                f"train.batch_size={batch_size} over {n_ranks} ranks leaves no other row of a batch to draw negatives "
-                f"from: pass {2 * n_ranks} at least"
+                f"train.batch_size={batch_size} over train.num_ranks={n_ranks} leaves no other row of a batch to draw "
+                f"negatives from: pass {2 * n_ranks} at least"
             )
         if n_ranks > 1 and self.row_groups < n_ranks:
             rows = max(2, self.rows // (2 * n_ranks))
@@ -160,8 +160,8 @@ def block_dataset(
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
         first = place.step
         for epoch in itertools.count(place.epoch):
-            groups = _whole_batches(_read_epoch(blocks, epoch, random_state, optional, place, size, negatives), size)
-            for group in _slice_batches(groups, first, steps):
+            groups = whole_batches(_read_epoch(blocks, epoch, random_state, optional, place, size, negatives), size)
+            for group in slice_batches(groups, first, steps):
                 yield dict(vars(group))
             first = 0
 
@@ -194,72 +194,6 @@ def _gather_batches(group: dict[str, tf.Tensor], *, kept: tuple[str, ...]) -> tf
         return {"stacked": tf.gather(group["rows"], batch.pop("index")), **batch}
 
     return tf.data.Dataset.from_tensor_slices({name: group[name] for name in kept}).map(gather)
-
-
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Triplets over shared rows.
-
-    Attributes:
-        rows: float32 (r, d).
-        index: int32 (n, 2): places in `rows` of anchor and positive; of whole batches (batches, 2b).
-        negative: int32 (n, negatives): places of the negatives in the batch; of whole batches (batches, b, negatives).
-        weight: float32 (n,); of whole batches (batches, b). label: the same; zeros without
-            labels; arrays of labels have c numbers more.
-    """
-
-    rows: NDArray[np.float32]
-    index: NDArray[np.int32]
-    negative: NDArray[np.int32]
-    weight: NDArray[np.float32]
-    label: NDArray[np.float32]
-
-    def with_pairs(
-        self, rows: NDArray[np.float32], index: NDArray[np.int32], cut: Callable[[NDArray[Any]], NDArray[Any]]
-    ) -> _Group:
-        """Return other pairs with what `cut` leaves of the columns that describe them."""
-        return _Group(rows, index, cut(self.negative), cut(self.weight), cut(self.label))
-
-
-def _cut_batches(column: NDArray[Any], *, size: int, batches: int) -> NDArray[Any]:
-    return column[: batches * size].reshape(batches, size, *column.shape[1:])
-
-
-def _whole_batches(groups: Iterator[_Group], size: int) -> Iterator[_Group]:
-    """Cut groups into batches; the triplets that are left of a group go before those of the next."""
-    left: _Group | None = None
-    for group in groups:
-        if left is not None:
-            group = _Group(
-                np.concatenate([left.rows, group.rows]),
-                np.concatenate([left.index, group.index + np.int32(len(left.rows))]),
-                np.concatenate([left.negative, group.negative]),
-                np.concatenate([left.weight, group.weight]),
-                np.concatenate([left.label, group.label]),
-            )
-        batches, rest = divmod(len(group.index), size)
-        left = None
-        if rest:
-            places = group.index[-rest:]
-            moved = np.arange(places.size, dtype=np.int32).reshape(places.shape)
-            left = group.with_pairs(group.rows[places.reshape(-1)], moved, operator.itemgetter(slice(-rest, None)))
-        if batches:
-            cut = functools.partial(_cut_batches, size=size, batches=batches)
-            index = cut(group.index).transpose(0, 2, 1).reshape(batches, -1)
-            yield group.with_pairs(group.rows, index, cut)
-
-
-def _slice_batches(groups: Iterator[_Group], first: int, stop: int) -> Iterator[_Group]:
-    """Yield the batches from `first` to before `stop`, and read no further."""
-    done = 0
-    for group in groups:
-        count = len(group.index)
-        kept = slice(max(first - done, 0), stop - done)
-        if kept.start < count:
-            yield group.with_pairs(group.rows, group.index[kept], operator.itemgetter(kept))
-        done += count
-        if done >= stop:
-            return
 
 
 @dataclass(frozen=True)
@@ -298,7 +232,7 @@ def _read_epoch(
     place: Place,
     size: int,
     negatives: int,
-) -> Iterator[_Group]:
+) -> Iterator[TripletGroup]:
     """Yield the row groups of a rank's share of one epoch, the triplets of each block in an order of their own.
 
     Of the columns `near` and `label` it reads those in `optional`. Negatives are drawn for batches of `size`.
@@ -354,7 +288,7 @@ def _join_blocks(
     start: int,
     batch_size: int,
     negatives: int,
-) -> _Group:
+) -> TripletGroup:
     """Join the blocks of a row group; `start` triplets stand before them in the batch that they begin in."""
     size, count = blocks.block_rows, len(packed["anchor"])
 
@@ -380,7 +314,7 @@ def _join_blocks(
     if "label" in columns:
         shape = _label_shape(blocks, labels=True)
         label = np.concatenate(vectors("label", blocks.labelled)).reshape(-1, *shape)[order]
-    return _Group(rows, index, negative, weight, label)
+    return TripletGroup(rows, index, negative, weight, label)
 
 
 def _aligned_rows(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
