@@ -205,11 +205,14 @@ def _network_card(host: str) -> str:
 
 
 def device_environment(gpus: Iterable[str], cores: int) -> dict[str, str]:
-    """Return the environment variables that keep a rank to its GPU (none: to the CPU) and to its cores."""
+    """Return the environment variables that keep a rank to its GPU (none: to the CPU), its cores and its memory."""
     return {
         "CUDA_VISIBLE_DEVICES": next(iter(gpus), "-1"),
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "OMP_NUM_THREADS": str(cores),
         "TF_NUM_INTRAOP_THREADS": str(cores),
         "TF_NUM_INTEROP_THREADS": str(max(2, cores)),
+        # Buffers of row groups are used again, where glibc would give them back and have the kernel clear new ones.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
     }

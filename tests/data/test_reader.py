@@ -20,6 +20,7 @@ from ivis_spark.data.reader import (  # noqa: E402
     Place,
     TripletBlocks,
     _deal,
+    _shards,
     block_dataset,
 )
 from ivis_spark.errors import InputError  # noqa: E402
@@ -39,6 +40,24 @@ def test_ranks_are_dealt_equal_shares_of_all_blocks(counts: list[int], n_ranks: 
     assert len(seen) == total
     if total % n_ranks == 0:
         assert set(seen.values()) == {1}
+
+
+@given(st.integers(1, 70), st.integers(1, 9), st.lists(st.integers(0, 70), max_size=4))
+def test_shards_of_the_stretches_of_a_file_hold_each_block_once(count: int, group: int, borders: list[int]) -> None:
+    stops = sorted({min(border, count) for border in borders} | {count})
+    row_groups = -(-count // group)
+    seen: list[int] = []
+    for first, stop in zip([0, *stops], stops, strict=False):
+        shards = list(_shards(count, group, first, stop))
+        found = []
+        for shard, of, kept in shards:
+            assert of <= row_groups, "Petastorm refuses more shards than row groups"
+            for number in range(shard, row_groups, of):
+                found += list(range(number * group, min((number + 1) * group, count)))[kept]
+        assert len(found) == stop - first
+        assert len(shards) <= 2 * row_groups.bit_length()
+        seen += found
+    assert sorted(seen) == list(range(count))
 
 
 def read(blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **place: int) -> list[np.ndarray]:
