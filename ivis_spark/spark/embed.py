@@ -21,6 +21,7 @@ from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.frames import FEATURES
+from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import read_rows, to_list, to_packed_halves
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def embed_frame(
         outputs=outputs,
         counts=counts,
     )
-    return frame.mapInArrow(embed, T.StructType([*(fields[place] for place in kept), *outputs.fields]))
+    return map_arrow(frame, embed, T.StructType([*(fields[place] for place in kept), *outputs.fields]))
 
 
 def embed_batches(

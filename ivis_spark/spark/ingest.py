@@ -25,6 +25,7 @@ from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.frames import FEATURES, ID, LABEL, Source
 from ivis_spark.spark.session import arrow_batches, describe_job
+from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import from_list, pack, unpack, valid_rows
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     raw, data = build.path("raw"), build.path("data")
     write = functools.partial(write_checked, folder=raw, width=source.width, drop=config.invalid == "drop")
     with arrow_batches(spark, 4 * source.width):
-        records = source.frame.mapInArrow(write, _RECORD_SCHEMA).collect()
+        records = map_arrow(source.frame, write, _RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     storage.keep_only(raw, [record.path for record in records])
     rows = sum(record.rows for record in records)
@@ -105,7 +106,8 @@ def _finish(spark: SparkSession, raw: str, data: str, source: Source, scaler: Sc
     if not source.id_col:
         table = with_derived_ids(table)
     with arrow_batches(spark, 4 * source.width):
-        records = table.mapInArrow(functools.partial(write_scaled, folder=data, scaler=scaler), "path string").collect()
+        body = functools.partial(write_scaled, folder=data, scaler=scaler)
+        records = map_arrow(table, body, "path string").collect()
     storage.keep_only(data, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
 
@@ -114,7 +116,8 @@ def packed(source: Source, config: DataConfig) -> DataFrame:
     """Return a table's rows with packed features, not scaled. Lazy; a row that cannot be used fails the task."""
     columns = [field for field in source.frame.schema.fields if field.name != FEATURES]
     schema = T.StructType([*columns, T.StructField(FEATURES, T.BinaryType())])
-    return source.frame.mapInArrow(functools.partial(_pack_batches, width=source.width, invalid=config.invalid), schema)
+    body = functools.partial(_pack_batches, width=source.width, invalid=config.invalid)
+    return map_arrow(source.frame, body, schema)
 
 
 def _pack_batches(batches: Iterator[pa.RecordBatch], *, width: int, invalid: str) -> Iterator[pa.RecordBatch]:

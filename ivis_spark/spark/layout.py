@@ -44,6 +44,7 @@ from ivis_spark.spark.survey import (
     heavy_rows,
     survey_rows,
 )
+from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
@@ -275,4 +276,4 @@ class Layout:
 
 def mapped(frame: DataFrame, body: Callable[..., Any], schema: str, *, plan: Broadcast[Any]) -> DataFrame:
     """Run a task body over the Arrow batches of a table."""
-    return frame.mapInArrow(functools.partial(body, plan=plan), schema)
+    return map_arrow(frame, functools.partial(body, plan=plan), schema)

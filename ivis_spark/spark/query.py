@@ -18,6 +18,7 @@ from ivis_spark.core.partitioned import INDEX_FILE, PartitionedIndex
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark import frames, ingest
 from ivis_spark.spark.plan import one_blas_thread
+from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import to_list, unpack
 
 FOUND_SCHEMA = "id long, neighbour_ids array<long>, distances array<float>"
@@ -58,7 +59,7 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         rows = ingest.with_derived_ids(rows)
     digest = str(storage.digest_file(storage.join(opened.uri, INDEX_FILE))["sha256"])
     body = functools.partial(query_batches, uri=opened.uri, digest=digest, k=wanted)
-    return rows.select("id", "features").mapInArrow(body, FOUND_SCHEMA)
+    return map_arrow(rows.select("id", "features"), body, FOUND_SCHEMA)
 
 
 def query_batches(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int) -> Iterator[pa.RecordBatch]:

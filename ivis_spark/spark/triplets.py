@@ -28,6 +28,7 @@ from ivis_spark.errors import InputError
 from ivis_spark.spark.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.session import arrow_batches, describe_job, task_errors
+from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import list_values, unpack
 
 log = logging.getLogger(__name__)
@@ -83,18 +84,14 @@ def build_triplets(
         random_state=random_state,
         negatives=negatives,
     )
-    requests = (repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")).mapInArrow(
-        draw, _REQUEST_SCHEMA
-    )
+    dealt = repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")
+    requests = map_arrow(dealt, draw, _REQUEST_SCHEMA)
     fetched = requests.join(rows.withColumnRenamed("id", "other"), "other").drop("other")
     write = functools.partial(
         write_blocks, folder=folder, block_rows=plan.block_rows, draws=config.draws, group_blocks=config.group_blocks
     )
-    written_blocks = (
-        repartition_by_group(fetched, "bucket", tasks)
-        .sortWithinPartitions("bucket", "place")
-        .mapInArrow(write, "path string, blocks long, rows long, bucket int, label_width int")
-    )
+    placed = repartition_by_group(fetched, "bucket", tasks).sortWithinPartitions("bucket", "place")
+    written_blocks = map_arrow(placed, write, "path string, blocks long, rows long, bucket int, label_width int")
     width = rows.select(F.length("features")).first()
     with task_errors(), arrow_batches(spark, width[0] if width else 1):
         records = written_blocks.collect()
