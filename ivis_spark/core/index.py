@@ -22,7 +22,7 @@ from ivis_spark.errors import ArtifactError
 
 _BLOCK_BYTES = 4 << 20  # of keys: what fits the second-level caches while it is searched
 _NARROW = 384  # below this many columns a plain partial sort is as fast as the sampled threshold
-_STRIDE = 8
+_STRIDE = 16
 _ANNOY_MAX_SEED = 2**31 - 1
 _ANNOY_STEP = 1024
 
