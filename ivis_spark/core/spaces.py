@@ -66,9 +66,12 @@ class Space:
         """
         keys = np.empty(positions.shape, dtype=np.float32)
         step = max(1, _GATHER_BYTES // max(1, 4 * positions.shape[1] * X.shape[1]))
+        room = np.empty((min(step, len(Q)), positions.shape[1], X.shape[1]), dtype=np.float32)
         for start in range(0, len(Q), step):
             part = slice(start, start + step)
-            others, own = X[positions[part]], Q[part, None, :]
+            own = Q[part, None, :]
+            # Without a mode that cannot fail, `take` would fill another array first.
+            others = np.take(X, positions[part], axis=0, out=room[: len(own)], mode="clip")
             if self.metric == "dot":
                 keys[part] = -np.einsum("qcd,qcd->qc", others, np.broadcast_to(own, others.shape))
                 continue
@@ -152,10 +155,11 @@ class Target:
         if self.space.metric == "manhattan":
             return _manhattan(Q, self._manhattan_columns)
         if self._columns is None:  # |x|^2 rides along as one more feature: no pass over the product is needed for it
-            self._columns = np.concatenate([self._shifted, self._last[:, None]], axis=1).T
-        shifted = Q if self._centre is None else Q - self._centre
-        ones = np.ones((len(Q), 1), dtype=np.float32)
-        return np.asarray(np.concatenate([self._scale * shifted, ones], axis=1) @ self._columns)
+            self._columns = np.concatenate([self._scale * self._shifted, self._last[:, None]], axis=1).T
+        longer = np.empty((len(Q), Q.shape[1] + 1), dtype=np.float32)
+        np.subtract(Q, np.float32(0) if self._centre is None else self._centre, out=longer[:, :-1])
+        longer[:, -1] = 1
+        return np.asarray(longer @ self._columns)
 
     def rank_keys_of_all(self, step: int) -> Iterator[Floats]:
         """Yield `rank_keys` of the rows themselves, `step` rows at a time.

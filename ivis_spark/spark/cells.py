@@ -28,6 +28,7 @@ from ivis_spark.spark.plan import (
     QUERY_ONLY,
     RECORDS_PER_BATCH,
     Plan,
+    binary_array,
     buffered,
     grouped,
     one_blas_thread,
@@ -63,11 +64,12 @@ def _cell_blocks(p: Plan, ids: Ints, rows: Floats, role: int) -> Iterator[pa.Rec
     )
     order = np.argsort(cells, kind="stable")
     taken, cells, home = taken[order], cells[order], home[order]
-    names, blocks = [], []
+    names: list[int] = []
+    blocks: list[tuple[npt.NDArray[Any], ...]] = []
     for start, stop in runs(cells, max(1, BLOCK_BYTES // (4 * p.dims))):
         part = taken[start:stop]
         names.append(int(cells[start]))
-        blocks.append(ids[part].tobytes() + rows[part].tobytes() + home[start:stop].tobytes())
+        blocks.append((ids[part], rows[part], home[start:stop]))
         if len(names) == RECORDS_PER_BATCH:
             yield _cell_batch(p, names, role, blocks)
             names, blocks = [], []
@@ -75,13 +77,13 @@ def _cell_blocks(p: Plan, ids: Ints, rows: Floats, role: int) -> Iterator[pa.Rec
         yield _cell_batch(p, names, role, blocks)
 
 
-def _cell_batch(p: Plan, cells: list[int], role: int, blocks: list[bytes]) -> pa.RecordBatch:
+def _cell_batch(p: Plan, cells: list[int], role: int, blocks: list[tuple[npt.NDArray[Any], ...]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(
         {
             "task": pa.array(p.cell_tasks[cells], pa.int32()),
             "cell": pa.array(cells, pa.int32()),
             "role": pa.array([role] * len(cells), pa.int8()),
-            "block": pa.array(blocks, pa.binary()),
+            "block": binary_array(blocks),
         }
     )
 

@@ -19,7 +19,7 @@ from ivis_spark import storage
 from ivis_spark.core.merge import NO_ID, merge_top_k
 from ivis_spark.core.router import hash_ids
 from ivis_spark.core.spaces import Floats, Ints, Space
-from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, grouped, runs, task_folder
+from ivis_spark.spark.plan import BLOCK_BYTES, RECORDS_PER_BATCH, Plan, binary_array, grouped, runs, task_folder
 
 BUCKET_SCHEMA = "task int, bucket int, block binary"
 WRITTEN_SCHEMA = "name string, rows long, short long, asked binary, keys binary"
@@ -44,17 +44,18 @@ def bucket_blocks(p: Plan, ids: Ints, found: Ints, keys: Floats) -> Iterator[pa.
     order = np.argsort(buckets, kind="stable")
     ids, buckets, keys = ids[order], buckets[order], keys[order]
     packed = _pack_ids(found[order], p.low_id)
-    names, blocks = [], []
+    names: list[int] = []
+    blocks: list[tuple[npt.NDArray[Any], ...]] = []
     for start, stop in runs(buckets, max(1, BLOCK_BYTES // (12 * p.config.k))):
         names.append(int(buckets[start]))
-        blocks.append(ids[start:stop].tobytes() + packed[start:stop].tobytes() + keys[start:stop].tobytes())
+        blocks.append((ids[start:stop], packed[start:stop], keys[start:stop]))
     for at in range(0, len(names), RECORDS_PER_BATCH):
         part = slice(at, at + RECORDS_PER_BATCH)
         yield pa.RecordBatch.from_pydict(
             {
                 "task": pa.array(p.bucket_tasks[names[part]], pa.int32()),
                 "bucket": pa.array(names[part], pa.int32()),
-                "block": pa.array(blocks[part], pa.binary()),
+                "block": binary_array(blocks[part]),
             }
         )
 

@@ -137,6 +137,14 @@ def runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:
             yield at, min(stop, at + longest)
 
 
+def binary_array(values: list[tuple[npt.NDArray[Any], ...]]) -> pa.Array:
+    """Make a binary column, each value the bytes of some arrays in turn. They are copied once."""
+    sizes = [sum(part.nbytes for part in value) for value in values]
+    offsets = np.cumsum([0, *sizes]).astype(np.int32)
+    body = b"".join(part.data for value in values for part in value)
+    return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(body)])
+
+
 def binary_values(column: pa.Array, dtype: type) -> npt.NDArray[Any]:
     """View the bytes of a binary column as one flat array; values must be whole numbers of `dtype`."""
     offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
