@@ -170,7 +170,10 @@ def embed_batches(
 
 
 def load_encoder(shared: Broadcast[Encoder]) -> Encoder:
-    """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task."""
+    """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task.
+
+    TensorFlow cannot change it: a Python worker stays with the GPU of the first task that it embedded in.
+    """
     encoder = shared.value
     if not isinstance(encoder.network, DenseNetwork) and "tensorflow" not in sys.modules:
         context = TaskContext.get()

@@ -13,7 +13,7 @@ np.stack      a pandas UDF that stacks the rows of a batch, with the network as 
 np.stack+     the same with our network
 Keras         a pandas UDF that stacks the rows of a batch and calls `predict` of a Keras model loaded once a worker
 
-With --memory-rows the table is then embedded as often as it takes to reach so many rows, and the memory of the Python
+With --memory-rows the table is first embedded as often as it takes to reach so many rows, and the memory of the Python
 workers is watched.
 """
 
@@ -76,14 +76,14 @@ def main() -> None:
             "np.stack+": lambda: table.withColumn("embedding", plain_udf(network)("features")),
             "Keras": lambda: table.withColumn("embedding", keras_udf(keras_path)("features")),
         }
+        if options.memory_rows:  # first: the workers keep the TensorFlow that the others load
+            often = spark.read.parquet(*[path] * -(-options.memory_rows // options.rows))
+            watch_memory(model.transform(often), options.memory_rows)
         best = dict.fromkeys(ways, np.inf)
         for _ in range(ROUNDS):
             for name, make in ways.items():
                 best[name] = min(best[name], seconds(make()))
         tell(best, options.rows, cores(spark), options.dims)
-        if options.memory_rows:
-            often = spark.read.parquet(*[path] * -(-options.memory_rows // options.rows))
-            watch_memory(model.transform(often), options.memory_rows)
         spark.stop()
 
 
