@@ -22,6 +22,7 @@ from ivis_spark import storage
 from ivis_spark.core.blocks import unpack_near, unpack_vectors
 from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.data.batches import TripletGroup, slice_batches, whole_batches
+from ivis_spark.data.dealing import Part, deal, shards_of
 from ivis_spark.errors import ArtifactError, DependencyError, InputError
 
 log = logging.getLogger(__name__)
@@ -214,34 +215,6 @@ def _gather_batches(group: dict[str, tf.Tensor], *, kept: tuple[str, ...]) -> tf
     return tf.data.Dataset.from_tensor_slices({name: group[name] for name in kept}).map(gather)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Blocks `first` to before `stop` of a file, in the order in which `_shards` counts them."""
-
-    name: str
-    first: int
-    stop: int
-
-
-def _deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.Generator) -> list[_Part]:
-    """Return the parts of files that a rank reads: its stretch of all blocks, the files in an order drawn anew.
-
-    All ranks must call it with generators of the same seed. Each gets the same number of blocks but for one; where
-    blocks cannot be shared out evenly, the block at a border is read by both neighbours.
-    """
-    names = sorted(file_blocks)
-    total = sum(file_blocks.values())
-    first, stop = total * rank // n_ranks, -(-total * (rank + 1) // n_ranks)
-    parts, start = [], 0
-    for i in rng.permutation(len(names)):
-        count = file_blocks[names[i]]
-        part = _Part(names[i], max(first - start, 0), min(stop - start, count))
-        if part.first < part.stop:
-            parts.append(part)
-        start += count
-    return parts
-
-
 def _read_epoch(
     blocks: TripletBlocks,
     epoch: int,
@@ -255,7 +228,7 @@ def _read_epoch(
 
     Of the columns `near` and `label` it reads those in `optional`. Negatives are drawn for batches of `size`.
     """
-    parts = _deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
+    parts = deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
     rng = np.random.default_rng([random_state, epoch, place.rank])
     positive = f"positive_{epoch % blocks.draws}"
     columns = {"positive": positive, **{name: name for name in ("anchor", "weight", *optional)}}
@@ -273,9 +246,7 @@ def _read_epoch(
         )
 
 
-def _read_parts(
-    blocks: TripletBlocks, parts: list[_Part], columns: list[str], *, seed: int
-) -> Iterator[dict[str, Any]]:
+def _read_parts(blocks: TripletBlocks, parts: list[Part], columns: list[str], *, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the packed blocks of each row group by column: first those of files cut by a border, then whole files."""
     whole = []
     for part in parts:
@@ -284,7 +255,7 @@ def _read_parts(
         if part.stop - part.first == count:
             whole.append(url)
             continue
-        for shard, shards, kept in _shards(count, blocks.group_blocks, part.first, part.stop):
+        for shard, shards, kept in shards_of(count, blocks.group_blocks, part.first, part.stop):
             with _open_reader([url], columns, cur_shard=shard, shard_count=shards, shuffle_row_groups=False) as reader:
                 for found in reader:
                     yield {column: list(getattr(found, column))[kept] for column in columns}
@@ -338,40 +309,6 @@ def _aligned_rows(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     start = -room.ctypes.data % _ALIGNMENT
     rows = room[start : start + 4 * shape[0] * shape[1]].view(np.float32).reshape(shape)
     return np.concatenate(parts, out=rows)
-
-
-def _shards(
-    count: int, group_blocks: int, first: int, stop: int, shard: int = 0, shards: int = 1
-) -> Iterator[tuple[int, int, slice]]:
-    """Yield the shards of a file that hold its blocks `first` to before `stop`, and which blocks of each those are.
-
-    A Petastorm reader takes every n-th row group, not a stretch of them, and opening one costs as much as reading
-    some blocks. So blocks are counted in another order: those of the even row groups come before those of the odd
-    ones, and so again in each half. Any stretch is a few shards then, all whole but for a row group at either end.
-
-    Args:
-        count: Blocks of the file.
-        group_blocks: Blocks of a row group; the last may hold fewer.
-        first: First block wanted of the row groups `shard`, `shard + shards`, ...
-        stop: First block after those that is not.
-        shard: First of the row groups that this is about.
-        shards: Distance of the others.
-
-    Yields:
-        `cur_shard` and `shard_count` for Petastorm, and a slice of each of their row groups.
-    """
-    row_groups = -(-count // group_blocks)
-    groups = range(shard, row_groups, shards)
-    held = sum(min(group_blocks, count - group * group_blocks) for group in groups)
-    first, stop = max(first, 0), min(stop, held)
-    if first >= stop:
-        return
-    if stop - first == held or len(groups) == 1:
-        yield (shard, row_groups if len(groups) == 1 else shards, slice(first, stop))
-        return
-    even = sum(min(group_blocks, count - group * group_blocks) for group in groups[::2])
-    yield from _shards(count, group_blocks, first, stop, shard, 2 * shards)
-    yield from _shards(count, group_blocks, first - even, stop - even, shard + shards, 2 * shards)
 
 
 @contextlib.contextmanager

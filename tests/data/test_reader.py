@@ -16,11 +16,10 @@ pytestmark = pytest.mark.tf
 
 from triplet_blocks import write_blocks  # noqa: E402
 
+from ivis_spark.data.dealing import deal, shards_of  # noqa: E402
 from ivis_spark.data.reader import (  # noqa: E402
     Place,
     TripletBlocks,
-    _deal,
-    _shards,
     block_dataset,
 )
 from ivis_spark.errors import InputError  # noqa: E402
@@ -32,7 +31,7 @@ def test_ranks_are_dealt_equal_shares_of_all_blocks(counts: list[int], n_ranks: 
     total = sum(counts)
     seen: dict[tuple[str, int], int] = {}
     for rank in range(n_ranks):
-        parts = _deal(files, rank, n_ranks, np.random.default_rng(seed))
+        parts = deal(files, rank, n_ranks, np.random.default_rng(seed))
         blocks = [(part.name, i) for part in parts for i in range(part.first, part.stop)]
         assert len(set(blocks)) == len(blocks) and total / n_ranks <= len(blocks) < total / n_ranks + 2
         for block in blocks:
@@ -48,7 +47,7 @@ def test_shards_of_the_stretches_of_a_file_hold_each_block_once(count: int, grou
     row_groups = -(-count // group)
     seen: list[int] = []
     for first, stop in zip([0, *stops], stops, strict=False):
-        shards = list(_shards(count, group, first, stop))
+        shards = list(shards_of(count, group, first, stop))
         found = []
         for shard, of, kept in shards:
             assert of <= row_groups, "Petastorm refuses more shards than row groups"
