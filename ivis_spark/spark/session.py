@@ -34,7 +34,6 @@ _LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # ours shows the stage's name and goes to the log file too
     "spark.sql.shuffle.partitions": "8",  # 200 tiny tasks cost more than they do
     "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",  # 2,000 x 784 float32 is 6 MB
-    "spark.shuffle.compress": "false",  # files of one machine's own; packed floats hardly shrink
 }
 
 
