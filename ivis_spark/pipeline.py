@@ -27,6 +27,7 @@ from ivis_spark.config import Config, DataConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.runtime.fitness import check_fit, label_values
+from ivis_spark.runtime.lock import RunLock
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.serving.folder import read_model
 from ivis_spark.storage import Manifest, StageBuild
@@ -310,7 +311,8 @@ class Pipeline:
         encoder = model.encoder(scaled=other is None)
         spec = {**self._embed_spec(fingerprint, other), "mode": mode}
         embed = functools.partial(embed_job.embed_input, self._get_spark(), source, encoder, self.config.embed)
-        info, before = target.put(storage.fingerprint(spec), embed)
+        with RunLock(target.uri, "embed"):
+            info, before = target.put(storage.fingerprint(spec), embed)
         log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
         return {**info, "done_before": before}
 

@@ -308,6 +308,7 @@ class RunFolder:
         spec: Mapping[str, Any],
         *,
         map_files: Callable[[Callable[[str], Any], list[str]], Iterable[Any]] = map,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[StageBuild]:
         """Build a stage and publish it when the block ends without an exception.
 
@@ -315,6 +316,7 @@ class RunFolder:
             stage: Name of the folder.
             spec: Configuration and inputs, kept in the manifest and compared on a rerun.
             map_files: How to digest many files; Spark's tasks where there are many.
+            check: Called last before publishing; what it raises keeps the stage from being published.
 
         Yields:
             The build; what is written below its `uri` is what will stand in the folder.
@@ -337,6 +339,7 @@ class RunFolder:
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             write_json(join(building, MANIFEST), dataclasses.asdict(manifest))
+            check()
             self._swap(stage, building)
         finally:
             if fs.exists(path):

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
 
 from ivis_spark.cli import main
@@ -59,6 +60,32 @@ def test_run_publishes_every_stage(finished: Path) -> None:
     assert 0.5 < figures["trustworthiness"] <= 1
     assert "<html" in (output / "report" / "report.html").read_text()[:2000]
     assert (output / "report" / "embedding.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_spark_says_what_it_is_doing(finished: Path, spark: SparkSession) -> None:
+    jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    shown = {jobs.apply(i).description().toString() for i in range(jobs.size())}
+    for stage in ("ingest", "neighbours", "triplets", "embed", "report"):
+        assert any(text.startswith(f"Some({stage}") for text in shown), (stage, shown)
+
+
+def test_steps_of_a_stage_are_in_its_manifest(finished: Path) -> None:
+    info = json.loads((finished / "out" / "neighbours" / "manifest.json").read_text())["info"]
+    assert info["step_seconds"] and 0 < sum(info["step_seconds"].values()) <= info["seconds"]
+
+
+def test_mlflow_gets_the_run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/mlflow")
+    argv = ["run", "--input", str(finished / "digits.parquet"), "--output", str(tmp_path / "out"), "--id-col", "id"]
+    assert main([*argv, "--label-col", "y", *FAST, "--mlflow", "cells"]) == 0
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("cells").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["train.epochs"] == "3"
+    assert 0.5 < run.data.metrics["report.trustworthiness"] <= 1
+    assert len(client.get_metric_history(run.info.run_id, "model.loss")) == 3
+    assert "report/report.html" in [entry.path for entry in client.list_artifacts(run.info.run_id, "report")]
 
 
 def test_rerun_skips_and_changes_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,66 @@ ALLOWED = {
         "timeout_seconds",
     },
     "python_wheel_task": {"package_name", "entry_point", "parameters", "named_parameters"},
+    "library": {"whl", "pypi", "jar", "maven", "cran", "requirements"},
     "target": {"mode", "default", "workspace", "variables", "run_as"},
+}
+# Of keys whose values are not any text: what they may be, as the same structure says. A number may be a variable.
+NUMBER = re.compile(r"\d+|\$\{var\.\w+\}")
+VALUES: dict[str, Any] = {
+    "type": {"whl"},
+    "mode": {"development", "production"},
+    "default": (bool, str, int),
+    "max_concurrent_runs": NUMBER,
+    "num_workers": NUMBER,
+    "max_retries": NUMBER,
+    "timeout_seconds": NUMBER,
+    "data_security_mode": {
+        "NONE",
+        "SINGLE_USER",
+        "USER_ISOLATION",
+        "DATA_SECURITY_MODE_AUTO",
+        "DATA_SECURITY_MODE_DEDICATED",
+        "DATA_SECURITY_MODE_STANDARD",
+    },
+    "new_cluster": dict,
+    "python_wheel_task": dict,
+    "spark_conf": dict,
+    "spark_env_vars": dict,
+    "autoscale": dict,
+    "tasks": list,
+    "job_clusters": list,
+    "libraries": list,
+    "depends_on": list,
+    "parameters": list,
 }
 
 
 def check(kind: str, value: dict[str, Any]) -> None:
     assert set(value) <= ALLOWED[kind], f"{kind}: {set(value) - ALLOWED[kind]}"
+    for key, item in value.items():
+        wanted = VALUES.get(key, str)
+        if isinstance(wanted, set):
+            assert item in wanted, f"{kind}.{key}: {item!r} is none of {sorted(wanted)}"
+        elif isinstance(wanted, re.Pattern):
+            assert wanted.fullmatch(str(item)), f"{kind}.{key}: {item!r} is no number"
+        else:
+            assert isinstance(item, wanted), f"{kind}.{key}: {item!r}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("library", {"wheel": "dist/a.whl"}),
+        ("library", {"whl": ["dist/a.whl"]}),
+        ("new_cluster", {"data_security_mode": "SINGLE"}),
+        ("new_cluster", {"num_workers": "four"}),
+        ("target", {"mode": "dev"}),
+        ("task", {"depends_on": "neighbours"}),
+    ],
+)
+def test_wrong_bundles_are_seen(kind: str, value: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        check(kind, value)
 
 
 def job() -> dict[str, Any]:
@@ -67,6 +122,8 @@ def test_structure() -> None:
     for task in job()["tasks"]:
         check("task", task)
         check("python_wheel_task", task["python_wheel_task"])
+        for library in task["libraries"]:
+            check("library", library)
         assert all(isinstance(item, str) for item in task["python_wheel_task"]["parameters"])
 
 

@@ -74,6 +74,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dims", type=int, required=True, metavar="D", help="features of a row")
     command.add_argument("--executors", default="1x4", metavar="ExC", help="executors x cores of each (default: 1x4)")
     command.add_argument("--executor-memory", default="8g", metavar="M", help="memory of an executor (default: 8g)")
+    command.add_argument("--executor-disk", metavar="M", help="disk of an executor for shuffles, to be compared with")
     command.add_argument("--config", metavar="FILE", help="settings of the run, as for `run`")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
     command.add_argument("--measured", metavar="DIR", help="a finished run of a part of the table, to take rates from")
@@ -96,19 +97,21 @@ def _clean_options(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> str:
-    from ivis_spark.operations.measured import carry_over, measure, show_plan
-    from ivis_spark.operations.plan import Cluster, make_plan
+    from ivis_spark.operations.measured import measure, show_plan
+    from ivis_spark.operations.plan import Cluster, driver_bytes, make_plan
 
     if (arguments.measured is None) != (arguments.measured_cores is None):
         raise ConfigError("--measured and --measured-cores go together: the run, and the cores that it had")
     config = load_config(arguments.config, arguments.set)
-    cluster = Cluster.parse(arguments.executors, arguments.executor_memory)
-    if arguments.measured is None:
-        stages = make_plan(arguments.rows, arguments.dims, config, cluster)
-    else:
+    cluster = Cluster.parse(arguments.executors, arguments.executor_memory, arguments.executor_disk)
+    factors, assumed = None, None
+    if arguments.measured is not None:
         factors, assumed = measure(arguments.measured, arguments.measured_cores)
-        stages = carry_over(make_plan(arguments.rows, arguments.dims, config, cluster, assumed=assumed), factors)
-    return _json([dataclasses.asdict(stage) for stage in stages]) if arguments.json else show_plan(stages, cluster)
+    table = arguments.rows, arguments.dims, config
+    stages = make_plan(*table, cluster, assumed=assumed, factors=factors)
+    if arguments.json:
+        return _json([dataclasses.asdict(stage) for stage in stages])
+    return show_plan(stages, cluster, driver=driver_bytes(*table), factors=factors)
 
 
 def _doctor(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[str, int]:

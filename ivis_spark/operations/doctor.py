@@ -50,12 +50,12 @@ def check_machine() -> list[Check]:
     # What packages print and warn of on the way is not the answer.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        return [_guarded(check) for check in checks]
+        return [_guarded(check, check.__name__.strip("_")) for check in checks]
 
 
 def check_storage(root: str) -> Check:
     """Write, read, list, rename and remove below the run folder, as stages do. Runs on: driver or executor."""
-    return _guarded(lambda: _storage(root), name="storage")
+    return _guarded(lambda: _storage(root), "storage")
 
 
 def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
@@ -70,8 +70,8 @@ def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
     started = time.monotonic()
     try:
         spark = get_spark()
-    except (IvisError, OSError, RuntimeError) as err:
-        return [Check("spark", "fail", str(err).splitlines()[0], "mend Java or --master, then look again")]
+    except Exception as err:  # noqa: BLE001 - whatever keeps Spark from starting is the finding
+        return [_broken("spark", err)]
     found = f"{spark.version} on {spark.sparkContext.master}, {time.monotonic() - started:.1f} s to start"
     checks = [Check("spark", "ok", found)]
     from ivis_spark.spark.session import is_local
@@ -89,13 +89,33 @@ def show(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _guarded(check: Callable[[], Check], *, name: str = "") -> Check:
+# What to do where a check itself breaks.
+_INSTALL = "pip install -c conf/constraints.txt 'ivis_spark[cpu,fit]'"
+_PETASTORM = "pip install 'pyarrow>=14,<15' petastorm==0.13.1 'setuptools<70'"
+_REMEDIES = {
+    "packages": _INSTALL,
+    "memory": "run on Linux or macOS, whose memory can be asked for",
+    "disk": "set spark.local.dir (or SPARK_LOCAL_DIRS) to a folder that exists",
+    "tensorflow": _INSTALL,
+    "petastorm": _PETASTORM,
+    "gpus": "install a TensorFlow that loads: " + _INSTALL,
+    "storage": "pass a folder that this user can make and write, or a URI whose filesystem is installed (file, hdfs, "
+    "dbfs; s3 needs pip install s3fs, gs gcsfs, abfs adlfs)",
+    "spark": "install Java 17 and set JAVA_HOME, or mend --master and --spark-conf, then look again",
+}
+
+
+def _guarded(check: Callable[[], Check], name: str) -> Check:
     """Run a check; one that breaks is a finding, not an end: this is where broken machines are looked at."""
     try:
         return check()
     except Exception as err:  # noqa: BLE001
-        text = f"{type(err).__name__}: {(str(err).splitlines() or ['no message'])[0]}"
-        return Check(name or check.__name__.strip("_"), "fail", text, "install what is missing, then look again")
+        return _broken(name, err)
+
+
+def _broken(name: str, err: Exception) -> Check:
+    text = (str(err).splitlines() or ["no message"])[0]
+    return Check(name, "fail", text if isinstance(err, IvisError) else f"{type(err).__name__}: {text}", _REMEDIES[name])
 
 
 def _python() -> Check:
@@ -122,8 +142,7 @@ def _packages() -> Check:
         if name in ranges and not ranges[name].contains(version, prereleases=True):
             wrong.append(f"{name} {version} is not {ranges[name]}")
     if wrong:
-        remedy = "pip install -c conf/constraints.txt 'ivis_spark[cpu,fit]'"
-        return Check("packages", "fail", "; ".join(wrong), remedy)
+        return Check("packages", "fail", "; ".join(wrong), _INSTALL)
     return Check("packages", "ok", ", ".join(found))
 
 
@@ -159,9 +178,7 @@ def _petastorm() -> Check:
         with make_batch_reader(f"file://{folder}", reader_pool_type="dummy", num_epochs=1) as reader:
             read = [bytes(value) for batch in reader for value in batch.block]
     if sorted(read) != [b"1234", b"5678"]:
-        return Check(
-            "petastorm", "fail", f"read {read} of two blocks", "pip install 'pyarrow>=14,<15' petastorm==0.13.1"
-        )
+        return Check("petastorm", "fail", f"read {read} of two blocks", _PETASTORM)
     return Check("petastorm", "ok", f"{importlib.metadata.version('petastorm')} reads Parquet")
 
 

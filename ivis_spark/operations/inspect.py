@@ -116,20 +116,13 @@ def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "stage": name,
         "rows": manifest.info.get("rows"),
-        "seconds": stage_seconds(manifest.info.get("seconds")),
+        "seconds": manifest.info.get("seconds"),
         "bytes": sum(record["bytes"] for record in manifest.files),
         "files": len(manifest.files),
         "created": manifest.created,
         "run_id": manifest.info.get("run_id"),
         "fingerprint": manifest.fingerprint,
     }
-
-
-def stage_seconds(value: Any) -> float | None:
-    """Return a stage's seconds; the sum, where it tells those of its steps."""
-    if isinstance(value, dict):
-        return round(sum(value.values()), 3)
-    return value if isinstance(value, (int, float)) else None
 
 
 def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolExecutor) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError
-from ivis_spark.operations.inspect import size_text, stage_seconds
+from ivis_spark.operations.inspect import size_text
 from ivis_spark.operations.plan import Assumptions, Cluster, Rates, StagePlan, make_plan
 from ivis_spark.storage import Manifest, RunFolder
 
@@ -44,18 +45,6 @@ def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[StagePlan]:
     return make_plan(info["rows"], info["dims"], config, Cluster(1, cores, 64e9), assumed=_assumptions(manifests))
 
 
-def carry_over(stages: list[StagePlan], factors: dict[str, float]) -> list[StagePlan]:
-    """Return plans whose work is scaled by what a finished run took."""
-    return [
-        dataclasses.replace(
-            stage,
-            core_seconds=stage.core_seconds * factors[stage.stage],
-            seconds=stage.seconds * factors[stage.stage],
-        )
-        for stage in stages
-    ]
-
-
 def run_manifests(root: str) -> dict[str, Manifest]:
     """Return the manifests of a finished run.
 
@@ -72,14 +61,23 @@ def seconds_of(manifest: Manifest) -> float:
     Raises:
         ArtifactError: if its manifest does not say.
     """
-    seconds = stage_seconds(manifest.info.get("seconds"))
-    if seconds is None:
+    seconds = manifest.info.get("seconds")
+    if not isinstance(seconds, (int, float)):
         raise ArtifactError(f"the manifest of {manifest.stage!r} has no seconds; build the stage anew with --overwrite")
-    return seconds
+    return float(seconds)
 
 
-def show_plan(stages: list[StagePlan], cluster: Cluster) -> str:
-    """Return a plan as text: a table, totals, the formulas, and what to change."""
+def show_plan(
+    stages: list[StagePlan], cluster: Cluster, *, driver: float, factors: Mapping[str, float] | None = None
+) -> str:
+    """Return a plan as text: a table, totals, the formulas, and what to change.
+
+    Args:
+        stages: The plan.
+        cluster: What it was made for.
+        driver: Bytes that the driver holds.
+        factors: What the rates were multiplied by, from a finished run.
+    """
     head = f"{'stage':<12}{'tasks':>9}{'shuffle':>11}{'storage':>11}{'a task':>10}{'core-hours':>12}{'hours':>9}"
     lines = [head]
     for stage in stages:
@@ -92,13 +90,15 @@ def show_plan(stages: list[StagePlan], cluster: Cluster) -> str:
     lines.append(
         f"{'all':<12}{'':>9}{size_text(shuffle):>11}{size_text(stored):>11}{'':>10}{core:>12,.2f}{hours:>9,.2f}"
     )
-    biggest = max(stage.shuffle_bytes for stage in stages) / cluster.executors
-    lines += ["", f"local disk of an executor for shuffles: {size_text(2 * biggest)}", "", "formulas (N rows, d dims):"]
+    biggest = max(stage.local_bytes(cluster) for stage in stages)
+    lines += ["", f"local disk of an executor for shuffles: {size_text(biggest)}"]
+    lines += [f"memory of the driver for cells and samples: {size_text(driver)}", "", "formulas (N rows, d dims):"]
     lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
     rates = dataclasses.asdict(Rates()).items()
-    lines += [
-        "built-in rates, estimates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates)
-    ]
+    lines.append("measured rates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates))
+    if factors:
+        found = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
+        lines.append(f"multiplied by what the finished run took: {found}")
     advice = [f"  {stage.stage}: {text}" for stage in stages for text in stage.advice]
     return "\n".join([*lines, "", "to change:" if advice else "nothing passes a limit", *advice])
 

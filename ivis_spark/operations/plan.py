@@ -1,15 +1,16 @@
 """`plan`: what a run will need, before it is started: tasks, bytes, memory a task, core-hours, and what to change.
 
-Every figure is a formula over rows, dimensions and settings; seconds are that times a rate. The built-in rates are
-rough estimates, which `tests/bench/bench_plan.py` compares with what a run takes. Those of a machine of one's own
-come from a finished run of a part of the table: `plan --measured RUN --measured-cores N` scales each stage by what
-that run took.
+Every figure is a formula over rows, dimensions and settings; seconds are that times a rate. The built-in rates were
+measured by `tests/bench/bench_plan.py`, which compares plans with what runs take. Those of a machine of one's own come
+from a finished run of a part of the table: `plan --measured RUN --measured-cores N` scales each stage by what that run
+took.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ivis_spark.config import Config
@@ -19,6 +20,8 @@ from ivis_spark.core.router import SPREAD
 from ivis_spark.errors import ConfigError
 
 _TASK_BYTES = 256 << 20  # as in the neighbours stage
+# Counts and sums of cells and of pairs of near cells, measured; at 100,000 cells 160 MB, and as many index files.
+_DRIVER_BYTES_A_CELL, _MOST_CELLS = 1600.0, 100_000
 # Widths of the hidden layers, here again since nn/networks.py needs TensorFlow; a test holds them equal.
 NETWORKS = {"szubert": (128, 128, 128), "hinton": (2000, 1000, 500), "maaten": (500, 500, 2000)}
 _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
@@ -26,7 +29,7 @@ _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
 @dataclass(frozen=True)
 class Rates:
-    """Estimated costs, in seconds of one core; `tests/bench/bench_plan.py` compares them with runs.
+    """Costs, in seconds of one core.
 
     Attributes:
         start: Of a stage, whatever its size: planning, first Python workers.
@@ -53,29 +56,28 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the run gets: executors, cores of each, memory of each in bytes."""
+    """What the run gets: executors, cores of each, memory and, where it is known, disk of each in bytes."""
 
     executors: int
     cores: int
     memory: float
+    disk: float = math.inf
 
     @classmethod
-    def parse(cls, text: str, memory: str) -> Cluster:
-        """Read `50x16` and `64g`.
+    def parse(cls, text: str, memory: str, disk: str | None = None) -> Cluster:
+        """Read `50x16`, `64g` and `500g`.
 
         Raises:
-            ConfigError: if either is not of that form.
+            ConfigError: if one is not of that form.
         """
+        given = f"--executors {text!r} --executor-memory {memory!r}" + f" --executor-disk {disk!r}" * (disk is not None)
         try:
             executors, cores = (int(part) for part in text.lower().split("x"))
-            unit = {"g": 1 << 30, "m": 1 << 20, "t": 1 << 40}[memory[-1:].lower()]
-            found = cls(executors, cores, float(memory[:-1]) * unit)
+            found = cls(executors, cores, _bytes(memory), math.inf if disk is None else _bytes(disk))
         except (ValueError, KeyError) as err:
-            raise ConfigError(
-                f"--executors {text!r} --executor-memory {memory!r}: they must be like 50x16 (executors x cores), 64g"
-            ) from err
-        if found.executors < 1 or found.cores < 1 or found.memory <= 0:
-            raise ConfigError(f"--executors {text!r} --executor-memory {memory!r} must be above 0")
+            raise ConfigError(f"{given}: they must be like 50x16 (executors x cores), 64g and 500g") from err
+        if min(found.executors, found.cores, found.memory, found.disk) <= 0:
+            raise ConfigError(f"{given} must be above 0")
         return found
 
     @property
@@ -98,6 +100,10 @@ class StagePlan:
     formula: str
     advice: list[str] = field(default_factory=list)
 
+    def local_bytes(self, cluster: Cluster) -> float:
+        """Return what its shuffle takes of an executor's disk: once sorted by the map side, once merged."""
+        return 2 * self.shuffle_bytes / cluster.executors
+
 
 @dataclass(frozen=True)
 class Assumptions:
@@ -116,6 +122,7 @@ class _Job:
     cluster: Cluster
     rates: Rates
     assumed: Assumptions
+    factors: Mapping[str, float]
 
     @property
     def vector(self) -> float:
@@ -123,7 +130,7 @@ class _Job:
 
     @property
     def cells(self) -> int:
-        return max(1, round(self.rows / (SPREAD * cell_limits(self.config.neighbours).most)))
+        return _cells(self.rows, self.config)
 
     @property
     def flops(self) -> float:
@@ -135,8 +142,10 @@ class _Job:
         ]
         return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
-    def seconds(self, core_seconds: float, tasks: int) -> float:
-        return self.rates.start + core_seconds / min(self.cluster.slots, tasks)
+    def times(self, stage: str, core_seconds: float, slots: float) -> tuple[float, float]:
+        """Return core-seconds and seconds of a stage whose work takes `core_seconds` by the rates."""
+        core = core_seconds * self.factors.get(stage, 1.0)
+        return core, self.rates.start + core / min(self.cluster.slots, slots)
 
 
 def make_plan(
@@ -147,6 +156,7 @@ def make_plan(
     *,
     rates: Rates | None = None,
     assumed: Assumptions | None = None,
+    factors: Mapping[str, float] | None = None,
 ) -> list[StagePlan]:
     """Plan every stage of a run.
 
@@ -157,6 +167,7 @@ def make_plan(
         cluster: What it runs on.
         rates: Costs; the built-in ones by default.
         assumed: What depends on the table.
+        factors: By stage, how much more work it is than the rates say; 1 where none is given.
 
     Raises:
         ConfigError: if rows or dims are not above 0, or k is not less than the rows.
@@ -167,9 +178,26 @@ def make_plan(
             f"--rows {rows:g} --dims {dims}: dims must be at least 1, and rows at least neighbours.k + 2 = "
             f"{config.neighbours.k + 2}"
         )
-    job = _Job(rows, dims, config, cluster, rates or Rates(), assumed or Assumptions())
+    job = _Job(rows, dims, config, cluster, rates or Rates(), assumed or Assumptions(), factors or {})
     stages = [_rows(job), _neighbours(job), _triplets(job), _model(job), _embeddings(job), _report(job)]
-    return [_with_memory_advice(stage, job) for stage in stages]
+    for stage in stages:
+        stage.advice.extend(_limits_passed(stage, job))
+    return stages
+
+
+def driver_bytes(rows: float, dims: int, config: Config) -> float:
+    """Return what the driver holds at most: arrays by cell, and the samples of the report or of measuring recall."""
+    cells = _cells(rows, config)
+    sample = max(config.evaluate.sample_rows, config.neighbours.recall_sample) * 4.0 * dims
+    return _DRIVER_BYTES_A_CELL * cells + 2 * sample
+
+
+def _bytes(text: str) -> float:
+    return float(text[:-1]) * {"g": 1 << 30, "m": 1 << 20, "t": 1 << 40}[text[-1:].lower()]
+
+
+def _cells(rows: float, config: Config) -> int:
+    return max(1, round(rows / (SPREAD * cell_limits(config.neighbours).most)))
 
 
 def _rows(job: _Job) -> StagePlan:
@@ -178,8 +206,8 @@ def _rows(job: _Job) -> StagePlan:
     tasks = max(job.cluster.slots, math.ceil(job.rows * record / _TASK_BYTES))
     core = job.rows * (job.rates.rows[0] + job.rates.rows[1] * job.dims)
     return StagePlan(
-        "rows", tasks, derived, job.rows * record, _PYTHON_BYTES + 4 * 10_000 * record, core, job.seconds(core, tasks),
-        "N (4 d + 16) B stored; seconds N (a + b d)",
+        "rows", tasks, derived, job.rows * record, _PYTHON_BYTES + 4 * 10_000 * record,
+        *job.times("rows", core, tasks), "N (4 d + 16) B stored; seconds N (a + b d)",
     )  # fmt: skip
 
 
@@ -195,12 +223,12 @@ def _neighbours(job: _Job) -> StagePlan:
     core += copies * job.rows * cell_rows * (rates.search[0] + rates.search[1] * job.dims)
     core += copies * job.rows * k * rates.list
     advice = []
-    if job.cells > 100_000:
-        larger = math.ceil(job.rows / (SPREAD * 100_000) / 1000) * 1000
+    if job.cells > _MOST_CELLS:
+        larger = math.ceil(job.rows / (SPREAD * _MOST_CELLS) / 1000) * 1000
         advice.append(f"{job.cells:,} index files: pass --set neighbours.max_cell_rows={larger}")
     return StagePlan(
         "neighbours", tasks, shuffled + lists, job.rows * (job.vector + 12 * k),
-        _PYTHON_BYTES + 2 * biggest * job.vector + 96e6, core, job.seconds(core, tasks),
+        _PYTHON_BYTES + 2 * biggest * job.vector + 96e6, *job.times("neighbours", core, tasks),
         f"C = N / ({SPREAD} max_cell_rows) = {job.cells:,} cells, c = {copies:g} copies; shuffles c N (4 d + 9) + "
         f"12 c N k B; stores N (4 d + 12 k) B; seconds {passes} N (a + b d sqrt C) + (c N)(c N / C)(e + f d) + g c N k",
         advice,
@@ -224,7 +252,7 @@ def _triplets(job: _Job) -> StagePlan:
     return StagePlan(
         "triplets", plan.buckets, job.rows * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
         vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * (1 + settings.draws) * job.vector + 56 * bucket,
-        core, job.seconds(core, plan.buckets),
+        *job.times("triplets", core, plan.buckets),
         "F = N / (block_rows file_blocks) files, v = N (1 + draws) vectors; shuffles N (8 k + 16) + v (4 d + 56) + "
         "N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
         advice,
@@ -237,8 +265,13 @@ def _model(job: _Job) -> StagePlan:
     core = passes * job.rows * (job.rates.train[0] + job.rates.train[1] * 6 * job.flops)
     group = job.config.triplets.group_blocks * job.config.triplets.block_rows * 2 * job.vector
     params = job.flops / 2 * 4
-    seconds = job.rates.start + core / ranks
+    core, seconds = job.times("model", core, ranks)
     advice = []
+    if ranks > job.cluster.slots:
+        advice.append(
+            f"train.num_ranks={ranks} and the cluster has {job.cluster.slots} cores: training will not start. Lower "
+            "train.num_ranks or give it more executors"
+        )
     if settings.model not in NETWORKS:
         advice.append(f"train.model={settings.model!r} is not known here and counted as szubert")
     if seconds > 24 * 3600:
@@ -256,20 +289,20 @@ def _embeddings(job: _Job) -> StagePlan:
     width = 4 * job.config.train.embedding_dims
     batch = job.config.embed.batch_rows
     return StagePlan(
-        "embeddings", tasks, 0.0, job.rows * (width + 16), _PYTHON_BYTES + 3 * batch * (job.vector + width), core,
-        job.seconds(core, tasks), "stores N (4 e + 16) B; seconds N (a + b flops); no shuffle",
+        "embeddings", tasks, 0.0, job.rows * (width + 16), _PYTHON_BYTES + 3 * batch * (job.vector + width),
+        *job.times("embeddings", core, tasks), "stores N (4 e + 16) B; seconds N (a + b flops); no shuffle",
     )  # fmt: skip
 
 
 def _report(job: _Job) -> StagePlan:
     sample = job.config.evaluate.sample_rows * job.vector
     return StagePlan(
-        "report", 1, sample, 10e6, _PYTHON_BYTES + 4 * sample, job.rates.report, job.rates.report,
+        "report", 1, sample, 10e6, _PYTHON_BYTES + 4 * sample, *job.times("report", job.rates.report, 1),
         "samples of fixed size: the same for any N",
     )  # fmt: skip
 
 
-def _with_memory_advice(stage: StagePlan, job: _Job) -> StagePlan:
+def _limits_passed(stage: StagePlan, job: _Job) -> Iterator[str]:
     # Python workers live beside the JVM's heap; a third of the executor is what Spark's own sorts should be left.
     slots = 1 if stage.stage == "model" else job.cluster.cores
     room = 0.67 * job.cluster.memory / slots
@@ -280,8 +313,9 @@ def _with_memory_advice(stage: StagePlan, job: _Job) -> StagePlan:
             "embeddings": "lower embed.batch_rows",
             "model": "lower triplets.block_rows or triplets.group_blocks",
         }.get(stage.stage, "give executors more memory")
-        text = (
-            f"a task needs {stage.task_bytes / 1e9:.2f} GB and has {room / 1e9:.2f}: {cure}, or fewer cores an executor"
-        )
-        stage.advice.append(text)
-    return stage
+        needed = f"a task needs {stage.task_bytes / 1e9:.2f} GB and has {room / 1e9:.2f}"
+        yield f"{needed}: {cure}, or fewer cores an executor"
+    spilled = stage.local_bytes(job.cluster)
+    if spilled > job.cluster.disk:
+        needed = f"shuffles take {spilled / 1e9:.0f} GB of an executor's disk, which has {job.cluster.disk / 1e9:.0f}"
+        yield f"{needed}: larger or more disks in spark.local.dir, or more executors"

@@ -63,10 +63,12 @@ class StageRunner:
         else:
             log.info("%s: started", name)
             started = time.monotonic()
-            with self.locked(lock) as held, self.folder.build(name, spec, map_files=map_files) as stage:
+            with (
+                self.locked(lock) as held,
+                self.folder.build(name, spec, map_files=map_files, check=held.check) as stage,
+            ):
                 build(stage)
                 stage.info["run_id"] = logs.run_id()
-                held.check()
             log.info("%s: published in %.1f s", name, time.monotonic() - started)
         manifest = self.folder.require(name, command)
         if self.tracker is not None:

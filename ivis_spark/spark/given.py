@@ -70,7 +70,7 @@ def take_neighbours(
         )
     figures = {"rows": layout.n_rows, "dims": layout.dims, "k": config.k, "metric": config.metric, "backend": "given"}
     measured = {"value": recall.value, "ci95": [recall.low, recall.high], "sample": recall.sample}
-    return {**figures, "recall": measured, "seconds": dict(layout.seconds)}
+    return {**figures, "recall": measured, "step_seconds": dict(layout.seconds)}
 
 
 def _checked_types(table: DataFrame) -> DataFrame:

@@ -55,7 +55,7 @@ def build_neighbours(
         scaler: What `rows` went through, kept with the index so that new rows go through it too.
 
     Returns:
-        Figures for the manifest: rows, dims, k, metric, backend, cells, overlap, recall, seconds of each step.
+        Figures for the manifest: rows, dims, k, metric, backend, cells, overlap, recall, step_seconds.
 
     Raises:
         InputError: if k is not less than the number of rows.
@@ -217,7 +217,7 @@ class _Search:
                 "sample": recall.sample,
                 "expected": choice.recall,
             },
-            "seconds": dict(self.layout.seconds),
+            "step_seconds": dict(self.layout.seconds),
         }
 
 

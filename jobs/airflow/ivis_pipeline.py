@@ -1,6 +1,6 @@
 """An Airflow DAG: one task a stage, each a spark-submit of a job of this project.
 
-Put this file into the DAGs folder; it needs Airflow 3, or 2.9 and later, and its Spark provider alone. What differs
+Put this file into the DAGs folder; it needs Airflow 3, or 2.10 and later, and its Spark provider alone. What differs
 from place to place stands in the DAG's params, whose defaults come from the Airflow Variable `ivis_spark` (JSON):
 
     {"input": "s3a://lake/cells", "runs": "s3a://lake/runs/cells", "jobs": "/opt/ivis_spark/jobs",

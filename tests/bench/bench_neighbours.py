@@ -95,7 +95,7 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
     taken = time.perf_counter() - started
     table = pq.read_table(run.path("neighbours", "data").removeprefix("file://")).sort_by("id")
     found = table["neighbour_ids"].combine_chunks().flatten().to_numpy().reshape(-1, k)
-    kept = ("n_cells", "largest_cell", "median_cell", "overlap", "replicas", "backend", "seconds")
+    kept = ("n_cells", "largest_cell", "median_cell", "overlap", "replicas", "backend", "step_seconds")
     return taken, found, {name: info[name] for name in kept}
 
 

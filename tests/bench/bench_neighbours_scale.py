@@ -60,7 +60,9 @@ def main() -> None:
         say("peak MB: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(peak.items())))
         say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB")
         say(
-            json.dumps({name: info[name] for name in ("n_cells", "largest_cell", "median_cell", "replicas", "seconds")})
+            json.dumps(
+                {name: info[name] for name in ("n_cells", "largest_cell", "median_cell", "replicas", "step_seconds")}
+            )
         )
         spark.stop()
 

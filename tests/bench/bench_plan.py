@@ -44,7 +44,7 @@ def main() -> None:
             parts = [compare(p / u, t / u, name) for p, t, (name, u) in zip(planned, taken, units, strict=True)]
             common.say(f"{stage.stage:<12}" + "".join(parts))
         info = manifests["neighbours"].info
-        common.say(f"replicas {info['replicas']}, steps of neighbours {info.get('seconds')}, recall {info['recall']}")
+        common.say(f"replicas {info['replicas']}, steps of neighbours {info['step_seconds']}, recall {info['recall']}")
 
 
 def compare(planned: float, taken: float, unit: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from ivis_spark.cli import main
 from ivis_spark.errors import DependencyError
-from ivis_spark.operations.doctor import Check, check_spark, check_storage, show
+from ivis_spark.operations.doctor import Check, check_machine, check_spark, check_storage, show
 
 HERE = Path(__file__).parent.parent.parent
 
@@ -51,15 +51,31 @@ def test_storage(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "file").write_text("")
     check = check_storage(str(tmp_path / "file" / "out"))
-    assert check.state == "fail" and "NotADirectoryError" in check.found
+    assert check.state == "fail" and "NotADirectoryError" in check.found and "this user can make" in check.remedy
+    check = check_storage("s4://bucket/out")
+    assert check.state == "fail" and "s4" in check.found and "pip install s3fs" in check.remedy
 
 
-def test_no_session() -> None:
+@pytest.mark.parametrize("error", [DependencyError("PySpark 3.5.9 needs Java 17; found: none"), Exception("Java 17")])
+def test_no_session(error: Exception) -> None:
     def no_java() -> None:
-        raise DependencyError("PySpark 3.5.9 needs Java 17; found: none")
+        raise error
 
     (check,) = check_spark(no_java, None)
-    assert check.state == "fail" and "needs Java 17" in check.found
+    assert check.state == "fail" and "Java 17" in check.found and "JAVA_HOME" in check.remedy
+
+
+def test_whatever_breaks_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("broken")
+
+    monkeypatch.setattr("importlib.metadata.requires", broken)
+    monkeypatch.setattr("shutil.disk_usage", broken)
+    monkeypatch.setattr("os.sysconf", broken)
+    monkeypatch.setattr("importlib.import_module", broken)
+    checks = {check.name: check for check in check_machine()}
+    assert {name for name, check in checks.items() if "broken" in check.found} == {*checks} - {"python"}
+    assert all(check.remedy for name, check in checks.items() if name != "python")
 
 
 def test_show() -> None:

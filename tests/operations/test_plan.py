@@ -62,6 +62,8 @@ def test_twice_the_cluster_takes_half_the_time() -> None:
         ([], CLUSTER, "triplets", "122,070 files: pass --set triplets.file_blocks=98"),
         ([], CLUSTER, "model", "h of training: more ranks"),
         (["triplets.block_rows=65536"], Cluster(1, 16, 2**30), "triplets", "a task needs"),
+        (["train.num_ranks=128"], CLUSTER, "model", "the cluster has 80 cores: training will not start"),
+        ([], Cluster(10, 8, 32 * 2**30, 10e9), "neighbours", "of an executor's disk, which has 10: larger"),
         (["train.model=hinton"], Cluster(1, 1, 2**28), "model", "lower triplets.block_rows or triplets.group_blocks"),
     ],
 )
@@ -72,6 +74,19 @@ def test_limits_say_what_to_change(settings: list[str], cluster: Cluster, stage:
 def test_advice_works() -> None:
     stages = plan(1e9, 100, "neighbours.max_cell_rows=17000", "triplets.file_blocks=98")
     assert not stages["neighbours"].advice and not stages["triplets"].advice
+
+
+def test_limits_are_those_of_the_work_as_measured() -> None:
+    config = load_config(None, ["data.id_col=id"])
+    for factor, advised in ((0.01, False), (1.0, True)):
+        model = make_plan(1e9, 100, config, CLUSTER, factors={"model": factor})[3]
+        assert any("h of training" in text for text in model.advice) is advised
+
+
+def test_disk_of_another_form() -> None:
+    assert Cluster.parse("2x2", "8g", "500g").disk == 500 * 2**30
+    with pytest.raises(ConfigError, match="--executor-disk '500'"):
+        Cluster.parse("2x2", "8g", "500")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +141,8 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
     scaled = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)}
     plain = {stage.stage: stage for stage in make_plan(1e6, 20, Config(), Cluster(2, 2, 8 * 2**30), assumed=assumed)}
     assert scaled["neighbours"]["core_seconds"] == pytest.approx(8 * plain["neighbours"].core_seconds)
+    assert main([*options[:-1], "--measured", measured, "--measured-cores", "2"]) == 0
+    assert "multiplied by what the finished run took: rows 8.00, neighbours 8.00" in capsys.readouterr().out
     assert main([*options, "--measured", measured]) == 2
     assert "--measured and --measured-cores go together" in capsys.readouterr().err
 
@@ -137,7 +154,8 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "833,333 cells",
         "core-hours",
         "shuffles c N (4 d + 9)",
-        "estimates (seconds of one core)",
+        "measured rates (seconds of one core)",
+        "memory of the driver for cells and samples: 1.3 GB",
         "to change:",
     ):
         assert part in text

@@ -14,8 +14,9 @@ from pyspark.sql import SparkSession
 
 from ivis_spark.config import load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.errors import InputError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import ModelFolder, write_model
 from ivis_spark.spark import embed_job, units
 
@@ -160,6 +161,15 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
         put(first, "nope")
     with pytest.raises(InputError, match="replaces partitions and none are named"):
         pipeline(spark, run, first).embed_into(str(target), "replace")
+
+
+def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table, target = write(tmp_path / "table"), tmp_path / "target"
+    with RunLock(str(target), "embed"), pytest.raises(ArtifactError, match=r"target is being written by process \d+"):
+        pipeline(spark, run, table).embed_into(str(target), "append")
+    pipeline(spark, run, table).embed_into(str(target), "append")
+    check(pq.read_table(target), range(60))
+    assert {path.name for path in target.iterdir() if path.name.startswith(".")} == set()
 
 
 def test_target_whose_job_died_while_moving(
