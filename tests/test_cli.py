@@ -58,6 +58,7 @@ def test_run_publishes_every_stage(finished: Path) -> None:
     figures = json.loads((output / "report" / "metrics.json").read_text())
     assert 0.5 < figures["trustworthiness"] <= 1
     assert "<html" in (output / "report" / "report.html").read_text()[:2000]
+    assert figures["recall_low"] <= figures["recall_at_k"] <= figures["recall_high"]
     assert (output / "report" / "embedding.png").read_bytes()[:4] == b"\x89PNG"
 
 

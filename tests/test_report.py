@@ -33,7 +33,7 @@ TRAINING = {
     "margin": 1.0,
     "lr": [0.1, 0.1, 0.01],
 }
-NEIGHBOURS = {"recall": {"value": 0.95, "low": 0.94, "high": 0.96, "sample": 50}, "k": 15}
+NEIGHBOURS = {"recall": {"value": 0.95, "ci95": [0.94, 0.96], "sample": 50}, "k": 15}
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br"}
 

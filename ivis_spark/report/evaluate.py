@@ -58,7 +58,7 @@ def evaluate(
         embeddings: id long, embedding array<float>, optional label (numeric or text), which wins over that of `rows`.
         training: `loss`, one value an epoch; optional `training_seconds` and `margin`, the loss of a collapsed
             embedding; other lists as long as `loss` are drawn as curves, and plain values are listed.
-        neighbours: `recall` with value, low, high, sample, and `k`; None if they were not built here.
+        neighbours: `recall` with value, ci95 (low and high), sample, and `k`; None if they were not built here.
         config: Sizes of the samples, k.
         random_state: Seed of samples and draws.
         folder: Local folder, made if missing.
@@ -159,11 +159,12 @@ def _of_labels(
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:
     recall = (neighbours or {}).get("recall") or {}
+    low, high = recall.get("ci95") or (None, None)
     loss = list(training.get("loss") or [])
     return {
         "recall_at_k": _number(recall.get("value")),
-        "recall_low": _number(recall.get("low")),
-        "recall_high": _number(recall.get("high")),
+        "recall_low": _number(low),
+        "recall_high": _number(high),
         "recall_sample": recall.get("sample"),
         "neighbours_k": (neighbours or {}).get("k"),
         "final_loss": _number(loss[-1]) if loss else None,
