@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.errors import DependencyError
-from ivis_spark.report.labels import MISSING_COLOUR, Labels, plan_layers
+from ivis_spark.report.labels import MISSING_COLOUR, PALETTE, Labels, plan_layers
 from ivis_spark.report.sample import Density
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def save_loss(path: str, curves: Mapping[str, Sequence[float]]) -> None:
     figure, axes = _new_figure("Loss by epoch", size=(7.0, 4.0))
     from matplotlib.ticker import MaxNLocator
 
+    axes.set_prop_cycle(color=PALETTE)
     for name, values in curves.items():
         epochs = np.arange(1, len(values) + 1)
         axes.plot(epochs, values, marker="o" if len(values) < 40 else None, ms=4, lw=1.6, label=name)

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ivis_spark.errors import DependencyError
+from ivis_spark.report.labels import PALETTE
 
 
 def require_plotly() -> str:
@@ -41,10 +42,11 @@ def loss_traces(curves: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
             "x": list(range(1, len(values) + 1)),
             "y": [value if math.isfinite(value) else None for value in values],
             "name": escape(name, quote=False),  # plotly reads some HTML tags
+            "line": {"color": PALETTE[place % len(PALETTE)]},
             "mode": "lines+markers" if len(values) < 40 else "lines",
             "visible": True if "loss" in name else "legendonly",
         }
-        for name, values in curves.items()
+        for place, (name, values) in enumerate(curves.items())
     ]
 
 

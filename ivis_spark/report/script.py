@@ -31,7 +31,7 @@ SCRIPT = r"""
     Object.assign({ font: ink, paper_bgcolor: '#ffffff', plot_bgcolor: '#ffffff' }, layout),
     Object.assign({ responsive: true, displaylogo: false, displayModeBar: false }, more));
 
-  // Without a graphics card WebGL takes .1 s a frame from about here on, without WebGL vectors take seconds. The rows
+  // Without a graphics card WebGL takes .2 s a frame from about here on; without WebGL, vectors take seconds. The rows
   // are in random order, so that the first are a sample.
   const MOST_SLOW_ROWS = 50000, MOST_VECTOR_ROWS = 5000;
   const data = read('explorer-data');
