@@ -35,6 +35,7 @@ from ivis_spark.storage import Manifest, StageBuild
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from ivis_spark.report.colouring import Wanted
     from ivis_spark.serving.folder import ModelFolder
     from ivis_spark.spark.embed_job import Input
     from ivis_spark.train.job import TrainingJob
@@ -326,6 +327,8 @@ class Pipeline:
                 f"{made['output_col']!r} and {made['precision']}: embed once more with --overwrite"
             )
 
+        wanted = self._wanted_columns(needed["rows"])
+
         def build(stage: StageBuild) -> None:
             from ivis_spark import report
 
@@ -341,12 +344,28 @@ class Pipeline:
                     folder=folder,
                     title=f"ivis_spark: {posixpath.basename(self.run_folder.root)}",
                     settings=_settings(needed),
+                    wanted=wanted,
                 )
                 storage.put_folder(folder, stage.uri)
             stage.info.update(figures)
 
-        prints = {name: manifest.fingerprint for name, manifest in needed.items()}
+        prints: dict[str, Any] = {name: manifest.fingerprint for name, manifest in needed.items()}
+        if wanted.table is not None:
+            prints["table"] = self._fingerprint(wanted.table)
         return self._stage("report", self._spec("evaluate", "random_state", **prints), build)
+
+    def _wanted_columns(self, rows: Manifest) -> Wanted:
+        from ivis_spark.report.colouring import find_columns
+
+        data = rows.spec["config"]["data"]
+        return find_columns(
+            self.config.evaluate.colour_by,
+            features=rows.info["features"],
+            width=rows.info["dims"],
+            scaling=data["scaling"],
+            id_col=data["id_col"],
+            read_table=self._input,
+        )
 
     def _stage(self, name: str, spec: dict[str, Any], build: Callable[[StageBuild], None]) -> Manifest:
         # Other tables may be embedded side by side; the stages of a run may not be built twice at once.

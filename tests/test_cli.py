@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def test_run_publishes_every_stage(finished: Path) -> None:
     figures = json.loads((output / "report" / "metrics.json").read_text())
     assert 0.5 < figures["trustworthiness"] <= 1
     assert "<html" in (output / "report" / "report.html").read_text()[:2000]
+    assert figures["recall_low"] <= figures["recall_at_k"] <= figures["recall_high"]
     assert (output / "report" / "embedding.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -128,6 +130,17 @@ def test_stage_by_stage_equals_run(finished: Path, tmp_path: Path) -> None:
         assert main([command, *out]) == 0
     tables = [pq.read_table(f / "embeddings" / "data").sort_by("id")["embedding"] for f in (tmp_path, finished / "out")]
     assert tables[0].to_pylist() == tables[1].to_pylist()
+
+
+def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["evaluate", "--output", str(finished / "out"), "--overwrite", "--quiet"]
+    colours = ["--set", "evaluate.colour_by=text,features[20]"]
+    assert main([*argv, *colours]) == 2
+    assert "colour_by names text, no features (features; of an array name[0]" in capsys.readouterr().err
+    assert main([*argv, *colours, "--input", str(finished / "digits.parquet")]) == 0
+    page = (finished / "out" / "report" / "report.html").read_text()
+    options = re.findall(r"<option[^>]*>([^<]*)</option>", page)
+    assert options == ["label", "features[20], scaled (minmax)", "text"]
 
 
 @pytest.mark.parametrize(

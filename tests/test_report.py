@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import subprocess
@@ -17,9 +18,10 @@ from scipy.stats import pearsonr
 from sklearn.manifold import trustworthiness
 
 from ivis_spark.config import EvaluateConfig
-from ivis_spark.errors import DependencyError, InputError
+from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.report import evaluate, figures, plots
-from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, shorten
+from ivis_spark.report.colouring import find_columns
+from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import count_density, density_bins, draw_sample
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ TRAINING = {
     "margin": 1.0,
     "lr": [0.1, 0.1, 0.01],
 }
-NEIGHBOURS = {"recall": {"value": 0.95, "low": 0.94, "high": 0.96, "sample": 50}, "k": 15}
+NEIGHBOURS = {"recall": {"value": 0.95, "ci95": [0.94, 0.96], "sample": 50}, "k": 15}
 HOSTILE = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 VOID = {"meta", "link", "img", "br"}
 
@@ -90,6 +92,18 @@ def blobs(n: int = 60, e: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return X, (X @ rng.normal(size=(6, e))).astype(np.float32), y
 
 
+def drawn(page: Page) -> dict[str, Any]:
+    """Return what the explorer draws, with its arrays unpacked."""
+    data: dict[str, Any] = json.loads(page.texts["explorer-data"])
+    for key, kind in (("ids", "<i8"), ("x", "<f4"), ("y", "<f4")):
+        data[key] = np.frombuffer(base64.b64decode(data[key]), kind)
+    for colouring in data["colourings"]:
+        colouring["codes"] = np.frombuffer(base64.b64decode(colouring["codes"]), "u1")
+        if "values" in colouring:
+            colouring["values"] = np.frombuffer(base64.b64decode(colouring["values"]), "<f4")
+    return data
+
+
 def run(spark: SparkSession, folder: Path, *frames: DataFrame, **changed: Any) -> tuple[dict[str, Any], Page]:
     arguments: dict[str, Any] = {
         "training": TRAINING,
@@ -99,7 +113,8 @@ def run(spark: SparkSession, folder: Path, *frames: DataFrame, **changed: Any) -
     } | changed
     found = evaluate(spark, rows=frames[0], embeddings=frames[1], folder=str(folder), **arguments)
     assert json.loads((folder / "metrics.json").read_text()) == found
-    for picture in ("embedding.png", "loss.png"):
+    pictures = ["embedding.png", "loss.png"] + ["distances.png"] * (found["sample_rows"] >= 3)
+    for picture in pictures:
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     return found, Page((folder / "report.html").read_text(encoding="utf-8"))
 
@@ -152,11 +167,11 @@ def test_hostile_texts_stay_texts(spark: SparkSession, tmp_path: Path) -> None:
     found, page = run(spark, tmp_path, *frames, title=HOSTILE, training=training, settings={HOSTILE: HOSTILE})
     assert found["classes"] == 4
     assert page.tags("img")[0].get("onerror") is None
-    assert len(page.tags("script")) == 4  # two of data, plotly, ours
+    assert len(page.tags("script")) == 5  # three of data, plotly, ours
     assert page.visible.count(HOSTILE) == 5  # title twice, note, setting and its value
-    traces = json.loads(page.texts["scatter-data"])["traces"]
-    assert all("<" not in trace["name"] for trace in traces)
-    assert "label 50 &#37;{x}" in next(t["hovertemplate"] for t in traces if "50" in t["name"])
+    assert "<" not in page.texts["explorer-data"]
+    names = {layer["name"] for layer in drawn(page)["colourings"][0]["layers"]}
+    assert names == {shorten(HOSTILE), "$x_", "_under", "50 %{x}"}  # text nodes show them, see test_explorer.py
 
 
 @pytest.mark.spark
@@ -169,8 +184,9 @@ def test_density_counts_every_row(spark: SparkSession, tmp_path: Path, e: int) -
     assert (found["rows"], found["sample_rows"], found["plot_rows"]) == (300, 100, 50)
     assert (tmp_path / "density.png").read_bytes().startswith(b"\x89PNG")
     assert f"Density of all 300 rows: {figures.describe_dims(e)}" in page.visible
-    traces = json.loads(page.texts["scatter-data"])["traces"]
-    assert sum(len(trace["x"]) for trace in traces) == 50
+    data = drawn(page)
+    assert len(data["x"]) == len(data["y"]) == len(data["colourings"][0]["codes"]) == 50
+    np.testing.assert_allclose(data["x"], Z[data["ids"] // 10 - 1, 0])
     density = count_density(embeddings, 20)
     assert density.counts.sum() + density.outside == 300
     edges = [np.linspace(*density.extent[:2], 21), np.linspace(*density.extent[2:], 21)]
@@ -241,9 +257,13 @@ def test_continuous_and_missing_labels(spark: SparkSession, tmp_path: Path) -> N
     found, page = run(spark, tmp_path, *tables(spark, X, Z, labels), training={})
     assert (found["labelled_rows"], found["classes"], found["knn_accuracy"]) == (51, None, None)
     assert found["final_loss"] is None
-    traces = json.loads(page.texts["scatter-data"])["traces"]
-    assert [len(trace["x"]) for trace in traces] == [9, 51]
-    assert traces[0]["name"] == UNLABELLED
+    colouring = drawn(page)["colourings"][0]
+    assert colouring["layers"][0]["name"] == UNLABELLED
+    assert np.isnan(colouring["values"]).sum() == (colouring["codes"] == 0).sum() == 9
+    assert len(colouring["layers"]) == 11
+    # A higher step holds higher values.
+    known = colouring["codes"] > 0
+    assert (np.diff(colouring["codes"][known][np.argsort(colouring["values"][known])].astype(int)) >= 0).all()
 
 
 @pytest.mark.spark
@@ -255,6 +275,48 @@ def test_labels_of_the_rows_and_tables_that_differ(spark: SparkSession, tmp_path
     rows = rows.filter(F.col("id") > 100).withColumn("label", (F.col("id") / 10 % 3).cast("int"))
     found, _ = run(spark, tmp_path, rows, embeddings)
     assert (found["rows"], found["sample_rows"], found["labelled_rows"], found["classes"]) == (60, 50, 50, 3)
+
+
+@pytest.mark.spark
+def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: SparkSession, tmp_path: Path) -> None:
+    from pyspark.sql import functions as F
+
+    X, Z, y = blobs()
+    rows, embeddings = tables(spark, X, Z, y.tolist())
+    place = (F.col("id") / 10 - 1).cast("int")
+    scores = F.array(*[F.when(place % 3 == c, 0.8).otherwise(0.1) for c in range(3)])
+    embeddings = embeddings.withColumn("scores", scores).withColumn("when", F.current_timestamp())
+    embeddings = embeddings.withColumn("value", F.array(place / 2)).withColumn("many", F.array(*[place + 0] * 5, place))
+    table = spark.range(10, 300, 10).select(F.col("id").alias("key"), F.concat(F.lit("d"), F.col("id")).alias("a.b"))
+    wanted = find_columns(
+        ["pixels[5]", "a.b"], features=["pixels"], width=6, scaling="minmax", id_col="key", read_table=lambda: table
+    )
+    _, page = run(spark, tmp_path, rows, embeddings, wanted=wanted)
+    data = drawn(page)
+    i = data["ids"] // 10 - 1
+    found = {colouring["name"]: colouring for colouring in data["colourings"]}
+    shown = {name: [c["layers"][code]["name"] for code in c["codes"]] for name, c in found.items()}
+    scaled = "pixels[5], scaled (minmax)"
+    elements = [f"scores[{c}]" for c in range(3)]
+    whole = ["many: largest", "many: value of the largest"]
+    assert list(found) == ["label", "scores: largest", *elements, "value", *whole, scaled, "a.b"]
+    assert shown["scores: largest"] == [str(c) for c in i % 3]
+    np.testing.assert_allclose(found["scores[1]"]["values"], np.where(i % 3 == 1, 0.8, 0.1), rtol=1e-6)
+    np.testing.assert_allclose(found["value"]["values"], i / 2)
+    np.testing.assert_array_equal(found[scaled]["values"], X[i, 5])
+    assert shown["a.b"] == [f"d{10 * n + 10}" if n < 29 else UNLABELLED for n in i]
+
+
+@pytest.mark.spark
+def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
+    given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaling": "none"}
+    assert find_columns(["b"], **given, id_col=None, read_table=lambda: pytest.fail("read")).features == {"b": 1}
+    with pytest.raises(ConfigError, match=r"colour_by names day, no features \(a, b; .* --input"):
+        find_columns(["day", "a"], **given, id_col="id", read_table=lambda: None)
+    with pytest.raises(ConfigError, match=r"--id-col"):
+        find_columns(["day"], **given, id_col=None, read_table=lambda: spark.range(3))
+    with pytest.raises(ConfigError, match=r"colour_by names day; the table has: id"):
+        find_columns(["day"], **given, id_col="id", read_table=lambda: spark.range(3))
 
 
 @pytest.mark.spark
@@ -325,3 +387,18 @@ def test_many_classes_get_distinct_colours_and_the_rare_share_one() -> None:
     assert len(drawn) == len(layers) - 2 == len(PALETTE) * len(MARKERS) - 1
     assert shorten("a\nb" + "x" * 100) == "a b" + "x" * 56 + "…"
     assert shorten(" ") == "(empty)"
+
+
+def test_a_colour_scale_is_cut_into_named_steps() -> None:
+    """Values 0..100 in hundredths: percentiles 1 and 99 are .01 and .99 of the range, and a step is .098 of it."""
+    labels = read_labels([None, *np.linspace(0, 1, 101)])
+    assert labels is not None
+    steps = scale_steps(labels, lambda share: f"{share:.2f}")
+    assert [step.name for step in steps[:2]] == ["under 0.108", "0.108 to 0.206"]
+    assert steps[-1].name == "from 0.892"
+    assert [step.colour for step in steps][::9] == ["0.05", "0.95"]
+    assert sorted(np.concatenate([step.rows for step in steps])) == list(range(1, 102))
+    assert [len(step.rows) for step in steps][:2] == [11, 10]
+    same = read_labels([0.5, 0.5, None])
+    assert same is not None
+    assert [(step.name, step.rows.tolist()) for step in scale_steps(same, str)] == [("0.5", [0, 1])]

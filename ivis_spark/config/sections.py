@@ -338,5 +338,10 @@ class EvaluateConfig(Checked):
 
     sample_rows: int = option(5_000, "Rows sampled for the quality figures.", low=10)
     plot_rows: int = option(20_000, "Rows sampled for the interactive scatter.", low=10)
+    colour_by: tuple[str, ...] = option(
+        (),
+        "What the points of the scatter can be coloured by, beside label, scores and what else the embeddings hold: "
+        "features by name, name[0] and so on of an array; with --input and --id-col other columns of that table.",
+    )
     k: int = option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
     draws: int = option(20_000, "Random triples, and pairs, whose distances are compared.", low=1)

@@ -6,6 +6,7 @@ All distances are Euclidean. Every function returns finite numbers, also on cons
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,44 @@ Ints = NDArray[np.int64]
 
 _BLOCK_BYTES = 64 * 2**20
 _DIRECT_DIMS = 16
+
+
+@dataclass(frozen=True)
+class PairDistances:
+    """Distances of random pairs of rows in the features and in the embedding.
+
+    Attributes:
+        first: int64 (p,), the number of one row of each pair.
+        second: int64 (p,), that of the other.
+        original: float64 (p,), their distance in the features.
+        embedded: float64 (p,), their distance in the embedding.
+    """
+
+    first: Ints
+    second: Ints
+    original: Floats
+    embedded: Floats
+
+    def correlations(self) -> tuple[float, float]:
+        """Return Pearson's and Spearman's correlation of the two distances, as `distance_correlation` says."""
+        ranks = (_mean_ranks(self.original), _mean_ranks(self.embedded))
+        return _pearson(self.original, self.embedded), _pearson(*ranks)
+
+    def bins(self, n_bins: int) -> tuple[Floats, Ints]:
+        """Cut the range of the original distances into bins; ivis draws a box of embedded distances for each.
+
+        The bins are equally wide but for the outermost two, which reach to the extremes: a few outliers would else take
+        most of the range. Equal distances are one bin.
+
+        Returns:
+            The edges, float64 (bins + 1,), and the bin of each pair, int64 (p,).
+        """
+        low, high = np.percentile(self.original, [1, 99])
+        if not high > low:
+            return np.array([self.original.min(), self.original.max()]), np.zeros(len(self.original), np.int64)
+        inner = np.linspace(low, high, n_bins + 1)[1:-1]
+        edges = np.array([self.original.min(), *inner, self.original.max()])
+        return edges, np.searchsorted(inner, self.original, side="right").astype(np.int64)
 
 
 def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
@@ -132,11 +171,18 @@ def distance_correlation(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.ra
         ConfigError: if n_pairs is less than 1.
         InputError: as in `trustworthiness`.
     """
+    return draw_pairs(X, Z, n_pairs=n_pairs, rng=rng).correlations()
+
+
+def draw_pairs(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> PairDistances:
+    """Draw random pairs of rows and return their distances in `X` and in `Z`.
+
+    Runs on: driver. Arguments, determinism and errors as in `distance_correlation`.
+    """
     features, embedding = _pair(X, Z)
     _check_count("n_pairs", n_pairs)
     a, b = _distinct(len(features), 2, n_pairs, rng)
-    original, embedded = _distances(features, a, b), _distances(embedding, a, b)
-    return _pearson(original, embedded), _pearson(_mean_ranks(original), _mean_ranks(embedded))
+    return PairDistances(a, b, _distances(features, a, b), _distances(embedding, a, b))
 
 
 def knn_accuracy(Z: ArrayLike, y: ArrayLike, *, k: int, rng: np.random.Generator, train_share: float = 0.75) -> float:

@@ -1,4 +1,4 @@
-"""Style and script of the page. Nothing is loaded from elsewhere: the page's own policy forbids it."""
+"""Style of the page and its policy: nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -31,6 +31,33 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 .cards span { color: var(--soft); font-size: .9rem; }
 .plot { width: 100%; height: 36rem; }
 .plot.low { height: 20rem; }
+.plot.middle { height: 26rem; }
+.tools { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; margin: 0 0 .5rem; }
+.tools label { min-width: 0; max-width: 100%; }
+select, button { font: inherit; color: inherit; background: var(--paper); border: 1px solid #7d8894;
+  border-radius: 6px; padding: .3rem .6rem; min-height: 2.5rem; max-width: 100%; }
+select { max-width: 16rem; }
+button { cursor: pointer; margin: 0 .25rem .25rem 0; }
+button[aria-pressed="true"] { background: var(--accent); border-color: var(--accent); color: #fff; }
+:focus-visible { outline: 3px solid #e76300; outline-offset: 1px; }
+.explorer { display: grid; grid-template-columns: minmax(0, 1fr) 17rem; gap: 1rem; }
+.stage { position: relative; min-width: 0; }
+#tip { position: absolute; z-index: 5; pointer-events: none; max-width: 16rem; background: #1b2530; color: #fff;
+  border-radius: 6px; padding: .35rem .6rem; font-size: .85rem; line-height: 1.35; overflow-wrap: anywhere; }
+#tip div { white-space: pre-wrap; }
+#layers { list-style: none; margin: 0; padding: 0; max-height: 31rem; overflow-y: auto; }
+#layers li { display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 0 .5rem; align-items: center; }
+#layers label { display: flex; align-items: center; gap: .4rem; min-height: 2.5rem; }
+#layers input { width: 1.15rem; height: 1.15rem; accent-color: var(--accent); margin: 0; }
+#layers svg { width: 1rem; height: 1rem; flex: none; }
+#layers button { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: 0 .5rem; width: 100%; margin: 0;
+  border-color: transparent; text-align: left; padding: .2rem .4rem; }
+#layers button[aria-pressed="true"] { background: #dce8f5; border-color: var(--accent); color: inherit; }
+#layers .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+#layers .count { color: var(--soft); font-size: .85rem; font-variant-numeric: tabular-nums; align-self: center; }
+#layers .bar { grid-column: 1 / -1; width: 100%; margin: 0; }
+#layers .hidden .name { text-decoration: line-through; }
+[hidden] { display: none !important; }
 img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .5rem; }
@@ -42,8 +69,11 @@ tbody th { font-weight: 600; }
 .quality th { min-width: 9.5rem; }
 caption { text-align: left; padding: .4rem 0; }
 td.value { font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 8rem; }
-.bar { display: block; height: 6px; width: 7rem; background: #e3e8ed; border-radius: 3px; margin-top: .3rem; }
+.bar { display: block; height: 6px; width: 7rem; background: #e3e8ed; border-radius: 3px; margin-top: .3rem;
+  position: relative; }
 .bar i { display: block; height: 6px; background: var(--accent); border-radius: 3px; }
+.bar .interval { position: absolute; top: -3px; height: 12px; border: 2px solid var(--ink); background: none;
+  border-width: 0 2px; }
 details summary { cursor: pointer; color: var(--accent); }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2rem;
   align-items: start; }
@@ -51,57 +81,13 @@ details summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 640px) {
   main, header { padding-left: .75rem; padding-right: .75rem; }
   section { padding: .9rem; }
-  .plot { height: 30rem; }
+  .plot { height: 26rem; }
+  .explorer { grid-template-columns: minmax(0, 1fr); }
+  #layers { max-height: none; }
+  select, button { min-height: 2.75rem; }
   .quality thead { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
   .quality tr { display: block; border-top: 1px solid var(--line); padding: .6rem 0; }
   .quality th, .quality td { display: block; border: 0; padding: .1rem 0; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
-"""
-
-SCRIPT = """
-(function () {
-  'use strict';
-  var read = function (id) { return JSON.parse(document.getElementById(id).textContent); };
-  var narrow = window.matchMedia('(max-width: 640px)').matches;
-  var webgl = (function () {
-    try { return !!document.createElement('canvas').getContext('webgl'); } catch (error) { return false; }
-  })();
-  var ink = { color: '#1b2530', family: 'system-ui, "DejaVu Sans", Arial, sans-serif' };
-  var axis = function (title, plain) {
-    return { title: { text: title }, zeroline: false, gridcolor: '#e8ecf0', showticklabels: !plain, automargin: true };
-  };
-  var config = { responsive: true, displaylogo: false, displayModeBar: !narrow,
-    modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d'] };
-  var draw = function (id, traces, layout) {
-    layout.font = ink;
-    layout.paper_bgcolor = layout.plot_bgcolor = '#ffffff';
-    // A finger on the plot must scroll the page, not zoom.
-    layout.dragmode = narrow ? false : 'pan';
-    Plotly.newPlot(id, traces, layout, config);
-  };
-  var scatter = read('scatter-data');
-  scatter.traces.forEach(function (trace) {
-    trace.type = webgl ? 'scattergl' : 'scatter';
-    trace.mode = 'markers';
-  });
-  if (narrow && scatter.legend) {
-    // The legend stands below the plot and must not take its height.
-    document.getElementById('scatter').style.height = 'calc(26rem + ' + 12 * scatter.traces.length + 'px)';
-  }
-  draw('scatter', scatter.traces, {
-    margin: { l: 50, r: 10, t: narrow ? 10 : 40, b: 50 }, hovermode: 'closest', showlegend: scatter.legend,
-    xaxis: axis(narrow ? '' : scatter.x), yaxis: axis(scatter.y, scatter.strip),
-    legend: Object.assign({ itemsizing: 'constant' },
-      narrow || scatter.scale ? { orientation: 'h', y: narrow ? -0.1 : -0.18 } : {})
-  });
-  var curves = read('loss-data');
-  if (curves.length) {
-    draw('loss', curves, {
-      margin: { l: 60, r: 10, t: 40, b: 50 }, hovermode: 'x unified', showlegend: curves.length > 1,
-      xaxis: Object.assign(axis('epoch'), { rangemode: 'tozero' }), yaxis: axis('loss'),
-      legend: { orientation: 'h', y: 1.12 }
-    });
-  }
-})();
 """

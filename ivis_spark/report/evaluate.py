@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ivis_spark.config import EvaluateConfig
 from ivis_spark.core import metrics as core_metrics
+from ivis_spark.core.metrics import PairDistances
 from ivis_spark.report import figures, html, plots
+from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
 from ivis_spark.report.wording import REMEDY
 
@@ -47,23 +49,29 @@ def evaluate(
     folder: str,
     title: str = "ivis_spark report",
     settings: Mapping[str, Any] | None = None,
+    wanted: Wanted | None = None,
 ) -> dict[str, Any]:
-    """Write report.html, embedding.png, loss.png, metrics.json and, with many rows, density.png into `folder`.
+    """Write report.html, metrics.json and pictures into `folder`.
+
+    The pictures are embedding.png, loss.png, distances.png if at least 3 rows have features, and density.png if not all
+    rows are drawn.
 
     Runs on: driver. Collects the sampled rows only; all rows are counted, and binned where more than `plot_rows`.
 
     Args:
         spark: The session.
         rows: id long, features binary (float32 little-endian, scaled), optional label.
-        embeddings: id long, embedding array<float>, optional label (numeric or text), which wins over that of `rows`.
+        embeddings: id long, embedding array<float>, optional label (numeric or text), which wins over that of `rows`;
+            points can be coloured by every other column of numbers, arrays of them, or text.
         training: `loss`, one value an epoch; optional `training_seconds` and `margin`, the loss of a collapsed
             embedding; other lists as long as `loss` are drawn as curves, and plain values are listed.
-        neighbours: `recall` with value, low, high, sample, and `k`; None if they were not built here.
+        neighbours: `recall` with value, ci95 (low and high), sample, and `k`; None if they were not built here.
         config: Sizes of the samples, k.
         random_state: Seed of samples and draws.
         folder: Local folder, made if missing.
         title: Heading of the report.
         settings: The run's whole configuration, nested; listed in the report.
+        wanted: What else points can be coloured by.
 
     Returns:
         The figures, as in metrics.json: flat, the same keys always, None where a figure does not apply.
@@ -77,14 +85,17 @@ def evaluate(
     plots.require_plotly()
     os.makedirs(folder, exist_ok=True)
     describe_job(spark, "report: sample of rows")
-    sample = draw_sample(spark, rows=rows, embeddings=embeddings, config=config, random_state=random_state)
+    sample = draw_sample(
+        spark, rows=rows, embeddings=embeddings, config=config, random_state=random_state, wanted=wanted
+    )
+    pairs = sample_pairs(sample, config=config, random_state=random_state)
     describe_job(spark, "report: counts of all rows")
     n_rows = embeddings.count()
     density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
     found = {
         "rows": n_rows,
         "embedding_dims": sample.embedding.shape[1],
-        **measure_sample(sample, config=config, random_state=random_state),
+        **measure_sample(sample, pairs, config=config, random_state=random_state),
         **_of_run(training, neighbours),
     }
     reasons = collapse_reasons(sample, training)
@@ -96,17 +107,33 @@ def evaluate(
         found=found,
         sample=sample.head(config.plot_rows),
         density=density,
+        pairs=pairs,
+        measured=sample.measured,
         training=training,
         neighbours=neighbours or {},
         reasons=reasons,
         settings=settings or {},
     )
-    _write(folder, findings)
+    write_findings(folder, findings)
     return found
 
 
-def measure_sample(sample: Sample, *, config: EvaluateConfig, random_state: int) -> dict[str, Any]:
-    """Return the quality figures of a sample; None for those that do not apply.
+def sample_pairs(sample: Sample, *, config: EvaluateConfig, random_state: int) -> PairDistances | None:
+    """Return the distances of random pairs of the measured rows, or None if there are fewer than 3.
+
+    Runs on: driver.
+    """
+    if len(sample.measured) < 3:
+        return None
+    rng = np.random.default_rng([random_state, 2])
+    embedding = sample.embedding[sample.measured]
+    return core_metrics.draw_pairs(sample.features, embedding, n_pairs=config.draws, rng=rng)
+
+
+def measure_sample(
+    sample: Sample, pairs: PairDistances | None, *, config: EvaluateConfig, random_state: int
+) -> dict[str, Any]:
+    """Return the quality figures of a sample and its pairs; None for those that do not apply.
 
     k is lowered where the sample has not more than 2 k rows. kNN accuracy needs a label of classes that repeat, the
     centroid correlation three of them.
@@ -119,15 +146,13 @@ def measure_sample(sample: Sample, *, config: EvaluateConfig, random_state: int)
     found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
     found |= {"plot_rows": min(len(sample.ids), config.plot_rows), "random_draws": config.draws}
     found |= dict.fromkeys(_EMPTY)
-    if k:
+    if k and pairs is not None:
         found["trustworthiness"] = core_metrics.trustworthiness(X, Z, k)
         found["continuity"] = core_metrics.continuity(X, Z, k)
         found["random_triplet_accuracy"] = core_metrics.random_triplet_accuracy(
             X, Z, n_triplets=config.draws, rng=np.random.default_rng([random_state, 1])
         )
-        pearson, spearman = core_metrics.distance_correlation(
-            X, Z, n_pairs=config.draws, rng=np.random.default_rng([random_state, 2])
-        )
+        pearson, spearman = pairs.correlations()
         found |= {"distance_correlation_pearson": pearson, "distance_correlation_spearman": spearman}
     else:
         log.warning("%s rows have both features and an embedding; figures need at least 3", n)
@@ -159,11 +184,12 @@ def _of_labels(
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:
     recall = (neighbours or {}).get("recall") or {}
+    low, high = recall.get("ci95") or (None, None)
     loss = list(training.get("loss") or [])
     return {
         "recall_at_k": _number(recall.get("value")),
-        "recall_low": _number(recall.get("low")),
-        "recall_high": _number(recall.get("high")),
+        "recall_low": _number(low),
+        "recall_high": _number(high),
         "recall_sample": recall.get("sample"),
         "neighbours_k": (neighbours or {}).get("k"),
         "final_loss": _number(loss[-1]) if loss else None,
@@ -186,7 +212,8 @@ def collapse_reasons(sample: Sample, training: Mapping[str, Any]) -> list[str]:
     return reasons
 
 
-def _write(folder: str, findings: html.Findings) -> None:
+def write_findings(folder: str, findings: html.Findings) -> None:
+    """Write the page, its pictures and metrics.json into a folder. Runs on: driver."""
     found, sample = findings.found, findings.sample
     dims, n_rows, drawn = found["embedding_dims"], found["rows"], found["plot_rows"]
     shown = f"{drawn:,} of {n_rows:,} rows" if drawn < n_rows else f"{drawn:,} rows"
@@ -195,6 +222,8 @@ def _write(folder: str, findings: html.Findings) -> None:
     figures.save_embedding(path, sample.embedding, sample.labels, f"Embedding: {kind}, {shown}")
     losses = {name: values for name, values in plots.curves_of(findings.training).items() if "loss" in name}
     figures.save_loss(os.path.join(folder, "loss.png"), losses)
+    if findings.pairs is not None:
+        figures.save_distances(os.path.join(folder, "distances.png"), findings.pairs)
     if findings.density is not None:
         path = os.path.join(folder, "density.png")
         figures.save_density(path, findings.density, dims, f"Density of all {n_rows:,} rows: {kind}")

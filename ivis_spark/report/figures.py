@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.core.metrics import PairDistances
 from ivis_spark.errors import DependencyError
-from ivis_spark.report.labels import MISSING_COLOUR, Labels, plan_layers
+from ivis_spark.report.labels import MISSING_COLOUR, PALETTE, Labels, plan_layers
 from ivis_spark.report.sample import Density
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 COLOUR_SCALE = "viridis"  # its order is kept without colour vision and in grey
+DISTANCE_BINS = 10
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
 _LEGEND_ROWS = 20
@@ -41,6 +44,14 @@ def place_points(embedding: Floats, labels: Labels | None) -> tuple[Floats, Floa
 def axis_titles(dims: int) -> tuple[str, str]:
     """Return the titles of the axes for an embedding of `dims` dimensions."""
     return ("dimension 1", "dimension 2") if dims > 1 else ("dimension 1", "spread for reading only")
+
+
+def scale_colour(share: float) -> str:
+    """Return the colour at a share of 1 of the colour scale, as #rrggbb."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return str(to_hex(colormaps[COLOUR_SCALE](share)))
 
 
 def describe_dims(dims: int) -> str:
@@ -107,6 +118,7 @@ def save_loss(path: str, curves: Mapping[str, Sequence[float]]) -> None:
     figure, axes = _new_figure("Loss by epoch", size=(7.0, 4.0))
     from matplotlib.ticker import MaxNLocator
 
+    axes.set_prop_cycle(color=PALETTE)
     for name, values in curves.items():
         epochs = np.arange(1, len(values) + 1)
         axes.plot(epochs, values, marker="o" if len(values) < 40 else None, ms=4, lw=1.6, label=name)
@@ -118,6 +130,22 @@ def save_loss(path: str, curves: Mapping[str, Sequence[float]]) -> None:
     axes.set_ylabel("loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
+    _save(figure, path)
+
+
+def save_distances(path: str, pairs: PairDistances) -> None:
+    """Draw a box of distances in the embedding for each bin of distances in the features.
+
+    Raises: DependencyError: if matplotlib is missing.
+    """
+    figure, axes = _new_figure("Distances of random pairs of rows", size=(9.0, 5.0))
+    edges, bins = pairs.bins(DISTANCE_BINS)
+    boxes = [pairs.embedded[bins == place] for place in range(len(edges) - 1)]
+    axes.boxplot(boxes, showfliers=False, medianprops={"color": "#a33b00"})
+    names = [f"{low:.3g} to\n{high:.3g}" for low, high in itertools.pairwise(edges)]
+    axes.set_xticks(range(1, len(names) + 1), names, fontsize=9)
+    axes.set_xlabel("distance in the features")
+    axes.set_ylabel("distance in the embedding")
     _save(figure, path)
 
 

@@ -9,11 +9,17 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from ivis_spark.report.assets import POLICY, SCRIPT, STYLE
-from ivis_spark.report.figures import axis_titles, describe_dims
-from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, scatter_traces, to_json
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.core.metrics import PairDistances
+from ivis_spark.report.assets import POLICY, STYLE
+from ivis_spark.report.explorer import distance_data, explorer_data
+from ivis_spark.report.figures import describe_dims
+from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, to_json
 from ivis_spark.report.sample import Density, Sample
-from ivis_spark.report.wording import CARDS, QUALITY, REMEDY
+from ivis_spark.report.script import SCRIPT
+from ivis_spark.report.wording import CARDS, DISTANCE_HINT, EXPLORER_HINT, QUALITY, REMEDY, TOOLS
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Findings:
         found: The flat figures of metrics.json.
         sample: The rows to draw.
         density: Counts of all rows, or None when all are drawn.
+        pairs: Distances of pairs of measured rows, or None if there are too few.
+        measured: Positions in the sample, before it was cut to the rows to draw, of the measured rows.
         training: As given to `evaluate`.
         neighbours: As given to `evaluate`.
         reasons: Why the embedding seems to have collapsed; empty if it does not.
@@ -35,6 +43,8 @@ class Findings:
     found: Mapping[str, Any]
     sample: Sample
     density: Density | None
+    pairs: PairDistances | None
+    measured: NDArray[np.int64]
     training: Mapping[str, Any]
     neighbours: Mapping[str, Any]
     reasons: Sequence[str]
@@ -70,7 +80,8 @@ def build_page(findings: Findings, folder: str) -> str:
 <main>
 {_notice(findings.reasons)}
 {_cards(found)}
-{_scatter(findings, folder)}
+{_explorer(findings, folder)}
+{_distances(findings, folder)}
 {_density(findings, folder)}
 {_quality(found)}
 {_loss(findings, folder)}
@@ -102,26 +113,45 @@ def _cards(found: Mapping[str, Any]) -> str:
     return f'<ul class="cards" aria-label="Main figures">{"".join(shown)}</ul>' if shown else ""
 
 
-def _scatter(findings: Findings, folder: str) -> str:
+def _explorer(findings: Findings, folder: str) -> str:
     found, labels = findings.found, findings.sample.labels
     dims, plotted = found["embedding_dims"], found["plot_rows"]
     some = plotted < found["rows"]
     share = f"a sample of {plotted:,} of {found['rows']:,} rows" if some else f"all {plotted:,} rows"
     colour = "" if labels is None else ", coloured by label"
-    x_title, y_title = axis_titles(dims)
-    traces = scatter_traces(findings.sample)
-    data = {"traces": traces, "legend": labels is not None, "x": x_title, "y": y_title}
-    data |= {"strip": dims == 1, "scale": labels is not None and labels.on_scale}
-    hint = "Point at a row for its id and label."
-    if labels is not None and not labels.on_scale:
-        hint += " Choose a label in the legend to hide or show it, twice to see it alone."
     alt = f"Scatter plot of the embedding, {describe_dims(dims)}, {share}{colour}"
-    return f"""<section>
+    data = explorer_data(findings.sample)
+    names = [colouring["name"] for colouring in data["colourings"]]
+    options = "".join(f'<option value="{place}">{escape(name)}</option>' for place, name in enumerate(names))
+    buttons = "".join(f'<button type="button" id="{key}">{text}</button>' for key, text in TOOLS)
+    return f"""<section id="explorer">
 <h2>Embedding: {describe_dims(dims)}, {share}</h2>
-<p class="soft">{hint}</p>
-<div id="scatter" class="plot" role="img" aria-label="{alt}"></div>
+<p class="soft">{EXPLORER_HINT}</p>
+<div class="tools"><label>Colour by <select id="colour-by">{options}</select></label>
+<div role="group" aria-label="Tools of the picture">{buttons}</div></div>
+<p id="fallback" class="soft" hidden><span id="fewer"></span>
+<button type="button" id="draw-all">Draw all</button></p>
+<div class="explorer">
+<div class="stage"><div id="scatter" class="plot" role="img" aria-label="{alt}"></div><div id="tip" hidden></div></div>
+<div class="side"><p><output id="selection"></output>
+<button type="button" id="clear" hidden>Clear selection</button></p>
+<ul id="layers" aria-label="Colours of the picture"></ul></div>
+</div>
 <noscript>{_image(folder, "embedding.png", alt)}</noscript>
-<script type="application/json" id="scatter-data">{to_json(data)}</script>
+<script type="application/json" id="explorer-data">{to_json(data)}</script>
+</section>"""
+
+
+def _distances(findings: Findings, folder: str) -> str:
+    if findings.pairs is None:
+        return ""
+    alt = f"Boxes of distances in the embedding by distance in the features, {len(findings.pairs.first):,} random pairs"
+    return f"""<section>
+<h2>How distances are kept</h2>
+<p class="soft">{DISTANCE_HINT}</p>
+<div id="distances" class="plot middle" role="img" aria-label="{alt}"></div>
+<noscript>{_image(folder, "distances.png", alt)}</noscript>
+<script type="application/json" id="distance-data">{to_json(distance_data(findings.pairs, findings.measured))}</script>
 </section>"""
 
 
@@ -150,7 +180,11 @@ def _quality(found: Mapping[str, Any]) -> str:
             note = _recall_note(found)
         if key != "final_loss":
             share = 100 * min(max(value, 0.0), 1.0)
-            bar = f'<span class="bar" aria-hidden="true"><i style="width:{share:.1f}%"></i></span>'
+            inner = f'<i style="width:{share:.1f}%"></i>'
+            if key == "recall_at_k" and found["recall_low"] is not None and found["recall_high"] is not None:
+                low, high = 100 * found["recall_low"], 100 * found["recall_high"]
+                inner += f'<i class="interval" style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
+            bar = f'<span class="bar" aria-hidden="true">{inner}</span>'
         body.append(
             f'<tr><th scope="row">{name}</th><td class="value">{_shown(value)}{bar}</td>'
             f'<td>{meaning}{note}</td><td class="soft">{direction}</td></tr>'

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ UNLABELLED = "no label"
 _MOST_NUMERIC_CLASSES = 100
 _MOST_LAYERS = len(PALETTE) * len(MARKERS)
 _MOST_LABEL_CHARS = 60
+_SCALE_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -139,4 +141,35 @@ def plan_layers(labels: Labels | None, n_rows: int) -> list[Layer]:
     for place, code in enumerate(shown):
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE)]
         layers.append(Layer(shorten(labels.names[code]), np.flatnonzero(labels.codes == code), colour, marker))
+    return layers
+
+
+def _as_text(edges: NDArray[np.float64]) -> list[str]:
+    """Return evenly spaced numbers as texts that differ, of equally many decimals."""
+    if len(edges) < 2 or max(abs(edges)) >= 1e7 or edges[1] - edges[0] < 1e-6:
+        return [f"{edge:.6g}" for edge in edges]
+    decimals = max(0, 1 - math.floor(math.log10(edges[1] - edges[0])))
+    return [f"{edge:,.{decimals}f}" for edge in edges]
+
+
+def scale_steps(labels: Labels, colour_of: Callable[[float], str]) -> list[Layer]:
+    """Return what `plan_layers` leaves to a colour scale, in equal steps between its ends, each named by its range.
+
+    Args:
+        labels: Of all rows.
+        colour_of: Returns the colour at a share of 1 of the scale.
+    """
+    if not labels.on_scale or labels.numbers is None:
+        return []
+    known = np.flatnonzero(labels.known)
+    low, high = labels.ends
+    edges = np.linspace(low, high, _SCALE_STEPS + 1)[1:-1] if high > low else np.empty(0)
+    step = np.searchsorted(edges, labels.numbers[known], side="right")
+    ends = ["", *_as_text(edges), ""]
+    layers = []
+    for place in range(len(edges) + 1):
+        below, above = ends[place], ends[place + 1]
+        name = f"{below} to {above}" if below and above else f"under {above}" if above else f"from {below}"
+        share = (place + 0.5) / (len(edges) + 1)
+        layers.append(Layer(name if len(edges) else f"{low:.4g}", known[step == place], colour_of(share)))
     return layers

@@ -61,3 +61,23 @@ QUALITY = (
     ("final_loss", "Final loss", "Loss of the last epoch.", "Lower is better; only comparable between equal losses."),
 )
 CARDS = ("recall_at_k", "trustworthiness", "random_triplet_accuracy", "knn_accuracy", "final_loss")
+
+EXPLORER_HINT = (
+    "Point at a row to read it. Choose rows with a box or lasso, or a colour by its name: its rows stand out here and "
+    "in the distances below, and are counted beside. Clear a tick to hide a colour."
+)
+DISTANCE_HINT = (
+    "Random pairs of rows by their distance in the features; each box holds the middle half of their distances in the "
+    "embedding, its line the median, its whiskers the rest but for outliers. Boxes that rise steadily keep distances; "
+    "flat ones tell near from far no more. With rows chosen above, pairs with a chosen row have boxes beside."
+)
+# Element and text of the buttons above the picture.
+TOOLS = (
+    ("move", "Move"),
+    ("box", "Box"),
+    ("lasso", "Lasso"),
+    ("zoom-in", "Zoom in"),
+    ("zoom-out", "Zoom out"),
+    ("whole", "Show all"),
+    ("picture", "Save picture"),
+)

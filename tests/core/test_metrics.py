@@ -95,6 +95,19 @@ def test_distance_correlation_equals_scipy() -> None:
     assert metrics.distance_correlation(X, np.ones((50, 2)), n_pairs=50, rng=rng()) == (0.0, 0.0)
 
 
+def test_pairs_are_cut_into_bins_of_equal_width_but_for_the_tails() -> None:
+    """101 distances 0..100: percentiles 1 and 99 are 1 and 99, so that inner edges stand at 15, 29, 43, 57, 71, 85."""
+    original = np.arange(101.0)
+    pairs = metrics.PairDistances(np.zeros(101, int), np.ones(101, int), original, 2 * original)
+    edges, bins = pairs.bins(7)
+    assert edges.tolist() == [0, 15, 29, 43, 57, 71, 85, 100]
+    assert np.bincount(bins).tolist() == [15, 14, 14, 14, 14, 14, 16]
+    far = np.append(original, 1e9)
+    assert len(np.unique(metrics.PairDistances(bins, bins, far, far).bins(7)[1])) == 7
+    same = metrics.PairDistances(bins, bins, np.ones(101), original).bins(7)
+    assert (same[0].tolist(), set(same[1])) == ([1.0, 1.0], {0})
+
+
 @pytest.mark.parametrize("names", [False, True])
 def test_knn_accuracy_equals_sklearn(names: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_BLOCK_BYTES", 8 * 225 * 9)

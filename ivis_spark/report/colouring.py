@@ -1,0 +1,157 @@
+"""Which columns the points of a report can be coloured by, beside the label, and how Spark reads them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+log = logging.getLogger(__name__)
+
+_MOST_COLUMNS = 12  # each adds 5 bytes a drawn row to the page
+_MOST_ELEMENTS = 4
+_MOST_TEXT_CHARS = 200
+_SETTING = "evaluate.colour_by"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked to colour by.
+
+    Attributes:
+        features: Position in `features` of the rows by the name to show.
+        table: `id` and further columns, or None.
+    """
+
+    features: Mapping[str, int] = field(default_factory=dict)
+    table: DataFrame | None = None
+
+
+def find_columns(
+    names: Sequence[str],
+    *,
+    features: Sequence[str],
+    width: int,
+    scaling: str,
+    id_col: str | None,
+    read_table: Callable[[], DataFrame | None],
+) -> Wanted:
+    """Find columns among the features, else in the table that `read_table` returns. Runs on: driver.
+
+    Args:
+        names: As the user named them.
+        features: Names of the feature columns, or of the one array, whose elements are `name[0]`, `name[1]`, ...
+        width: Features of a row.
+        scaling: How they were scaled; it is shown beside the name, since the values are the scaled ones.
+        id_col: The table's ids, or None if it has none.
+        read_table: Called only if a name is no feature.
+
+    Raises: ConfigError: if a name is found nowhere, or the table has no ids to find rows by.
+    """
+    known = {name: place for place, name in enumerate(features)} if len(features) == width else {}
+    found, others, note = {}, [], "" if scaling == "none" else f", scaled ({scaling})"
+    for name in names:
+        element = re.fullmatch(r"(.+)\[([0-9]+)\]", name)
+        if name in known:
+            found[name + note] = known[name]
+        elif element and list(features) == [element[1]] and int(element[2]) < width:
+            found[name + note] = int(element[2])
+        else:
+            others.append(name)
+    if not others:
+        return Wanted(found)
+    table = read_table()
+    if table is None or id_col is None:
+        raise ConfigError(
+            f"{_SETTING} names {', '.join(others)}, no features ({', '.join(features[:20])}; of an array name[0] "
+            "and so on). Other columns are read from the input table: give it with --input, and its ids with --id-col"
+        )
+    missing = [name for name in others if name not in table.columns]
+    if missing:
+        raise ConfigError(f"{_SETTING} names {', '.join(missing)}; the table has: {', '.join(table.columns)}")
+    from pyspark.sql import functions as F
+
+    return Wanted(found, table.select(F.col(_quoted(id_col)).cast("long").alias("id"), *map(_quoted, others)))
+
+
+def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
+    """Return by the name to show what can be read of a table: numbers as double, text and dates as text.
+
+    An array of numbers, like the scores of a supervised model, is its elements if it has up to four, and which of them
+    is the largest; a longer one is its largest and which it is. At most twelve columns are returned; the log names the
+    others. Runs on: driver.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    plain, arrays = {}, []
+    for item in table.schema.fields:
+        kind, column = item.dataType, F.col(_quoted(item.name))
+        if item.name in without:
+            continue
+        if isinstance(kind, T.NumericType):
+            plain[item.name] = column.cast("double")
+        elif isinstance(kind, (T.StringType, T.BooleanType, T.DateType)):
+            plain[item.name] = F.substring(column.cast("string"), 1, _MOST_TEXT_CHARS)
+        elif isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
+            arrays.append(item.name)
+    found = {**_elements(table, arrays), **plain}
+    kept = list(found)[:_MOST_COLUMNS]
+    if len(found) > len(kept):
+        log.warning("points can be coloured by at most %s columns; left out: %s", len(kept), list(found)[len(kept) :])
+    return {name: found[name] for name in kept}
+
+
+def _elements(table: DataFrame, names: Sequence[str]) -> dict[str, Column]:
+    from pyspark.sql import functions as F
+
+    first: Any = table.select(*[F.size(_quoted(name)) for name in names]).head() if names else None
+    found: dict[str, Column] = {}
+    for name, size in zip(names, first or (), strict=False):
+        quoted = _quoted(name)
+        column = F.col(quoted)
+        if size == 1:
+            found[name] = column[0].cast("double")
+        if size > 1:
+            found[f"{name}: largest"] = F.expr(f"double(array_position({quoted}, array_max({quoted})) - 1)")
+        if 1 < size <= _MOST_ELEMENTS:
+            found |= {f"{name}[{place}]": column[place].cast("double") for place in range(size)}
+        if size > _MOST_ELEMENTS:
+            found[f"{name}: value of the largest"] = F.array_max(column).cast("double")
+    return found
+
+
+def packed_features(positions: Sequence[int]) -> Column:
+    """Return the float32 at these positions of packed `features`, packed again: the rest stays where it is."""
+    from pyspark.sql import functions as F
+
+    return F.concat(*[F.substring("features", 4 * place + 1, 4) for place in positions])
+
+
+def unpack_features(packed: Sequence[bytes | None], width: int) -> NDArray[np.float64]:
+    """Return what `packed_features` made, float64 (n, width); rows that lack it are NaN.
+
+    Raises: InputError: if a row is shorter.
+    """
+    out = np.full((len(packed), width), np.nan)
+    for row, values in enumerate(packed):
+        if values is not None:
+            found = np.frombuffer(values, "<f4")
+            if len(found) != width:
+                raise InputError(f"a row of features has {len(found)} of the {width} features to colour by")
+            out[row] = found
+    return out
+
+
+def _quoted(name: str) -> str:
+    return f"`{name.replace('`', '``')}`"
