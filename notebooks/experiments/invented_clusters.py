@@ -69,10 +69,10 @@ for row, (name, (X, colour)) in zip(axes, sets.items(), strict=True):
 # ## What to see
 # Upper row: one cloud without gaps is the right picture of noise, and all draw it. Middle row: two whole curves are
 # right. Preset fast draws them. UMAP makes strings of beads of them, which the eye sees and the silhouette of a few
-# groups does not. ivis's angular
-# distance sees only the direction of a point from the origin, so that both moons fall onto one line;
-# `knn_distance_metric="euclidean"` keeps them apart. Lower row: a network is a smooth function of the features, so it
-# bends the roll open rather than to unroll it all the way, and tears nothing.
+# groups does not. ivis's angular distance sees only the direction of a point from the origin, so that both moons fall
+# onto one line; `knn_distance_metric="euclidean"` keeps them apart. Lower row: nobody unrolls the sheet without a
+# blemish. Preset fast bends it open; in PCA's picture and in ivis's, layers lie on one another; UMAP's is full of
+# holes.
 
 # %%
 figure.tight_layout()
