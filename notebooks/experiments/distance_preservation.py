@@ -52,8 +52,9 @@ for name, Z in embeddings.items():
 # %% [markdown]
 # ## What to see
 # All boxes climb: none of these pictures is without meaning at large, nor is one a map to measure on. `global_weight`
-# draws the boxes nearer to a line. On these digits it puts preset fast ahead of PCA, .65 instead of .60, which knows
-# distances and nothing else, and the neighbours hardly pay for it: the last column falls from .983 to .981.
+# draws the boxes nearer to a line: with 1, preset fast is ahead of PCA in Pearson's correlation, .65 against .60 on
+# these digits and .62 against .55 on 5,000 rows of MNIST, and near rows hardly pay for it: the last column fell from
+# .983 to .981 on the digits, and not at all on MNIST (.95, where PCA has .75).
 
 # %%
 rng = np.random.default_rng(0)

@@ -61,8 +61,8 @@ for k, row in fast.items():
 # %% [markdown]
 # ## What to see
 # Patience decides more than `k`: with 15 neighbours, trustworthiness of the digits went from .83 to .86 to .93, and
-# epochs from 11 to 36 to 220. The loss is noisy, so that a little patience takes chance for the end. Preset fast has its
-# .96 after 50 epochs.
+# epochs from 11 to 36 to 220. The loss is noisy, so that a little patience takes chance for the end. Preset fast has
+# its .96 after 50 epochs.
 
 # %%
 figure, axes = plt.subplots(1, len(ks) + 1, figsize=(4 * len(ks) + 4, 3.8))

@@ -55,7 +55,9 @@ for weight, (votes, classes, trust) in zip(weights, sweep, strict=True):
 
 # %% [markdown]
 # ## Few labels
-# Labels are taken away at random. Rows without one are still trained on, by their neighbours.
+# Labels are taken away at random. Rows without one are still trained on, by their neighbours. That helps most where
+# labels are very few: on MNIST, 85 of 3,750 labels gave .78, where a vote of those 85 rows alone gave .59. The digits
+# of 8 x 8 pixels are so plain that the vote is as good or better.
 
 # %%
 few = {}
