@@ -43,7 +43,7 @@ def status(root: str) -> Status:
         stages.append(_stage(name, manifest))
         quality.update({text: manifest.info[key] for key, text in _QUALITY.items() if key in manifest.info})
         if isinstance(manifest.info.get("recall"), dict):
-            quality["recall"] = manifest.info["recall"]["value"]
+            quality["recall"] = manifest.info["recall"].get("value")
     locks = owners(folder.root)
     running = [str(owner) for owner in locks.values() if not owner.is_dead()]
     left = [f"lock of {owner}" for owner in locks.values() if owner.is_dead()]
@@ -115,7 +115,7 @@ def _manifests(folder: RunFolder) -> dict[str, Manifest]:
 def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "stage": name,
-        "rows": manifest.info.get("rows"),
+        "rows": _number(manifest.info.get("rows")),
         "seconds": stage_seconds(manifest.info.get("seconds")),
         "bytes": sum(record["bytes"] for record in manifest.files),
         "files": len(manifest.files),
@@ -128,7 +128,11 @@ def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
 def stage_seconds(value: Any) -> float | None:
     """Return a stage's seconds; the sum, where it tells those of its steps."""
     if isinstance(value, dict):
-        return round(sum(value.values()), 3)
+        return round(sum(_number(each) or 0 for each in value.values()), 3)
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else None
 
 
@@ -148,7 +152,9 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
 
 def _outdated(name: str, manifest: Manifest, manifests: dict[str, Manifest]) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    inputs = manifest.spec.get("inputs", {})
+    inputs = manifest.spec.get("inputs")
+    if not isinstance(inputs, dict):
+        return []
     changed = [
         stage for stage, digest in inputs.items() if stage in manifests and manifests[stage].fingerprint != digest
     ]
