@@ -383,7 +383,7 @@ class RunFolder:
         return [name for name in self._children() if exists(fs, posixpath.join(root, name, MANIFEST))]
 
     def torn(self) -> list[str]:
-        """Return the names of folders that stand where stages do and have no manifest: what a removal left that died."""
+        """Return the folders that stand where stages do and have no manifest: what a removal that died left."""
         names = [name for name in self._children() if not name.startswith(".")]
         return [name for name in names if name not in self.published()]
 

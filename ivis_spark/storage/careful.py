@@ -1,13 +1,14 @@
 """What fsspec does leniently, done so that a fault is an error and not an absence.
 
-fsspec's own `exists` answers no to whatever goes wrong, its `find` leaves folders out that it could not list, and its
-`mv` of a folder on an object store is a copy of file after file: one failed request would then count as a stage that is
-not there, or as a table of fewer rows.
+fsspec's own `exists` answers no to whatever goes wrong, its `find` and `walk` leave folders out that they could not
+list, and its `mv` of a folder on an object store is a copy of file after file: one failed request would then count as a
+stage that is not there, or as a table of fewer rows.
 """
 
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # A rename of a folder is one step on these.
@@ -37,10 +38,19 @@ def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
     root = path.rstrip("/")
     if not exists(fs, root):
         return {}
-    # The clients of object stores list flat, know no such option, and raise by themselves.
-    options = {} if getattr(fs, "async_impl", False) else {"on_error": "raise"}
-    found: dict[str, dict[str, Any]] = fs.find(root, detail=True, **options)
-    return {posixpath.relpath(name, root): entry for name, entry in found.items()}
+    if getattr(fs, "async_impl", False):  # the clients of object stores list all at once, and raise by themselves
+        entries: Iterable[dict[str, Any]] = fs.find(root, detail=True).values()
+    else:
+        entries = _walk(fs, root)
+    return {posixpath.relpath(entry["name"], root): entry for entry in entries}
+
+
+def _walk(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
+    for entry in fs.ls(folder, detail=True):
+        if entry["type"] == "directory":
+            yield from _walk(fs, entry["name"])
+        else:
+            yield entry
 
 
 def children(fs: Any, path: str) -> list[str]:
