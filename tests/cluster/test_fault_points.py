@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_table import FaultTable
-from faulty_storage import bury, each_death
+from faulty_storage import bury, dies_after, each_death
 from fsspec.implementations.memory import MemoryFileSystem
 from runs import ids
 from small_stages import TABLES, Table, mended, publish, text_of
@@ -81,6 +81,21 @@ def test_publication(folders: Folders, table: FaultTable, before: str | None) ->
                 publish(folders.root, "newest")
                 assert text_of(folders.root, fault) == "newest"
     assert set(seen) == {before, "new"} and seen == [before] * seen.count(before) + ["new"] * seen.count("new")
+
+
+def test_two_deaths_in_a_row(folders: Folders, table: FaultTable) -> None:
+    """The second in a process that published without mending first, as who saves a model does."""
+    prepare = folders.new(lambda root: publish(root, "old"))
+    with table.fault(f"killed twice at the same operation of a rebuild ({kind_of(folders)})") as fault:
+        for operations in each_death(lambda: publish(folders.root, "new"), prepare):
+            with fault.attempt():
+                bury(folders.root)
+                dies_after(operations, lambda: publish(folders.root, "newer"))
+                fault.look(folders.root)
+                bury(folders.root)
+                mended(folders.root)
+                assert text_of(folders.root, fault) in ("old", "new", "newer")
+                fault.look(folders.root)
 
 
 def set_aside(root: str) -> None:
