@@ -25,7 +25,7 @@ test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
 	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"
 
 test-faults: $(VENV)/.horovod  ## faults and attacks; prints a table of what was tried and what survived
-	$(PYTHON) -m pytest -m cluster tests/cluster/test_faults.py
+	$(PYTHON) -m pytest -m faults
 
 test-airflow: $(VENV)/.dev build/venv-airflow/.installed  ## the DAG under a real Airflow, in an environment of its own
 	AIRFLOW_PYTHON=build/venv-airflow/bin/python $(PYTHON) -m pytest -m cluster tests/cluster/test_airflow.py

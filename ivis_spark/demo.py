@@ -34,7 +34,7 @@ def write_digits(output: str, config: Config) -> tuple[str, Config]:
     uri = storage.join(storage.normalise_uri(output), "input", "digits.parquet")
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, id_col="id", label_col="label"))
     fs, path = storage.filesystem(uri)
-    if fs.exists(path):
+    if storage.exists(fs, path):
         return uri, named
     try:
         from sklearn.datasets import load_digits

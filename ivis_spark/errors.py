@@ -5,6 +5,24 @@ Every message says what was given, what is allowed and what to do. `exit_code` i
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+
+# What reading torn or hostile JSON, npz and zip files raises, beside errors of ours: too deep nesting and encrypted
+# members are RuntimeErrors, sizes that no memory holds a MemoryError.
+UNREADABLE: tuple[type[Exception], ...] = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
 
 class IvisError(Exception):
     """Base of all errors this package raises on purpose."""

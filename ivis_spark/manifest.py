@@ -38,29 +38,64 @@ class Manifest:
         names = [item.name for item in dataclasses.fields(cls)]
         if not isinstance(mapping, dict) or set(mapping) != set(names):
             raise ValueError(f"its keys are not {', '.join(names)}")
-        for name, kind in (
-            ("spec", dict),
-            ("info", dict),
-            ("versions", dict),
-            ("files", list),
-            ("format_version", int),
-        ):
-            if not isinstance(mapping[name], kind):
-                raise ValueError(f"{name} is no {kind.__name__}")
+        check_fields(mapping, stage=str, spec=dict, info=dict, files=list, versions=dict, created=str)
+        check_fields(mapping, format_version=int)
         for record in mapping["files"]:
-            if not isinstance(record, dict) or set(record) != {"path", "bytes", "sha256"}:
-                raise ValueError("a file is not listed by path, bytes and sha256")
-            parts = str(record["path"]).split("/")
-            if not isinstance(record["path"], str) or ".." in parts or parts[0] == "":
-                raise ValueError(f"it lists {record['path']!r}, which is not below the stage")
-        if not isinstance(mapping["stage"], str) or not isinstance(mapping["created"], str):
-            raise ValueError("stage and created are not both text")
+            check_record(record, "the stage")
         return cls(**mapping)
 
     @property
     def fingerprint(self) -> str:
         """Digest of the configuration and the inputs: equal for equal work, whatever the bytes of the files."""
         return fingerprint(self.spec)
+
+
+def check_fields(mapping: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Return what JSON gave if it is a mapping that holds each of these fields as one of its kinds.
+
+    Raises:
+        ValueError: if not; says what is wrong. A truth value is no number.
+    """
+    if not isinstance(mapping, dict):
+        raise ValueError(f"it is no mapping of {', '.join(kinds)}")
+    missing = [name for name in kinds if name not in mapping]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    for name, kind in kinds.items():
+        wanted = kind if isinstance(kind, tuple) else (kind,)
+        value = mapping[name]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise ValueError(f"{name} is no {' or '.join(each.__name__ for each in wanted)}")
+    return mapping
+
+
+def check_list(value: Any, kind: type | tuple[type, ...], name: str) -> list[Any]:
+    """Return what JSON gave if it is a list of such items. Raises ValueError if not."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is no list")
+    for item in value:
+        check_fields({name: item}, **{name: kind})
+    return value
+
+
+def check_inside(path: Any, folder: str) -> str:
+    """Return a path if it stays below the folder that it is relative to.
+
+    Raises:
+        ValueError: if it does not, or is no path; `::` would chain another file system to it.
+    """
+    parts = path.split("/") if isinstance(path, str) else [""]
+    if parts[0] == "" or ".." in parts or "::" in path or "\0" in path:
+        raise ValueError(f"it lists {path!r}, which is not below {folder}")
+    return str(path)
+
+
+def check_record(record: Any, folder: str) -> dict[str, Any]:
+    """Return the record of a file below a folder: path, bytes and sha256. Raises ValueError if it is none."""
+    if not isinstance(record, dict) or set(record) != {"path", "bytes", "sha256"}:
+        raise ValueError("a file is not listed by path, bytes and sha256")
+    check_inside(record["path"], folder)
+    return check_fields(record, bytes=int, sha256=str)
 
 
 def fingerprint(value: Any) -> str:

@@ -143,7 +143,7 @@ class Pipeline:
                 table = self._given_neighbours()
                 stage.info.update(take_neighbours(frame, table, config, random_state=seed, folder=stage.uri))
                 return
-            scaler = Scaler.from_mapping(storage.read_json(self.run_folder.path("rows", _SCALER)))
+            scaler = storage.read_json(self.run_folder.path("rows", _SCALER), Scaler.from_mapping)
             stage.info.update(build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler))
 
         return self._stage("neighbours", self._spec("neighbours", "random_state", **inputs), build)

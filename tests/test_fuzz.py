@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import json
+import shutil
 import uuid
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,18 @@ from hypothesis import strategies as st
 from ivis_spark import storage
 from ivis_spark.config import Config, load_config
 from ivis_spark.core.blocks import unpack_near, unpack_vectors
-from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
+from ivis_spark.core.index import make_index
+from ivis_spark.core.partitioned import PartitionedIndex
+from ivis_spark.core.router import Router
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import ArtifactError, ConfigError
+from ivis_spark.errors import ArtifactError, ConfigError, InputError
+from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
+from ivis_spark.serving.folder import DENSE, SCALER, SERVING, ModelFolder, read_model, write_model
+from ivis_spark.spark.index_files import publish_index
+from ivis_spark.spark.target import Target
+from ivis_spark.spark.units import run_units
 from ivis_spark.storage import Manifest, RunFolder
 
 ANYTHING = st.recursive(
@@ -29,6 +41,23 @@ ANYTHING = st.recursive(
     max_leaves=12,
 )
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+PATHS = ["../precious.txt", "/etc/passwd", "_ivis_spark/../../precious.txt", "x::file:///etc/passwd", "", "a\0b"]
+HOSTILE = [*PATHS, [[PATHS[0], "a"]], [["_ivis_spark/w/a", PATHS[0]]], [[]], [None], -1, 2**70, 1e300]
+SERVING_FACTS = {"format": 1, "input_shape": [4], "n_outputs": 2, "features": ["a"]}
+OWNER = {
+    **{"token": "t", "host": "elsewhere", "pid": 7, "user": "u", "born": None},
+    **{"started": 1.7e9, "heartbeat": 1.7e9},
+}
+STATE = {
+    **{"epoch": 1, "step": 2, "sums": {"loss": 0.5}, "history": {"loss": [1.0]}, "best": 0.5, "wait": 0},
+    **{"rate": 0.1, "cooldown_from": None, "stopped": False},
+}
+JOURNAL = {
+    **{"number": 1, "mode": "append", "info": {"rows": 1}, "done": False, "removals": ["day=1/old"]},
+    **{"moves": [["_ivis_spark/work-a/parts/0/new", "new"]]},
+}
+NESTED = b"[" * 100_000  # deeper than any parser goes
 
 SECTIONS = {name: sorted(section) for name, section in Config().to_mapping().items() if isinstance(section, dict)}
 GOOD = {
@@ -45,6 +74,39 @@ GOOD = {
 def nearly(good: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Return mappings that differ from a good one in a few keys."""
     return st.dictionaries(st.sampled_from(sorted(good)), ANYTHING, max_size=3).map(lambda changed: {**good, **changed})
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the keys that lead to everything in a document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, good: Any) -> Any:
+    """Draw documents that differ from a good one in up to three places, and some that are none."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(ANYTHING)
+    value = copy.deepcopy(good)
+    for _ in range(draw(st.integers(1, 3))):
+        found = list(places(value))
+        if not found:
+            break
+        *way, last = draw(st.sampled_from(found))
+        inner = value
+        for key in way:
+            inner = inner[key]
+        if draw(st.booleans()) and isinstance(inner, dict):
+            del inner[last]
+        else:
+            inner[last] = copy.deepcopy(draw(ANYTHING | st.sampled_from(HOSTILE)))
+    return value
+
+
+def as_json(values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
+    return values.map(lambda value: json.dumps(value).encode())
 
 
 def config_or_error(path: Path, text: str) -> None:
@@ -98,6 +160,9 @@ def test_manifest_of_any_json(value: Any) -> None:
     folder = RunFolder(f"memory://{uuid.uuid4().hex}/out")
     storage.write_json(folder.path("rows", "manifest.json"), value)
     storage.write_json(folder.path("rows", "data", "a"), 1)
+    for read in (lambda: show(status(folder.root)), lambda: verify(folder.root)):
+        with contextlib.suppress(ArtifactError):
+            read()
     try:
         manifest = folder.require("rows", "neighbours")
     except ArtifactError:
@@ -122,15 +187,20 @@ def test_manifest_of_any_bytes(content: bytes) -> None:
         folder.manifest("rows")
 
 
-@settings(max_examples=50, deadline=None)
-@given(content=st.binary(max_size=80))
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=80) | as_json(spoilt(OWNER)))
+@example(content=json.dumps({**OWNER, "heartbeat": float("nan")}).encode())
+@example(content=json.dumps({**OWNER, "pid": -1}).encode())
+@example(content=json.dumps({**OWNER, "started": 1e300}).encode())
 def test_lock_of_any_bytes(content: bytes) -> None:
     uri = f"memory://{uuid.uuid4().hex}/.lock-run.json"
     fs, path = storage.filesystem(uri)
     fs.makedirs(fs._parent(path))
     fs.pipe_file(path, content)
     owner = read_owner(uri, pauses=(0.0,))
-    assert isinstance(owner, Owner) and owner.is_dead()
+    assert isinstance(owner, Owner) and str(owner)
+    # What is not an owner is a dead one; what is may hold the lock, but not for ever.
+    assert owner.is_dead() or owner.heartbeat > 0
 
 
 @MANY
@@ -199,3 +269,208 @@ def test_pickle_inside_a_network_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         DenseNetwork.from_bytes(content.getvalue())
     assert zipfile.is_zipfile(content) and not (tmp_path / "was-here").exists()
+
+
+def put(uri: str, content: bytes) -> None:
+    fs, path = storage.filesystem(uri)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    fs.pipe_file(path, content)
+
+
+NETWORK = DenseNetwork((DenseLayer.of(np.ones((4, 2)), None, "tanh"),)).to_bytes()
+
+
+@MANY
+@given(serving=st.binary(max_size=60) | as_json(spoilt(SERVING_FACTS)), scaler=st.none() | as_json(ANYTHING))
+@example(serving=b"[]", scaler=None)
+@example(serving=NESTED, scaler=None)
+@example(serving=json.dumps(SERVING_FACTS).encode(), scaler=b"not JSON")
+def test_model_folder_with_any_facts(serving: bytes, scaler: bytes | None) -> None:
+    root = f"memory://{uuid.uuid4().hex}/out"
+    files = {SERVING: serving, DENSE: NETWORK} | ({} if scaler is None else {SCALER: scaler})
+    write_model(root, ModelFolder({}, {}, files))  # so that size and digest are right
+    said = ""
+    try:
+        model = read_model(root)
+        model.encoder()
+    except ArtifactError as err:
+        said = str(err)
+    if said:
+        assert SERVING in said or SCALER in said
+        return
+    assert model.n_inputs >= 1 and model.serving["n_outputs"] >= 1
+
+
+def write_index(folder: Path) -> dict[str, Any]:
+    """Write an index of three rows in one cell; return what `index.json` says."""
+    rows = np.eye(3, dtype=np.float32)
+    uri, files = f"file://{folder}", {}
+    put(f"{uri}/cell.ids.npy", b"")
+    np.save(folder / "cell.ids.npy", np.arange(3))
+    index = make_index("exact", rows, "euclidean", n_trees=1, search_k=-1, seed=0)
+    index.save(str(folder / f"cell{index.suffix}"))
+    for kind, suffix in (("ids", ".ids.npy"), ("vectors", index.suffix)):
+        files[kind] = {"path": f"cell{suffix}", **storage.digest_file(str(folder / f"cell{suffix}"))}
+    storage.write_json(
+        f"{uri}/cells-0-0.json", {"partition": 0, "cells": [{"cell": 0, "home_rows": 3, "files": files}]}
+    )
+    head = {"backend": "exact", "metric": "euclidean", "dims": 3, "rows": 3, "k": 1, "search_k": -1}
+    head |= {"probes": {"cells": 1, "cut": None, "recall": 1.0}, "scaler": None}
+    router = Router.make("euclidean", rows[:1], np.ones(1, np.int64), np.ones(1, np.float32), 1.0)
+    publish_index(uri, router, head)
+    return json.loads((folder / "index.json").read_text())
+
+
+@MANY
+@given(data=st.data())
+def test_index_of_any_json(tmp_path: Path, data: st.DataObject) -> None:
+    good = write_index(tmp_path) if not (tmp_path / "good.json").exists() else None
+    if good is not None:
+        (tmp_path / "good.json").write_text(json.dumps(good))
+    content = data.draw(as_json(spoilt(json.loads((tmp_path / "good.json").read_text()))) | st.binary(max_size=60))
+    (tmp_path / "index.json").write_bytes(content)
+    try:
+        ids, _ = PartitionedIndex.load(str(tmp_path)).query(np.zeros((1, 3)), 1)
+    except (ArtifactError, InputError):  # of the query: k or the width is not what the altered index says
+        return
+    assert ids.shape == (1, 1)
+
+
+@pytest.mark.parametrize("spoil", [lambda head: head.pop("router"), lambda head: head["cells"][0].update(cell=9)])
+def test_index_that_lacks_something_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
+    head = write_index(tmp_path)
+    spoil(head)
+    (tmp_path / "index.json").write_text(json.dumps(head))
+    with pytest.raises(ArtifactError, match=r"index\.json .*build the neighbours anew"):
+        PartitionedIndex.load(str(tmp_path))
+
+
+@MANY
+@given(content=st.binary(max_size=200), head=ANYTHING)
+def test_router_of_any_bytes(tmp_path: Path, content: bytes, head: Any) -> None:
+    (tmp_path / "router.json").write_text(json.dumps(head))
+    (tmp_path / "router.npz").write_bytes(content)
+    with pytest.raises(ArtifactError):
+        Router.load(str(tmp_path))
+
+
+def test_a_report_of_cells_that_was_cut_off_is_no_index(tmp_path: Path) -> None:
+    """What an attempt left that died while it wrote: another attempt's report counts, or none."""
+    torn = '{"partition": 0, "cells": [{"cell": 0, "ho'
+    (tmp_path / "cells-0-0-dead.json").write_text(torn)
+    assert len(write_index(tmp_path)["cells"]) == 1
+    (tmp_path / "cells-0-0.json").write_text(torn)
+    router = Router.make("euclidean", np.ones((1, 3)), np.ones(1, np.int64), np.ones(1, np.float32), 1.0)
+    with pytest.raises(ArtifactError, match="hold 0 of 3 rows"):
+        publish_index(f"file://{tmp_path}", router, {"rows": 3})
+
+
+def write_unit(files: list[str], folder: str) -> dict[str, Any]:
+    for name in files:
+        put(storage.join(folder, name), name.encode())
+    return {"rows": len(files)}
+
+
+PLAN = [["a", "b"], ["c"]]
+UNIT = {"input": ["a", "b"], "folder": "parts/000000-0", "files": [["a", 1], ["b", 1]], "info": {"rows": 2}}
+
+
+@MANY
+@given(plan=as_json(spoilt(PLAN)) | st.binary(max_size=40), unit=as_json(spoilt(UNIT)) | st.binary(max_size=40))
+@example(plan=b'[["a"]]', unit=json.dumps(UNIT).encode())
+@example(plan=json.dumps(PLAN).encode(), unit=json.dumps({**UNIT, "folder": "../../secret", "files": []}).encode())
+@example(plan=json.dumps(PLAN).encode(), unit=NESTED)
+def test_units_with_any_records_lose_no_row(plan: bytes, unit: bytes) -> None:
+    work = f"memory://{uuid.uuid4().hex}/work"
+    put(f"{work}/plan.json", plan)
+    put(f"{work}/units/000000.json", unit)
+    write_unit(["a", "b"], f"{work}/parts/000000-0")
+    done = run_units(work, PLAN, write_unit)
+    assert sorted(name for each in done for name, _ in each.files) == ["a", "b", "c"]
+    assert all(each.folder.startswith(work) for each in done)
+
+
+@MANY
+@given(journal=as_json(spoilt(JOURNAL)) | st.binary(max_size=40))
+@example(journal=json.dumps({**JOURNAL, "removals": ["../precious.txt"]}).encode())
+@example(journal=json.dumps({**JOURNAL, "moves": [["../precious.txt", "a"]]}).encode())
+@example(journal=json.dumps({**JOURNAL, "moves": [["_ivis_spark/work-a/parts/0/new", "../precious.txt"]]}).encode())
+@example(journal=json.dumps({**JOURNAL, "removals": ["_ivis_spark/other.json"]}).encode())
+def test_target_with_any_journal_touches_no_other_file(tmp_path: Path, journal: bytes) -> None:
+    precious, table = tmp_path / "precious.txt", tmp_path / "table"
+    precious.write_text("mine")
+    shutil.rmtree(table, ignore_errors=True)
+    for name in ("_ivis_spark/work-a/parts/0/new", "_ivis_spark/other.json"):
+        put(f"file://{table}/{name}", json.dumps({**JOURNAL, "moves": [], "removals": [], "done": True}).encode())
+    put(f"file://{table}/_ivis_spark/a.json", journal)
+    said = ""
+    try:
+        Target(str(table), "append", ()).put("next", lambda work: ([], {"rows": 0}))
+    except ArtifactError as err:
+        said = str(err)
+    except FileNotFoundError:  # of a file that it says is to be moved and that nobody wrote
+        pass
+    assert not said or ("_ivis_spark/a.json" in said and "put back what stood there" in said)
+    assert precious.read_text() == "mine" and (table / "_ivis_spark" / "other.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "table"]
+
+
+@pytest.mark.tf
+@MANY
+@given(content=as_json(spoilt({"sha256": "0", "state": STATE})) | st.binary(max_size=40))
+@example(content=json.dumps({"sha256": "0", "state": {**STATE, "foreign": 1}}).encode())
+@example(content=json.dumps({"sha256": "0", "state": None}).encode())
+def test_checkpoint_of_any_json(content: bytes) -> None:
+    from ivis_spark.train.checkpoints import read_index
+    from ivis_spark.train.loop import TrainingState
+
+    try:
+        _, state = storage.parse_json(content, "checkpoint.json", read_index)
+    except ArtifactError:
+        return
+    assert isinstance(state, TrainingState) and state.epoch >= 0
+
+
+@MANY
+@given(content=as_json(spoilt({"kind": "refused", "type": "InputError", "error": "no"})) | st.binary(max_size=40))
+@example(content=b'[["kind", "lost"]]')
+def test_result_of_a_rank_of_any_json(content: bytes) -> None:
+    from ivis_spark.spark import training
+
+    try:
+        result = storage.parse_json(content, "result.json", training.read_result)
+    except ArtifactError:
+        return
+    with contextlib.suppress(training.IvisError):
+        assert "facts" in result or training._explain([{"rank": 0, **result}])
+
+
+MODEL_INDEX = {"format": 1, "keras": "3", "extra": {}, "files": {"encoder.keras": "0"}}
+
+
+@pytest.mark.tf
+@MANY
+@given(content=as_json(spoilt(MODEL_INDEX)) | st.binary(max_size=40))
+@example(content=NESTED)
+@example(content=json.dumps({**MODEL_INDEX, "files": {"../../encoder.keras": "0"}}).encode())
+def test_model_index_of_any_json(tmp_path: Path, content: bytes) -> None:
+    from ivis_spark.nn import persistence
+
+    (tmp_path / "model.json").write_bytes(content)
+    with pytest.raises(ArtifactError):
+        persistence.load_model(str(tmp_path))
+    with contextlib.suppress(ArtifactError):
+        assert isinstance(persistence.load_extra(str(tmp_path)), dict)
+
+
+@pytest.mark.tf
+@MANY
+@given(content=as_json(ANYTHING) | st.binary(max_size=40))
+@example(content=NESTED)
+def test_keras_file_of_any_description(tmp_path: Path, content: bytes) -> None:
+    from ivis_spark.nn.safety import check_code
+
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        archive.writestr("config.json", content)
+    with contextlib.suppress(ArtifactError):
+        check_code(str(tmp_path / "x.keras"), {})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from faulty_storage import FlakyFileSystem
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
@@ -157,3 +159,45 @@ def test_volumes_on_databricks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.normalise_uri("/Volumes/main/x") == "file:///Volumes/main/x"
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "15.4")
     assert storage.normalise_uri("/Volumes/main/x/") == "dbfs:/Volumes/main/x"
+
+
+def test_a_request_that_fails_is_no_absence() -> None:
+    """fsspec's `exists` would say no, and its `find` would leave the folder out."""
+    root = f"flaky://{uuid.uuid4().hex}"
+    run = RunFolder(root)
+    publish(run, "abc")
+    for look in (lambda: run.manifest("neighbours"), lambda: storage.list_files(root)):
+        FlakyFileSystem.fail(-1)
+        whole = look()
+        requests = list(FlakyFileSystem.done)
+        assert whole and {"look"} <= set(requests)
+        for at in range(len(requests)):
+            FlakyFileSystem.fail(at)
+            with pytest.raises(OSError, match="Input/output"):
+                look()
+    FlakyFileSystem.fail(-1)
+
+
+@pytest.mark.parametrize("kind", ["copied", "renamed"])
+def test_a_folder_that_moves_counts_only_when_whole(kind: str, tmp_path: Path) -> None:
+    root = f"memory://{uuid.uuid4().hex}" if kind == "copied" else str(tmp_path)
+    for name in ("manifest.json", "zeta"):  # which sorts after the manifest
+        storage.write_json(storage.join(root, "old", name), name)
+    fs, path = storage.filesystem(root)
+
+    class Seen:
+        """Notes what is copied, in order."""
+
+        copied: ClassVar[list[str]] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fs, name)
+
+        def copy(self, sources: list[str], targets: list[str], **options: Any) -> None:
+            self.copied.extend(targets)
+            fs.copy(sources, targets, **options)
+
+    storage.move_folder(Seen(), f"{path}/old", f"{path}/new", seal="manifest.json")
+    assert [name for name, _ in storage.list_files(root)] == ["new/manifest.json", "new/zeta"]
+    wanted = [f"{path}/new/zeta", f"{path}/new/manifest.json"] if kind == "copied" else []
+    assert Seen.copied == wanted

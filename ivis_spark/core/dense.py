@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 
 Array = NDArray[np.float32]
 
@@ -197,7 +196,7 @@ class DenseNetwork:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return cls(_read_layers(arrays))
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as err:
+        except UNREADABLE as err:
             raise ArtifactError(
                 f"the network of {len(content)} bytes cannot be read ({err}): it is torn or not a network; train again"
             ) from err

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import typing
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +16,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark import storage
-from ivis_spark.core.index import CellIndex, load_index
+from ivis_spark.config import Metric
+from ivis_spark.core.index import INDEXES, CellIndex, load_index
 from ivis_spark.core.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.router import Router
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.spaces import Floats, Ints, Space
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
+from ivis_spark.manifest import check_fields, check_record
 
 INDEX_FILE = "index.json"
 INDEX_FORMAT = 2
+_REMEDY = "build the neighbours anew"
 _QUERY_ROWS = 4096
 _CACHE_BYTES = 1 << 30  # of open cells; the least recently used are closed first
 
@@ -67,15 +71,13 @@ class PartitionedIndex:
             ArtifactError: if there is no index, a file is torn or altered, or it is of a newer format.
         """
         uri = _index_folder(storage.normalise_uri(uri))
-        head = storage.read_json(storage.join(uri, INDEX_FILE))
-        if not isinstance(head, dict) or head.get("format") != INDEX_FORMAT:
-            found = head.get("format") if isinstance(head, dict) else None
-            raise ArtifactError(
-                f"{uri} holds an index of format {found}; this version reads {INDEX_FORMAT}: build the neighbours anew"
-            )
+        head = storage.read_json(storage.join(uri, INDEX_FILE), read_head, remedy=_REMEDY)
         with tempfile.TemporaryDirectory(prefix="ivis-spark-router-") as folder:
             paths = [_fetch(uri, record, folder) for record in head["router"]]
-            return cls(uri, head, Router.load(os.path.dirname(paths[0])))
+            router = Router.load(os.path.dirname(paths[0]))
+        if max((cell["cell"] for cell in head["cells"]), default=0) >= router.n_cells:
+            raise ArtifactError(f"{uri}/{INDEX_FILE} lists cells that its router does not have; {_REMEDY}")
+        return cls(uri, head, router)
 
     @property
     def metric(self) -> str:
@@ -210,10 +212,49 @@ class PartitionedIndex:
         files = record["files"]
         with tempfile.TemporaryDirectory(prefix="ivis-spark-cell-") as folder:  # what is open by mmap outlives it
             ids, vectors = (_fetch(self.uri, files[kind], folder) for kind in ("ids", "vectors"))
-            numbers = np.load(ids, allow_pickle=False)
             search_k = int(self._head["search_k"])
-            index = load_index(str(self._head["backend"]), vectors, self.metric, self.dims, search_k=search_k)
+            try:
+                numbers = np.load(ids, allow_pickle=False)
+                index = load_index(str(self._head["backend"]), vectors, self.metric, self.dims, search_k=search_k)
+            except UNREADABLE as err:
+                raise ArtifactError(f"cell {record['cell']} of {self.uri} cannot be read ({err}); {_REMEDY}") from err
         return _Cell(numbers, index, sum(int(file["bytes"]) for file in files.values()))
+
+
+def read_head(value: Any) -> dict[str, Any]:
+    """Return what JSON gave if it is the content of an `index.json`.
+
+    Raises:
+        ArtifactError: if it is of another format.
+        ValueError: if it is none.
+    """
+    found = value.get("format") if isinstance(value, dict) else None
+    if found != INDEX_FORMAT:
+        raise ArtifactError(f"it holds an index of format {found}; this version reads {INDEX_FORMAT}: {_REMEDY}")
+    numbers = {"dims": int, "rows": int, "k": int, "search_k": int}
+    head = check_fields(value, backend=str, metric=str, probes=dict, router=list, cells=list, **numbers)
+    if head["backend"] not in INDEXES or head["metric"] not in typing.get_args(Metric):
+        raise ValueError(f"it is of backend {head['backend']!r} and metric {head['metric']!r}")
+    check_fields(head["probes"], cells=int, cut=(int, float, type(None)), recall=(int, float))
+    if min(head["dims"], head["rows"], head["k"], head["probes"]["cells"]) < 1:
+        raise ValueError("dims, rows, k or probes is not positive")
+    if head.get("scaler"):
+        Scaler.from_mapping(head["scaler"])
+    if sorted(check_record(record, "the index")["path"] for record in head["router"]) != Router.FILES:
+        raise ValueError(f"router is not {' and '.join(Router.FILES)}")
+    for cell in head["cells"]:
+        read_cell(cell)
+    return head
+
+
+def read_cell(value: Any) -> dict[str, Any]:
+    """Return the record of a cell's files. Raises ValueError if it is none."""
+    cell = check_fields(value, cell=int, home_rows=int, files=dict)
+    for kind in ("ids", "vectors"):
+        check_record(cell["files"].get(kind), "the index")
+    if cell["cell"] < 0 or cell["home_rows"] < 0:
+        raise ValueError("a cell's number or rows are negative")
+    return cell
 
 
 def _index_folder(uri: str) -> str:
@@ -221,7 +262,7 @@ def _index_folder(uri: str) -> str:
     for inner in ("", "index", "neighbours/index"):
         folder = storage.join(uri, inner) if inner else uri
         fs, path = storage.filesystem(storage.join(folder, INDEX_FILE))
-        if fs.exists(path):
+        if storage.exists(fs, path):
             return folder
     raise ArtifactError(f"{uri} holds no index; build it first: ivis-spark neighbours --input ... --output ...")
 
@@ -237,10 +278,10 @@ def _fetch(uri: str, record: dict[str, Any], folder: str) -> str:
             fs.get_file(remote, path)
         found = storage.digest_file(path)
     except OSError as err:
-        raise ArtifactError(f"index file {source} cannot be read ({err}); build the neighbours anew") from err
+        raise ArtifactError(f"index file {source} cannot be read ({err}); {_REMEDY}") from err
     if found["sha256"] != record["sha256"]:
         raise ArtifactError(
             f"index file {source} is not what was written: {found['bytes']} bytes with sha256 {found['sha256'][:12]}, "
-            f"not {record['bytes']} with {record['sha256'][:12]}; build the neighbours anew"
+            f"not {record['bytes']} with {record['sha256'][:12]}; {_REMEDY}"
         )
     return path

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from ivis_spark.core.kmeans import lloyd, means, nearest_numbers, split_rows
 from ivis_spark.core.nearest import Near, merged, nearest
 from ivis_spark.core.overlap import CUTS
 from ivis_spark.core.spaces import Floats, Ints, Space
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import UNREADABLE, ArtifactError
 
 _FLAT_CELLS = 1024  # up to here one matrix product over all centroids is cheaper than two levels
 _PROBED_GROUPS = 6
@@ -46,6 +46,8 @@ class Router:
         norm_bound: Largest norm seen, for dot.
         groups: float32, shape (g, r), and members: list of centroid numbers of each; empty if there is one level.
     """
+
+    FILES: ClassVar[list[str]] = ["router.json", "router.npz"]
 
     metric: str
     centroids: Floats
@@ -224,7 +226,7 @@ class Router:
         head = {"format": _FORMAT, "metric": self.metric, "norm_bound": self.norm_bound, "cells": self.n_cells}
         with open(os.path.join(folder, "router.json"), "w", encoding="utf-8") as text:
             json.dump(head, text, indent=2)
-        return ["router.json", "router.npz"]
+        return self.FILES
 
     @classmethod
     def load(cls, folder: str) -> Router:
@@ -238,8 +240,11 @@ class Router:
                 head = json.load(text)
             with np.load(os.path.join(folder, "router.npz"), allow_pickle=False) as arrays:
                 parts, sizes, bound = arrays["parts"], arrays["sizes"], float(head["norm_bound"])
-                return cls.make(head["metric"], arrays["centroids"], parts, sizes, bound)
-        except (OSError, ValueError, KeyError) as err:
+                centroids = arrays["centroids"]
+            if centroids.ndim != 2 or {parts.shape, sizes.shape} != {centroids.shape[:1]} or (parts < 1).any():
+                raise ValueError(f"shapes {centroids.shape}, {parts.shape} and {sizes.shape} do not go together")
+            return cls.make(head["metric"], centroids, parts, sizes, bound)
+        except UNREADABLE as err:
             raise ArtifactError(f"{folder} holds no usable router ({err}); build the neighbours anew") from err
 
     def _nearest(self, rows: Floats, width: int) -> Near:

@@ -237,7 +237,7 @@ class _ModelWriter(MLWriter):
     def saveImpl(self, path: str) -> None:
         uri = storage.normalise_uri(path)
         fs, plain = storage.filesystem(uri)
-        if fs.exists(plain):
+        if storage.exists(fs, plain):
             raise InputError(f"{uri} exists; save with model.write().overwrite().save(...), or choose another path")
         write_model(uri, self._instance.to_folder())
         DefaultParamsWriter.saveMetadata(self._instance, uri, self.sc)

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import UNREADABLE, ArtifactError
+from ivis_spark.manifest import check_fields
 from ivis_spark.nn.persistence import SavedModel, is_saved_model
 from ivis_spark.nn.supervision import build_head
 
@@ -51,8 +52,8 @@ def load_ivis2_folder(folder: str, *, custom_objects: Mapping[str, Any] | None =
     path = os.path.join(folder, _PARAMETERS)
     try:
         with open(path, encoding="utf-8") as file:
-            facts: dict[str, Any] = json.load(file)
-    except (OSError, ValueError) as err:
+            facts = check_fields(json.load(file))
+    except UNREADABLE as err:
         raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; save the model again") from err
     params = {name: value for name, value in facts.items() if not name.endswith("_")}
     params.update(callbacks=None, neighbour_matrix=None)

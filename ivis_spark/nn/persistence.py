@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import UNREADABLE, ArtifactError
+from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.nn.optimizer import FusedAdam
 from ivis_spark.nn.safety import check_code
 
@@ -159,24 +159,32 @@ def _load_optimizer(path: str, index: dict[str, Any]) -> SavedOptimizer:
         with np.load(path, allow_pickle=False) as arrays:
             state = [arrays[f"arr_{position}"] for position in range(len(arrays.files))]
         return SavedOptimizer(index["optimizer"]["name"], index["optimizer"]["config"], state)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as err:
+    except UNREADABLE as err:
         raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; train again") from err
 
 
 def _read_index(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            index: dict[str, Any] = json.load(file)
+            index = json.load(file)
     except FileNotFoundError as err:
         raise ArtifactError(f"{path!r} is missing: the folder holds no saved model; pass one, or train first") from err
-    except (OSError, ValueError) as err:
+    except UNREADABLE as err:
         raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; train again") from err
     newer = isinstance(index, dict) and isinstance(index.get("format"), int) and index["format"] > _FORMAT
     if newer:
         raise ArtifactError(f"{path!r} has format {index['format']}; this version reads {_FORMAT}: update ivis_spark")
-    if not isinstance(index, dict) or index.get("format") != _FORMAT or not isinstance(index.get("files"), dict):
-        raise ArtifactError(f"{path!r} is not of format {_FORMAT}: it was written by another version; train again")
-    return index
+    try:
+        if check_fields(index, format=int, files=dict, extra=dict)["format"] != _FORMAT:
+            raise ValueError(f"its format is {index['format']}")
+        check_list(list(index["files"].values()), str, "files")
+        if "optimizer" in index:
+            check_fields(index["optimizer"], name=str, config=dict)
+    except ValueError as err:
+        raise ArtifactError(
+            f"{path!r} is not of format {_FORMAT} ({err}): it was written by another version; train again"
+        ) from err
+    return dict(index)
 
 
 def load_keras(path: str, custom_objects: Mapping[str, Any] | None = None) -> keras.Model:

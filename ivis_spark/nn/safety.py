@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import UNREADABLE, ArtifactError
 
 # Imported so that our own layers are registered.
 from ivis_spark.nn import activations, dropout, scaling  # noqa: F401
@@ -27,7 +27,7 @@ def check_code(path: str, custom_objects: Container[str]) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+    except UNREADABLE as err:
         raise ArtifactError(f"{path!r} is not a Keras file ({err}): it is torn; train again") from err
     for module, name, registered in _objects(config):
         passed = name in custom_objects or (registered or "") in custom_objects

@@ -32,7 +32,8 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     if not folder.exists():
         raise ArtifactError(f"{folder.root} is not there; give the folder that --output named")
     standing, aside, left = folder.published(), folder.set_aside(), folder.unfinished()
-    unknown = [stage for stage in stages if stage not in {*standing, *aside}]
+    known = {*standing, *aside, *folder.torn()}
+    unknown = [stage for stage in stages if stage not in known]
     if unknown:
         there = ", ".join(sorted({*standing, *aside})) or "none"
         raise ArtifactError(f"{folder.root} has no stage {', '.join(map(repr, unknown))}; it has: {there}")
@@ -47,14 +48,11 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
         return done
     with RunLock(folder.root):
         folder.mend()
-        for name in [*left[:1], *stages]:
-            _remove(folder.path(name.rpartition("/")[0] or name))  # of half-built ones, the folder that holds them all
+        for name in left[:1]:
+            storage.remove_folder(folder.path(name.rpartition("/")[0]))  # the folder that holds all half-built ones
+        for stage in stages:
+            folder.remove(stage)
         for uri in locks:
             if not uri.endswith("-run.json"):  # that one was taken over, and goes with the lock
-                _remove(uri)
+                storage.remove_folder(uri)
     return done
-
-
-def _remove(uri: str) -> None:
-    fs, path = storage.filesystem(uri)
-    fs.rm(path, recursive=True)

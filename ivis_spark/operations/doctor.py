@@ -268,7 +268,7 @@ def _executors(spark: Any, root: str | None) -> list[Check]:
 
 def _marks_seen(root: str, mark: str) -> bool:
     fs, path = storage.filesystem(storage.join(storage.normalise_uri(root), f".doctor-{mark}"))
-    if not fs.exists(path):
+    if not storage.exists(fs, path):
         return False
     seen = bool(fs.ls(path, detail=False))
     fs.rm(path, recursive=True)

@@ -43,7 +43,7 @@ def status(root: str) -> Status:
         stages.append(_stage(name, manifest))
         quality.update({text: manifest.info[key] for key, text in _QUALITY.items() if key in manifest.info})
         if isinstance(manifest.info.get("recall"), dict):
-            quality["recall"] = manifest.info["recall"]["value"]
+            quality["recall"] = manifest.info["recall"].get("value")
     locks = owners(folder.root)
     running = [str(owner) for owner in locks.values() if not owner.is_dead()]
     left = [f"lock of {owner}" for owner in locks.values() if owner.is_dead()]
@@ -115,14 +115,18 @@ def _manifests(folder: RunFolder) -> dict[str, Manifest]:
 def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "stage": name,
-        "rows": manifest.info.get("rows"),
-        "seconds": manifest.info.get("seconds"),
+        "rows": _number(manifest.info.get("rows")),
+        "seconds": _number(manifest.info.get("seconds")),
         "bytes": sum(record["bytes"] for record in manifest.files),
         "files": len(manifest.files),
         "created": manifest.created,
         "run_id": manifest.info.get("run_id"),
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) else None
 
 
 def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolExecutor) -> list[str]:
@@ -141,7 +145,9 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
 
 def _outdated(name: str, manifest: Manifest, manifests: dict[str, Manifest]) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    inputs = manifest.spec.get("inputs", {})
+    inputs = manifest.spec.get("inputs")
+    if not isinstance(inputs, dict):
+        return []
     changed = [
         stage for stage, digest in inputs.items() if stage in manifests and manifests[stage].fingerprint != digest
     ]

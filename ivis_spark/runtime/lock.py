@@ -18,15 +18,18 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import check_fields
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0  # twelve heartbeats: storage that is slow for a minute must not cost a run its lock
 _SETTLE_S = 1.0  # what a write of another run that wants the lock too may take to be seen
+_YEAR_10000 = 253402300800.0  # beyond which no time has a name
 PREFIX = ".lock-"
 
 
@@ -47,6 +50,15 @@ class Owner:
         """Describe this process."""
         now = time.time()
         return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _user(), _born(os.getpid()), now, now)
+
+    @classmethod
+    def from_mapping(cls, mapping: Any) -> Owner:
+        """Make an owner of what JSON gave. Raises ValueError if that is none."""
+        owner = check_fields(mapping, token=str, host=str, pid=int, user=str, born=(str, type(None)))
+        times = check_fields(mapping, started=(int, float), heartbeat=(int, float))
+        if not all(0 <= times[name] < _YEAR_10000 for name in ("started", "heartbeat")) or owner["pid"] < 1:
+            raise ValueError("its times or its process cannot be")
+        return cls(**owner)
 
     def is_dead(self) -> bool:
         """Tell whether the owner is known to be gone, or has not been heard of for `STALE_S`."""
@@ -162,20 +174,18 @@ def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owne
     for pause in pauses:
         time.sleep(pause)
         try:
-            found = Owner(**json.loads(fs.cat_file(path)))
+            found: Owner = storage.parse_json(fs.cat_file(path), uri, Owner.from_mapping)
+            return found
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, RecursionError):
+        except ArtifactError:
             continue
-        if all(isinstance(value, (int, float)) for value in (found.pid, found.started, found.heartbeat)):
-            return found
     return Owner("", "a host unknown", 0, "somebody unknown", None, 0.0, 0.0)
 
 
 def owners(root: str) -> dict[str, Owner]:
     """Return the locks of a run folder by URI, dead ones too."""
-    fs, path = storage.filesystem(root)
-    names = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False)] if fs.exists(path) else []
+    names = storage.children(*storage.filesystem(root))
     uris = [storage.join(storage.normalise_uri(root), name) for name in names if name.startswith(PREFIX)]
     found = {uri: read_owner(uri) for uri in uris if uri.endswith(".json")}
     return {uri: owner for uri, owner in found.items() if owner is not None}

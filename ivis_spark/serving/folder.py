@@ -25,12 +25,14 @@ from ivis_spark import storage
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
 from ivis_spark.storage import RunFolder
 
 STAGE = "model"
 DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.json", "serving.json", "encoder.keras"
 _FORMAT = 1
+_REMEDY = "copy the model's folder anew, or train again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class ModelFolder:
     @property
     def serving(self) -> dict[str, Any]:
         """What `serving.json` says."""
-        loaded: dict[str, Any] = json.loads(self.files[SERVING])
-        return loaded
+        return storage.parse_json(self.files[SERVING], SERVING, _read_serving, remedy=_REMEDY)
 
     @property
     def n_inputs(self) -> int:
@@ -74,7 +75,9 @@ class ModelFolder:
 
     def scaler(self) -> Scaler | None:
         """Return the scaling of the features, or None if the network takes rows as they are."""
-        return Scaler.from_mapping(json.loads(self.files[SCALER])) if SCALER in self.files else None
+        if SCALER not in self.files:
+            return None
+        return storage.parse_json(self.files[SCALER], SCALER, Scaler.from_mapping, remedy=_REMEDY)
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[str]:
@@ -100,10 +103,7 @@ def read_model(root: str) -> ModelFolder:
         fs, path = storage.filesystem(uri)
         content: bytes = fs.cat_file(path)
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            raise ArtifactError(
-                f"{uri} was altered: its digest is not the one in the manifest; copy the model's folder anew, or train "
-                "again with --overwrite"
-            )
+            raise ArtifactError(f"{uri} was altered: its digest is not the one in the manifest; {_REMEDY}")
         files[record["path"]] = content
     model = ModelFolder(manifest.spec, manifest.info, files)
     _check(model, run.path(STAGE))
@@ -161,7 +161,17 @@ def add_serving_files(folder: str, *, features: list[str], scaler: dict[str, Any
 def _check(model: ModelFolder, uri: str) -> None:
     if SERVING not in model.files or not (DENSE in model.files or KERAS in model.files):
         raise ArtifactError(f"{uri} lacks {SERVING} or the encoder; it was made by an older version: train again")
-    found = model.serving.get("format")
+    storage.parse_json(model.files[SERVING], f"{uri}/{SERVING}", _read_serving, remedy=_REMEDY)
+
+
+def _read_serving(value: Any) -> dict[str, Any]:
+    serving = check_fields(value, format=int)
+    found = serving["format"]
     if found != _FORMAT:
-        remedy = "update ivis_spark" if isinstance(found, int) and found > _FORMAT else "train again"
-        raise ArtifactError(f"{uri}/{SERVING} has format {found}; this version reads format {_FORMAT}: {remedy}")
+        remedy = "update ivis_spark" if found > _FORMAT else "train again"
+        raise ArtifactError(f"it has format {found}; this version reads format {_FORMAT}: {remedy}")
+    check_fields(serving, input_shape=list, n_outputs=int, features=list)
+    check_list(serving["features"], str, "features")
+    if min([serving["n_outputs"], *check_list(serving["input_shape"], int, "input_shape")]) < 1:
+        raise ValueError("a size is not positive")
+    return serving

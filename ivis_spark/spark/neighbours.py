@@ -131,7 +131,7 @@ class _Search:
         choice, router = self.layout.known_choice(), self.layout.known_router()
         attempts = storage.join(self.folder, "attempts")
         for folder in (storage.join(self.folder, "index"), attempts):
-            _remove(folder)
+            storage.remove_folder(folder)
             fs, path = storage.filesystem(folder)
             fs.makedirs(path)
         size = choice.copies * self.layout.n_rows * (4 * self.layout.dims + 9)
@@ -169,13 +169,13 @@ class _Search:
                 f"{self.layout.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?"
             )
         data = storage.join(self.folder, "data")
-        _remove(data)
+        storage.remove_folder(data)
         fs, source = storage.filesystem(attempts)
         _, target = storage.filesystem(data)
         fs.makedirs(target, exist_ok=True)
         for row in written:
             fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}")
-        _remove(attempts)
+        storage.remove_folder(attempts)
 
     def _recall(self) -> Recall:
         """Compare what was written for the sampled rows with their exact neighbours."""
@@ -239,9 +239,3 @@ def _deal(costs: npt.NDArray[np.float64], tasks: int) -> npt.NDArray[np.int32]:
         dealt[piece] = task
         heapq.heappush(loads, (load + float(costs[piece]), task))
     return dealt
-
-
-def _remove(uri: str) -> None:
-    fs, path = storage.filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)

@@ -13,11 +13,16 @@ from typing import Any, Literal
 
 from ivis_spark import storage
 from ivis_spark.errors import InputError
+from ivis_spark.manifest import check_fields, check_inside, check_list
 from ivis_spark.spark.units import Unit, move_file, remove, write_record
 
 Mode = Literal["append", "overwrite", "replace"]
 MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
 _OWN = "_ivis_spark"
+_REMEDY = (
+    "put back what stood there; or remove it, and embed anew with --mode overwrite, since what its job had still to "
+    "move or to remove is not known"
+)
 
 
 class Target:
@@ -74,7 +79,7 @@ class Target:
 
     def _finish(self, key: str) -> None:
         """Do what a journal says; what is done of it already does no harm."""
-        journal = storage.read_json(self._journal(key))
+        journal = self._read(key)
         for old in journal["removals"]:
             self._remove_file(storage.join(self.uri, old))
         for source, target in journal["moves"]:
@@ -88,7 +93,7 @@ class Target:
 
     def _remove_file(self, uri: str) -> None:
         fs, path = storage.filesystem(uri)
-        if fs.exists(path):
+        if storage.exists(fs, path):
             fs.rm_file(path)
 
     def _removals(self, moves: list[list[str]]) -> list[str]:
@@ -100,13 +105,40 @@ class Target:
 
     def _journals(self) -> dict[str, Any]:
         """Return the journals by the keys of their jobs."""
-        fs, path = storage.filesystem(self._own())
-        names = [posixpath.basename(name) for name in fs.ls(path, detail=False)] if fs.exists(path) else []
-        keys = sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
-        return {key: storage.read_json(self._journal(key)) for key in keys}
+        names = storage.children(*storage.filesystem(self._own()))
+        return {key: self._read(key) for key in (name[:-5] for name in names if name.endswith(".json"))}
+
+    def _read(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = storage.read_json(self._journal(key), read_journal, remedy=_REMEDY)
+        return found
 
     def _journal(self, key: str) -> str:
         return self._own(f"{key}.json")
 
     def _own(self, *parts: str) -> str:
         return storage.join(self.uri, _OWN, *parts)
+
+
+def read_journal(value: Any) -> dict[str, Any]:
+    """Return what JSON gave if it is a journal.
+
+    Raises:
+        ValueError: if it is none, or would touch a file that is not in the table.
+    """
+    journal = check_fields(value, number=int, mode=str, info=dict, done=bool, moves=list, removals=list)
+    if journal["mode"] not in MODES:
+        raise ValueError(f"mode {journal['mode']!r} is none of {', '.join(MODES)}")
+    check_fields(journal["info"], rows=int)
+    for old in journal["removals"]:
+        _check_data(old)
+    for move in check_list(journal["moves"], list, "moves"):
+        source, target = move
+        if not check_inside(source, "the table").startswith(_OWN + "/"):
+            raise ValueError(f"it moves {source!r}, which no job wrote")
+        _check_data(target)
+    return journal
+
+
+def _check_data(path: Any) -> None:
+    if check_inside(path, "the table").startswith(_OWN):
+        raise ValueError(f"it lists {path!r}, which is not data")

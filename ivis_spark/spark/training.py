@@ -29,6 +29,7 @@ from pyspark.sql import SparkSession
 from ivis_spark import errors, storage
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
+from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.spark.session import describe_job, is_local
 from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
 
@@ -41,6 +42,8 @@ _POLL_SECONDS = 0.5
 # What other ranks may still take to end after one ended: those that lost it must notice, rank 0 must save the model.
 _END_TOGETHER_SECONDS = 60.0
 _MODULE = "ivis_spark.train.rank"
+# How ranks end without facts, the most telling first.
+_KINDS = ("refused", "raised", "killed", "failed", "lost")
 
 RankResult = dict[str, Any]
 
@@ -211,8 +214,8 @@ class _Launch:
         """Log what rank 0 logged since the last time."""
         try:
             fs, path = storage.filesystem(self._progress_uri)
-            found = storage.read_json(self._progress_uri) if fs.exists(path) else None
-        except ArtifactError:  # being written
+            found = storage.read_json(self._progress_uri, _read_progress) if storage.exists(fs, path) else None
+        except (ArtifactError, OSError):  # being written, or storage that will answer the next time
             return
         if found is not None and found["count"] > self._told:
             for line in found["last"][self._told - found["count"] :]:
@@ -270,11 +273,28 @@ def run_process(order: str, environment: dict[str, str]) -> RankResult:
             finally:
                 process.kill()
         try:
-            with open(path, encoding="utf-8") as file:
-                return dict(json.load(file))
-        except (OSError, ValueError):
+            with open(path, "rb") as file:
+                return dict(storage.parse_json(file.read(), path, read_result))
+        except (OSError, ArtifactError):
             how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             return {"kind": "killed", "error": how}
+
+
+def read_result(value: Any) -> RankResult:
+    """Return what JSON gave if it is what a rank writes at its end. Raises ValueError if it is not."""
+    if isinstance(value, dict) and "facts" in value:
+        return check_fields(value, facts=dict)
+    result = check_fields(value, kind=str, error=str)
+    if result["kind"] not in _KINDS:
+        raise ValueError(f"kind {result['kind']!r} is none of {', '.join(_KINDS)}")
+    if result["kind"] == "refused":
+        check_fields(result, type=str)
+    return result
+
+
+def _read_progress(value: Any) -> dict[str, Any]:
+    progress = check_fields(value, count=int, last=list)
+    return {**progress, "last": check_list(progress["last"], str, "last")}
 
 
 def _explain(results: list[RankResult]) -> str:
@@ -283,13 +303,13 @@ def _explain(results: list[RankResult]) -> str:
     Raises:
         IvisError: naming the rank, if one raised: starting again would not help.
     """
-    order = ("refused", "raised", "killed", "failed", "lost")
-    failed = sorted((each for each in results if "facts" not in each), key=lambda each: order.index(each["kind"]))
+    failed = sorted((each for each in results if "facts" not in each), key=lambda each: _KINDS.index(each["kind"]))
     first = failed[0]
     name = "ranks were lost" if first["rank"] is None else f"rank {first['rank']} on {first.get('host', 'its host')}"
     if first["kind"] == "refused":
-        kind = getattr(errors, first["type"], IvisError)
-        raise kind(f"{name}: {first['error']}")
+        kind: Any = getattr(errors, first["type"], None)
+        ours = isinstance(kind, type) and issubclass(kind, IvisError)
+        raise (kind if ours else IvisError)(f"{name}: {first['error']}")
     if first["kind"] == "raised":
         raise TrainingError(f"{name} raised {first['error']}; see the log of its executor")
     return f"{name}: {first['error']}"

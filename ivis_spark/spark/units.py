@@ -1,23 +1,27 @@
 """A job of hours in units of input files, each done once: what a driver that died had finished is not done again.
 
 Below the work folder, `plan.json` deals the input's files to units, `parts/` holds what units wrote, and
-`units/<n>.json`, written last, says that unit n is done and which files are its own. A unit that was cut off has no
-such record and is done again in another folder of parts, so that every row counts once, however often the job died, and
-also if it was started twice.
+`units/<n>.json`, written last, says that unit n is done, of which input, and which files are its own. A unit that was
+cut off has no such record and is done again in another folder of parts, so that every row counts once, however often
+the job died, and also if it was started twice.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import check_fields, check_inside, check_list
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,26 +52,28 @@ def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], d
 
     Args:
         work: URI of the work folder; it outlives the process.
-        plan: The input's files by unit. A plan that stands in the work folder is kept, so that units stay the same on
-            another cluster.
+        plan: The input's files by unit. A plan of the same files that stands in the work folder is kept, so that units
+            stay the same on another cluster.
         do: Reads these files, writes below this URI and returns facts about what it wrote.
 
     Returns:
         What all units wrote.
     """
     plan_uri = storage.join(work, "plan.json")
-    if read_record(plan_uri) is None:
+    kept = read_record(plan_uri, _read_plan)
+    if kept is None or sorted(itertools.chain(*kept)) != sorted(itertools.chain(*plan)):
         write_record(plan_uri, plan)
-    plan = storage.read_json(plan_uri)
+    else:
+        plan = kept
     done = []
     for number, files in enumerate(plan):
         record = storage.join(work, "units", f"{number:06d}.json")
-        unit = _finished(work, record)
+        unit = _finished(work, record, files)
         if unit is None:
             folder = storage.join("parts", f"{number:06d}-{uuid.uuid4().hex[:8]}")
             info = do(files, storage.join(work, folder))
             written = storage.list_files(storage.join(work, folder))
-            write_record(record, {"folder": folder, "files": written, "info": info})
+            write_record(record, {"input": files, "folder": folder, "files": written, "info": info})
             unit = Unit(storage.join(work, folder), written, info)
             if len(plan) > 1:
                 log.info("unit %d of %d is done", number + 1, len(plan))
@@ -88,7 +94,7 @@ def move_file(source: str, target: str) -> None:
     """Move a file; one that was moved already is left."""
     fs, old = storage.filesystem(source)
     _, new = storage.filesystem(target)
-    if not fs.exists(old) and fs.exists(new):
+    if not storage.exists(fs, old) and storage.exists(fs, new):
         return
     fs.makedirs(fs._parent(new), exist_ok=True)
     fs.mv(old, new)
@@ -97,28 +103,49 @@ def move_file(source: str, target: str) -> None:
 def remove(work: str) -> None:
     """Remove a work folder that is no longer needed, and the folder that it stood in if that is empty then."""
     fs, path = storage.filesystem(work)
-    if fs.exists(path):
+    if storage.exists(fs, path):
         fs.rm(path, recursive=True)
         parent = fs._parent(path)
         if not fs.ls(parent, detail=False):
             fs.rmdir(parent)
 
 
-def _finished(work: str, record: str) -> Unit | None:
-    found = read_record(record)
-    if found is None:
+def _finished(work: str, uri: str, files: list[str]) -> Unit | None:
+    """Return a unit if it is done, of these very files of the input, and all that it wrote is there."""
+    record = read_record(uri, _read_unit)
+    if record is None or record["input"] != files:
         return None
-    folder = storage.join(work, found["folder"])
-    files = [(name, size) for name, size in found["files"]]
-    return Unit(folder, files, found["info"]) if storage.list_files(folder) == files else None
+    unit = Unit(storage.join(work, record["folder"]), record["files"], record["info"])
+    return unit if storage.list_files(unit.folder) == unit.files else None
 
 
-def read_record(uri: str) -> Any:
-    """Return what a record says, or None if it is not there or was cut off while it was written."""
+def read_record(uri: str, read: Callable[[Any], T]) -> T | None:
+    """Return what a record says, or None if it is not there or is not whole.
+
+    Raises:
+        OSError: if the storage does not say: what is done already would be done twice then.
+    """
+    fs, path = storage.filesystem(uri)
+    if not storage.exists(fs, path):
+        return None
+    content = fs.cat_file(path)
     try:
-        return storage.read_json(uri)
-    except ArtifactError:
+        return cast(T, storage.parse_json(content, uri, read))
+    except ArtifactError as err:
+        log.warning("%s", err)
         return None
+
+
+def _read_plan(value: Any) -> list[list[str]]:
+    return [check_list(files, str, "unit") for files in check_list(value, list, "plan")]
+
+
+def _read_unit(value: Any) -> dict[str, Any]:
+    unit = check_fields(value, input=list, folder=str, files=list, info=dict)
+    check_inside(unit["folder"], "the work folder")
+    check_fields(unit["info"], rows=int)
+    files = [(check_inside(name, "the unit"), size) for name, size in unit["files"]]
+    return {**unit, "files": files}
 
 
 def write_record(uri: str, value: Any) -> None:

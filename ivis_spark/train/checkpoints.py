@@ -13,19 +13,21 @@ import os
 import posixpath
 import tempfile
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import UNREADABLE, ArtifactError
+from ivis_spark.manifest import check_fields
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.train.loop import TrainingState
 
 log = logging.getLogger(__name__)
 
+_UNUSABLE: tuple[type[Exception], ...] = (ArtifactError, *UNREADABLE)
 _ARRAYS, _INDEX, _LOGS = "arrays.npz", "checkpoint.json", "logs"
 
 
@@ -76,19 +78,18 @@ class Checkpoints:
         for name in reversed(self._names()):
             folder = storage.join(self.uri, name)
             try:
-                index = storage.read_json(storage.join(folder, _INDEX))
+                sha256, state = storage.read_json(storage.join(folder, _INDEX), read_index)
                 with storage.local_copy(storage.join(folder, _ARRAYS)) as path:
-                    if storage.digest_file(path)["sha256"] != index["sha256"]:
+                    if storage.digest_file(path)["sha256"] != sha256:
                         raise ArtifactError(f"{folder}/{_ARRAYS} is torn or was altered")
                     with np.load(path, allow_pickle=False) as arrays:
                         _assign(model, dict(arrays))
-            except (ArtifactError, OSError, KeyError, ValueError) as err:
+            except _UNUSABLE as err:
                 log.warning("checkpoint %s is left out: %s", name, err)
                 continue
             self._restore_logs(storage.join(folder, _LOGS))
-            state = TrainingState(**index["state"])
             self._saved_steps = self._position(state)
-            return state
+            return cast(TrainingState, state)
         return None
 
     def _position(self, state: TrainingState) -> int:
@@ -96,21 +97,24 @@ class Checkpoints:
 
     def _restore_logs(self, uri: str) -> None:
         fs, path = storage.filesystem(uri)
-        if fs.exists(path):
+        if storage.exists(fs, path):
             fs.get(path.rstrip("/") + "/", self._logs.rstrip("/") + "/", recursive=True)
 
     def _names(self) -> list[str]:
         """Return the names of the published checkpoints, oldest first."""
         fs, path = storage.filesystem(self.uri)
-        if not fs.exists(path):
-            return []
-        names = [posixpath.basename(each.rstrip("/")) for each in fs.ls(path, detail=False)]
-        return sorted(name for name in names if fs.exists(posixpath.join(path, name, _INDEX)))
+        return [name for name in storage.children(fs, path) if storage.exists(fs, posixpath.join(path, name, _INDEX))]
 
     def _remove(self, name: str) -> None:
         fs, path = storage.filesystem(storage.join(self.uri, name))
         fs.rm_file(posixpath.join(path, _INDEX))  # first, so that a torn folder never looks whole
         fs.rm(path, recursive=True)
+
+
+def read_index(value: Any) -> tuple[str, TrainingState]:
+    """Return the digest of the arrays and the state of a `checkpoint.json`. Raises ValueError if it is none."""
+    index = check_fields(value, sha256=str, state=dict)
+    return index["sha256"], TrainingState.from_mapping(index["state"])
 
 
 def variables_of(model: TripletModel) -> dict[str, Any]:
@@ -131,8 +135,8 @@ def _arrays_of(model: TripletModel) -> dict[str, NDArray[Any]]:
 def _assign(model: TripletModel, arrays: dict[str, NDArray[Any]]) -> None:
     """Raise ValueError, before anything is changed, if the arrays are not those of this model."""
     variables = variables_of(model)
-    found = {name: array.shape for name, array in arrays.items()}
-    wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
+    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    wanted = {name: (tuple(variable.shape), np.asarray(variable).dtype) for name, variable in variables.items()}
     if found != wanted:
         raise ValueError("it holds another network or optimizer")
     for name, variable in variables.items():

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
+from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.nn.model import TripletModel
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,19 @@ class TrainingState:
     rate: float | None = None
     cooldown_from: int | None = None
     stopped: bool = False
+
+    @classmethod
+    def from_mapping(cls, mapping: Any) -> TrainingState:
+        """Make a state of what JSON gave. Raises ValueError if that is none."""
+        number, maybe = (int, float), (int, float, type(None))
+        check_fields(mapping, epoch=int, step=int, sums=dict, history=dict, best=maybe, wait=int, rate=maybe)
+        check_fields(mapping, cooldown_from=(int, type(None)), stopped=bool)
+        check_list(list(mapping["sums"].values()), number, "sums")
+        for figures in mapping["history"].values():
+            check_list(figures, number, "history")
+        if min(mapping["epoch"], mapping["step"], mapping["wait"]) < 0:
+            raise ValueError("epoch, step or wait is negative")
+        return cls(**mapping)
 
 
 def fit(

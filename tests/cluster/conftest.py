@@ -13,6 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 from clusters import ROOT, Cluster, environment, spark_home
+from fault_table import FaultTable
+from runs import Run
+
+from ivis_spark.config import Config
+from ivis_spark.demo import write_digits
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +30,29 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "-w", str(out), str(source)], check=True, capture_output=True, timeout=300)
     return shutil.copy(next(out.glob("*.whl")), out / "ivis_spark.zip")
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest) -> Iterator[FaultTable]:
+    """The table of faults; it is printed when all were tried, whether they were survived or not."""
+    lines = FaultTable()
+    yield lines
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n\n{lines}")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits, as a table."""
+    return write_digits(str(tmp_path_factory.mktemp("table")), Config())[0]
+
+
+@pytest.fixture(scope="session")
+def finished(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    Run(source, output).finish()
+    return output
 
 
 @pytest.fixture

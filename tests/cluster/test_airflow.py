@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,7 +44,19 @@ bag = DagBag(sys.argv[1])
 dag = bag.dags["ivis_pipeline"]
 loaded = [name for name in ("pyspark", "tensorflow", "ivis_spark", "numpy") if name in sys.modules]
 tasks = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
-print("RESULT", json.dumps({"errors": bag.import_errors, "loaded": loaded, "tasks": tasks}))
+outlets = {task.task_id: [outlet.uri for outlet in task.outlets] for task in dag.tasks if task.outlets}
+print("RESULT", json.dumps({"errors": bag.import_errors, "loaded": loaded, "tasks": tasks, "outlets": outlets}))
+"""
+
+EVENTS = """
+import json
+try:
+    from airflow.models.asset import AssetEvent as Event
+except ImportError:
+    from airflow.models.dataset import DatasetEvent as Event
+from airflow.utils.session import create_session
+with create_session() as session:
+    print("RESULT", json.dumps([event.extra for event in session.query(Event)]))
 """
 
 
@@ -66,11 +79,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return made
 
 
-def test_dag_loads_without_pyspark(environment: dict[str, str]) -> None:
-    command = [AIRFLOW, "-c", LOAD, str(ROOT / "jobs" / "airflow")]
+def run_in_airflow(program: str, environment: dict[str, str], *arguments: str) -> Any:
+    command = [AIRFLOW, "-c", program, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    found = json.loads(line.removeprefix("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def test_dag_loads_without_pyspark(environment: dict[str, str]) -> None:
+    found = run_in_airflow(LOAD, environment, str(ROOT / "jobs" / "airflow"))
+    assert found["outlets"] == {"embed": ["x-ivis-spark://embeddings"]}
     assert found["errors"] == {} and found["loaded"] == []
     assert found["tasks"] == {
         "neighbours": ["triplets"],
@@ -81,9 +99,11 @@ def test_dag_loads_without_pyspark(environment: dict[str, str]) -> None:
     }
 
 
-def start(environment: dict[str, str], variable: dict[str, object], log: Path) -> subprocess.Popen[bytes]:
+def start(
+    environment: dict[str, str], variable: dict[str, object], params: dict[str, object], log: Path
+) -> subprocess.Popen[bytes]:
     settings = {**environment, "AIRFLOW_VAR_IVIS_SPARK": json.dumps(variable)}
-    command = [AIRFLOW, "-m", "airflow", "dags", "test", "ivis_pipeline", DATE]
+    command = [AIRFLOW, "-m", "airflow", "dags", "test", "ivis_pipeline", DATE, "--conf", json.dumps(params)]
     with log.open("wb") as sink:
         return subprocess.Popen(command, env=settings, stdout=sink, stderr=sink, start_new_session=True)
 
@@ -109,15 +129,16 @@ def end_all(run: subprocess.Popen[bytes]) -> None:
 def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, str], wheel: Path) -> None:
     source, _ = write_digits(str(tmp_path / "table"), Config())
     options = ["--id-col", "id", "--label-col", "label", "--set", "train.epochs=6"]
-    variable = {"input": source, "runs": str(tmp_path / "runs"), "options": options}
+    params = {"input": source}  # which wins over the Variable's
+    variable = {"input": str(tmp_path / "nowhere"), "runs": str(tmp_path / "runs"), "options": options}
     variable |= {"jobs": str(ROOT / "jobs"), "py_files": str(wheel)}
     folder = tmp_path / "runs" / f"{DATE}T000000"
-    killed = start(environment, variable, tmp_path / "first.log")
+    killed = start(environment, variable, params, tmp_path / "first.log")
     wait_for(folder / ".building", "model-*", killed, tmp_path / "first.log")
     end_all(killed)
     finished = {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES[:3]}
     assert not (folder / "model").exists()
-    again = start(environment, variable, tmp_path / "second.log")
+    again = start(environment, variable, params, tmp_path / "second.log")
     assert again.wait(timeout=900) == 0, (tmp_path / "second.log").read_text(errors="replace")[-6000:]
     assert finished == {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES[:3]}
     assert set(verify(str(folder))) == set(STAGES)
@@ -127,5 +148,7 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
         {json.loads((folder / stage / "manifest.json").read_text())["info"]["run_id"] for stage in stages}
         for stages in (STAGES[:3], STAGES[3:])
     )
+    events = run_in_airflow(EVENTS, environment)
+    assert [event["uri"] for event in events] == [f"{folder}/embeddings/data"]
     assert len(before) == len(after) == 1 and before != after  # Airflow's ids of its two runs
     assert all(run_id.startswith("manual__") for run_id in before | after)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from clusters import Cluster, environment, find_ranks
+from fault_table import FaultTable
 
 pytestmark = [pytest.mark.cluster, pytest.mark.horovod, pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 
@@ -109,11 +110,18 @@ def test_standalone_cluster_trains_the_same_model(run: Path, cluster: Cluster, u
     assert again.returncode == 0 and "already published" in again.stderr
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("victim", ["rank", "executor"])
 def test_killed_again_and_again_and_ends_with_the_undisturbed_model(
-    run: Path, cluster: Cluster, undisturbed: dict[str, Any], victim: str
+    run: Path, cluster: Cluster, undisturbed: dict[str, Any], victim: str, table: FaultTable
 ) -> None:
     """Five SIGKILLs at random moments; each costs at most an epoch, and the losses go on as if nothing had been."""
+    with table.fault(f"{victim} killed (SIGKILL) again and again during training") as fault, fault.attempt(KILLS):
+        kill_again_and_again(run, cluster, undisturbed, victim)
+        fault.look(run)
+
+
+def kill_again_and_again(run: Path, cluster: Cluster, undisturbed: dict[str, Any], victim: str) -> None:
     env = environment(IVIS_TEST_FOLDER=str(run.parent))
     line = train_command(run, cluster.url, train__max_restarts=KILLS)
     losses = run.parent / "losses-rank-0"
@@ -155,9 +163,16 @@ def log_of(run: Path) -> str:
     return (run.parent / "driver.log").read_text()
 
 
+@pytest.mark.faults
 def test_an_interrupted_driver_leaves_no_ranks_and_goes_on(
-    run: Path, cluster: Cluster, undisturbed: dict[str, Any]
+    run: Path, cluster: Cluster, undisturbed: dict[str, Any], table: FaultTable
 ) -> None:
+    with table.fault("driver killed (SIGKILL) while ranks train") as fault, fault.attempt():
+        kill_the_driver(run, cluster, undisturbed)
+        fault.look(run)
+
+
+def kill_the_driver(run: Path, cluster: Cluster, undisturbed: dict[str, Any]) -> None:
     env = environment(IVIS_TEST_FOLDER=str(run.parent))
     with (run.parent / "driver.log").open("w") as log:
         driver = subprocess.Popen(train_command(run, cluster.url), env=env, stderr=log)

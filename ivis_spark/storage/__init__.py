@@ -25,29 +25,24 @@ from typing import Any
 
 import fsspec
 
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import FORMAT_VERSION as FORMAT_VERSION  # `as`: readers of run folders find them here
 from ivis_spark.manifest import Manifest as Manifest
 from ivis_spark.manifest import differences as differences
 from ivis_spark.manifest import fingerprint as fingerprint
 from ivis_spark.manifest import installed_versions as installed_versions
+from ivis_spark.storage.careful import children as children
+from ivis_spark.storage.careful import exists as exists
+from ivis_spark.storage.careful import find as find
+from ivis_spark.storage.careful import move_folder as move_folder
+from ivis_spark.storage.careful import protocol as protocol
+from ivis_spark.storage.names import join as join
+from ivis_spark.storage.names import normalise_uri as normalise_uri
 
 MANIFEST = "manifest.json"
 _BUILDING, _REPLACED = ".building", ".replaced"
+_REBUILD = "rebuild its stage with --overwrite"
 _DIGEST_CHUNK_BYTES = 1 << 20
-
-
-def normalise_uri(uri: str) -> str:
-    """Return `uri` with a scheme, so that Spark and fsspec mean the same place: a bare path is local."""
-    if "://" in uri:
-        return uri.rstrip("/")
-    if uri.startswith("file:"):
-        uri = uri[len("file:") :]
-    if uri.startswith("/Volumes/") and "DATABRICKS_RUNTIME_VERSION" in os.environ:
-        uri = "dbfs:" + uri
-    if uri.startswith("dbfs:/"):
-        return uri.rstrip("/")
-    return "file://" + os.path.abspath(os.path.expanduser(uri))
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -75,13 +70,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
 def local_path(uri: str) -> str | None:
     """Return the path of a URI on this machine's disk, or None if it is elsewhere."""
     fs, path = filesystem(uri)
-    protocol = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
-    return path if protocol in ("file", "local") else None
-
-
-def join(uri: str, *parts: str) -> str:
-    """Return the URI below `uri`."""
-    return posixpath.join(uri, *parts)
+    return path if protocol(fs) in ("file", "local") else None
 
 
 def digest_file(uri: str) -> dict[str, Any]:
@@ -126,17 +115,29 @@ def write_json(uri: str, value: Any) -> None:
     fs.pipe_file(path, json.dumps(value, indent=2, sort_keys=True, default=str).encode())
 
 
-def read_json(uri: str) -> Any:
-    """Read a JSON file.
+def read_json(uri: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:
+    """Read a JSON file; `read` makes something of it, or raises ValueError.
 
     Raises:
-        ArtifactError: if it is missing or torn.
+        ArtifactError: if it is missing, torn, or not what `read` wants; names it and what to do.
     """
     fs, path = filesystem(uri)
     try:
-        return json.loads(fs.cat_file(path))
-    except (OSError, ValueError) as err:
-        raise ArtifactError(f"{uri} is missing or not JSON ({err}); rebuild its stage with --overwrite") from err
+        content = fs.cat_file(path)
+    except OSError as err:
+        raise ArtifactError(f"{uri} is missing or cannot be read ({err}); {remedy}") from err
+    return parse_json(content, uri, read, remedy=remedy)
+
+
+def parse_json(content: bytes, name: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:
+    """Read the content of a JSON file, as `read_json` does; `name` is for messages."""
+    try:
+        value = json.loads(content)
+        return value if read is None else read(value)
+    except ArtifactError as err:
+        raise ArtifactError(f"{name}: {err}") from err
+    except UNREADABLE as err:
+        raise ArtifactError(f"{name} is not what was written ({err}); {remedy}") from err
 
 
 def put_folder(local: str, uri: str) -> None:
@@ -150,7 +151,7 @@ def put_folder(local: str, uri: str) -> None:
 def remove_folder(uri: str) -> None:
     """Remove a folder with all that is in it, if it is there."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
+    if exists(fs, path):
         fs.rm(path, recursive=True)
 
 
@@ -173,12 +174,9 @@ def local_copy(uri: str) -> Iterator[str]:
 
 def list_files(uri: str) -> list[tuple[str, int]]:
     """Return (path relative to `uri`, bytes) of every file below it, sorted; checksums and markers left out."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()  # object stores remember listings, and executors wrote since
-    root = path.rstrip("/")
-    found = fs.find(root, detail=True)
-    names = {posixpath.relpath(name, root): entry["size"] for name, entry in found.items()}
-    return sorted((name, size) for name, size in names.items() if not posixpath.basename(name).startswith((".", "_")))
+    found = find(*filesystem(uri))
+    sizes = {name: entry["size"] for name, entry in found.items()}
+    return sorted((name, size) for name, size in sizes.items() if not posixpath.basename(name).startswith((".", "_")))
 
 
 def keep_only(folder: str, uris: Iterable[str | None]) -> None:
@@ -241,7 +239,7 @@ class RunFolder:
             ArtifactError: if the manifest is torn or of a newer format.
         """
         fs, path = filesystem(self.path(stage, MANIFEST))
-        if not fs.exists(path):
+        if not exists(fs, path):
             return None
         try:
             loaded = json.loads(fs.cat_file(path))
@@ -252,7 +250,7 @@ class RunFolder:
                     f"{FORMAT_VERSION}: update ivis_spark"
                 )
             return Manifest.from_mapping(loaded)
-        except (ValueError, RecursionError) as err:
+        except (ValueError, RecursionError) as err:  # an OSError says nothing about the manifest
             raise ArtifactError(
                 f"{self.path(stage, MANIFEST)} is not a manifest ({err}); rebuild the stage with --overwrite"
             ) from err
@@ -342,36 +340,37 @@ class RunFolder:
             check()
             self._swap(stage, building)
         finally:
-            if fs.exists(path):
-                fs.rm(path, recursive=True)
-            parent = fs._parent(path)
-            if fs.exists(parent) and not fs.ls(parent, detail=False):
-                fs.rmdir(parent)
+            remove_folder(building)
+            _remove_if_empty(fs, fs._parent(path))
 
     def _swap(self, stage: str, building: str) -> None:
         """Put a finished build in the place of the stage; the old one stays aside until the new one stands."""
         fs, new = filesystem(building)
         _, final = filesystem(self.path(stage))
         _, aside = filesystem(self.path(_REPLACED, stage))
-        if fs.exists(final):
-            if fs.exists(aside):
-                fs.rm(aside, recursive=True)
+        if not exists(fs, posixpath.join(final, MANIFEST)):
+            remove_folder(self.path(stage))  # of a publication that died; what it had set aside stays until this stands
+        else:
+            self.remove(posixpath.join(_REPLACED, stage))
             fs.makedirs(fs._parent(aside), exist_ok=True)
-            fs.mv(final, aside, recursive=True)
-        fs.mv(new, final, recursive=True)
+            move_folder(fs, final, aside, seal=MANIFEST)
+        move_folder(fs, new, final, seal=MANIFEST)
         self._forget(stage)
 
+    def remove(self, stage: str) -> None:
+        """Remove a stage; its manifest first, so that half of it never counts."""
+        for part in (self.path(stage, MANIFEST), self.path(stage)):
+            remove_folder(part)
+
     def _forget(self, stage: str) -> None:
-        fs, aside = filesystem(self.path(_REPLACED, stage))
-        if fs.exists(aside):
-            fs.rm(aside, recursive=True)
-        if fs.exists(fs._parent(aside)) and not fs.ls(fs._parent(aside), detail=False):
-            fs.rmdir(fs._parent(aside))
+        self.remove(posixpath.join(_REPLACED, stage))
+        fs, replaced = filesystem(self.path(_REPLACED))
+        _remove_if_empty(fs, replaced)
 
     def exists(self) -> bool:
         """Tell whether the folder is there."""
         fs, root = filesystem(self.root)
-        return bool(fs.exists(root))
+        return exists(fs, root)
 
     def set_aside(self) -> list[str]:
         """Return the stages that are moved aside: by a run that is publishing right now, or by one that died then."""
@@ -384,7 +383,12 @@ class RunFolder:
     def published(self) -> list[str]:
         """Return the names of the stages that have a manifest."""
         fs, root = filesystem(self.root)
-        return [name for name in self._children() if fs.exists(posixpath.join(root, name, MANIFEST))]
+        return [name for name in self._children() if exists(fs, posixpath.join(root, name, MANIFEST))]
+
+    def torn(self) -> list[str]:
+        """Return the folders that stand where stages do and have no manifest: what a removal that died left."""
+        names = [name for name in self._children() if not name.startswith(".")]
+        return [name for name in names if name not in self.published()]
 
     def mend(self) -> list[str]:
         """Bring back stages that a run moved aside before it died; return their names. Only the lock's owner may."""
@@ -392,20 +396,20 @@ class RunFolder:
         for stage in self.set_aside():
             fs, aside = filesystem(self.path(_REPLACED, stage))
             _, final = filesystem(self.path(stage))
-            if fs.exists(posixpath.join(aside, MANIFEST)) and not fs.exists(posixpath.join(final, MANIFEST)):
-                if fs.exists(final):
-                    fs.rm(final, recursive=True)
-                fs.mv(aside, final, recursive=True)
+            if exists(fs, posixpath.join(aside, MANIFEST)) and not exists(fs, posixpath.join(final, MANIFEST)):
+                remove_folder(self.path(stage))
+                move_folder(fs, aside, final, seal=MANIFEST)
                 back.append(stage)
             self._forget(stage)
         return back
 
     def _children(self, *parts: str) -> list[str]:
-        fs, path = filesystem(self.path(*parts))
-        fs.invalidate_cache()
-        if not fs.exists(path):
-            return []
-        return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
+        return children(*filesystem(self.path(*parts)))
+
+
+def _remove_if_empty(fs: Any, path: str) -> None:
+    if exists(fs, path) and not fs.ls(path, detail=False):
+        fs.rmdir(path)
 
 
 def check_writable(uri: str) -> None:

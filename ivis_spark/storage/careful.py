@@ -1,0 +1,88 @@
+"""What fsspec does leniently, done so that a fault is an error and not an absence.
+
+fsspec's own `exists` answers no to whatever goes wrong, its `find` and `walk` leave folders out that they could not
+list, and its `mv` of a folder on an object store is a copy of file after file: one failed request would then count as a
+stage that is not there, or as a table of fewer rows.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# A rename of a folder is one step on these.
+_RENAMING = frozenset({"file", "local", "hdfs", "arrow_hdfs", "webhdfs", "viewfs", "sftp", "dbfs"})
+
+
+def exists(fs: Any, path: str) -> bool:
+    """Tell whether a file or folder is there.
+
+    Raises:
+        OSError: if the storage does not say.
+    """
+    try:
+        fs.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def find(fs: Any, path: str) -> dict[str, dict[str, Any]]:
+    """Return all files below a folder with what is known of each; none if it is not there.
+
+    Raises:
+        OSError: if a folder cannot be listed.
+    """
+    fs.invalidate_cache()  # object stores remember listings, and executors wrote since
+    root = path.rstrip("/")
+    if not exists(fs, root):
+        return {}
+    if getattr(fs, "async_impl", False):  # the clients of object stores list all at once, and raise by themselves
+        entries: Iterable[dict[str, Any]] = fs.find(root, detail=True).values()
+    else:
+        entries = _walk(fs, root)
+    return {posixpath.relpath(entry["name"], root): entry for entry in entries}
+
+
+def _walk(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
+    for entry in fs.ls(folder, detail=True):
+        if entry["type"] == "directory":
+            yield from _walk(fs, entry["name"])
+        else:
+            yield entry
+
+
+def children(fs: Any, path: str) -> list[str]:
+    """Return the names in a folder, sorted; none if it is not there."""
+    fs.invalidate_cache()
+    if not exists(fs, path):
+        return []
+    return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
+
+
+def move_folder(fs: Any, source: str, target: str, *, seal: str) -> None:
+    """Move a folder to where none stands.
+
+    Args:
+        fs: The filesystem.
+        source: The folder.
+        target: Where to.
+        seal: The file without which the folder does not count. Where a move is a copy, it comes last to the new place
+            and goes first from the old one, so that neither counts while it is in parts.
+    """
+    if protocol(fs) in _RENAMING:
+        fs.mv(source, target, recursive=True)
+        return
+    names = sorted(find(fs, source), key=lambda name: (name == seal, name))
+    for some in (names[:-1], names[-1:]):
+        if some:
+            fs.copy([f"{source}/{name}" for name in some], [f"{target}/{name}" for name in some], on_error="raise")
+    if exists(fs, f"{source}/{seal}"):
+        fs.rm_file(f"{source}/{seal}")
+    fs.rm(source, recursive=True)
+
+
+def protocol(fs: Any) -> str:
+    """Return the first name of a filesystem's protocol."""
+    return str(fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0])

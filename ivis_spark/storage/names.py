@@ -1,0 +1,24 @@
+"""URIs as Spark and fsspec both understand them."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+
+def normalise_uri(uri: str) -> str:
+    """Return `uri` with a scheme, so that Spark and fsspec mean the same place: a bare path is local."""
+    if "://" in uri:
+        return uri.rstrip("/")
+    if uri.startswith("file:"):
+        uri = uri[len("file:") :]
+    if uri.startswith("/Volumes/") and "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        uri = "dbfs:" + uri
+    if uri.startswith("dbfs:/"):
+        return uri.rstrip("/")
+    return "file://" + os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Return the URI below `uri`."""
+    return posixpath.join(uri, *parts)
