@@ -220,7 +220,8 @@ class Pipeline:
             stage.info.update(self._train(self._training_job(rows, triplets, stage.uri, checkpoints)))
             scaler = storage.read_json(self.run_folder.path("rows", _SCALER))
             with storage.local_copy(stage.uri) as folder:
-                add_serving_files(folder, features=rows.info["features"], scaler=scaler)
+                images = rows.info.get("images")
+                add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images)
                 if folder != storage.local_path(stage.uri):
                     storage.put_folder(folder, stage.uri)
 

@@ -16,7 +16,7 @@ from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError, NotFittedError
-from ivis_spark.ml.params import add_params, config_of, set_defaults, set_params, settings
+from ivis_spark.ml.params import add_params, camel, config_of, set_defaults, set_params, settings
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
 from ivis_spark.spark import embed, frames
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
     from ivis_spark.estimator import Ivis
 
-_PARAMS = ("featuresCol", "featureCols", "labelCol", "idCol", "outputCol", "scoresCol", "precision", "embedInvalid")
+_PARAMS = (
+    *("featuresCol", "featureCols", "labelCol", "idCol", "imageHeight", "imageWidth", "imageMode"),
+    *("outputCol", "scoresCol", "precision", "embedInvalid"),
+)
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
+_PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         set_defaults(self, _SETTINGS)
         names = folder.serving["features"]
         chosen = {"featuresCol": names[0]} if len(names) == 1 else {"featureCols": names}
-        set_params(self, {**chosen, **params} if names else params)
+        images = {camel(name): value for name, value in folder.images.items()}
+        set_params(self, {**(chosen if names else {}), **images, **params})
 
     @property
     def encoder(self) -> keras.Model:
@@ -105,12 +110,15 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         self.transformSchema(dataset.schema)
         if self._invalid is None:
             self._invalid = InvalidRows(dataset.sparkSession.sparkContext)
+        data = config_of(self, _SETTINGS).data
+        names = frames.feature_names(dataset.schema, data)
+        frame = frames.decoded(dataset, names, data, into=_PIXELS)
         return embed.embed_frame(
-            dataset,
+            frame,
             self.to_encoder(),
             invalid=self.getOrDefault("embedInvalid"),
-            features=frames.feature_names(dataset.schema, config_of(self, _SETTINGS).data),
-            keep_features=True,
+            features=names if frame is dataset else (_PIXELS,),
+            keep_features=frame is dataset,
             outputs=self._outputs(),
             counts=self._invalid,
         )

@@ -46,12 +46,12 @@ def settings(sections: tuple[str, ...] = _SECTIONS) -> dict[str, Setting]:
     times = Counter(field.name for _, field in fields)
     found = {}
     for section, field in fields:
-        name = _camel(field.name if times[field.name] == 1 else f"{section}_{field.name}")
+        name = camel(field.name if times[field.name] == 1 else f"{section}_{field.name}")
         if section in sections:
             default = getattr(getattr(defaults, section), field.name)
             found[name] = Setting(section, field.name, field.metadata["doc"], default)
     for top in top_settings():
-        found[_camel(top.name)] = Setting("", top.name, top.metadata["doc"], top.default)
+        found[camel(top.name)] = Setting("", top.name, top.metadata["doc"], top.default)
     return found
 
 
@@ -118,6 +118,7 @@ def _convert(value: Any, *, full_name: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _camel(name: str) -> str:
+def camel(name: str) -> str:
+    """Return the name of a setting as a Param's."""
     first, *rest = name.split("_")
     return first + "".join(part.title() for part in rest)

@@ -64,6 +64,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         self._sees_batch = self._in_batch or not hasattr(loss, "rows")
         self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
         self.compile(optimizer=optimizer or FusedAdam(learning_rate), jit_compile=False)
+        row = tuple(encoder.input_shape[1:])
+        self._triplet = [keras.layers.InputLayer(row, name=name) for name in ("anchor", "positive", "negative")]
         # Where users of ivis look for them; the step takes the losses of rows above.
         self.loss: Any = loss
         if head is not None and supervision_metric is not None:
@@ -74,8 +76,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The encoder and, with supervision, the layers of the head; the last is the output layer, as in ivis."""
-        return [self.encoder, *([] if self.head is None else self.head.layers)]
+        """Three inputs, then the encoder, as in ivis; with supervision the head too, whose output layer is the last."""
+        return [*self._triplet, self.encoder, *([] if self.head is None else self.head.layers)]
 
     def count_negatives(self, wanted: int) -> int:
         """Return the negatives of each anchor that batches should hold.

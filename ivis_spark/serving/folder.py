@@ -5,7 +5,7 @@
 | `encoder.keras`, `head.keras`, `model.json` | the Keras networks, for training on and for Python on one machine |
 | `dense.npz`, `head.npz` | the same networks as plain arrays; `dense.npz` only of a chain of dense layers |
 | `scaler.json` | scaling of the features; missing if the network takes rows as they are |
-| `serving.json` | shape of a row, dimensions of the embedding, names of the features |
+| `serving.json` | shape of a row, dimensions of the embedding, names of the features, size of images |
 | `manifest.json` | settings, figures, and the digest of every file above |
 """
 
@@ -79,6 +79,12 @@ class ModelFolder:
             return None
         return storage.parse_json(self.files[SCALER], SCALER, Scaler.from_mapping, remedy=_REMEDY)
 
+    @property
+    def images(self) -> dict[str, Any]:
+        """Settings of `data` that bring images to what the network takes; empty if the features are no images."""
+        found: dict[str, Any] = self.serving.get("images") or {}
+        return found
+
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[str]:
         """Yield a local folder with the files; it is removed after."""
@@ -127,7 +133,13 @@ def load_folder(folder: str, *, spec: dict[str, Any], info: dict[str, Any]) -> M
     return ModelFolder(spec, info, files)
 
 
-def add_serving_files(folder: str, *, features: list[str], scaler: dict[str, Any] | None = None) -> None:
+def add_serving_files(
+    folder: str,
+    *,
+    features: list[str],
+    scaler: dict[str, Any] | None = None,
+    images: dict[str, Any] | None = None,
+) -> None:
     """Add to a folder that `nn.persistence.save_model` wrote what embedding without TensorFlow needs.
 
     Runs on: driver.
@@ -136,6 +148,7 @@ def add_serving_files(folder: str, *, features: list[str], scaler: dict[str, Any
         folder: Local path.
         features: Names of the feature columns.
         scaler: Of raw rows, from `Scaler.to_mapping`; None if the network takes them as they are.
+        images: `image_height`, `image_width` and `image_mode` if the features are images.
     """
     from ivis_spark.nn.networks import dense_network
     from ivis_spark.nn.persistence import load_model
@@ -151,6 +164,7 @@ def add_serving_files(folder: str, *, features: list[str], scaler: dict[str, Any
         "input_shape": [int(size) for size in saved.encoder.input_shape[1:]],
         "n_outputs": int(saved.encoder.output_shape[-1]),
         "features": features,
+        **({"images": images} if images else {}),
     }
     for name, value in ((SERVING, serving), (SCALER, scaler)):
         if value is not None:

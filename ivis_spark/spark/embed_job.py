@@ -66,6 +66,8 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
     if not config.features_col and not config.feature_cols:
         chosen = {"features_col": names[0]} if len(names) == 1 else {"feature_cols": names}
         config = dataclasses.replace(config, **chosen)
+    if config.image_height is None and config.image_width is None:
+        config = dataclasses.replace(config, **model.images)
     config = dataclasses.replace(config, label_col=None)
     source = frames.resolve(table, config)
     if source.width != model.n_inputs:
@@ -81,7 +83,8 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
     files = frames.input_files(table) if config.format in _FILE_FORMATS else []
 
     def read(chosen: list[str]) -> DataFrame:
-        return frames.read_files(table, uri, config, chosen) if chosen else table
+        found = frames.read_files(table, uri, config, chosen) if chosen else table
+        return frames.decoded(found, source.feature_names, config)
 
     return Input(source.feature_names, files, read, others)
 

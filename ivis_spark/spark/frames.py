@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.errors import PySparkException
 from pyspark.ml.functions import vector_to_array
@@ -17,18 +18,23 @@ from ivis_spark.errors import InputError
 from ivis_spark.spark.images import is_image, pixels
 
 ID, FEATURES, LABEL = "id", "features", "label"
+IMAGE_SETTINGS = ("image_height", "image_width", "image_mode")
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table whose columns are resolved: `frame` has `features` array<float> and, where given, `id` and `label`."""
+    """A table whose columns are resolved: `frame` has `features` array<float> and, where given, `id` and `label`.
+
+    Of images, `images` are the settings of `data` by which they are read.
+    """
 
     frame: DataFrame
     width: int
     feature_names: tuple[str, ...]
     id_col: str | None
     label_col: str | None
+    images: dict[str, Any] | None = None
 
     @property
     def features_text(self) -> str:
@@ -122,7 +128,30 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
         columns.append(_label(config.label_col, kinds[config.label_col]).alias(LABEL))
     selected = frame.select(*columns)
     width = _width(selected, names)
-    return Source(selected, width, names, config.id_col, config.label_col)
+    images = _image_settings(config) if len(names) == 1 and is_image(kinds[names[0]]) else None
+    return Source(selected, width, names, config.id_col, config.label_col, images)
+
+
+def decoded(frame: DataFrame, names: tuple[str, ...], config: DataConfig, *, into: str | None = None) -> DataFrame:
+    """Return a table whose features can be embedded: a column of images becomes their pixels, all others stay.
+
+    Args:
+        frame: A table with feature columns.
+        names: Of those.
+        config: The size and mode of images.
+        into: Column for the pixels; None puts them in the place of the images.
+
+    Raises:
+        InputError: if there are images and no size.
+    """
+    kind = frame.schema[names[0]].dataType
+    if len(names) > 1 or not is_image(kind):
+        return frame
+    return frame.withColumn(into or names[0], pixels(F.col(_quoted(names[0])), kind, names[0], config))
+
+
+def _image_settings(config: DataConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in IMAGE_SETTINGS}
 
 
 def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[str, ...], Column]:

@@ -56,7 +56,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         build: The stage to write into: `data/` and `scaler.json`.
 
     Returns:
-        Facts for the manifest: rows, dims, dropped, constant features, labels, all_equal.
+        Facts for the manifest: rows, dims, dropped, constant features, labels, all_equal, how images are read.
 
     Raises:
         InputError: if rows are invalid and `config.invalid` is error, widths differ, or ids repeat.
@@ -85,6 +85,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         "dims": source.width,
         "dropped": dropped,
         "features": list(source.feature_names),
+        "images": source.images,
         "id_col": source.id_col,
         "label_col": source.label_col,
         "constant_features": len(constant),

@@ -82,6 +82,24 @@ def test_attributes_and_further_training() -> None:
     assert model.encoder_ is encoder
 
 
+def test_layers_of_the_model_stand_where_ivis_has_them() -> None:
+    """Its documentation takes the encoder as layer 3, and callbacks do so while it is trained."""
+    import keras
+
+    X, y = iris()
+    seen = []
+
+    class Embeds(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            seen.append(self.model.layers[3].predict(X, verbose=0))
+
+    for labels in (None, y):
+        model = small(epochs=1, callbacks=[Embeds()]).fit(X, labels)
+        assert model.model_.layers[3] is model.encoder_
+        np.testing.assert_allclose(seen.pop(), model.transform(X), atol=1e-5)
+    assert model.model_.layers[-1].name == "supervised"
+
+
 def test_labels_give_probabilities_and_missing_labels_are_allowed() -> None:
     X, y = iris()
     y = y.copy()
