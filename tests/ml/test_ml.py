@@ -260,7 +260,7 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
         evaluator = EmbeddingEvaluator(metricName=name, embeddingCol="same")
         assert evaluator.isLargerBetter() and evaluator.evaluate(frame) == pytest.approx(1)
         assert evaluator.evaluate(frame, {evaluator.embeddingCol: "noise"}) < 0.6
-    for name in ("knn_accuracy", "centroid_correlation"):
+    for name in ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation"):
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(frame) == pytest.approx(1)
     with pytest.raises(InputError, match="labelCol='y' is not in the DataFrame; it has: features, same"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same", labelCol="y").evaluate(frame)
