@@ -201,3 +201,68 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         grown.append(float(done.stdout.split()[-1]))
     assert grown[1] - grown[0] < 48, grown
     assert grown[1] < 110, grown
+
+
+LIMITED = """
+import resource, sys
+import h5py, numpy as np
+from ivis_spark import Ivis
+from ivis_spark.data.neighbour_retrieval import AnnoyKnnMatrix
+
+def used():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmData")) << 10
+
+class Next(list):
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, row): return [(row + 1) % self.n, (row + 2) % self.n]
+
+class First:
+    def __init__(self, rows): self.rows, self.shape = rows, (2_000, rows.shape[1])
+    def __getitem__(self, row): return self.rows[row]
+
+def use(rows, index_path):
+    AnnoyKnnMatrix.build(rows, index_path, k=3, ntrees=2, verbose=0, n_jobs=2).unload()
+    Y = np.arange(rows.shape[0]) % 3
+    model = Ivis(neighbour_matrix=Next(len(Y)), epochs=1, batch_size=64, verbose=0)
+    assert model.fit(rows, Y, shuffle_mode="batch").transform(rows).shape == (len(Y), 2)
+    assert model.score_samples(rows).shape == (len(Y), 3)
+
+path, index_path, megabytes = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with h5py.File(path) as file:
+    rows = file["X"]
+    use(First(rows), index_path)  # loads what is loaded once, and fills the buffers
+    limit = used() + (megabytes << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        rows[: len(rows) // 5]
+    except MemoryError:
+        print("a fifth of the file does not fit")
+    use(rows, index_path)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_file_ten_times_the_memory_that_is_left(tmp_path: Path) -> None:
+    """2 GB of rows are indexed, trained on with labels, embedded and scored in 192 MiB: the system refuses more.
+
+    About 115 of them are used, from the first second to the last.
+    """
+    h5py = pytest.importorskip("h5py")
+    path, index, dims = tmp_path / "rows.h5", tmp_path / "annoy.index", 4_000
+    rows = np.random.default_rng(0).random((1_000, dims), dtype=np.float32)
+    try:
+        with h5py.File(path, "w") as file:
+            data = file.create_dataset("X", (126_000, dims), dtype="float32")
+            for number in range(126):
+                data[1_000 * number : 1_000 * (number + 1)] = np.roll(rows, number, axis=1)
+        command = [sys.executable, "-c", LIMITED, str(path), str(index), "192"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2_000:]
+        assert path.stat().st_size > 10 * (192 << 20)
+        assert "does not fit" in done.stdout
+    finally:  # pytest keeps folders of several runs
+        path.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
