@@ -108,11 +108,7 @@ def accuracy(frame: Any, kinds: np.ndarray) -> float:
 def test_convolutional_network_from_a_table_of_images_to_the_scores_of_another(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-<<<<<<< HEAD
-    """All stages to the embedding; then new images, by the command's way and by the model's `transform`."""
-=======
     """All stages to the embedding; then images that were not trained on, by `embed` and by `transform`."""
->>>>>>> issue5
     for name, seed in (("train", 1), ("new", 2)):
         table_of(spark, 200, seed)[0].write.parquet(str(tmp_path / name))
     run, kinds = str(tmp_path / "run"), {"train": stripes(200, 1)[1], "new": stripes(200, 2)[1]}
