@@ -104,6 +104,10 @@ def show_plan(
 
 
 def _assumptions(manifests: dict[str, Manifest]) -> Assumptions:
-    copies, epochs = manifests["neighbours"].info.get("replicas"), manifests["model"].info.get("epochs")
-    base = Assumptions()
-    return Assumptions(copies=copies or base.copies, epochs=epochs or base.epochs, surveys=base.surveys)
+    found, epochs, base = manifests["neighbours"].info, manifests["model"].info.get("epochs"), Assumptions()
+    return Assumptions(
+        copies=found.get("replicas") or base.copies,
+        ask_home=bool(found.get("ask_home")),
+        epochs=epochs or base.epochs,
+        surveys=base.surveys,
+    )

@@ -29,29 +29,28 @@ _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
 @dataclass(frozen=True)
 class Rates:
-    """Costs, in seconds of one core.
+    """Costs, in seconds of one core, each behind the seconds that its stage takes whatever its size.
 
     Attributes:
-        start: Of a stage, whatever its size: planning, first Python workers.
-        rows: (a row, a value of it) to check, scale and write.
-        route: (a row, a value times the square root of cells) to survey and assign; a survey is one more pass.
+        rows: (starting Spark and Python, a row, a value of it) to check, scale and write.
+        route: (a stage of many jobs, a row, a value times the square root of cells) to survey and assign; a survey is
+            one more pass.
         search: (a pair of rows compared, a value of it).
         list: A neighbour written or merged.
-        triplets: (a vector fetched, a value of it).
-        train: (a triplet, a floating-point operation).
-        embed: (a row, a floating-point operation).
+        triplets: (the stage, a vector fetched, a value of it).
+        train: (starting TensorFlow, a triplet, a floating-point operation).
+        embed: (the stage, a row, a floating-point operation).
         report: Of the report, whose samples do not grow with the table.
     """
 
-    start: float = 2.0
-    rows: tuple[float, float] = (4e-6, 2e-7)
-    route: tuple[float, float] = (1e-5, 4e-9)
-    search: tuple[float, float] = (4e-9, 4e-11)
+    rows: tuple[float, float, float] = (6.0, 2e-6, 1e-7)
+    route: tuple[float, float, float] = (5.0, 5e-6, 2e-9)
+    search: tuple[float, float] = (1e-9, 4e-11)
     list: float = 1e-6
-    triplets: tuple[float, float] = (4e-6, 1e-7)
-    train: tuple[float, float] = (2e-5, 2e-11)
-    embed: tuple[float, float] = (4e-6, 2e-11)
-    report: float = 30.0
+    triplets: tuple[float, float, float] = (3.0, 6e-6, 1.3e-7)
+    train: tuple[float, float, float] = (6.0, 9e-6, 8e-12)
+    embed: tuple[float, float, float] = (1.0, 4e-6, 2e-11)
+    report: float = 9.5
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,8 @@ class StagePlan:
 class Assumptions:
     """What the table itself decides, and a plan can only assume."""
 
-    copies: float = 1.7  # cells that a row is searched in; 1.2 to 3 in tables looked at
+    copies: float = 1.7  # cells that hold a row; 1.2 to 3 in tables looked at, more in noise of many dimensions
+    ask_home: bool = False  # whether a row is looked for in its own cell alone, as in tables of few cells
     epochs: int = 30  # until the loss stops falling, by patience
     surveys: int = 2  # passes until the cells are balanced
 
@@ -142,10 +142,10 @@ class _Job:
         ]
         return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
 
-    def times(self, stage: str, core_seconds: float, slots: float) -> tuple[float, float]:
-        """Return core-seconds and seconds of a stage whose work takes `core_seconds` by the rates."""
+    def times(self, stage: str, start: float, core_seconds: float, slots: float) -> tuple[float, float]:
+        """Return core-seconds and seconds of a stage that starts in `start` and has that work by the rates."""
         core = core_seconds * self.factors.get(stage, 1.0)
-        return core, self.rates.start + core / min(self.cluster.slots, slots)
+        return core, start + core / min(self.cluster.slots, slots)
 
 
 def make_plan(
@@ -202,12 +202,14 @@ def _cells(rows: float, config: Config) -> int:
 
 def _rows(job: _Job) -> StagePlan:
     record = job.vector + 16
-    derived = 0.0 if job.config.data.id_col else 24.0 * job.rows
+    shuffled = (5.0 if job.config.data.id_col else 24.0) * job.rows
     tasks = max(job.cluster.slots, math.ceil(job.rows * record / _TASK_BYTES))
-    core = job.rows * (job.rates.rows[0] + job.rates.rows[1] * job.dims)
+    start, row, value = job.rates.rows
+    core = job.rows * (row + value * job.dims)
     return StagePlan(
-        "rows", tasks, derived, job.rows * record, _PYTHON_BYTES + 4 * 10_000 * record,
-        *job.times("rows", core, tasks), "N (4 d + 16) B stored; seconds N (a + b d)",
+        "rows", tasks, shuffled, job.rows * record, _PYTHON_BYTES + 4 * 10_000 * record,
+        *job.times("rows", start, core, tasks),
+        "shuffles 5 N B to check ids, 24 N B to derive them; stores N (4 d + 16) B; seconds N (a + b d)",
     )  # fmt: skip
 
 
@@ -216,21 +218,24 @@ def _neighbours(job: _Job) -> StagePlan:
     cell_rows = copies * job.rows / job.cells
     biggest = copies * cell_limits(job.config.neighbours).most
     shuffled = copies * job.rows * (job.vector + 9)
-    lists = copies * job.rows * k * 12
+    asked = 1.0 if job.assumed.ask_home else copies
+    lists = asked * job.rows * k * 12
     tasks = max(1, min(job.cells, max(2 * job.cluster.slots, math.ceil(shuffled / _TASK_BYTES))))
     passes = 1 + (job.assumed.surveys if job.cells > 1 else 0)
-    core = passes * job.rows * (rates.route[0] + rates.route[1] * job.dims * math.sqrt(job.cells))
-    core += copies * job.rows * cell_rows * (rates.search[0] + rates.search[1] * job.dims)
-    core += copies * job.rows * k * rates.list
+    start, row, value = rates.route
+    core = passes * job.rows * (row + value * job.dims * math.sqrt(job.cells))
+    core += asked * job.rows * cell_rows * (rates.search[0] + rates.search[1] * job.dims)
+    core += asked * job.rows * k * rates.list
     advice = []
     if job.cells > _MOST_CELLS:
         larger = math.ceil(job.rows / (SPREAD * _MOST_CELLS) / 1000) * 1000
         advice.append(f"{job.cells:,} index files: pass --set neighbours.max_cell_rows={larger}")
     return StagePlan(
         "neighbours", tasks, shuffled + lists, job.rows * (job.vector + 12 * k),
-        _PYTHON_BYTES + 2 * biggest * job.vector + 96e6, *job.times("neighbours", core, tasks),
-        f"C = N / ({SPREAD} max_cell_rows) = {job.cells:,} cells, c = {copies:g} copies; shuffles c N (4 d + 9) + "
-        f"12 c N k B; stores N (4 d + 12 k) B; seconds {passes} N (a + b d sqrt C) + (c N)(c N / C)(e + f d) + g c N k",
+        _PYTHON_BYTES + 2 * biggest * job.vector + 96e6, *job.times("neighbours", start, core, tasks),
+        f"C = N / ({SPREAD} max_cell_rows) = {job.cells:,} cells, c = {copies:g} copies, {asked:g} of them asked; "
+        f"shuffles c N (4 d + 9) + 12 {asked:g} N k B; stores N (4 d + 12 k) B; seconds {passes} N (a + b d sqrt C) + "
+        f"({asked:g} N)(c N / C)(e + f d) + g {asked:g} N k",
         advice,
     )  # fmt: skip
 
@@ -239,7 +244,8 @@ def _triplets(job: _Job) -> StagePlan:
     settings, k = job.config.triplets, job.config.neighbours.k
     vectors = job.rows * (1 + settings.draws)
     plan = BlockPlan.of(int(job.rows), block_rows=settings.block_rows, file_blocks=settings.file_blocks)
-    core = vectors * (job.rates.triplets[0] + job.rates.triplets[1] * job.dims)
+    start, row, value = job.rates.triplets
+    core = vectors * (row + value * job.dims)
     bucket = settings.block_rows * settings.file_blocks * (1 + settings.draws)
     advice = []
     if plan.buckets > 10_000:
@@ -252,7 +258,7 @@ def _triplets(job: _Job) -> StagePlan:
     return StagePlan(
         "triplets", plan.buckets, job.rows * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
         vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * (1 + settings.draws) * job.vector + 56 * bucket,
-        *job.times("triplets", core, plan.buckets),
+        *job.times("triplets", start, core, plan.buckets),
         "F = N / (block_rows file_blocks) files, v = N (1 + draws) vectors; shuffles N (8 k + 16) + v (4 d + 56) + "
         "N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
         advice,
@@ -262,10 +268,11 @@ def _triplets(job: _Job) -> StagePlan:
 def _model(job: _Job) -> StagePlan:
     ranks, settings = job.config.train.num_ranks, job.config.train
     passes = min(settings.epochs, job.assumed.epochs)
-    core = passes * job.rows * (job.rates.train[0] + job.rates.train[1] * 6 * job.flops)
+    start, row, operation = job.rates.train
+    core = passes * job.rows * (row + operation * 6 * job.flops)
     group = job.config.triplets.group_blocks * job.config.triplets.block_rows * 2 * job.vector
     params = job.flops / 2 * 4
-    core, seconds = job.times("model", core, ranks)
+    core, seconds = job.times("model", start, core, ranks)
     advice = []
     if ranks > job.cluster.slots:
         advice.append(
@@ -285,19 +292,20 @@ def _model(job: _Job) -> StagePlan:
 
 def _embeddings(job: _Job) -> StagePlan:
     tasks = max(job.cluster.slots, math.ceil(job.rows * job.vector / _TASK_BYTES))
-    core = job.rows * (job.rates.embed[0] + job.rates.embed[1] * job.flops)
+    start, row, operation = job.rates.embed
+    core = job.rows * (row + operation * job.flops)
     width = 4 * job.config.train.embedding_dims
     batch = job.config.embed.batch_rows
     return StagePlan(
-        "embeddings", tasks, 0.0, job.rows * (width + 16), _PYTHON_BYTES + 3 * batch * (job.vector + width),
-        *job.times("embeddings", core, tasks), "stores N (4 e + 16) B; seconds N (a + b flops); no shuffle",
+        "embeddings", tasks, 0.0, job.rows * (width + 8), _PYTHON_BYTES + 3 * batch * (job.vector + width),
+        *job.times("embeddings", start, core, tasks), "stores N (4 e + 8) B; seconds N (a + b flops); no shuffle",
     )  # fmt: skip
 
 
 def _report(job: _Job) -> StagePlan:
     sample = job.config.evaluate.sample_rows * job.vector
     return StagePlan(
-        "report", 1, sample, 10e6, _PYTHON_BYTES + 4 * sample, *job.times("report", job.rates.report, 1),
+        "report", 1, sample, 8e6, _PYTHON_BYTES + 4 * sample, *job.times("report", 0.0, job.rates.report, 1),
         "samples of fixed size: the same for any N",
     )  # fmt: skip
 
