@@ -53,7 +53,7 @@ COMMANDS = {
     "report": "evaluate",
 }
 _SCALER, _CHECKPOINTS = "scaler.json", ".checkpoints"
-_DIGEST_ON_EXECUTORS_BYTES = 1 << 30
+_DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 64 << 20
 
 
 class Pipeline:
@@ -443,11 +443,12 @@ class Pipeline:
 
     def _map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
         """Apply a function to files: here if they are few and small, else in Spark tasks."""
-        sizes = (storage.filesystem(uri)[0].size(storage.filesystem(uri)[1]) for uri in uris)
-        if sum(sizes) < _DIGEST_ON_EXECUTORS_BYTES:
+        size = sum(storage.filesystem(uri)[0].size(storage.filesystem(uri)[1]) for uri in uris)
+        if size < _DIGEST_ON_EXECUTORS_BYTES:
             return [function(uri) for uri in uris]
+        # An index has a small file for each cell, and a task costs more than reading one.
         context = self._get_spark().sparkContext
-        return list(context.parallelize(uris, len(uris)).map(function).collect())
+        return list(context.parallelize(uris, min(len(uris), -(-size // _DIGEST_TASK_BYTES))).map(function).collect())
 
 
 def _table_name(uri: str) -> str:

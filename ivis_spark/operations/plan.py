@@ -40,7 +40,7 @@ class Rates:
         triplets: (the stage, a vector fetched, a value of it).
         train: (starting TensorFlow, a triplet, a floating-point operation).
         embed: (the stage, a row, a floating-point operation).
-        report: Of the report, whose samples do not grow with the table.
+        report: (the stage, whose samples do not grow with the table, a row) to count all rows by their place.
     """
 
     rows: tuple[float, float, float] = (6.0, 2e-6, 1e-7)
@@ -50,7 +50,7 @@ class Rates:
     triplets: tuple[float, float, float] = (3.0, 6e-6, 1.3e-7)
     train: tuple[float, float, float] = (6.0, 9e-6, 8e-12)
     embed: tuple[float, float, float] = (1.0, 4e-6, 2e-11)
-    report: float = 9.5
+    report: tuple[float, float] = (8.5, 2.4e-6)
 
 
 @dataclass(frozen=True)
@@ -304,9 +304,12 @@ def _embeddings(job: _Job) -> StagePlan:
 
 def _report(job: _Job) -> StagePlan:
     sample = job.config.evaluate.sample_rows * job.vector
+    width = 4 * job.config.train.embedding_dims
+    tasks = max(job.cluster.slots, math.ceil(job.rows * width / _TASK_BYTES))
+    start, row = job.rates.report
     return StagePlan(
-        "report", 1, sample, 8e6, _PYTHON_BYTES + 4 * sample, *job.times("report", 0.0, job.rates.report, 1),
-        "samples of fixed size: the same for any N",
+        "report", tasks, sample, 8e6, _PYTHON_BYTES + 4 * sample, *job.times("report", start, job.rows * row, tasks),
+        "samples of fixed size for any N; seconds to count all rows N a",
     )  # fmt: skip
 
 
