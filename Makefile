@@ -32,7 +32,7 @@ test-airflow: $(VENV)/.dev build/venv-airflow/.installed  ## the DAG under a rea
 
 test-dbr:  ## the fast tests and one run end to end with the versions of Databricks Runtime 15.4 LTS ML; needs CPython 3.11
 	@PYTHON_FOR_VENV=python3.11 $(MAKE) --no-print-directory VENV=build/venv-dbr CONSTRAINTS=conf/constraints-dbr-15.4.txt build/venv-dbr/.dev
-	build/venv-dbr/bin/python -m pytest -m "(not spark and not slow) or end_to_end"
+	build/venv-dbr/bin/python -m pytest -m "(not spark and not slow and not cluster) or end_to_end"
 
 test-matrix: $(VENV)/.dev  ## the Spark tests on PySpark 3.5 and on 4.0
 	$(PYTHON) -m pytest -m "spark and not cluster"
