@@ -7,9 +7,7 @@ of its own. Rounds of all settings alternate; the best epoch of each counts, sin
 
 together/alone is the speed-up. The allreduce share is what a step is longer than that of the same two ranks training
 apart, at the same time, without messages. The wait share is what an epoch's steps spend in the call that takes the next
-batch. A bare message is what the two ranks need to add up as many bytes as a step's gradients while they do nothing
-else; no step can hide it, since gradients are sent when the step has nothing left to compute. So alone / (apart + bare)
-is the most that this machine, Horovod and Gloo allow.
+batch.
 
 The last lines are arithmetic, not measurement: the efficiency t / (t + c) at N ranks, each with as many triplets a step
 as here, for a step of t seconds without messages and a ring that sends M bytes of gradients in
@@ -63,21 +61,6 @@ class Clock(keras.callbacks.Callback):
         Clock.seconds.append(time.perf_counter() - self.start)
 
 model = TripletModel(build_encoder("szubert", (blocks.dims,), 2, 1), triplet_loss("pn"), reducer=backend)
-if mode == "bare":
-    @tf.function
-    def send(times):
-        values = [tf.zeros(v.shape) for v in model.trainable_variables]
-        for _ in tf.range(times):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            values = backend.sum_gradients(values)
-        return values[0]
-    send(tf.constant(20))
-    start = time.perf_counter()
-    send(tf.constant(300))
-    print("RESULT " + json.dumps({"bare": (time.perf_counter() - start) / 300}), flush=True)
-    backend.leave()
-    os._exit(0)
-
 place = Place(backend.rank, backend.n_ranks)
 steps = blocks.steps_per_epoch(batch)
 config = TrainConfig(epochs=epochs, patience=epochs, batch_size=batch)
@@ -127,24 +110,19 @@ def main() -> None:
         with open(program, "w", encoding="utf-8") as file:
             file.write(PROGRAM)
         for _ in range(options.rounds):
-            bare = [each["bare"] for each in run(program, "bare", 2, json.dumps(vars(blocks)), options)]
-            best["bare"] = min(max(bare), best.get("bare", max(bare)))
             for mode, count in ranks.items():
                 results = run(program, mode, count, json.dumps(vars(blocks)), options)
                 epoch = min(max(times) for times in zip(*(each["seconds"] for each in results), strict=True))
                 best[mode] = min(epoch, best.get(mode, epoch))
                 waits[mode].append(max(each["wait"] for each in results))
     steps, weights = results[0]["steps"], results[0]["weights"]
-    message = best.pop("bare")
     for mode, seconds in best.items():
         rate = steps * options.batch / seconds
         say(
             f"{mode:9} {ranks[mode]} x 1 core: {rate:9,.0f} triplets/s, {1000 * seconds / steps:.2f} ms a step, "
             f"waiting for data {min(waits[mode]):.1%}"
         )
-    bound = best["alone"] / (best["apart"] + steps * message)
     say(f"together / alone: {best['alone'] / best['together']:.2f}")
-    say(f"at most {bound:.2f} of one rank's rate: a bare message takes {1000 * message:.2f} ms")
     share = 1 - best["apart"] / best["together"]
     say(f"allreduce share of a step: {share:.1%} ({4 * weights / 1024:.0f} KiB of gradients)")
     for name, (bandwidth, latency) in NETWORKS.items():
