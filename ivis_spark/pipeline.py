@@ -446,9 +446,16 @@ class Pipeline:
         size = sum(storage.filesystem(uri)[0].size(storage.filesystem(uri)[1]) for uri in uris)
         if size < _DIGEST_ON_EXECUTORS_BYTES:
             return [function(uri) for uri in uris]
-        # An index has a small file for each cell, and a task costs more than reading one.
-        context = self._get_spark().sparkContext
-        return list(context.parallelize(uris, min(len(uris), -(-size // _DIGEST_TASK_BYTES))).map(function).collect())
+        # An index has a small file for each cell, and a task costs more than reading one; large files stand side by
+        # side in the list, so each task gets every n-th.
+        tasks = min(len(uris), -(-size // _DIGEST_TASK_BYTES))
+        dealt = self._get_spark().sparkContext.parallelize([uris[i::tasks] for i in range(tasks)], tasks)
+        found = dict(dealt.flatMap(functools.partial(_apply_to_each, function=function)).collect())
+        return [found[uri] for uri in uris]
+
+
+def _apply_to_each(uris: list[str], *, function: Callable[[str], Any]) -> list[tuple[str, Any]]:
+    return [(uri, function(uri)) for uri in uris]
 
 
 def _table_name(uri: str) -> str:
