@@ -81,7 +81,9 @@ def find_columns(
         raise ConfigError(f"{_SETTING} names {', '.join(missing)}; the table has: {', '.join(table.columns)}")
     from pyspark.sql import functions as F
 
-    return Wanted(found, table.select(F.col(_quoted(id_col)).cast("long").alias("id"), *map(_quoted, others)))
+    from ivis_spark.spark.frames import quoted
+
+    return Wanted(found, table.select(F.col(quoted(id_col)).cast("long").alias("id"), *map(quoted, others)))
 
 
 def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
@@ -94,9 +96,11 @@ def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
+    from ivis_spark.spark.frames import quoted
+
     plain, arrays = {}, []
     for item in table.schema.fields:
-        kind, column = item.dataType, F.col(_quoted(item.name))
+        kind, column = item.dataType, F.col(quoted(item.name))
         if item.name in without:
             continue
         if isinstance(kind, T.NumericType):
@@ -115,15 +119,17 @@ def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
 def _elements(table: DataFrame, names: Sequence[str]) -> dict[str, Column]:
     from pyspark.sql import functions as F
 
-    first: Any = table.select(*[F.size(_quoted(name)) for name in names]).head() if names else None
+    from ivis_spark.spark.frames import quoted
+
+    first: Any = table.select(*[F.size(quoted(name)) for name in names]).head() if names else None
     found: dict[str, Column] = {}
     for name, size in zip(names, first or (), strict=False):
-        quoted = _quoted(name)
-        column = F.col(quoted)
+        text = quoted(name)
+        column = F.col(text)
         if size == 1:
             found[name] = column[0].cast("double")
         if size > 1:
-            found[f"{name}: largest"] = F.expr(f"double(array_position({quoted}, array_max({quoted})) - 1)")
+            found[f"{name}: largest"] = F.expr(f"double(array_position({text}, array_max({text})) - 1)")
         if 1 < size <= _MOST_ELEMENTS:
             found |= {f"{name}[{place}]": column[place].cast("double") for place in range(size)}
         if size > _MOST_ELEMENTS:
@@ -151,7 +157,3 @@ def unpack_features(packed: Sequence[bytes | None], width: int) -> NDArray[np.fl
                 raise InputError(f"a row of features has {len(found)} of the {width} features to colour by")
             out[row] = found
     return out
-
-
-def _quoted(name: str) -> str:
-    return f"`{name.replace('`', '``')}`"

@@ -123,7 +123,7 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     names, features = _features(kinds, config)
     columns = [features.alias(FEATURES)]
     if config.id_col:
-        columns.insert(0, F.col(_quoted(config.id_col)).cast("long").alias(ID))
+        columns.insert(0, F.col(quoted(config.id_col)).cast("long").alias(ID))
     if config.label_col:
         columns.append(_label(config.label_col, kinds[config.label_col]).alias(LABEL))
     selected = frame.select(*columns)
@@ -147,7 +147,7 @@ def decoded(frame: DataFrame, names: tuple[str, ...], config: DataConfig, *, int
     kind = frame.schema[names[0]].dataType
     if len(names) > 1 or not is_image(kind):
         return frame
-    return frame.withColumn(into or names[0], pixels(F.col(_quoted(names[0])), kind, names[0], config))
+    return frame.withColumn(into or names[0], pixels(F.col(quoted(names[0])), kind, names[0], config))
 
 
 def _image_settings(config: DataConfig) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
     if single is not None:
         _require_column(single, kinds, "data.features_col")
         kind = kinds[single]
-        column = F.col(_quoted(single))
+        column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
             return (single,), vector_to_array(column, "float32")
         if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
@@ -189,7 +189,7 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
                 f"feature column {name!r} is {kinds[name].simpleString()}; a numeric column is wanted. Leave it out of "
                 "data.feature_cols or turn it into numbers first"
             )
-    return tuple(names), F.array(*[F.col(_quoted(name)).cast("float") for name in names])
+    return tuple(names), F.array(*[F.col(quoted(name)).cast("float") for name in names])
 
 
 def _is_label(kind: T.DataType) -> bool:
@@ -197,7 +197,7 @@ def _is_label(kind: T.DataType) -> bool:
 
 
 def _label(name: str, kind: T.DataType) -> Column:
-    column = F.col(_quoted(name))
+    column = F.col(quoted(name))
     if isinstance(kind, T.ArrayType):
         return column.cast("array<double>")
     return column.cast("long") if isinstance(kind, (T.BooleanType, *_INTEGERS)) else column.cast("double")
@@ -225,5 +225,6 @@ def _listed(kinds: dict[str, T.DataType]) -> str:
     return ", ".join(shown) + (f" and {len(kinds) - 30} more" if len(kinds) > 30 else "")
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """Return a column's name as Spark's expressions take it, whatever it contains."""
     return f"`{name.replace('`', '``')}`"
