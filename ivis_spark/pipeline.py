@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from ivis_spark.report.colouring import Wanted
     from ivis_spark.serving.folder import ModelFolder
-    from ivis_spark.spark.embed_job import Input
+    from ivis_spark.spark.embedding.job import Input
     from ivis_spark.train.job import TrainingJob
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ class Pipeline:
         Raises:
             InputError: if the table or the settings that go with it cannot be used; nothing is published then.
         """
-        from ivis_spark.spark import frames, ingest
+        from ivis_spark.spark.rows import columns as frames
+        from ivis_spark.spark.rows import ingest
 
         table = self._input()
         if table is None:
@@ -129,9 +130,9 @@ class Pipeline:
             inputs["table"] = self._fingerprint(self._given_neighbours())
 
         def build(stage: StageBuild) -> None:
-            from ivis_spark.spark.by_label import build_label_neighbours
-            from ivis_spark.spark.given import take_neighbours
-            from ivis_spark.spark.neighbours import build_neighbours
+            from ivis_spark.spark.neighbours.by_label import build_label_neighbours
+            from ivis_spark.spark.neighbours.from_table import take_neighbours
+            from ivis_spark.spark.neighbours.stage import build_neighbours
 
             seed = self.config.random_state
             if config.by_label:
@@ -149,7 +150,7 @@ class Pipeline:
         return self._stage("neighbours", self._spec("neighbours", "random_state", **inputs), build)
 
     def _given_neighbours(self) -> DataFrame:
-        from ivis_spark.spark import frames
+        from ivis_spark.spark.rows import columns as frames
 
         return frames.read_table(self._get_spark(), str(self.config.neighbours.table), DataConfig(format="parquet"))
 
@@ -159,7 +160,7 @@ class Pipeline:
         Args:
             name: Folder to publish; by default `queries-<table>`.
         """
-        from ivis_spark.spark import frames
+        from ivis_spark.spark.rows import columns as frames
 
         neighbours, rows = self._require("neighbours"), self._require("rows")
         if self.input_uri is None:
@@ -168,7 +169,7 @@ class Pipeline:
         name = name or f"queries-{_table_name(self.input_uri)}"
 
         def build(stage: StageBuild) -> None:
-            from ivis_spark.spark.query import query
+            from ivis_spark.spark.neighbours.query import query
             from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
 
             describe_job(self._get_spark(), "query")
@@ -230,8 +231,8 @@ class Pipeline:
         return manifest
 
     def _training_job(self, rows: Manifest, triplets: Manifest, model_uri: str, checkpoint_uri: str) -> TrainingJob:
-        from ivis_spark.data.reader import TripletBlocks
         from ivis_spark.train.job import TrainingJob
+        from ivis_spark.train.reading.reader import TripletBlocks
 
         if self.config.train.needs_negatives and not triplets.info["negatives"]:
             raise ConfigError(
@@ -256,7 +257,7 @@ class Pipeline:
         )
 
     def _train(self, job: TrainingJob) -> dict[str, Any]:
-        from ivis_spark.train.backend import resolve_backend
+        from ivis_spark.train.backends.horovod import resolve_backend
         from ivis_spark.train.job import run_job
 
         if resolve_backend(job.config) == "local":
@@ -273,7 +274,8 @@ class Pipeline:
             name: Folder to publish; by default `embeddings` for the rows of the run, and `embeddings-<table>` for
                 another table.
         """
-        from ivis_spark.spark import embed_job, units
+        from ivis_spark.spark.embedding import job as embed_job
+        from ivis_spark.spark.embedding import units
 
         fingerprint, model = self._model()
         other = self._other_table(model)
@@ -304,8 +306,8 @@ class Pipeline:
         Returns:
             Facts: rows, invalid rows by kind, and whether this very job was done before and nothing was written.
         """
-        from ivis_spark.spark import embed_job
-        from ivis_spark.spark.target import Target
+        from ivis_spark.spark.embedding import job as embed_job
+        from ivis_spark.spark.embedding.target import Target
 
         (fingerprint, model), target = self._model(), Target(uri, mode, self.config.embed.partition_by)
         other = self._other_table(model, always=True)
@@ -384,7 +386,7 @@ class Pipeline:
         return rows
 
     def _fingerprint(self, table: DataFrame) -> dict[str, Any]:
-        from ivis_spark.spark.frames import input_files
+        from ivis_spark.spark.rows.columns import input_files
 
         found = storage.source_fingerprint(input_files(table))
         return found if self._source is None else {**found, "plan": table.semanticHash()}
@@ -394,7 +396,7 @@ class Pipeline:
 
     def _input(self) -> DataFrame | None:
         """Return the table to read, if one is given."""
-        from ivis_spark.spark import frames
+        from ivis_spark.spark.rows import columns as frames
 
         if self._source is not None or self.input_uri is None:
             return self._source
@@ -430,7 +432,7 @@ class Pipeline:
 
     def _other_table(self, model: ModelFolder, *, always: bool = False) -> tuple[Input, dict[str, Any]] | None:
         """Return the input table and its fingerprint if it is not the one that the rows of the run came from."""
-        from ivis_spark.spark import embed_job
+        from ivis_spark.spark.embedding import job as embed_job
 
         table = self._input()
         if table is None:

@@ -20,19 +20,19 @@ from hypothesis import strategies as st
 
 from ivis_spark import storage
 from ivis_spark.config import Config, load_config
-from ivis_spark.core.blocks import unpack_near, unpack_vectors
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.core.index import make_index
-from ivis_spark.core.partitioned import PartitionedIndex
-from ivis_spark.core.router import Router
+from ivis_spark.core.knn.index import make_index
+from ivis_spark.core.knn.quantiser import Router
 from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
 from ivis_spark.serving.folder import DENSE, SCALER, SERVING, ModelFolder, read_model, write_model
-from ivis_spark.spark.index_files import publish_index
-from ivis_spark.spark.target import Target
-from ivis_spark.spark.units import run_units
+from ivis_spark.serving.index import PartitionedIndex
+from ivis_spark.spark.embedding.target import Target
+from ivis_spark.spark.embedding.units import run_units
+from ivis_spark.spark.neighbours.index_files import publish_index
 from ivis_spark.storage import Manifest, RunFolder
 
 ANYTHING = st.recursive(

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ivis_spark.core.sampling import (
+from ivis_spark.core.triplets.sampling import (
     avoid_anchors,
     draw_batch_negatives,
     draw_from_lists,

@@ -19,8 +19,8 @@ from ivis_spark.ml.model import IvisModel, with_summary
 from ivis_spark.ml.params import add_accessors, add_params, config_of, set_defaults, set_params, settings
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving.folder import read_model
-from ivis_spark.spark import frames
-from ivis_spark.spark.embed import Outputs
+from ivis_spark.spark.embedding.embed import Outputs
+from ivis_spark.spark.rows import columns as frames
 
 _SETTINGS = settings()
 

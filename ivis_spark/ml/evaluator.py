@@ -16,7 +16,7 @@ from ivis_spark.config import Config, EmbedConfig, EvaluateConfig
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.params import add_accessors, set_params
-from ivis_spark.spark import frames
+from ivis_spark.spark.rows import columns as frames
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
 METRICS = (

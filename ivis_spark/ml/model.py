@@ -19,8 +19,9 @@ from ivis_spark.errors import ArtifactError, InputError, NotFittedError
 from ivis_spark.ml.params import add_params, camel, config_of, set_defaults, set_params, settings
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
-from ivis_spark.spark import embed, frames
-from ivis_spark.spark.embed import InvalidRows, Outputs
+from ivis_spark.spark.embedding import embed
+from ivis_spark.spark.embedding.embed import InvalidRows, Outputs
+from ivis_spark.spark.rows import columns as frames
 
 if TYPE_CHECKING:
     import keras

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ivis_spark.config import Config
-from ivis_spark.core.blocks import BlockPlan
-from ivis_spark.core.neighbours import cell_limits
-from ivis_spark.core.router import SPREAD
+from ivis_spark.core.knn.quantiser import SPREAD
+from ivis_spark.core.knn.search import cell_limits
+from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ConfigError
 
 _TASK_BYTES = 256 << 20  # as in the neighbours stage

@@ -81,7 +81,7 @@ def find_columns(
         raise ConfigError(f"{_SETTING} names {', '.join(missing)}; the table has: {', '.join(table.columns)}")
     from pyspark.sql import functions as F
 
-    from ivis_spark.spark.frames import quoted
+    from ivis_spark.spark.rows.columns import quoted
 
     return Wanted(found, table.select(F.col(quoted(id_col)).cast("long").alias("id"), *map(quoted, others)))
 
@@ -96,7 +96,7 @@ def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
 
-    from ivis_spark.spark.frames import quoted
+    from ivis_spark.spark.rows.columns import quoted
 
     plain, arrays = {}, []
     for item in table.schema.fields:
@@ -119,7 +119,7 @@ def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
 def _elements(table: DataFrame, names: Sequence[str]) -> dict[str, Column]:
     from pyspark.sql import functions as F
 
-    from ivis_spark.spark.frames import quoted
+    from ivis_spark.spark.rows.columns import quoted
 
     first: Any = table.select(*[F.size(quoted(name)) for name in names]).head() if names else None
     found: dict[str, Column] = {}

@@ -31,7 +31,7 @@ from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.spark.session import describe_job, is_local
-from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
+from ivis_spark.train.backends.horovod import device_environment, rendezvous, ring_environment
 
 if TYPE_CHECKING:
     from ivis_spark.train.job import TrainingJob

@@ -23,9 +23,9 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
-from ivis_spark.core.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
+from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
-from ivis_spark.spark.by_label import CLASS
+from ivis_spark.spark.neighbours.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.session import arrow_batches, describe_job, task_errors
 from ivis_spark.spark.tasks import map_arrow

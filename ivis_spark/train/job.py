@@ -19,7 +19,6 @@ import tensorflow as tf
 
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
-from ivis_spark.data.reader import Place, TripletBlocks, block_dataset
 from ivis_spark.errors import ArtifactError
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
@@ -28,10 +27,11 @@ from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
-from ivis_spark.train.backend import Backend
+from ivis_spark.train.backends.horovod import Backend
 from ivis_spark.train.callbacks import make_callbacks
 from ivis_spark.train.checkpoints import Checkpoints, variables_of
 from ivis_spark.train.loop import History, TrainingState, fit
+from ivis_spark.train.reading.reader import Place, TripletBlocks, block_dataset
 
 log = logging.getLogger(__name__)
 

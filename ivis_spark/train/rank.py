@@ -43,7 +43,7 @@ def main(result_path: str) -> None:
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
     """Return `facts`, or `error` and its `kind`: refused (a message for the user), lost (a peer), failed or raised."""
-    from ivis_spark.train.backend import HorovodBackend, is_lost_peer
+    from ivis_spark.train.backends.horovod import HorovodBackend, is_lost_peer
     from ivis_spark.train.job import TrainingJob, run_job
 
     try:

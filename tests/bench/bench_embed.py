@@ -37,7 +37,7 @@ from pyspark.sql.functions import pandas_udf
 from ivis_spark import Ivis, IvisModel, embed_udf
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.nn.networks import build_encoder, dense_network
-from ivis_spark.spark.embed import embed_frame
+from ivis_spark.spark.embedding.embed import embed_frame
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.session import get_session
 

@@ -13,7 +13,7 @@ import numpy as np
 import threadpoolctl
 from common import parser, random_clusters, say
 
-from ivis_spark.core.index import choose_backend, estimate_costs, make_index
+from ivis_spark.core.knn.index import choose_backend, estimate_costs, make_index
 
 CASES = [
     ("euclidean", 8, 2000, 15),

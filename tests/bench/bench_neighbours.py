@@ -19,9 +19,10 @@ from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
-from ivis_spark.core.neighbours import exact_neighbours, recall_at_k
-from ivis_spark.spark import frames, ingest
-from ivis_spark.spark.neighbours import build_neighbours
+from ivis_spark.core.knn.search import exact_neighbours, recall_at_k
+from ivis_spark.spark.neighbours.stage import build_neighbours
+from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows import ingest
 from ivis_spark.spark.session import get_session
 
 CASES = {"mnist": (lambda data: mnist(data)[0], 15), "cytometry": (lambda data: cytometry(data)[0], 150)}

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from common import parser, say
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.spark.neighbours import build_neighbours
+from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.session import get_session
 
 _FILE_ROWS = 125_000

@@ -27,7 +27,7 @@ from typing import Any
 from bench_reader import write_blocks
 from common import mnist, parser, say
 
-from ivis_spark.train.backend import device_environment, rendezvous, ring_environment
+from ivis_spark.train.backends.horovod import device_environment, rendezvous, ring_environment
 
 # Bytes a second and seconds a message.
 NETWORKS = {"25 Gb/s Ethernet, TCP": (25e9 / 8, 30e-6), "NVLink, 300 GB/s": (300e9, 3e-6)}
@@ -39,11 +39,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ivis_spark.config import TrainConfig
-from ivis_spark.data.reader import Place, TripletBlocks, block_dataset
+from ivis_spark.train.reading.reader import Place, TripletBlocks, block_dataset
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
-from ivis_spark.train.backend import Backend, HorovodBackend
+from ivis_spark.train.backends.horovod import Backend, HorovodBackend
 from ivis_spark.train.loop import fit
 
 mode, batch, epochs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.spark import session
-from ivis_spark.spark.neighbours import build_neighbours
+from ivis_spark.spark.neighbours.stage import build_neighbours
 
 SEARCH_STEPS = ("assign", "search", "merge")  # Spark stages, in order, of the one search job
 SPECULATION = {

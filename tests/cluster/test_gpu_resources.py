@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from pyspark import BarrierTaskContext, TaskContext
 from ivis_spark.serving.encoder import Encoder, KerasNetwork
-from ivis_spark.spark.embed import load_encoder
+from ivis_spark.spark.embedding.embed import load_encoder
 from ivis_spark.spark.session import get_session
 from ivis_spark.spark.training import _environment
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ivis_spark.core.partitioned import PartitionedIndex
+from ivis_spark.serving.index import PartitionedIndex
 
 pytestmark = [pytest.mark.spark, pytest.mark.cluster]
 PROGRAM = Path(__file__).parent / "build_under_fault.py"

@@ -11,8 +11,8 @@ from fault_table import Fault
 
 from ivis_spark import storage
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.spark.target import Target
-from ivis_spark.spark.units import Unit, run_units
+from ivis_spark.spark.embedding.target import Target
+from ivis_spark.spark.embedding.units import Unit, run_units
 from ivis_spark.storage import RunFolder
 
 ROWS = 40

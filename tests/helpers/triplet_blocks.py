@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ivis_spark.core.sampling import same_class_codes
-from ivis_spark.data.reader import TripletBlocks
+from ivis_spark.core.triplets.sampling import same_class_codes
+from ivis_spark.train.reading.reader import TripletBlocks
 
 
 def write_blocks(

@@ -13,8 +13,8 @@ from pyspark.sql import SparkSession
 from ivis_spark import Config, Pipeline
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
-from ivis_spark.spark.by_label import build_label_neighbours
-from ivis_spark.spark.frames import resolve
+from ivis_spark.spark.neighbours.by_label import build_label_neighbours
+from ivis_spark.spark.rows.columns import resolve
 
 pytestmark = pytest.mark.spark
 N, D = 300, 5
@@ -52,8 +52,8 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
 def test_arrays_reach_the_head_in_order(
     spark: SparkSession, tmp_path: Path, metric: str, labels: list[Any], kind: str
 ) -> None:
-    from ivis_spark.data.reader import TripletBlocks, block_dataset
     from ivis_spark.nn.persistence import load_model
+    from ivis_spark.train.reading.reader import TripletBlocks, block_dataset
 
     run = pipeline(spark, tmp_path, labels, kind, supervision_metric=metric)
     run.neighbours()
@@ -111,7 +111,7 @@ def test_neighbours_by_label(spark: SparkSession, tmp_path: Path, partitions: in
 def test_large_classes_are_dealt_into_groups(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ivis_spark.spark.by_label._GROUP_ROWS", 40)
+    monkeypatch.setattr("ivis_spark.spark.neighbours.by_label._GROUP_ROWS", 40)
     rows = spark.createDataFrame([(i, i % 2) for i in range(N)], "id long, label long")
     build_label_neighbours(rows, k=5, random_state=1, folder=f"file://{tmp_path}")
     table = pq.read_table(tmp_path / "data").to_pydict()
@@ -124,7 +124,7 @@ def test_large_classes_are_dealt_into_groups(
 def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
+    from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
 
     labels = [int(x[0] > 0.5) for x in X]
     run = pipeline(spark, tmp_path, labels, "int")

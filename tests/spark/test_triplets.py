@@ -11,7 +11,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark.config import TripletsConfig
-from ivis_spark.core.sampling import draw_batch_negatives, near_in_block
+from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import InputError
 from ivis_spark.spark.triplets import build_triplets
 
@@ -87,7 +87,7 @@ def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path:
 
 @pytest.mark.tf
 def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_path: Path) -> None:
-    from ivis_spark.data.reader import TripletBlocks, block_dataset
+    from ivis_spark.train.reading.reader import TripletBlocks, block_dataset
 
     info = build(spark, tmp_path)
     names = ("file_blocks", "block_rows", "draws", "labelled")

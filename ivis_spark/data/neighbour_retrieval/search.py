@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.neighbours import all_neighbours
+from ivis_spark.core.knn.search import all_neighbours
 from ivis_spark.data.arrays import Ints, check_neighbours
 from ivis_spark.data.neighbour_retrieval.knn import AnnoyKnnMatrix
 from ivis_spark.data.rows import Rows

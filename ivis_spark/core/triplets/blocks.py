@@ -1,0 +1,138 @@
+"""Triplet blocks: which rows share a block, and how a block is packed.
+
+A block holds B anchors that are a random subset of the table, their positives as vectors, and which of the anchors are
+near one another. A random row of a random subset is a random row of the table, so negatives are drawn among the block's
+own anchors, those of a batch, anew in every epoch: they need no vectors, and no list of draws to tire of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.core.triplets.sampling import draw_positives, near_codes, same_class_codes
+from ivis_spark.errors import ArtifactError
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How many buckets and blocks a table is dealt into. A bucket is a file; its blocks hold `block_rows` each."""
+
+    buckets: int
+    block_rows: int
+
+    @classmethod
+    def of(cls, rows: int, *, block_rows: int, file_blocks: int) -> BlockPlan:
+        """Plan blocks of at most `block_rows` rows so that little is padded.
+
+        A bucket's size is random (its rows are picked by a hash), so a table of several buckets keeps full blocks and
+        spreads each bucket's rows evenly over as many as it needs; a table of one bucket shrinks its blocks to fit.
+        """
+        buckets = max(1, round(rows / (block_rows * file_blocks)))
+        if buckets == 1:
+            block_rows = -(-rows // -(-rows // block_rows))
+        return cls(buckets, block_rows)
+
+
+@dataclass(frozen=True)
+class BlockDraws:
+    """What one block draws: ids of its anchors and positives, and the pairs of places that are no (anchor, negative).
+
+    Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, or None where no negatives will be
+    drawn, weights (B,). Rows that pad the block to its size repeat others of the bucket and have weight 0.
+    """
+
+    anchors: Ids
+    positives: Ids
+    near: NDArray[np.uint32] | None
+    weights: NDArray[np.float32]
+
+
+def draw_blocks(
+    ids: Ids,
+    neighbours: Ids,
+    *,
+    block_rows: int,
+    draws: int,
+    seed: tuple[int, ...],
+    classes: Ids | None = None,
+    negatives: bool = True,
+) -> list[BlockDraws]:
+    """Deal the rows of a bucket into blocks and draw their triplets.
+
+    Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k).
+
+    Args:
+        ids: Rows of the bucket in random order, shape (n,).
+        neighbours: Their neighbours, shape (n, k).
+        block_rows: B, the size of every block.
+        draws: m, positives of each anchor.
+        seed: Seeds the draws.
+        classes: Of the rows, shape (n,), when those of one class are all neighbours and not only those listed.
+        negatives: Whether negatives will be drawn.
+
+    Returns:
+        The fewest blocks that hold the rows; each gets as many as the others, give or take one.
+
+    Raises:
+        InputError: if an anchor has no row in its block that is not its neighbour.
+    """
+    blocks = []
+    for number, members in enumerate(np.array_split(np.arange(len(ids)), -(-len(ids) // block_rows))):
+        rng = np.random.default_rng([*seed, number])
+        # Padding comes from the whole bucket, so that even a block of few rows offers negatives.
+        others = np.setdiff1d(np.arange(len(ids)), members) if len(ids) > len(members) else members
+        padding = rng.choice(others, size=block_rows - len(members), replace=block_rows - len(members) > len(others))
+        picked = np.concatenate([members, padding])
+        anchors, near = ids[picked], neighbours[picked]
+        positives = draw_positives(near, draws=draws, rng=rng)
+        weights = (np.arange(block_rows) < len(members)).astype(np.float32)
+        codes = None
+        if negatives:
+            codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
+        blocks.append(BlockDraws(anchors, positives, codes, weights))
+    return blocks
+
+
+def column_names(draws: int, negatives: bool = True) -> list[str]:
+    """Return the names of a block's packed columns."""
+    return ["anchor", "weight", *["near"] * negatives, *[f"positive_{i}" for i in range(draws)]]
+
+
+def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> NDArray[np.float32]:
+    """Return a packed column of a block as float32, shape (block_rows, width); a view.
+
+    Raises:
+        ArtifactError: if the bytes are not of that size.
+    """
+    return _unpack(packed, "<f4", block_rows, width, column).reshape(block_rows, width)
+
+
+def unpack_near(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
+    """Return the packed column `near` of a block, shape (p,); a view.
+
+    Raises:
+        ArtifactError: if the codes are not sorted codes of pairs of the block's rows.
+    """
+    codes = np.frombuffer(packed[: len(packed) // 4 * 4], "<u4")
+    sound = len(packed) % 4 == 0 and (codes[1:] > codes[:-1]).all()
+    if not sound or (len(codes) and int(codes[-1]) >= block_rows**2):
+        raise ArtifactError(
+            f"triplet block column 'near' holds {len(packed)} bytes that are no pairs of {block_rows} rows; rebuild "
+            "the stage: ivis-spark triplets --overwrite"
+        )
+    return codes
+
+
+def _unpack(packed: bytes, dtype: str, block_rows: int, width: int, column: str) -> NDArray[Any]:
+    if len(packed) != 4 * block_rows * width:
+        raise ArtifactError(
+            f"triplet block column {column!r} holds {len(packed)} bytes; {block_rows} rows x {width} of {dtype} are "
+            f"{4 * block_rows * width}; rebuild the stage: ivis-spark triplets --overwrite"
+        )
+    return np.frombuffer(packed, dtype=dtype)

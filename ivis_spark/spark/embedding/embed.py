@@ -1,0 +1,267 @@
+"""Embedding tables with a trained encoder: a forward pass a batch, without the training data and without TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark import SparkContext, TaskContext
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import types as T
+from pyspark.sql.pandas.functions import pandas_udf
+
+from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.errors import InputError
+from ivis_spark.serving.encoder import Encoder
+from ivis_spark.spark.rows.columns import FEATURES
+from ivis_spark.spark.tasks import map_arrow
+from ivis_spark.spark.vectors import read_rows, to_list, to_packed_halves
+
+if TYPE_CHECKING:
+    from pyspark.broadcast import Broadcast
+
+EMBEDDING = "embedding"
+_FAULTS = ("null", "nan", "infinite")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The columns that embedding adds.
+
+    Attributes:
+        embedding: Name of the embedding.
+        scores: Name of the supervised head's output, or None.
+        half: Whether both are `binary` of packed float16 instead of array<float>.
+    """
+
+    embedding: str = EMBEDDING
+    scores: str | None = None
+    half: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in order."""
+        return [self.embedding] + ([self.scores] if self.scores is not None else [])
+
+    @property
+    def fields(self) -> list[T.StructField]:
+        """The columns with their types."""
+        kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType())
+        return [T.StructField(name, kind) for name in self.names]
+
+    def make(self, encoder: Encoder, X: NDArray[Any]) -> list[pa.Array]:
+        """Embed rows of shape (n, d): a column for each name. Runs on: executor."""
+        to_column = to_packed_halves if self.half else to_list
+        embedding = encoder(X)
+        arrays = [embedding] + ([encoder.score(embedding)] if self.scores is not None else [])
+        return [to_column(array) for array in arrays]
+
+
+class InvalidRows:
+    """How many rows could not be embedded, by fault, over all tasks that ran so far.
+
+    A task that Spark runs again after a lost executor counts again only if its first result was lost too.
+    """
+
+    def __init__(self, context: SparkContext) -> None:
+        self._counts = {fault: context.accumulator(0) for fault in _FAULTS}
+
+    def add(self, faults: dict[str, NDArray[np.bool_]]) -> None:
+        """Count the rows of a batch, each under its first fault. Runs on: executor."""
+        counted: Any = False
+        for fault, counter in self._counts.items():
+            mask = faults.get(fault)
+            if mask is not None:
+                counter.add(int((mask & ~np.asarray(counted)).sum()))
+                counted = mask | counted
+
+    def value(self) -> dict[str, int]:
+        """Return the rows by fault. Runs on: driver."""
+        return {fault: int(counter.value) for fault, counter in self._counts.items()}
+
+
+def embed_frame(
+    frame: DataFrame,
+    encoder: Encoder,
+    *,
+    invalid: str,
+    features: Sequence[str] = (FEATURES,),
+    keep_features: bool = False,
+    outputs: Outputs | None = None,
+    counts: InvalidRows | None = None,
+) -> DataFrame:
+    """Add the embedding, and the scores if asked for, to a frame; all other columns pass through untouched.
+
+    Lazy: nothing runs before an action; works on a streaming frame too. The encoder is broadcast once. Runs on: driver.
+
+    Args:
+        frame: The features and any other columns.
+        encoder: Scales and embeds a batch.
+        invalid: What to do with null, NaN and infinite rows: `error`, `null` (a null embedding) or `drop`. Another
+            width is always an error.
+        features: One column: array of any numeric type, Spark ML vector or packed binary; or several numeric columns.
+        keep_features: Whether these come back too; leaving them out saves their way back from Python.
+        outputs: The columns to add.
+        counts: Counts the invalid rows.
+
+    Returns:
+        The frame with the outputs behind its other columns.
+
+    Raises:
+        NotFittedError: if scores are asked for and the model has no head.
+    """
+    outputs = outputs or Outputs()
+    if outputs.scores is not None:
+        encoder.score(np.zeros((0, encoder.network.n_outputs), np.float32))
+    fields = frame.schema.fields
+    kept = [place for place, field in enumerate(fields) if keep_features or field.name not in features]
+    shared = frame.sparkSession.sparkContext.broadcast(encoder)
+    embed = functools.partial(
+        embed_batches,
+        shared=shared,
+        invalid=invalid,
+        features=tuple(features),
+        kept=kept,
+        outputs=outputs,
+        counts=counts,
+    )
+    return map_arrow(frame, embed, T.StructType([*(fields[place] for place in kept), *outputs.fields]))
+
+
+def embed_batches(
+    batches: Iterator[pa.RecordBatch],
+    *,
+    shared: Broadcast[Encoder],
+    invalid: str,
+    features: tuple[str, ...],
+    kept: list[int],
+    outputs: Outputs,
+    counts: InvalidRows | None,
+) -> Iterator[pa.RecordBatch]:
+    """Add the outputs to the batches of a task. Runs on: executor. Memory: one batch."""
+    encoder = load_encoder(shared)
+    what = describe(features)
+    for batch in batches:
+        columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
+        X, faults = read_rows([batch.column(name) for name in features], encoder.network.n_inputs, what=what)
+        bad = np.zeros(len(X), bool)
+        for mask in faults.values():
+            bad |= mask
+        if not bad.any():
+            made = outputs.make(encoder, X)
+        else:
+            refuse(faults, X, invalid=invalid, what=what)
+            if counts is not None:
+                counts.add(faults)
+            made = outputs.make(encoder, X[~bad])
+            if invalid == "null":
+                made = [spread(column, ~bad) for column in made]
+            else:
+                keep = pa.array(~bad)
+                columns = [column.filter(keep) for column in columns]
+        yield pa.RecordBatch.from_arrays([*columns, *made], [*names, *outputs.names])
+
+
+def load_encoder(shared: Broadcast[Encoder]) -> Encoder:
+    """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task.
+
+    TensorFlow cannot change it: a Python worker stays with the GPU of the first task that it embedded in.
+    """
+    encoder = shared.value
+    if not isinstance(encoder.network, DenseNetwork) and "tensorflow" not in sys.modules:
+        context = TaskContext.get()
+        given = context.resources() if context is not None else {}
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpu"].addresses) if "gpu" in given else "-1"
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return encoder
+
+
+def refuse(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], *, invalid: str, what: str) -> None:
+    """Raise if rows cannot be embedded and that is an error. Runs on: executor.
+
+    Raises:
+        InputError: with the number of rows, what is wrong with them and how the first looks.
+    """
+    if invalid != "error":
+        return
+    bad = np.logical_or.reduce(list(faults.values()))
+    kinds = [fault for fault in _FAULTS if fault in faults and faults[fault].any()]
+    row = np.array2string(X[int(bad.argmax())], threshold=6, separator=", ")
+    shown = "" if "null" in kinds else f"; the first reads {row}"
+    raise InputError(
+        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {what}{shown}): mend "
+        "them, or choose null or drop for embed.invalid"
+    )
+
+
+def spread(column: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
+    """Return a column of m values as one of n, null where `valid`, shape (n,) with m true, is not."""
+    return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
+
+
+def describe(features: Sequence[str]) -> str:
+    """Return how a message names feature columns."""
+    shown = ", ".join(features[:5]) + (", ..." if len(features) > 5 else "")
+    return f"column {shown!r}" if len(features) == 1 else f"columns {shown}"
+
+
+def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", half: bool = False) -> Any:
+    """Return a pandas UDF that embeds an array column, for `withColumn` and, registered, for SQL.
+
+    `embed_frame` is faster where a whole table is embedded: pandas holds one array object a row. A Spark ML vector
+    goes through `pyspark.ml.functions.vector_to_array` first. Runs on: driver.
+
+    Args:
+        spark: The session that broadcasts the encoder.
+        encoder: Scales and embeds a batch.
+        invalid: `error` or `null`: what to do with rows that hold null, NaN or infinity.
+        half: Return `binary` of packed float16 instead of array<float>.
+
+    Returns:
+        A UDF from an array of numbers to the embedding; a null row stays null. A task fails with InputError if a row
+        has another width than the model's, or is invalid and that is an error.
+    """
+    import pandas as pd
+
+    shared = spark.sparkContext.broadcast(encoder)
+
+    def embed(features: pd.Series) -> pd.Series:
+        loaded = load_encoder(shared)
+        known = features.notna().to_numpy()
+        X = _matrix(features[known].to_list(), loaded.network.n_inputs)
+        finite = np.isfinite(X).all(axis=1)
+        if not finite.all():
+            faults = {"nan": np.isnan(X).any(axis=1), "infinite": np.isinf(X).any(axis=1)}
+            refuse(faults, X, invalid=invalid, what="the features")
+            X = X[finite]
+        embedding = loaded(X)
+        rows = [row.tobytes() for row in embedding.astype("<f2")] if half else list(embedding)
+        values: list[Any] = [None] * len(features)
+        for place, row in zip(np.flatnonzero(known)[finite], rows, strict=True):
+            values[place] = row
+        return pd.Series(values, dtype=object)
+
+    embed.__annotations__ = {"features": pd.Series, "return": pd.Series}
+    return pandas_udf(embed, Outputs(half=half).fields[0].dataType)  # type: ignore[call-overload]
+
+
+def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[np.float32]:
+    """Return rows of a UDF's batch as one matrix of shape (n, width). Runs on: executor.
+
+    Raises:
+        InputError: if a row has another width.
+    """
+    widths = {len(row) for row in rows}
+    if widths - {width}:
+        raise InputError(f"rows have {sorted(widths)} features; the model was trained on {width}")
+    if not rows:
+        return np.empty((0, width), np.float32)
+    return np.concatenate(rows).astype(np.float32, copy=False).reshape(-1, width)

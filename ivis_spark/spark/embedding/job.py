@@ -1,0 +1,162 @@
+"""The job that embeds a table: its columns found, its files dealt to units, every unit embedded and written once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from ivis_spark.config import DataConfig, EmbedConfig
+from ivis_spark.errors import InputError
+from ivis_spark.serving.encoder import Encoder
+from ivis_spark.serving.folder import ModelFolder
+from ivis_spark.spark.embedding import units
+from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
+from ivis_spark.spark.partitioning import cores
+from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows import ingest
+from ivis_spark.spark.session import describe_job, task_errors
+
+# Formats whose files can be read one by one.
+_FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")
+_SPLIT_BYTES, _WAVES = 128 << 20, 4
+_BATCH_SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
+
+
+@dataclass(frozen=True)
+class Input:
+    """Rows to embed.
+
+    Attributes:
+        features: The feature columns.
+        files: The input's files, or none if it can only be read whole.
+        read: Reads these files, or the whole input without any.
+        columns: What the embedded table will have beside the outputs.
+    """
+
+    features: tuple[str, ...]
+    files: list[str]
+    read: Callable[[list[str]], DataFrame]
+    columns: list[str]
+
+
+def input_of_rows(rows: DataFrame) -> Input:
+    """Return the rows of a run, packed and scaled already."""
+
+    def read(files: list[str]) -> DataFrame:
+        return rows.sparkSession.read.schema(rows.schema).parquet(*files) if files else rows
+
+    columns = [name for name in rows.columns if name != frames.FEATURES]
+    return Input((frames.FEATURES,), frames.input_files(rows), read, columns)
+
+
+def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder, *, invalid: str) -> Input:
+    """Return a user's table with the columns that the model was trained on, or those that `config` names.
+
+    A table of nothing but features gets the column `id`, derived from their content as on ingest, and is read whole;
+    an invalid row has no content to derive an id from, so that it is an error there unless `invalid` is drop.
+
+    Raises:
+        InputError: if a column is missing or of a type that cannot be used, or the width is not the model's.
+    """
+    names = tuple(model.serving["features"])
+    if not config.features_col and not config.feature_cols:
+        chosen = {"features_col": names[0]} if len(names) == 1 else {"feature_cols": names}
+        config = dataclasses.replace(config, **chosen)
+    if config.image_height is None and config.image_width is None:
+        config = dataclasses.replace(config, **model.images)
+    config = dataclasses.replace(config, label_col=None)
+    source = frames.resolve(table, config)
+    if source.width != model.n_inputs:
+        raise InputError(
+            f"the table has {source.width} features in {source.features_text}; the model was trained on "
+            f"{model.n_inputs}"
+        )
+    others = [name for name in table.columns if name not in source.feature_names]
+    if not others:
+        config = dataclasses.replace(config, invalid="drop" if invalid == "drop" else "error")
+        with_ids = ingest.with_derived_ids(ingest.packed(source, config))
+        return Input((frames.FEATURES,), [], lambda _: with_ids, [frames.ID])
+    files = frames.input_files(table) if config.format in _FILE_FORMATS else []
+
+    def read(chosen: list[str]) -> DataFrame:
+        found = frames.read_files(table, uri, config, chosen) if chosen else table
+        return frames.decoded(found, source.feature_names, config)
+
+    return Input(source.feature_names, files, read, others)
+
+
+def embed_input(
+    spark: SparkSession, source: Input, encoder: Encoder, config: EmbedConfig, work: str
+) -> tuple[list[units.Unit], dict[str, Any]]:
+    """Embed all rows of an input, unit after unit, into Parquet below a work folder. Runs on: driver.
+
+    Returns:
+        The units, and facts about all of them: rows, and invalid rows by kind.
+
+    Raises:
+        InputError: if rows are invalid and that is an error, or columns clash.
+    """
+    outputs = Outputs(config.output_col, config.scores_col, config.precision == "float16")
+    _check_columns(source, outputs, config)
+    size = config.unit_bytes or _WAVES * _SPLIT_BYTES * cores(spark)
+    plan = units.plan_units(source.files, size) if source.files else [[]]
+    do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
+    describe_job(spark, "embed")
+    with _batch_rows(spark, config.batch_rows):
+        done = units.run_units(work, plan, do)
+    info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
+    info["invalid"] = {fault: sum(unit.info["invalid"][fault] for unit in done) for fault in done[0].info["invalid"]}
+    return done, info
+
+
+def _embed_unit(
+    spark: SparkSession,
+    source: Input,
+    encoder: Encoder,
+    config: EmbedConfig,
+    outputs: Outputs,
+    files: list[str],
+    folder: str,
+) -> dict[str, Any]:
+    counts = InvalidRows(spark.sparkContext)
+    with task_errors():
+        embedded = embed_frame(
+            source.read(files),
+            encoder,
+            invalid=config.invalid,
+            features=source.features,
+            outputs=outputs,
+            counts=counts,
+        )
+        embedded.write.partitionBy(*config.partition_by).parquet(folder)
+    rows = spark.read.schema(embedded.schema).parquet(folder).count()
+    return {"rows": rows, "invalid": counts.value()}
+
+
+def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None:
+    for name in outputs.names:
+        if name in source.columns:
+            raise InputError(
+                f"the table has a column {name!r} already; name another with --set embed.output_col or embed.scores_col"
+            )
+    missing = [name for name in config.partition_by if name not in source.columns]
+    if missing:
+        raise InputError(
+            f"embed.partition_by names {', '.join(missing)}; the embedded table has: {', '.join(source.columns)}"
+        )
+
+
+@contextmanager
+def _batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
+    before = spark.conf.get(_BATCH_SETTING)
+    spark.conf.set(_BATCH_SETTING, str(rows))
+    try:
+        yield
+    finally:
+        spark.conf.set(_BATCH_SETTING, str(before))

@@ -1,0 +1,1 @@
+"""The neighbours stage on Spark: stage tells the story; calibration, layout, tasks and merge are its steps."""

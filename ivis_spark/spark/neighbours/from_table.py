@@ -1,0 +1,158 @@
+"""Neighbours that the user found elsewhere: checked against the rows, recall measured, published as the stage's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark import Broadcast
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ivis_spark import storage
+from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn.metrics import Space
+from ivis_spark.core.knn.search import Recall, recall_at_k
+from ivis_spark.errors import InputError
+from ivis_spark.spark.neighbours.layout import Layout, mapped
+from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan, read_rows
+from ivis_spark.spark.session import arrow_batch_rows
+
+log = logging.getLogger(__name__)
+
+_INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+
+
+def take_neighbours(
+    rows: DataFrame, table: DataFrame, config: NeighboursConfig, *, random_state: int, folder: str
+) -> dict[str, Any]:
+    """Check a table of neighbours, measure its recall and publish it: the first k of each list.
+
+    Runs on: driver; nothing it holds grows with rows.
+
+    Args:
+        rows: Columns `id` and `features`, packed.
+        table: `id` and `neighbour_ids`, as the user has them.
+        config: k, metric, rows to measure on, recall wanted.
+        random_state: Seeds which rows the recall is measured on.
+        folder: URI to build in: `data/` gets `id`, `neighbour_ids`.
+
+    Returns:
+        Figures for the manifest: rows, dims, k, metric, backend `given`, recall, seconds of each step.
+
+    Raises:
+        InputError: if a column is missing or of another type, a list is null, short, holds the row itself or an id
+            twice, or the ids of the table, or in its lists, are not those of the rows; names a count and an example.
+    """
+    layout = Layout(rows, config, random_state)
+    with arrow_batch_rows(layout.spark, RECORDS_PER_BATCH):
+        layout.count()
+        with layout.step("check", "check the table"):
+            lists = _checked_types(table)
+            _check_lists(lists, config.k)
+            lists = lists.select("id", F.slice("neighbour_ids", 1, config.k).alias("neighbour_ids"))
+            _check_ids(lists, rows)
+        with layout.step("write", "write the table"):
+            lists.write.mode("overwrite").parquet(storage.join(folder, "data"))
+        lists = layout.spark.read.parquet(storage.join(folder, "data"))
+        layout.measure_only()
+        with layout.step("measure", "measure recall"):
+            recall = _recall(layout, lists)
+    if recall.value < config.target_recall:
+        log.warning(
+            "neighbours: the recall of the given table is %.4f, neighbours.target_recall=%s",
+            recall.value,
+            config.target_recall,
+        )
+    figures = {"rows": layout.n_rows, "dims": layout.dims, "k": config.k, "metric": config.metric, "backend": "given"}
+    measured = {"value": recall.value, "ci95": [recall.low, recall.high], "sample": recall.sample}
+    return {**figures, "recall": measured, "step_seconds": dict(layout.seconds)}
+
+
+def _checked_types(table: DataFrame) -> DataFrame:
+    """Return `id` long and `neighbour_ids` array<long>."""
+    kinds = {field.name: field.dataType for field in table.schema.fields}
+    listed = ", ".join(f"{name} ({kind.simpleString()})" for name, kind in kinds.items())
+    ids, lists = kinds.get("id"), kinds.get("neighbour_ids")
+    if not isinstance(ids, _INTEGERS):
+        raise InputError(f"neighbours.table needs an integer column 'id'; it has: {listed}")
+    if not isinstance(lists, T.ArrayType) or not isinstance(lists.elementType, _INTEGERS):
+        raise InputError(f"neighbours.table needs 'neighbour_ids', an array of integers; it has: {listed}")
+    return table.select(F.col("id").cast("long"), F.col("neighbour_ids").cast("array<long>"))
+
+
+def _check_lists(lists: DataFrame, k: int) -> None:
+    """Check every list by itself, in one pass."""
+    near = F.col("neighbour_ids")
+    faults: dict[str, Column] = {
+        "have no id": F.col("id").isNull(),
+        "have null for neighbour_ids or in it": near.isNull() | F.exists(near, lambda value: value.isNull()),
+        f"have fewer than neighbours.k={k} neighbours": F.size(near) < k,
+        "have themselves among their neighbours": F.array_contains(near, F.col("id")),
+        "have a neighbour twice": F.size(F.array_distinct(near)) < F.size(near),
+    }
+    counts = [F.sum(F.when(wrong, 1).otherwise(0)).alias(f"n{i}") for i, wrong in enumerate(faults.values())]
+    examples = [F.min(F.when(wrong, F.col("id"))).alias(f"e{i}") for i, wrong in enumerate(faults.values())]
+    found = lists.agg(*counts, *examples).first()
+    for number, text in enumerate(faults):
+        count = 0 if found is None else found[f"n{number}"] or 0
+        if count:
+            example = "" if found is None or found[f"e{number}"] is None else f" (id {found[f'e{number}']} is one)"
+            remedy = "lower neighbours.k or give longer lists" if "fewer" in text else "mend the table"
+            raise InputError(f"{count} rows of neighbours.table {text}{example}: {remedy}")
+
+
+def _check_ids(lists: DataFrame, rows: DataFrame) -> None:
+    """Check that the table has one list for every row, and that all neighbours are rows."""
+    known = rows.select("id")
+    others = lists.select(F.explode("neighbour_ids").alias("id")).distinct()
+    faults = {
+        "ids are in neighbours.table more than once": lists.groupBy("id").count().where("count > 1"),
+        "rows have no neighbours in neighbours.table": known.join(lists, "id", "left_anti"),
+        "ids in neighbours.table are no rows of the input": lists.join(known, "id", "left_anti"),
+        "neighbours in neighbours.table are no rows of the input": others.join(known, "id", "left_anti"),
+    }
+    for text, wrong in faults.items():
+        found = wrong.agg(F.count("*").alias("count"), F.min("id").alias("example")).first()
+        if found is not None and found["count"]:
+            raise InputError(
+                f"{found['count']} {text} (id {found['example']} is one): use the same id column for both, and give "
+                "every row one list"
+            )
+
+
+def _recall(layout: Layout, lists: DataFrame) -> Recall:
+    """Compare the lists of the sampled rows, by distance, with their exact neighbours."""
+    asked, true_keys = layout.asked, layout.true_keys
+    if true_keys is None:
+        raise RuntimeError("the exact neighbours are found before the recall is measured")
+    some = lists.where(F.col("id").isin([int(number) for number in asked.ids]))
+    pairs = some.select(F.col("id").alias("asking"), F.explode("neighbour_ids").alias("id"))
+    plan = layout.spark.sparkContext.broadcast(layout.plan())
+    wanted = layout.rows.join(F.broadcast(pairs), "id").select("asking", "features", "id")
+    records = mapped(wanted, pair_keys, "asking long, key float", plan=plan).collect()
+    plan.unpersist()
+    found: dict[int, list[float]] = {}
+    for record in records:
+        found.setdefault(record["asking"], []).append(record["key"])
+    keys = np.array([sorted(found[int(number)]) for number in asked.ids], dtype=np.float32)
+    return recall_at_k(keys, true_keys)
+
+
+def pair_keys(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
+    """Compute the key of each (asked row, neighbour). Runs on: executor. Memory: O(batch)."""
+    p = plan.value
+    space = Space(p.config.metric)
+    asked = space.prepare(p.asked_rows)
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        _, rows = read_rows(batch, p.dims)
+        asking = batch.column("asking").to_numpy()
+        place = np.searchsorted(p.asked_ids, asking)[:, None]
+        keys = space.pair_keys(space.prepare(rows), asked, place)[:, 0]
+        yield pa.RecordBatch.from_arrays([batch.column("asking"), pa.array(keys)], ["asking", "key"])

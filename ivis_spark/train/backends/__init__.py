@@ -1,0 +1,1 @@
+"""How several ranks train together: one file per backend."""

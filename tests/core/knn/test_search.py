@@ -1,0 +1,303 @@
+"""Neighbours in one process: merging, leaving the row out, and all rows against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
+
+from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn import merge
+from ivis_spark.core.knn import search as neighbours
+from ivis_spark.core.knn.index import make_index
+from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
+from ivis_spark.core.knn.overlap import OverlapChoice
+from ivis_spark.core.knn.search import all_neighbours, exact_neighbours, recall_at_k, search_cell, search_own
+from ivis_spark.errors import InputError, IvisError
+
+METRICS = ["euclidean", "angular", "manhattan", "hamming", "dot"]
+
+
+def clusters(n: int, d: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(12, d))[rng.integers(0, 12, n)] * 2 + rng.normal(size=(n, d))).astype(np.float32)
+
+
+def true_distances(X: np.ndarray, metric: str) -> np.ndarray:
+    """Return float64 (n, n), Annoy's distances by SciPy; a row's own is last in any order."""
+    X = X.astype(np.float64)
+    if metric == "hamming":
+        found = cdist(X > 0.5, X > 0.5, "cityblock")
+    elif metric == "dot":
+        found = X @ X.T
+    elif metric == "angular":
+        found = np.sqrt(2 * cdist(X, X, "cosine"))
+    else:
+        found = cdist(X, X, {"euclidean": "euclidean", "manhattan": "cityblock"}[metric])
+    np.fill_diagonal(found, -np.inf if metric == "dot" else np.inf)
+    return found
+
+
+# Merging
+
+
+@st.composite
+def lists_of_neighbours(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Lists of some rows; a pair (row, neighbour) has one key wherever it stands, as in the search."""
+    count, width = draw(st.integers(1, 12)), draw(st.integers(1, 5))
+    base = draw(st.sampled_from([0, 5, -4, 2**31, 2**40, 2**62, -(2**62)]))
+    spread = draw(st.sampled_from([1, 2**20, 2**33, 2**58]))
+    known = [base + spread * number for number in range(8)]
+    signed = draw(st.booleans())
+    values = st.sampled_from([0.0, 1.0, 1.0, 2.5, 1e-30, 3e38]) | st.floats(-1e3 if signed else 0, 1e3, width=32)
+    key_of: dict[tuple[int, int], float] = {}
+    row_ids, ids, keys = [], [], []
+    for _ in range(count):
+        row = base + draw(st.integers(0, 3))
+        found = draw(st.lists(st.sampled_from(known), max_size=width, unique=True))
+        near = [key_of.setdefault((row, other), draw(values)) for other in found]
+        short = width - len(found)
+        row_ids.append(row)
+        ids.append(found + [NO_ID] * short)
+        keys.append(near + [np.inf] * short)
+    return np.array(row_ids), np.array(ids), np.array(keys, np.float32), draw(st.integers(1, 9))
+
+
+def merged_by_hand(row_ids: np.ndarray, ids: np.ndarray, keys: np.ndarray, k: int) -> dict[int, list[tuple]]:
+    pairs: dict[int, set[tuple]] = {int(row): set() for row in row_ids}
+    for row, others, near in zip(row_ids.tolist(), ids.tolist(), keys.tolist(), strict=True):
+        pairs[row] |= {(key, other) for other, key in zip(others, near, strict=True) if other != NO_ID}
+    return {row: sorted(found)[:k] for row, found in sorted(pairs.items())}
+
+
+@settings(max_examples=120, deadline=None)
+@given(lists_of_neighbours(), st.randoms(use_true_random=False))
+def test_merge_equals_brute_force_in_any_order(lists: tuple, random: object) -> None:
+    row_ids, ids, keys, k = lists
+    rows, found, near = merge_top_k(row_ids, ids, keys, k)
+    assert (found.dtype, near.dtype) == (np.int64, np.float32) and found.shape == near.shape == (len(rows), k)
+    expected = merged_by_hand(*lists)
+    assert rows.tolist() == list(expected)
+    for others, line, pairs in zip(found.tolist(), near.tolist(), expected.values(), strict=True):
+        missing = k - len(pairs)
+        assert others == [other for _, other in pairs] + [NO_ID] * missing
+        assert line == [key for key, _ in pairs] + [np.inf] * missing
+    order = list(range(len(row_ids)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    again = merge_top_k(row_ids[order], ids[order], keys[order], k)
+    assert all(np.array_equal(a, b) for a, b in zip((rows, found, near), again, strict=True))
+
+
+def test_merge_by_hand() -> None:
+    """Row 7 has two lists that share id 3; ids 5 and 2 tie. Row 4 has one neighbour."""
+    rows, ids, keys = merge_top_k(
+        np.array([7, 4, 7]),
+        np.array([[3, 5], [9, NO_ID], [2, 3]]),
+        np.array([[1, 2], [4, np.inf], [2, 1]], np.float32),
+        3,
+    )
+    assert rows.tolist() == [4, 7]
+    assert ids.tolist() == [[9, NO_ID, NO_ID], [3, 2, 5]]
+    assert keys.tolist() == [[4, np.inf, np.inf], [1, 2, 2]]
+
+
+def test_minus_one_is_an_id() -> None:
+    keys = np.array([[1, np.inf], [0, 2]], np.float32)
+    rows, ids, _ = merge_top_k(np.array([-1, -1]), np.array([[-2, NO_ID], [-1, 3]]), keys, 3)
+    assert rows.tolist() == [-1] and ids.tolist() == [[-1, -2, 3]]
+
+
+@pytest.mark.parametrize("far", [2**32 - 2, 2**32 - 1, 2**32, 2**62])
+def test_merge_of_ids_around_32_bits(far: int) -> None:
+    """The id that is 2^32 - 1 above the least would pack as the mark of a missing one."""
+    _, ids, keys = merge_top_k(
+        np.array([1, 1, 2]), np.array([[3 + far, 3], [3, 3 + far], [3, NO_ID]]), np.zeros((3, 2), np.float32), 3
+    )
+    assert ids.tolist() == [[3, 3 + far, NO_ID], [3, NO_ID, NO_ID]]
+    assert keys[0].tolist() == [0, 0, np.inf]
+
+
+def test_merge_of_many_rows_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    row_ids = rng.integers(0, 100, 700)
+    ids, keys = rng.permuted(np.tile(np.arange(40), (700, 1)), axis=1)[:, :6], rng.random((700, 6), np.float32)
+    keys = (ids * 7919 % 23).astype(np.float32)
+    whole = merge_top_k(row_ids, ids, keys, 8)
+    monkeypatch.setattr(merge, "_MERGE_ROWS", 3)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, merge_top_k(row_ids, ids, keys, 8), strict=True))
+
+
+# The row itself
+
+
+def test_without_self_by_hand() -> None:
+    """Row 5 stands first, row 6 not first, row 7 not at all: it then loses its last entry."""
+    ids = np.array([[5, 1, 2, 3], [1, 2, 6, 3], [1, 2, 3, 4]])
+    keys = np.array([[0, 1, 2, 3]] * 3, np.float32)
+    found, near = without_self(ids, keys, np.array([5, 6, 7]), 3)
+    assert found.tolist() == [[1, 2, 3], [1, 2, 3], [1, 2, 3]]
+    assert near.tolist() == [[1, 2, 3], [0, 1, 3], [0, 1, 2]]
+
+
+def test_without_self_fills_up_what_is_short() -> None:
+    ids, keys = np.array([[5, 1], [1, 2]]), np.array([[0, 1], [2, 3]], np.float32)
+    found, near = without_self(ids, keys, np.array([5, 6]), 3)
+    assert found.tolist() == [[1, NO_ID, NO_ID], [1, 2, NO_ID]]
+    assert near.tolist() == [[1, np.inf, np.inf], [2, 3, np.inf]]
+
+
+def test_without_self_of_one_row() -> None:
+    found, near = without_self(np.array([[5]]), np.zeros((1, 1), np.float32), np.array([5]), 2)
+    assert found.tolist() == [[NO_ID, NO_ID]] and near.tolist() == [[np.inf, np.inf]]
+
+
+@pytest.mark.parametrize("backend", ["exact", "annoy"])
+def test_a_cells_own_rows_are_searched_alike_as_queries(backend: str) -> None:
+    X, cell_ids = clusters(90, 5), np.arange(90) * 10 + 7
+    index = make_index(backend, X, "euclidean", n_trees=5, search_k=10_000, seed=0)
+    parts = list(search_own(index, cell_ids, X, np.ones(90, bool), 4))
+    assert np.array_equal(np.concatenate([part[0] for part in parts]), cell_ids)
+    ids, keys = search_cell(index, cell_ids, X, cell_ids, 4)
+    asking = np.arange(90) % 3 == 1
+    (some,) = search_own(index, cell_ids, X, asking, 4)
+    assert np.array_equal(some[0], cell_ids[asking])
+    assert np.array_equal(some[1], ids[asking]) and np.array_equal(some[2], keys[asking])
+    assert np.array_equal(np.concatenate([part[1] for part in parts]), ids)
+    assert np.array_equal(np.concatenate([part[2] for part in parts]), keys)
+    truth = cell_ids[np.argsort(true_distances(X, "euclidean"), axis=1)[:, :4]]
+    assert np.array_equal(ids, truth)
+
+
+def test_a_cell_smaller_than_k_gives_what_it_has() -> None:
+    X = np.array([[0.0], [1.0], [3.0]], np.float32)
+    index = make_index("exact", X, "euclidean", n_trees=1, search_k=-1, seed=0)
+    ids, keys = search_cell(index, np.array([2, 4, 6]), X[:2], np.array([2, 99]), 4)
+    assert ids.tolist() == [[4, 6, NO_ID, NO_ID], [4, 2, 6, NO_ID]]
+    assert keys.tolist() == [[1, 9, np.inf, np.inf], [0, 1, 4, np.inf]]
+
+
+# All rows
+
+
+@pytest.mark.parametrize("backend", ["auto", "exact", "annoy"])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("k", [1, 12, 299])
+def test_small_data_equals_brute_force(metric: str, backend: str, k: int) -> None:
+    X = clusters(300, 16)
+    config = NeighboursConfig(k=k, metric=metric, backend=backend, search_k=100_000, n_trees=5)
+    ids, distances = all_neighbours(X, config, random_state=0)
+    assert ids.shape == distances.shape == (300, k) and distances.dtype == np.float32
+    assert not (ids == np.arange(300)[:, None]).any() and all(len(set(line)) == k for line in ids.tolist())
+    truth = true_distances(X, metric)
+    np.testing.assert_allclose(distances, np.take_along_axis(truth, ids, axis=1), rtol=2e-6, atol=2e-5)
+    nearest = -np.sort(-truth, axis=1) if metric == "dot" else np.sort(truth, axis=1)
+    np.testing.assert_allclose(distances, nearest[:, :k], rtol=2e-6, atol=2e-5)
+
+
+def test_neighbours_by_hand() -> None:
+    """Rows 0, 1, 3, 3 on a line: of row 1, row 0 is 1 away, rows 2 and 3 tie and go by id."""
+    X = np.array([[0.0], [1.0], [3.0], [3.0]], np.float32)
+    ids, distances = all_neighbours(X, NeighboursConfig(k=3), random_state=0)
+    assert ids.tolist() == [[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]]
+    assert distances.tolist() == [[1, 3, 3], [1, 2, 2], [0, 2, 3], [0, 2, 3]]
+
+
+@pytest.mark.parametrize(("metric", "backend"), [(metric, "exact") for metric in METRICS] + [("euclidean", "annoy")])
+def test_cells_reach_the_target(metric: str, backend: str) -> None:
+    """Recall by distance, so that a tie counts; keys are exact, whatever cell they were found in."""
+    X = clusters(6000, 16)
+    config = NeighboursConfig(
+        k=10,
+        metric=metric,
+        backend=backend,
+        max_cell_rows=1000,
+        target_recall=0.95,
+        n_trees=20,
+        search_k=3000,
+        overlap_cut=2.0,
+    )
+    ids, distances = all_neighbours(X, config, random_state=0)
+    assert ids.shape == (6000, 10) and not (ids == np.arange(6000)[:, None]).any()
+    assert all(len(set(line)) == 10 for line in ids[::37].tolist())
+    some = np.arange(0, 6000, 5)
+    if metric == "dot":
+        truth = X[some].astype(np.float64) @ X.T.astype(np.float64)
+        truth[np.arange(len(some)), some] = -np.inf
+        limit = np.sort(truth, axis=1)[:, -10]
+        hit = distances[some] >= limit[:, None] - 1e-4
+    else:
+        Z = {"hamming": X > 0.5, "angular": X / np.linalg.norm(X, axis=1, keepdims=True)}.get(metric, X)
+        truth = cdist(Z[some], Z, "cityblock" if metric in ("manhattan", "hamming") else "euclidean")
+        truth[np.arange(len(some)), some] = np.inf
+        limit = np.partition(truth, 9, axis=1)[:, 9]
+        hit = distances[some] <= limit[:, None] * (1 + 1e-5)
+    np.testing.assert_allclose(distances[some], np.take_along_axis(truth, ids[some], axis=1), rtol=1e-5, atol=1e-5)
+    assert hit.mean() >= 0.95 - 0.02  # the stage measures on 500 rows
+    assert hit.mean() < 1 or metric == "hamming"  # else this test shows nothing about cells
+
+
+def test_cells_are_deterministic_by_seed() -> None:
+    X = clusters(4500, 4)
+    config = NeighboursConfig(k=5, max_cell_rows=500, target_recall=0.5, backend="annoy", n_trees=3)
+    first, second = (all_neighbours(X, config, random_state=3) for _ in range(2))
+    assert np.array_equal(first[0], second[0]) and first[1].tobytes() == second[1].tobytes()
+    assert not np.array_equal(first[0], all_neighbours(X, config, random_state=4)[0])
+
+
+@pytest.mark.parametrize("kind", ["equal", "mostly equal"])
+def test_cells_of_equal_rows(kind: str) -> None:
+    X = np.ones((5000, 3), np.float32)
+    if kind == "mostly equal":
+        X[::10] = clusters(500, 3)
+    ids, distances = all_neighbours(X, NeighboursConfig(k=5, max_cell_rows=300), random_state=0)
+    same = (X == 1).all(axis=1)
+    assert not (ids == np.arange(5000)[:, None]).any() and all(len(set(line)) == 5 for line in ids.tolist())
+    assert (distances[same] == 0).all() and same[ids[same]].all()
+
+
+def test_recall_below_the_target_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(5000, 30)).astype(np.float32)
+    config = NeighboursConfig(k=10, max_cell_rows=300, overlap=1, target_recall=0.999)
+    with pytest.raises(IvisError, match=r"recall@k reached 0\.\d+ on 500 .*target_recall=0\.999.*: raise neighbours"):
+        all_neighbours(X, config, random_state=0)
+
+
+@pytest.mark.parametrize(("rows", "k"), [(5, 5), (5, 9), (1, 1), (0, 1)])
+def test_k_of_all_rows_is_refused(rows: int, k: int) -> None:
+    with pytest.raises(InputError, match=rf"neighbours\.k={k} must be less than the number of rows, {rows}: lower"):
+        all_neighbours(np.zeros((rows, 2), np.float32), NeighboursConfig(k=k), random_state=0)
+
+
+# Exact neighbours and recall
+
+
+def test_exact_neighbours_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_EXACT_ROWS", 130)
+    X, ids = clusters(1000, 6), np.arange(1000) * 3
+    found, keys = exact_neighbours(X[200:260], X, 7, "euclidean", own=ids[200:260], ids=ids)
+    true_keys, truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X[200:260])
+    assert np.array_equal(found, ids[truth[:, 1:]])
+    np.testing.assert_allclose(np.sqrt(keys), true_keys[:, 1:], rtol=1e-6)
+    strangers, _ = exact_neighbours(X[200:260] + np.float32(1e-4), X, 1, "euclidean")
+    assert strangers[:, 0].tolist() == list(range(200, 260))
+
+
+def test_recall_by_hand() -> None:
+    """Of three true keys, 1, 2, 3: row 0 has all, row 1 two and a tie with the third, row 2 one."""
+    true = np.array([[1, 2, 3]] * 3, np.float32)
+    found = np.array([[1, 2, 3], [2, 3, 3], [1, 3.1, np.inf]], np.float32)
+    recall = recall_at_k(found, true)
+    assert recall.value == pytest.approx(7 / 9) and recall.sample == 3
+    error = np.std([1, 1, 1 / 3]) / np.sqrt(3)
+    assert recall.low == pytest.approx(7 / 9 - 1.96 * error) and recall.high == 1
+
+
+def test_check_recall_passes_at_the_target() -> None:
+    choice = OverlapChoice(2, 0.5, 1.0, 0.0, 1.5, np.array([10]))
+    neighbours.check_recall(neighbours.Recall(0.95, 0.9, 1.0, 10), 0.95, choice)
+    with pytest.raises(IvisError, match="up to 2 cells"):
+        neighbours.check_recall(neighbours.Recall(0.949, 0.9, 1.0, 10), 0.95, choice)

@@ -1,0 +1,206 @@
+"""Embedding tables: the numbers of the NumPy encoder in every form, clear errors for rows that cannot be embedded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml.functions import vector_to_array
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.errors import InputError
+from ivis_spark.spark.embedding.embed import Encoder, embed_frame, embed_udf
+from ivis_spark.spark.session import task_errors
+
+pytestmark = pytest.mark.spark
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(57, 4)) * 10).astype(np.float32)
+KERNELS = RNG.normal(size=(4, 5)).astype(np.float32), RNG.normal(size=(5, 2)).astype(np.float32)
+BIASES = RNG.normal(size=5).astype(np.float32), RNG.normal(size=2).astype(np.float32)
+WRONG_WIDTH = r"^a row has 3 features in column 'features' where 4 are wanted"
+SCALER = Scaler("minmax", X.min(axis=0), 1 / (X.max(axis=0) - X.min(axis=0)))
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    layers = (DenseLayer(KERNELS[0], BIASES[0], "relu"), DenseLayer(KERNELS[1], BIASES[1], "linear"))
+    return Encoder(DenseNetwork(layers), SCALER)
+
+
+def by_hand(rows: np.ndarray) -> np.ndarray:
+    """The same network in plain float64."""
+    scaled = (rows.astype(np.float64) - SCALER.offset) * SCALER.factor
+    return np.maximum(scaled @ KERNELS[0] + BIASES[0], 0) @ KERNELS[1] + BIASES[1]
+
+
+def table(spark: SparkSession, rows: list[Any], kind: str = "array<float>") -> DataFrame:
+    return spark.createDataFrame(list(enumerate(rows)), f"id long, features {kind}")
+
+
+def embeddings(frame: DataFrame) -> np.ndarray:
+    return np.array([row["embedding"] for row in frame.orderBy("id").collect()])
+
+
+def test_encoder_by_hand(encoder: Encoder) -> None:
+    np.testing.assert_allclose(encoder(X), by_hand(X), rtol=1e-4, atol=1e-5)
+    assert encoder(X[:0]).shape == (0, 2) and encoder(X[:0]).dtype == np.float32
+    scaled = Encoder(encoder.network, None)
+    np.testing.assert_allclose(scaled(SCALER.transform(X)), by_hand(X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_frame_gives_the_encoders_numbers(spark: SparkSession, encoder: Encoder, packed: bool) -> None:
+    rows = [bytearray(row.tobytes()) for row in X] if packed else X.tolist()
+    frame = table(spark, rows, "binary" if packed else "array<float>").repartition(5)
+    embedded = embed_frame(frame, encoder, invalid="error")
+    assert embedded.schema.simpleString() == "struct<id:bigint,embedding:array<float>>"
+    np.testing.assert_allclose(embeddings(embedded), encoder(X), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("records", [1, 10])
+def test_frame_in_batches_of_any_size(spark: SparkSession, encoder: Encoder, records: int) -> None:
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, str(records))
+    try:
+        embedded = embeddings(embed_frame(table(spark, X.tolist()), encoder, invalid="error"))
+    finally:
+        spark.conf.set(setting, str(before))
+    np.testing.assert_allclose(embedded, encoder(X), rtol=1e-5, atol=1e-6)
+
+
+def test_other_columns_pass_through(spark: SparkSession, encoder: Encoder) -> None:
+    """Of any type, null or not, before and behind the features; those of dropped rows go with them."""
+    rows = [
+        ("a", X[0].tolist(), None, [1, None], {"k": 1.5}),
+        ("b", None, 7, [], None),
+        (None, X[1].tolist(), 8, None, {}),
+    ]
+    frame = spark.createDataFrame(
+        rows, "name string, features array<float>, label int, list array<int>, map map<string,double>"
+    )
+    frame = frame.coalesce(1)
+    found = embed_frame(frame, encoder, invalid="drop").collect()
+    assert [(row["name"], row["label"], row["list"], row["map"]) for row in found] == [
+        ("a", None, [1, None], {"k": 1.5}),
+        (None, 8, None, {}),
+    ]
+    np.testing.assert_allclose([row["embedding"] for row in found], encoder(X[:2]), rtol=1e-5, atol=1e-6)
+    assert found[0].__fields__ == ["name", "label", "list", "map", "embedding"]
+
+
+def test_no_rows(spark: SparkSession, encoder: Encoder) -> None:
+    assert embed_frame(table(spark, []), encoder, invalid="error").collect() == []
+    assert embed_frame(table(spark, [], "binary"), encoder, invalid="error").collect() == []
+    all_bad = table(spark, [None, [math.nan, 0.0, 0.0, 0.0]])
+    assert embed_frame(all_bad, encoder, invalid="drop").collect() == []
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        (None, "null"),
+        ([1.0, None, 2.0, 3.0], "null"),
+        ([1.0, math.nan, 2.0, 3.0], "nan"),
+        ([1.0, -math.inf, 2.0, 3.0], "infinite"),
+    ],
+)
+def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: Encoder, row: Any, kind: str) -> None:
+    frame = table(spark, [X[0].tolist(), row, X[1].tolist()]).coalesce(1)
+    with (
+        pytest.raises(
+            InputError,
+            match=rf"^1 of 3 rows of a batch cannot be embedded \({kind} in column 'features'.*\): mend them",
+        ),
+        task_errors(),
+    ):
+        embed_frame(frame, encoder, invalid="error").collect()
+    found = embed_frame(frame, encoder, invalid="drop").collect()
+    assert [row["id"] for row in found] == [0, 2]
+    np.testing.assert_allclose([row["embedding"] for row in found], encoder(X[:2]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("invalid", ["error", "drop"])
+def test_frame_refuses_another_width(spark: SparkSession, encoder: Encoder, invalid: str) -> None:
+    frame = table(spark, [X[0].tolist(), [1.0, 2.0, 3.0]]).coalesce(1)
+    with (
+        pytest.raises(InputError, match=WRONG_WIDTH),
+        task_errors(),
+    ):
+        embed_frame(frame, encoder, invalid=invalid).collect()
+    packed = table(spark, [bytearray(row.tobytes()) for row in X[:5, :3]], "binary")
+    with (
+        pytest.raises(InputError, match=WRONG_WIDTH),
+        task_errors(),
+    ):
+        embed_frame(packed, encoder, invalid=invalid).collect()
+
+
+def test_udf_gives_the_encoders_numbers_and_keeps_nulls(spark: SparkSession, encoder: Encoder) -> None:
+    rows = [*X.tolist(), None]
+    rows[3], rows[10] = None, None
+    embed = embed_udf(spark, encoder)
+    frame = table(spark, rows).repartition(3).withColumn("embedding", embed("features"))
+    assert frame.schema["embedding"].dataType.simpleString() == "array<float>"
+    found = [row["embedding"] for row in frame.orderBy("id").collect()]
+    assert [number for number, row in enumerate(found) if row is None] == [3, 10, 57]
+    known = [number for number in range(57) if number not in (3, 10)]
+    np.testing.assert_allclose([found[number] for number in known], encoder(X[known]), rtol=1e-5, atol=1e-6)
+
+
+def test_udf_takes_doubles_integers_and_vectors(spark: SparkSession, encoder: Encoder) -> None:
+    embed = embed_udf(spark, encoder)
+    doubles = table(spark, X[:5].tolist(), "array<double>").withColumn("embedding", embed("features"))
+    np.testing.assert_allclose(embeddings(doubles), encoder(X[:5]), rtol=1e-5, atol=1e-6)
+    whole = table(spark, X[:5].astype(int).tolist(), "array<int>").withColumn("embedding", embed("features"))
+    np.testing.assert_allclose(embeddings(whole), encoder(X[:5].astype(int)), rtol=1e-5, atol=1e-6)
+    vectors = spark.createDataFrame([(i, Vectors.dense(row)) for i, row in enumerate(X[:5])], ["id", "v"])
+    vectors = vectors.withColumn("embedding", embed(vector_to_array("v", "float32")))
+    np.testing.assert_allclose(embeddings(vectors), encoder(X[:5]), rtol=1e-5, atol=1e-6)
+
+
+def test_udf_of_nulls_only_and_of_no_rows(spark: SparkSession, encoder: Encoder) -> None:
+    embed = embed_udf(spark, encoder)
+    assert table(spark, []).withColumn("embedding", embed("features")).collect() == []
+    nulls = table(spark, [None, None]).withColumn("embedding", embed("features"))
+    assert [row["embedding"] for row in nulls.collect()] == [None, None]
+
+
+def test_udf_in_sql(spark: SparkSession, encoder: Encoder) -> None:
+    spark.udf.register("ivis_embed", embed_udf(spark, encoder))
+    table(spark, [*X[:4].tolist(), None]).createOrReplaceTempView("rows_to_embed")
+    found = spark.sql(
+        "SELECT id, ivis_embed(features) AS e, ivis_embed(features)[1] AS y FROM rows_to_embed ORDER BY id"
+    )
+    rows = found.collect()
+    np.testing.assert_allclose([row["e"] for row in rows[:4]], encoder(X[:4]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([row["y"] for row in rows[:4]], encoder(X[:4])[:, 1], rtol=1e-5, atol=1e-6)
+    assert rows[4]["e"] is None and rows[4]["y"] is None
+    spark.sql("DROP TEMPORARY FUNCTION ivis_embed")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1.0, 2.0, 3.0], r"^rows have \[3, 4\] features; the model was trained on 4"),
+        ([], r"^rows have \[0, 4\] features; the model was trained on 4"),
+        (
+            [1.0, math.nan, 2.0, 3.0],
+            r"^1 of 2 rows of a batch cannot be embedded \(nan in .*; the first reads \[ ?1\., nan, +2\., +3\.\]\)",
+        ),
+        ([1.0, math.inf, 2.0, 3.0], r"^1 of 2 rows of a batch cannot be embedded \(infinite .* inf, "),
+        ([1.0, None, 2.0, 3.0], r"^1 of 2 rows of a batch cannot be embedded \(nan .* nan, "),
+    ],
+)
+def test_udf_refuses_what_it_cannot_embed(spark: SparkSession, encoder: Encoder, row: Any, message: str) -> None:
+    embed = embed_udf(spark, encoder)
+    frame = table(spark, [X[0].tolist(), row]).coalesce(1).withColumn("embedding", embed(F.col("features")))
+    with pytest.raises(InputError, match=message), task_errors():
+        frame.collect()

@@ -1,0 +1,214 @@
+"""The job that embeds tables: units done once, other columns kept, and a user's table as its target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from ivis_spark.config import load_config
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
+from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.pipeline import Pipeline
+from ivis_spark.runtime.lock import RunLock
+from ivis_spark.serving.folder import ModelFolder, write_model
+from ivis_spark.spark.embedding import job as embed_job
+from ivis_spark.spark.embedding import units
+
+pytestmark = pytest.mark.spark
+
+X = np.random.default_rng(1).normal(size=(60, 4)).astype(np.float32)
+NETWORK = DenseNetwork((DenseLayer.of(np.random.default_rng(2).normal(size=(4, 2)), None, "tanh"),))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with a model."""
+    serving = {"format": 1, "input_shape": [4], "n_outputs": 2, "features": ["features"]}
+    files = {"serving.json": json.dumps(serving).encode(), "dense.npz": NETWORK.to_bytes()}
+    write_model(str(tmp_path / "run"), ModelFolder({"config": {}, "inputs": {}}, {}, files))
+    return tmp_path / "run"
+
+
+def write(folder: Path, first: int = 0, last: int = 60, files: int = 6, **more: Any) -> Path:
+    for number, rows in enumerate(np.array_split(np.arange(first, last), files)):
+        columns = {"key": [f"k{i}" for i in rows], "features": X[rows].tolist(), "n": rows, **more}
+        columns = {name: value if len(value) == len(rows) else value * len(rows) for name, value in columns.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), folder / f"part-{first}-{number}.parquet")
+    return folder
+
+
+def pipeline(spark: SparkSession, run: Path, table: Path, *settings: str) -> Pipeline:
+    config = load_config(None, ["embed.unit_bytes=1", *settings])
+    return Pipeline(str(run), config, get_spark=lambda: spark, input_uri=str(table))
+
+
+def check(table: pa.Table, rows: range) -> None:
+    table = table.sort_by("n")
+    assert table["n"].to_pylist() == list(rows)
+    assert table["key"].to_pylist() == [f"k{i}" for i in rows]
+    np.testing.assert_allclose(table["embedding"].to_pylist(), NETWORK(X[rows.start : rows.stop]), atol=1e-6)
+
+
+def test_other_columns_pass_and_nothing_is_left(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "table")
+    manifest = pipeline(spark, run, table).embed()
+    assert manifest.stage == "embeddings-table" and manifest.info["rows"] == 60
+    assert manifest.info["invalid"] == {"null": 0, "nan": 0, "infinite": 0}
+    found = pq.read_table(run / "embeddings-table" / "data")
+    assert found.column_names == ["key", "n", "embedding"]
+    check(found, range(60))
+    assert not (run / ".building").exists()
+
+
+def test_interrupted_job_goes_on(
+    spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write(tmp_path / "table")
+    done: list[list[str]] = []
+    original = embed_job._embed_unit
+
+    def dying(*arguments: Any) -> dict[str, Any]:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(arguments[-2])
+        return original(*arguments)
+
+    monkeypatch.setattr(embed_job, "_embed_unit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(spark, run, table).embed()
+    assert not (run / "embeddings-table").exists()
+    # a record cut off while it was written, and a part lost, make their units undone
+    records = sorted((run / ".building").glob("*/units/*.json"))
+    assert len(records) == 3
+    records[0].write_text(records[0].read_text()[:20])
+    next((run / ".building").glob("*/parts/000001-*/*.parquet")).unlink()
+    first = [unit for unit in done]
+    done.clear()
+    monkeypatch.setattr(embed_job, "_embed_unit", lambda *a: done.append(a[-2]) or original(*a))  # type: ignore[func-returns-value]
+    pipeline(spark, run, table).embed()
+    assert len(done) == 5 and first[2] not in done
+    check(pq.read_table(run / "embeddings-table" / "data"), range(60))
+    assert not (run / ".building").exists()
+
+
+def test_policies_and_counts_in_the_manifest(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "table")
+    bad = [None, [1.0, None, 0.0, 0.0], [float("nan")] * 4, [float("inf")] * 4]
+    pq.write_table(pa.table({"key": list("abcd"), "features": bad, "n": range(60, 64)}), table / "bad.parquet")
+    with pytest.raises(InputError, match="4 of 4 rows of a batch cannot be embedded"):
+        pipeline(spark, run, table).embed()
+    null = pipeline(spark, run, table, "embed.invalid=null").embed("null")
+    assert null.info["rows"] == 64 and null.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1}
+    assert pq.read_table(run / "null" / "data")["embedding"].null_count == 4
+    drop = pipeline(spark, run, table, "embed.invalid=drop").embed("drop")
+    assert drop.info["rows"] == 60 and drop.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1}
+    check(pq.read_table(run / "drop" / "data"), range(60))
+
+
+def test_one_file_in_a_partition_and_a_space_in_its_path(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    write(tmp_path / "my table" / "day=7", files=1)
+    manifest = pipeline(spark, run, tmp_path / "my table").embed("named")
+    found = pq.read_table(run / manifest.stage / "data")
+    assert found["day"].to_pylist() == [7] * 60
+    check(found, range(60))
+
+
+def test_partitioned_input_and_output(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    for day in (1, 2):
+        write(tmp_path / "table" / f"day={day}", 30 * day - 30, 30 * day, files=2)
+    pipeline(spark, run, tmp_path / "table", "embed.partition_by=day").embed()
+    data = run / "embeddings-table" / "data"
+    assert sorted(path.name for path in data.iterdir()) == ["day=1", "day=2"]
+    found = pq.read_table(data)
+    check(found.drop(["day"]), range(60))
+    with pytest.raises(InputError, match="partition_by names month; the embedded table has: key, n, day"):
+        pipeline(spark, run, tmp_path / "table", "embed.partition_by=month").embed("other")
+
+
+def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    first, second = write(tmp_path / "first", 0, 30, day=[1]), write(tmp_path / "second", 30, 60, day=[2])
+    target = tmp_path / "target"
+
+    def put(table: Path, mode: str) -> dict[str, Any]:
+        return pipeline(spark, run, table, "embed.partition_by=day").embed_into(str(target), mode)
+
+    def days() -> dict[int, int]:
+        return {row["day"]: row["count"] for row in spark.read.parquet(str(target)).groupBy("day").count().collect()}
+
+    assert not put(first, "append")["done_before"]
+    assert put(first, "append")["done_before"]
+    put(second, "append")
+    check(pq.read_table(target).drop(["day"]), range(60))
+    fewer = write(tmp_path / "fewer", 50, 60, day=[2])
+    put(fewer, "replace")
+    assert days() == {1: 30, 2: 10}
+    put(second, "replace")
+    assert days() == {1: 30, 2: 30}
+    assert not put(fewer, "replace")["done_before"]
+    assert days() == {1: 30, 2: 10}
+    put(second, "overwrite")
+    assert days() == {2: 30}
+    put(first, "append")
+    check(pq.read_table(target).drop(["day"]), range(60))
+    with pytest.raises(InputError, match="--mode nope is not one of: append, overwrite, replace"):
+        put(first, "nope")
+    with pytest.raises(InputError, match="replaces partitions and none are named"):
+        pipeline(spark, run, first).embed_into(str(target), "replace")
+
+
+def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table, target = write(tmp_path / "table"), tmp_path / "target"
+    with RunLock(str(target), "embed"), pytest.raises(ArtifactError, match=r"target is being written by process \d+"):
+        pipeline(spark, run, table).embed_into(str(target), "append")
+    pipeline(spark, run, table).embed_into(str(target), "append")
+    check(pq.read_table(target), range(60))
+    assert {path.name for path in target.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_target_whose_job_died_while_moving(
+    spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, target = write(tmp_path / "table"), tmp_path / "target"
+    from ivis_spark.spark.embedding import target as target_module
+
+    moved: list[str] = []
+    original = target_module.move_file
+
+    def dying(source: str, destination: str) -> None:
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(source)
+        original(source, destination)
+
+    monkeypatch.setattr(target_module, "move_file", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(spark, run, table).embed_into(str(target), "append")
+    monkeypatch.setattr(target_module, "move_file", original)
+    assert pipeline(spark, run, table).embed_into(str(target), "append")["done_before"]
+    check(pq.read_table(target), range(60))
+
+
+def test_clashing_column_and_wrong_width(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table = write(tmp_path / "table", embedding=[1])
+    with pytest.raises(InputError, match="has a column 'embedding' already"):
+        pipeline(spark, run, table).embed()
+    pipeline(spark, run, table, "embed.output_col=z").embed()
+    pq.write_table(pa.table({"features": [[1.0, 2.0]]}), tmp_path / "narrow.parquet")
+    with pytest.raises(InputError, match=r"has 2 features in column 'features'; the model was trained on 4"):
+        pipeline(spark, run, tmp_path / "narrow.parquet").embed()
+
+
+def test_units_hold_about_the_bytes_asked_for(tmp_path: Path) -> None:
+    for name, size in zip("abcde", (10, 10, 30, 5, 5), strict=True):
+        (tmp_path / name).write_bytes(b"x" * size)
+    files = [f"file://{tmp_path / name}" for name in "edcba"]
+    plan = units.plan_units(files, 20)
+    assert [[Path(uri).name for uri in unit] for unit in plan] == [["a", "b"], ["c"], ["d", "e"]]

@@ -1,0 +1,106 @@
+"""A target table keeps its promises whatever order jobs come in and wherever they die. No Spark is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ivis_spark.spark.embedding import target as target_module
+from ivis_spark.spark.embedding import units
+from ivis_spark.spark.embedding.target import Target
+
+Job = dict[int, list[int]]  # rows by day
+
+
+def embed(job: Job, done: list[str] | None = None) -> Callable[[str], tuple[list[units.Unit], dict[str, Any]]]:
+    """Return what embeds: a unit a day, a file of its rows each."""
+
+    def write(files: list[str], folder: str) -> dict[str, Any]:
+        day = int(files[0])
+        path = Path(folder.removeprefix("file://")) / f"day={day}"
+        path.mkdir(parents=True)
+        pq.write_table(
+            pa.table({"n": job[day]}), path / f"part-{len(list(path.parent.parent.iterdir()))}-{job}.parquet"
+        )
+        if done is not None:
+            done.append(files[0])
+        return {"rows": len(job[day])}
+
+    def run(work: str) -> tuple[list[units.Unit], dict[str, Any]]:
+        found = units.run_units(work, [[str(day)] for day in job], write)
+        return found, {"rows": sum(unit.info["rows"] for unit in found)}
+
+    return run
+
+
+def rows(table: Path) -> Job:
+    found: Job = {}
+    for path in table.glob("day=*/*.parquet"):
+        found.setdefault(int(path.parent.name[4:]), []).extend(pq.ParquetFile(path).read()["n"].to_pylist())
+    return {day: sorted(values) for day, values in sorted(found.items())}
+
+
+def put(table: Path, mode: str, key: str, job: Job) -> bool:
+    """Return whether the job was done before."""
+    info, before = Target(str(table), mode, ("day",)).put(key, embed(job))
+    assert info["rows"] == sum(map(len, job.values()))
+    return before
+
+
+def test_modes_in_any_order(tmp_path: Path) -> None:
+    A, B, C = {1: [0, 1, 2], 2: [3, 4]}, {2: [9]}, {2: [7]}
+    assert not put(tmp_path, "append", "a", A)
+    assert put(tmp_path, "append", "a", A) and rows(tmp_path) == A
+    assert not put(tmp_path, "replace", "b", B) and rows(tmp_path) == {1: [0, 1, 2], 2: [9]}
+    assert put(tmp_path, "replace", "b", B)
+    assert not put(tmp_path, "replace", "c", C) and rows(tmp_path) == {1: [0, 1, 2], 2: [7]}
+    assert not put(tmp_path, "replace", "b", B) and rows(tmp_path) == {1: [0, 1, 2], 2: [9]}
+    assert put(tmp_path, "append", "a", A)
+    assert not put(tmp_path, "overwrite", "o", C) and rows(tmp_path) == C
+    assert put(tmp_path, "overwrite", "o", C)
+    assert not put(tmp_path, "append", "a", A) and rows(tmp_path) == {1: [0, 1, 2], 2: [3, 4, 7]}
+    assert not list(tmp_path.glob("_ivis_spark/work-*"))
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["append", "overwrite", "replace"])
+def test_a_job_that_dies_while_moving_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, at: int
+) -> None:
+    put(tmp_path, "append", "before", {1: [0]})
+    calls: list[str] = []
+    original = target_module.move_file
+
+    def dying(source: str, destination: str) -> None:
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        calls.append(source)
+        original(source, destination)
+
+    job = {1: [10], 2: [20], 3: [30]}
+    monkeypatch.setattr(target_module, "move_file", dying)
+    with pytest.raises(KeyboardInterrupt):
+        put(tmp_path, mode, "job", job)
+    monkeypatch.setattr(target_module, "move_file", original)
+    assert not put(tmp_path, "append", "next", {4: [40]})
+    kept = [0] if mode == "append" else []
+    assert rows(tmp_path) == {1: [*kept, 10], 2: [20], 3: [30], 4: [40]}
+    assert not list(tmp_path.glob("_ivis_spark/work-*"))
+    assert put(tmp_path, "append", "before", {1: [0]}) == (mode != "overwrite")
+
+
+def test_a_unit_is_done_once(tmp_path: Path) -> None:
+    done: list[str] = []
+    job = {1: [1], 2: [2], 3: [3]}
+    run = embed(job, done)
+    first, _ = run(str(tmp_path))
+    again, _ = run(str(tmp_path))
+    assert done == ["1", "2", "3"] and again == first
+    (tmp_path / "units" / "000001.json").write_text("{")
+    run(str(tmp_path))
+    assert done == ["1", "2", "3", "2"]
