@@ -66,7 +66,9 @@ def test_rooms_import_upwards_only(path: Path) -> None:
         assert top not in PACKAGES or room in PACKAGES[top], f"{path.name} may not import {top}"
 
 
-@pytest.mark.parametrize(("package", "file"), [("petastorm", "train/reading/reader.py"), ("horovod", "train/backends/horovod.py")])
+@pytest.mark.parametrize(
+    ("package", "file"), [("petastorm", "train/reading/reader.py"), ("horovod", "train/backends/horovod.py")]
+)
 def test_one_file_knows(package: str, file: str) -> None:
     found = [f for f in FILES if any(name.startswith(package) for name in imports(f))]
     assert found == [PACKAGE / file]

@@ -26,10 +26,10 @@ from ivis_spark.core.knn.search import (
 )
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import IvisError
-from ivis_spark.spark.neighbours.index_files import publish_index
-from ivis_spark.spark.neighbours.layout import TASK_BYTES, Layout, mapped
 from ivis_spark.spark.neighbours import merge
 from ivis_spark.spark.neighbours import tasks as cells
+from ivis_spark.spark.neighbours.index_files import publish_index
+from ivis_spark.spark.neighbours.layout import TASK_BYTES, Layout, mapped
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.session import arrow_batch_rows
