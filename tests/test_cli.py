@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from sklearn.datasets import load_digits
 
 from ivis_spark.cli import main
-from ivis_spark.pipeline import STAGES
+from ivis_spark.stages import STAGES
 
 pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 FAST = ["--quiet", "--set", "train.epochs=3"]

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
 ROOMS = (
-    "errors config manifest storage core nn data train estimator serving spark report runtime pipeline ml operations "
-    "demo cli"
+    "errors config manifest storage core nn data train estimator serving spark report runtime stages pipeline "
+    "ml operations demo cli"
 ).split()
 PACKAGES = {
     "yaml": {"config"},
@@ -23,7 +23,7 @@ PACKAGES = {
     "tensorflow": {"nn", "data", "train", "estimator", "serving"},
     "keras": {"nn", "train", "estimator", "ml"},
     "petastorm": {"train"},
-    "pyspark": {"spark", "report", "pipeline", "ml", "cli"},
+    "pyspark": {"spark", "report", "stages", "pipeline", "ml", "cli"},
     "pandas": {"spark", "report", "serving"},
     "matplotlib": {"nn", "report"},
     "plotly": {"report"},

@@ -1,0 +1,90 @@
+"""The stage `embeddings`: the rows of the run, or of another table, embedded into the run folder or a user's table."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.runtime.lock import RunLock
+from ivis_spark.serving.folder import read_model
+from ivis_spark.stages.run import Run
+from ivis_spark.storage import Manifest, StageBuild
+
+if TYPE_CHECKING:
+    from ivis_spark.serving.folder import ModelFolder
+    from ivis_spark.spark.embedding.job import Input
+
+log = logging.getLogger(__name__)
+
+
+def publish(run: Run, name: str | None) -> Manifest:
+    """Embed the rows of the run, or those of another input table, into a folder of the run."""
+    from ivis_spark.spark.embedding import job as embed_job
+    from ivis_spark.spark.embedding import units
+
+    fingerprint, model = _model(run)
+    other = _other_table(run, model)
+    if other and run.input.uri:
+        name = name or f"embeddings-{run.input.name}"
+    name = name or "embeddings"
+    spec = _spec(run, fingerprint, other)
+    work = run.folder.path(".building", f"{name}-{storage.fingerprint(spec)}")
+
+    def build(stage: StageBuild) -> None:
+        source = embed_job.input_of_rows(run.table("rows")) if other is None else other[0]
+        encoder = model.encoder(scaled=other is None)
+        done, info = embed_job.embed_input(run.get_spark(), source, encoder, run.config.embed, work)
+        units.move(done, stage.path("data"))
+        stage.info.update(info)
+
+    manifest = run.publish(name, spec, build)
+    units.remove(work)
+    return manifest
+
+
+def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
+    """Embed the input table, or without one the rows of the run, into a Parquet table of the user's."""
+    from ivis_spark.spark.embedding import job as embed_job
+    from ivis_spark.spark.embedding.target import Target
+
+    (fingerprint, model), target = _model(run), Target(uri, mode, run.config.embed.partition_by)
+    other = _other_table(run, model, always=True)
+    source = embed_job.input_of_rows(run.table("rows")) if other is None else other[0]
+    encoder = model.encoder(scaled=other is None)
+    spec = {**_spec(run, fingerprint, other), "mode": mode}
+    embed = functools.partial(embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed)
+    with RunLock(target.uri, "embed"):
+        info, before = target.put(storage.fingerprint(spec), embed)
+    log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
+    return {**info, "done_before": before}
+
+
+def _model(run: Run) -> tuple[str, ModelFolder]:
+    """Return the fingerprint of the model and the model itself, its files checked."""
+    return run.require("model").fingerprint, read_model(run.folder.root)
+
+
+def _spec(run: Run, model: str, other: tuple[Input, dict[str, Any]] | None) -> dict[str, Any]:
+    """Return what decides how embeddings come out; the sizes of batches and units do not."""
+    inputs: dict[str, Any] = {"model": model}
+    if other is not None:
+        inputs |= {"source": other[1], "features": list(other[0].features)}
+    spec = run.spec("embed", **inputs)
+    kept = {k: v for k, v in spec["config"]["embed"].items() if k not in ("batch_rows", "unit_bytes")}
+    return {**spec, "config": {"embed": kept}}
+
+
+def _other_table(run: Run, model: ModelFolder, *, always: bool = False) -> tuple[Input, dict[str, Any]] | None:
+    """Return the input table and its fingerprint if it is not the one that the rows of the run came from."""
+    from ivis_spark.spark.embedding import job as embed_job
+
+    table = run.input.read()
+    if table is None:
+        return None
+    source, rows = run.input.fingerprint(table), run.folder.manifest("rows")
+    if not always and rows is not None and source == rows.spec["inputs"]["source"]:
+        return None
+    data, invalid = run.config.data, run.config.embed.invalid
+    return embed_job.input_of_table(table, run.input.uri or "", data, model, invalid=invalid), source

@@ -1,0 +1,68 @@
+"""The table that the user gave: how it is opened, what identifies it, which of its columns are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.config import Config, DataConfig
+from ivis_spark.storage import Manifest
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """A table by URI, or a DataFrame in its place, or neither. Runs on: driver.
+
+    Args:
+        data: How to open it and which columns are read.
+        get_spark: Returns the session.
+        uri: The table.
+        frame: A DataFrame in the place of that table.
+    """
+
+    data: DataConfig
+    get_spark: Callable[[], SparkSession]
+    uri: str | None = None
+    frame: DataFrame | None = None
+
+    def read(self) -> DataFrame | None:
+        """Return the table, or None if none was given."""
+        from ivis_spark.spark.rows.columns import read_table
+
+        if self.frame is not None or self.uri is None:
+            return self.frame
+        return read_table(self.get_spark(), self.uri, self.data)
+
+    @property
+    def name(self) -> str:
+        """A name for what is made from this table."""
+        return posixpath.basename((self.uri or "").rstrip("/")).split(".")[0]
+
+    def fingerprint(self, table: DataFrame) -> dict[str, Any]:
+        """Return what identifies the content of a table: its files and, of a DataFrame, its plan."""
+        from ivis_spark.spark.rows.columns import input_files
+
+        files = storage.source_fingerprint(input_files(table))
+        return files if self.frame is None else {**files, "plan": table.semanticHash()}
+
+    def columns_like(self, rows: Manifest, table: DataFrame) -> DataConfig:
+        """Return which columns of another table to read: those named, else those that the run's input had."""
+        trained = Config.from_mapping({"data": rows.spec["config"]["data"]}).data
+        data = dataclasses.replace(trained, invalid=self.data.invalid)
+        if self.data.features_col or self.data.feature_cols or self.data.id_col:
+            data = self.data
+        elif not data.features_col and not data.feature_cols:
+            names = tuple(rows.info["features"])
+            data = dataclasses.replace(
+                data, **({"features_col": names[0]} if len(names) == 1 else {"feature_cols": names})
+            )
+        if data.label_col not in table.columns:
+            data = dataclasses.replace(data, label_col=None)
+        return data

@@ -1,0 +1,78 @@
+"""The stage `model`: the network, trained on the blocks in this process or on ranks of the Spark cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.errors import ConfigError
+from ivis_spark.runtime.fitness import label_values
+from ivis_spark.stages import rows as rows_stage
+from ivis_spark.stages.run import SCALER, Run
+from ivis_spark.storage import Manifest, StageBuild
+
+if TYPE_CHECKING:
+    from ivis_spark.train.job import TrainingJob
+
+_CHECKPOINTS = ".checkpoints"
+
+
+def publish(run: Run) -> Manifest:
+    """Train the network. A run that was interrupted resumes from its last checkpoint."""
+    rows, triplets = rows_stage.checked(run), run.require("triplets")
+    spec = run.spec("train", "random_state", triplets=triplets.fingerprint)
+    checkpoints = run.folder.path(_CHECKPOINTS, storage.fingerprint(spec))
+
+    def build(stage: StageBuild) -> None:
+        from ivis_spark.serving.folder import add_serving_files
+
+        stage.info.update(_train(run, _job(run, rows, triplets, stage.uri, checkpoints)))
+        scaler = storage.read_json(run.folder.path("rows", SCALER))
+        with storage.local_copy(stage.uri) as folder:
+            images = rows.info.get("images")
+            add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images)
+            if folder != storage.local_path(stage.uri):
+                storage.put_folder(folder, stage.uri)
+
+    manifest = run.publish("model", spec, build)
+    storage.remove_folder(run.folder.path(_CHECKPOINTS))
+    return manifest
+
+
+def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoint_uri: str) -> TrainingJob:
+    from ivis_spark.train.job import TrainingJob
+    from ivis_spark.train.reading.reader import TripletBlocks
+
+    if run.config.train.needs_negatives and not triplets.info["negatives"]:
+        raise ConfigError(
+            f"train.distance={run.config.train.distance!r} reads negatives, and the triplets were built for a "
+            "loss that reads none: build them for this one, ivis-spark triplets --overwrite --set train.distance="
+            f"{run.config.train.distance}"
+        )
+    names = ("file_blocks", "block_rows", "dims", "draws", "labelled", "negatives")
+    blocks = TripletBlocks(
+        run.folder.path("triplets", "data"),
+        **{name: triplets.info[name] for name in names},
+        group_blocks=triplets.spec["config"]["triplets"]["group_blocks"],
+    )
+    return TrainingJob(
+        blocks,
+        run.config.for_rows(rows.info["rows"]).train,
+        label_values=label_values(rows.info),
+        random_state=run.config.random_state,
+        model_uri=model_uri,
+        checkpoint_uri=checkpoint_uri,
+        extra={"features": rows.info["features"], "scaling": run.config.data.scaling},
+    )
+
+
+def _train(run: Run, job: TrainingJob) -> dict[str, Any]:
+    from ivis_spark.train.backends.horovod import resolve_backend
+    from ivis_spark.train.job import run_job
+
+    if resolve_backend(job.config) == "local":
+        job.blocks.check_ranks(1, job.config.batch_size, negatives=job.config.needs_negatives)
+        return run_job(job)
+    from ivis_spark.spark.training import train_on_ring
+
+    return train_on_ring(run.get_spark(), job)

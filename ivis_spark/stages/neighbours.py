@@ -1,0 +1,50 @@
+"""The stage `neighbours`: the k nearest other rows of every row, searched, by label, or from a table of the user's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.config import DataConfig
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.stages import rows as rows_stage
+from ivis_spark.stages.run import SCALER, Run
+from ivis_spark.storage import Manifest, StageBuild
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+def publish(run: Run) -> Manifest:
+    """Find the neighbours of every row; the rows are ingested first if an input is given."""
+    rows = rows_stage.publish(run)
+    config = run.config.for_rows(rows.info["rows"]).neighbours
+    inputs: dict[str, Any] = {"rows": rows.fingerprint}
+    if config.table is not None:
+        inputs["table"] = run.input.fingerprint(_given_table(run, config.table))
+
+    def build(stage: StageBuild) -> None:
+        from ivis_spark.spark.neighbours.by_label import build_label_neighbours
+        from ivis_spark.spark.neighbours.from_table import take_neighbours
+        from ivis_spark.spark.neighbours.stage import build_neighbours
+
+        seed = run.config.random_state
+        if config.by_label:
+            labelled = run.table("rows").select("id", "label")
+            stage.info.update(build_label_neighbours(labelled, k=config.k, random_state=seed, folder=stage.uri))
+            return
+        frame = run.table("rows").select("id", "features")
+        if config.table is not None:
+            table = _given_table(run, config.table)
+            stage.info.update(take_neighbours(frame, table, config, random_state=seed, folder=stage.uri))
+            return
+        scaler = storage.read_json(run.folder.path("rows", SCALER), Scaler.from_mapping)
+        stage.info.update(build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler))
+
+    return run.publish("neighbours", run.spec("neighbours", "random_state", **inputs), build)
+
+
+def _given_table(run: Run, uri: str) -> DataFrame:
+    from ivis_spark.spark.rows.columns import read_table
+
+    return read_table(run.get_spark(), uri, DataConfig(format="parquet"))

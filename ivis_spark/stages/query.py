@@ -1,0 +1,32 @@
+"""The stages `queries-<table>`: the neighbours, among the rows of the run, of the rows of another table."""
+
+from __future__ import annotations
+
+from ivis_spark.errors import InputError
+from ivis_spark.stages.run import Run
+from ivis_spark.storage import Manifest, StageBuild
+
+
+def publish(run: Run, name: str | None) -> Manifest:
+    """Search the input table in the published index.
+
+    Raises:
+        InputError: if no table was given.
+    """
+    neighbours, rows = run.require("neighbours"), run.require("rows")
+    table = run.input.read()
+    if table is None:
+        raise InputError("query needs the table with the new rows: --input TABLE")
+
+    def build(stage: StageBuild) -> None:
+        from ivis_spark.spark.neighbours.query import query
+        from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
+
+        describe_job(run.get_spark(), "query")
+        with task_errors(), arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
+            index, data = run.folder.path("neighbours", "index"), run.input.columns_like(rows, table)
+            query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
+        stage.info["rows"] = run.get_spark().read.parquet(stage.path("data")).count()
+
+    spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.input.fingerprint(table))
+    return run.publish(name or f"queries-{run.input.name}", spec, build)

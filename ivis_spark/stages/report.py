@@ -1,0 +1,93 @@
+"""The stage `report`: metrics and pictures of the embeddings."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.errors import ConfigError
+from ivis_spark.stages.run import Run
+from ivis_spark.storage import Manifest, StageBuild
+
+if TYPE_CHECKING:
+    from ivis_spark.report.colouring import Wanted
+
+
+def publish(run: Run) -> Manifest:
+    """Measure the embeddings and write the report."""
+    needed = {name: run.require(name) for name in ("rows", "neighbours", "model", "embeddings")}
+    made = needed["embeddings"].spec["config"]["embed"]
+    if made["output_col"] != "embedding" or made["precision"] != "float32":
+        raise ConfigError(
+            f"the report reads embeddings made with the defaults of embed.output_col and embed.precision, not "
+            f"{made['output_col']!r} and {made['precision']}: embed again with --overwrite"
+        )
+
+    wanted = _columns_to_show(run, needed["rows"])
+
+    def build(stage: StageBuild) -> None:
+        from ivis_spark import report
+
+        with _scratch_folder() as folder:
+            figures = report.evaluate(
+                run.get_spark(),
+                rows=run.table("rows"),
+                embeddings=run.table("embeddings"),
+                training=_curves(needed["model"].info),
+                neighbours=needed["neighbours"].info,
+                config=run.config.evaluate,
+                random_state=run.config.random_state,
+                folder=folder,
+                title=f"ivis_spark: {posixpath.basename(run.folder.root)}",
+                settings=_settings(needed),
+                wanted=wanted,
+            )
+            storage.put_folder(folder, stage.uri)
+        stage.info.update(figures)
+
+    inputs: dict[str, Any] = {name: manifest.fingerprint for name, manifest in needed.items()}
+    if wanted.table is not None:
+        inputs["table"] = run.input.fingerprint(wanted.table)
+    return run.publish("report", run.spec("evaluate", "random_state", **inputs), build)
+
+
+def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
+    from ivis_spark.report.colouring import find_columns
+
+    data = rows.spec["config"]["data"]
+    return find_columns(
+        run.config.evaluate.colour_by,
+        features=rows.info["features"],
+        width=rows.info["dims"],
+        scaling=data["scaling"],
+        id_col=data["id_col"],
+        read_table=run.input.read,
+    )
+
+
+def _curves(info: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in info.items() if isinstance(value, list)}
+    plain = ("epochs", "training_seconds", "triplets_per_second", "steps_per_epoch", "margin")
+    return kept | {name: info[name] for name in plain if info.get(name) is not None}
+
+
+def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """Return the configuration that each stage was really made with."""
+    merged: dict[str, Any] = {}
+    for manifest in manifests.values():
+        merged.update(manifest.spec["config"])
+    return merged
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    folder = tempfile.mkdtemp(prefix="ivis-spark-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""What the body of every stage is given: the run folder, the settings, the session and the user's table."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.stages import STAGES
+from ivis_spark.stages.input_table import InputTable
+from ivis_spark.storage import Manifest, RunFolder, StageBuild
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+SCALER = "scaler.json"
+_DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 64 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder at work. Runs on: driver.
+
+    Args:
+        runner: Publishes stages.
+        config: All settings.
+        get_spark: Returns the session; called when a stage needs Spark, so that training alone starts no JVM.
+        input: The table that the user gave, if any.
+    """
+
+    runner: StageRunner
+    config: Config
+    get_spark: Callable[[], SparkSession]
+    input: InputTable
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return self.runner.folder
+
+    def spec(self, *sections: str, **inputs: Any) -> dict[str, Any]:
+        """Return what decides a stage's result: sections of the configuration, and what it reads."""
+        return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
+
+    def publish(self, name: str, spec: dict[str, Any], build: Callable[[StageBuild], None]) -> Manifest:
+        """Publish a stage unless it is already published with this specification."""
+        # Other tables may be embedded side by side; the stages of a run may not be built twice at once.
+        lock = "run" if name in STAGES else name
+        return self.runner.publish(name, spec, build, lock=lock, map_files=self.map_files)
+
+    def require(self, stage: str) -> Manifest:
+        """Return the manifest of a stage that must be published."""
+        return self.runner.require(stage)
+
+    def table(self, stage: str) -> DataFrame:
+        """Return the table that a stage published."""
+        return self.get_spark().read.parquet(self.folder.path(stage, "data"))
+
+    def map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
+        """Apply a function to files: here if they are few and small, else in Spark tasks."""
+        size = sum(storage.filesystem(uri)[0].size(storage.filesystem(uri)[1]) for uri in uris)
+        if size < _DIGEST_ON_EXECUTORS_BYTES:
+            return [function(uri) for uri in uris]
+        # An index has many small files, and a task costs more than reading one; large files stand side by side in the
+        # list, so each task gets every n-th.
+        tasks = min(len(uris), -(-size // _DIGEST_TASK_BYTES))
+        shares = self.get_spark().sparkContext.parallelize([uris[i::tasks] for i in range(tasks)], tasks)
+        results = dict(shares.flatMap(functools.partial(_apply_to_each, function=function)).collect())
+        return [results[uri] for uri in uris]
+
+
+def _apply_to_each(uris: list[str], *, function: Callable[[str], Any]) -> list[tuple[str, Any]]:
+    return [(uri, function(uri)) for uri in uris]

@@ -1,0 +1,204 @@
+"""Files by URI: read, written, copied, listed and digested wherever fsspec reaches.
+
+Paths are URIs for fsspec and Hadoop alike: local, hdfs://, s3://, dbfs:/ differ by their scheme only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import fsspec
+
+from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
+from ivis_spark.manifest import fingerprint
+from ivis_spark.storage.careful import exists, find, protocol
+from ivis_spark.storage.names import join, normalise_uri
+
+_REBUILD = "rebuild its stage with --overwrite"
+_DIGEST_CHUNK_BYTES = 1 << 20
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return the fsspec filesystem of a URI and the path on it.
+
+    Hadoop's names are understood: `s3a://` is fsspec's s3, and `dbfs:/` is the mount that Databricks offers, or a
+    volume of Unity Catalog.
+
+    Raises:
+        ArtifactError: if the scheme is unknown or its fsspec driver is not installed.
+    """
+    uri = normalise_uri(uri)
+    if uri.startswith("dbfs:/"):
+        path = uri[len("dbfs:/") :].lstrip("/")
+        uri = f"file:///{path}" if path.startswith("Volumes/") else f"file:///dbfs/{path}"
+    if uri.startswith("s3a://"):
+        uri = "s3://" + uri[len("s3a://") :]
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as err:
+        raise ArtifactError(f"{uri!r} cannot be reached: {err}") from err
+    return fs, path
+
+
+def local_path(uri: str) -> str | None:
+    """Return the path of a URI on this machine's disk, or None if it is elsewhere."""
+    fs, path = filesystem(uri)
+    return path if protocol(fs) in ("file", "local") else None
+
+
+def digest_file(uri: str) -> dict[str, Any]:
+    """Return `{"bytes", "sha256"}` of a file, read in chunks. Runs on: driver or executor."""
+    fs, path = filesystem(uri)
+    digest, size = hashlib.sha256(), 0
+    with fs.open(path, "rb") as file:
+        while chunk := file.read(_DIGEST_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def put_file(local: str, uri: str, *, parents: bool = True, move: bool = False) -> dict[str, Any]:
+    """Copy a local file to a URI and return `{"path": uri, "bytes", "sha256"}`.
+
+    Runs on: driver or executor.
+
+    Args:
+        local: Path of the file.
+        uri: Where to.
+        parents: Whether to make the folder. Not in tasks that may outlive the stage, which would bring it back.
+        move: Whether the local file may go: on one file system that costs nothing.
+    """
+    fs, path = filesystem(uri)
+    if parents:
+        fs.makedirs(fs._parent(path), exist_ok=True)
+    record = {"path": uri, **digest_file(local)}
+    if move and local_path(uri) is not None:
+        shutil.move(local, path)
+        return record
+    fs.put_file(local, path)
+    if move:
+        os.remove(local)
+    return record
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a value as readable JSON."""
+    fs, path = filesystem(uri)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    fs.pipe_file(path, json.dumps(value, indent=2, sort_keys=True, default=str).encode())
+
+
+def read_json(uri: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:
+    """Read a JSON file; `read` makes something of it, or raises ValueError.
+
+    Raises:
+        ArtifactError: if it is missing, torn, or not what `read` wants; names it and what to do.
+    """
+    fs, path = filesystem(uri)
+    try:
+        content = fs.cat_file(path)
+    except OSError as err:
+        raise ArtifactError(f"{uri} is missing or cannot be read ({err}); {remedy}") from err
+    return parse_json(content, uri, read, remedy=remedy)
+
+
+def parse_json(content: bytes, name: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:
+    """Read the content of a JSON file, as `read_json` does; `name` is for messages."""
+    try:
+        value = json.loads(content)
+        return value if read is None else read(value)
+    except ArtifactError as err:
+        raise ArtifactError(f"{name}: {err}") from err
+    except UNREADABLE as err:
+        raise ArtifactError(f"{name} is not what was written ({err}); {remedy}") from err
+
+
+def put_folder(local: str, uri: str) -> None:
+    """Copy every file below a local folder to the same place below `uri`."""
+    for folder, _, names in os.walk(local):
+        for name in names:
+            source = os.path.join(folder, name)
+            put_file(source, join(uri, *os.path.relpath(source, local).split(os.sep)))
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all that is in it, if it is there."""
+    fs, path = filesystem(uri)
+    if exists(fs, path):
+        fs.rm(path, recursive=True)
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """Yield a local path with the content of a file or folder: itself if local, else a copy that is removed after."""
+    path = local_path(uri)
+    if path is not None:
+        yield path
+        return
+    fs, remote = filesystem(uri)
+    temporary = tempfile.mkdtemp(prefix="ivis-spark-")
+    try:
+        target = os.path.join(temporary, posixpath.basename(remote))
+        fs.get(remote, target, recursive=True)
+        yield target
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def list_files(uri: str) -> list[tuple[str, int]]:
+    """Return (path relative to `uri`, bytes) of every file below it, sorted; checksums and markers left out."""
+    found = find(*filesystem(uri))
+    sizes = {name: entry["size"] for name, entry in found.items()}
+    return sorted((name, size) for name, size in sizes.items() if not posixpath.basename(name).startswith((".", "_")))
+
+
+def keep_only(folder: str, uris: Iterable[str | None]) -> None:
+    """Remove every file of a folder but these: those of task attempts whose result Spark did not take."""
+    taken = {posixpath.basename(uri) for uri in uris if uri}
+    for name, _ in list_files(folder):
+        if posixpath.basename(name) not in taken:
+            fs, path = filesystem(join(folder, name))
+            fs.rm_file(path)
+
+
+def source_fingerprint(paths: Iterable[str]) -> dict[str, Any]:
+    """Describe the files of an input: names, sizes and times of change, folded into one digest.
+
+    Args:
+        paths: URIs of the files, as Spark lists them for a table.
+
+    Returns:
+        `{"files", "bytes", "digest"}`; a rewritten, added or removed file changes the digest.
+    """
+    rows = []
+    for path in sorted(paths):
+        fs, plain = filesystem(path)
+        entry = fs.info(plain)
+        changed = entry.get("mtime", entry.get("LastModified", entry.get("last_modified", "")))
+        rows.append([posixpath.basename(plain), entry["size"], str(changed)])
+    return {"files": len(rows), "bytes": sum(row[1] for row in rows), "digest": fingerprint(rows)}
+
+
+def check_writable(uri: str) -> None:
+    """Make the folder and a file in it, so that a bad `--output` is known before work is done.
+
+    Raises:
+        InputError: if that fails.
+    """
+    try:
+        fs, path = filesystem(uri)
+        fs.makedirs(path, exist_ok=True)
+        probe = posixpath.join(path, f".probe-{uuid.uuid4().hex[:8]}")
+        fs.pipe_file(probe, b"")
+        fs.rm_file(probe)
+    except OSError as err:
+        raise InputError(f"--output {uri} cannot be written: {err.strerror or err}; choose another folder") from err
