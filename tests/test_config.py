@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ivis_spark.config import PRESETS, Config, describe, load_config
+from ivis_spark.config import PRESETS, Config, TrainConfig, describe, load_config
 from ivis_spark.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "conf" / "example.yaml"
@@ -95,3 +97,17 @@ def test_auto_follows_from_the_number_of_rows(rows: int, k: int, patience: int, 
     assert config.train.backend == config.neighbours.backend == "auto"
     with pytest.raises(ConfigError, match=r"train\.batch_size='auto'"):
         load_config(None, ["train.batch_size=auto"])
+
+
+def test_numbers_as_numpy_and_yaml_have_them() -> None:
+    config = load_config(None, ["train.learning_rate=1e-3", "train.margin=2E0", "evaluate.sample_rows=1e4"])
+    assert (config.train.learning_rate, config.train.margin, config.evaluate.sample_rows) == (0.001, 2.0, 10_000)
+    assert isinstance(config.evaluate.sample_rows, int)
+    numbers = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "batch_size": np.float64(64), "margin": 1}
+    train = TrainConfig(**numbers)
+    assert [type(getattr(train, name)) for name in numbers] == [int, float, int, float]
+    assert json.loads(json.dumps(Config(train=train).to_mapping()))["train"]["epochs"] == 3
+    refused = (("epochs", np.float64(1.5)), ("epochs", np.True_), ("margin", "1e-3"), ("epochs", np.arange(3)))
+    for name, wrong in refused:
+        with pytest.raises(ConfigError, match=f"train.{name}=.* number, for example"):
+            TrainConfig(**{name: wrong})

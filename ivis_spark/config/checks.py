@@ -77,8 +77,9 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     Raises: ConfigError: if it is of another type or out of range.
     """
     item, hint = owner.__dataclass_fields__[key], hints_of(owner)[key]
-    name = f"{owner.section}.{key}" if owner.section else key
-    if (item.metadata.get("importable") and is_import_name(value)) or (item.metadata.get("auto") and value == AUTO):
+    name, value = f"{owner.section}.{key}" if owner.section else key, _as_python(value)
+    word = value if isinstance(value, str) else ""
+    if (item.metadata.get("importable") and is_import_name(word)) or (item.metadata.get("auto") and word == AUTO):
         return value
     value = _coerce(name, value, hint)
     low, high = item.metadata.get("low"), item.metadata.get("high")
@@ -94,33 +95,42 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`, or raise ConfigError saying what is allowed."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None or value == "none":
+        if value is None or (isinstance(value, str) and value == "none"):
             return None
         return _coerce(name, value, next(a for a in args if a is not type(None)))
     if origin is Literal:
         if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
             value = next((word for word in ("none", "null") if word in args), None)
-        if value not in args:
+        if not isinstance(value, str) or value not in args:
             raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}")
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ConfigError(f"{name}={value!r} must be a list, like a,b,c")
-        return tuple(str(item).strip() for item in items)
+        return tuple(str(_as_python(item)).strip() for item in items)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}={value!r} must be a mapping, like {{key: value}}")
-        return {str(key): item for key, item in value.items()}
+        return {str(key): _as_python(item) for key, item in value.items()}
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, typing.cast(type, hint)):
             raise ConfigError(f"{name}={value!r} must be a section of settings, like {name}: {{key: value}}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint in (int, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if hint is float or isinstance(value, int):
+            return hint(value)
+        if value.is_integer():  # 1e5 rows
+            return int(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}; a {hint.__name__} is wanted")
+        shown = " ".join(repr(value).split())
+        raise ConfigError(f"{name}={shown} must be {_KINDS.get(hint, hint.__name__)}")
     return value
+
+
+def _as_python(value: Any) -> Any:
+    """Return a NumPy number, text or bool, or an array that holds a single one, as Python's; all else as it is."""
+    return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
 def section_from_mapping(section: type[SectionT], mapping: Any, preset: Mapping[str, Any] | None = None) -> SectionT:
@@ -147,6 +157,15 @@ def refuse_unknown(where: str, given: Iterable[Any], valid: Iterable[str]) -> No
         raise ConfigError(f"{where} has no {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}")
 
 
+# What a value must be, by the type of its setting.
+_KINDS = {
+    int: "a whole number, for example 15",
+    float: "a number, for example 0.001",
+    bool: "true or false",
+    str: "text",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """Plain YAML: no objects, and no aliases, with which a few lines can stand for more than any memory holds."""
 
@@ -154,6 +173,12 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed in settings")
         return super().compose_node(parent, index)
+
+
+# YAML 1.1, which PyYAML reads, wants a dot in 1.0e-3; everybody else writes 1e-3.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str, what: str) -> Any:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.config import Config, TrainConfig
+from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.rows import as_labels, as_rows
-from ivis_spark.data.triplets import Seed, TripletReader
+from ivis_spark.data.triplets import TripletReader
 from ivis_spark.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ class TripletGenerator(Sequence[Any]):
         X: Any,
         neighbour_matrix: Sequence[Any],
         batch_size: int = TrainConfig.batch_size,
-        random_state: Seed = Config.random_state,
+        random_state: RandomState = Config.random_state,
     ) -> None:
         """Set up.
 
@@ -31,7 +32,7 @@ class TripletGenerator(Sequence[Any]):
             X: Rows: an array, or anything `Ivis` takes.
             neighbour_matrix: Row numbers of each row's neighbours; lists may differ in length.
             batch_size: Anchors of a batch; the last may hold fewer.
-            random_state: Seed.
+            random_state: Seed, as in `Ivis`.
 
         Raises:
             ConfigError: if a batch would hold more than all rows.
@@ -43,7 +44,7 @@ class TripletGenerator(Sequence[Any]):
         self.batch_size = batch_size
         self._rows = len(rows)
         self._reader = TripletReader(rows, neighbour_matrix)
-        self._rng = np.random.default_rng(random_state)
+        self._rng = np.random.default_rng(to_seed(random_state))
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
@@ -76,7 +77,7 @@ class SupervisedTripletGenerator(TripletGenerator):
         Y: ArrayLike,
         neighbour_matrix: Sequence[Any],
         batch_size: int = TrainConfig.batch_size,
-        random_state: Seed = Config.random_state,
+        random_state: RandomState = Config.random_state,
     ) -> None:
         """Set up as `TripletGenerator`; Y holds one label a row."""
         super().__init__(X, neighbour_matrix, batch_size, random_state)

@@ -24,6 +24,7 @@ from ivis_spark.config import (
     Network,
     TrainConfig,
 )
+from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
 from ivis_spark.data.rows import Rows, as_labels, as_rows, blocks
 from ivis_spark.data.triplets import triplet_dataset
@@ -97,7 +98,8 @@ class Ivis(Saving):
         neighbour_matrix: Numbers of each row's neighbours: an array (n, k), or a sequence with a list for each row, of
             any length; searched when None.
         verbose: 0 logs no progress.
-        random_state: Seed of neighbours, triplets, weights and dropout.
+        random_state: Seed of neighbours, triplets, weights and dropout: an integer, or as in scikit-learn a
+            `numpy.random.RandomState` or `Generator`, from which each fit draws one, or None for NumPy's global state.
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
@@ -128,7 +130,7 @@ class Ivis(Saving):
         neighbour_matrix: Sequence[Any] | NDArray[Any] | None = None,
         verbose: int = 1,
         *,
-        random_state: int = Config.random_state,
+        random_state: RandomState = Config.random_state,
         learning_rate: float = TrainConfig.learning_rate,
         margin: float = TrainConfig.margin,
         n_jobs: int = -1,
@@ -180,6 +182,7 @@ class Ivis(Saving):
         self.clipnorm = clipnorm
         self.negatives = negatives
 
+        self._seed = Config.random_state
         self.loss_history_: list[float] = []
         self.model_: TripletModel | None = None
         self.encoder_: keras.Model | None = None
@@ -219,6 +222,7 @@ class Ivis(Saving):
         """
         settings = self._config()
         self._loss()  # refuses an unknown one before the neighbours are searched
+        self._seed = to_seed(self.random_state)
         rows = as_rows(X)
         settings = settings.for_rows(len(rows))
         config = settings.train
@@ -226,14 +230,14 @@ class Ivis(Saving):
         if self.encoder_ is not None:
             self._check_width(rows)
         self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
-        model = self._model_for(rows, labels, config.model if self.model == AUTO else self.model)
+        model = self._model_for(rows, labels, config)
         done = len(self.loss_history_)
         dataset, steps = triplet_dataset(
             rows,
             neighbours,
             labels=labels,
             batch_size=config.batch_size,
-            random_state=(self.random_state, done) if done else self.random_state,
+            random_state=(self._seed, done) if done else self._seed,
             shuffle=shuffle_mode,
             negatives=model.count_negatives(config.negatives),
         )
@@ -288,7 +292,7 @@ class Ivis(Saving):
         return find_neighbours(
             rows,
             config,
-            random_state=self.random_state,
+            random_state=self._seed,
             precompute=self.precompute,
             index_path=self.annoy_index_path,
             index_on_disk=self.build_index_on_disk,
@@ -299,7 +303,7 @@ class Ivis(Saving):
         self.n_classes_ = count_outputs(self.supervision_metric, labels)
         return labels
 
-    def _model_for(self, rows: Rows, labels: NDArray[Any] | None, network: str | keras.Model) -> TripletModel:
+    def _model_for(self, rows: Rows, labels: NDArray[Any] | None, config: TrainConfig) -> TripletModel:
         """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
         encoder, head = self.encoder_, self.head_
         units = None if labels is None else count_outputs(self.supervision_metric, labels)
@@ -307,16 +311,16 @@ class Ivis(Saving):
             return self.model_
         if encoder is None:
             encoder = build_encoder(
-                network,
+                config.model if self.model == AUTO else self.model,
                 rows.shape[1:],
-                self.embedding_dims,
-                self.random_state,
-                dropout=self.dropout,
-                precision=self.compute_precision,
+                config.embedding_dims,
+                self._seed,
+                dropout=config.dropout,
+                precision=config.compute_precision,
             )
         head = None
         if units is not None:
-            head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self.random_state)
+            head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
         self._assemble(encoder, head)
         self._check_width(rows)
         return cast(TripletModel, self.model_)

@@ -113,8 +113,8 @@ def config_of(instance: Params, chosen: Mapping[str, Setting]) -> Config:
 
 
 def _convert(value: Any, *, full_name: str) -> Any:
-    """Return a value as its setting's type, NumPy's numbers as Python's, tuples as lists."""
-    value = check_value(full_name, value.item() if hasattr(value, "item") else value)
+    """Return a value as its setting's type, tuples as lists."""
+    value = check_value(full_name, value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import keras
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from ivis_spark.nn.activations import SELU_FLOOR
 from ivis_spark.nn.distances import Tensor
+from ivis_spark.nn.seeds import draw_seed
 
 _POOL_VALUES = 1 << 22
 _MIN_POOL_ROWS = 8192
@@ -26,8 +26,8 @@ class PooledAlphaDropout(keras.layers.AlphaDropout):  # type: ignore[misc]
     """
 
     def __init__(self, rate: float, seed: int | None = None, **options: Any) -> None:
-        """Set the share of units dropped, and the seed of the masks; without one it is drawn from `random`."""
-        super().__init__(rate, seed=random.randrange(2**31) if seed is None else seed, **options)
+        """Set the share of units dropped, and the seed of the masks; without one it is drawn, as other layers do."""
+        super().__init__(rate, seed=draw_seed() if seed is None else seed, **options)
         self._pool: Any = None
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:

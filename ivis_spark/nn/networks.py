@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, overload
 
@@ -16,6 +15,7 @@ from ivis_spark.errors import ConfigError
 from ivis_spark.nn.activations import selu
 from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.dropout import PooledAlphaDropout
+from ivis_spark.nn.seeds import seeded_layers
 
 InputShape = tuple[int | None, ...]
 
@@ -80,7 +80,7 @@ def build_encoder(
 ) -> keras.Model:
     """Build the network that embeds rows: a base network and, after it, a Dense layer of the embedding's size.
 
-    Runs on: each rank. The global random state is left as it was.
+    Runs on: each rank. No global random state is read or changed when there is a seed.
 
     Args:
         model: Name of a base network, `package.module:function` that builds one, or a Keras model whose output is one
@@ -186,23 +186,6 @@ def _selu_network(input_shape: InputShape, units: tuple[int, ...]) -> keras.Mode
             network.add(PooledAlphaDropout(TrainConfig.dropout))
         network.add(keras.layers.Dense(width, activation=selu, kernel_initializer="lecun_normal"))
     return network
-
-
-@contextlib.contextmanager
-def seeded_layers(seed: int | None) -> Iterator[None]:
-    """Seed the layers made inside, and put the random state back.
-
-    Keras takes the seed of every initializer and dropout that has none from Python's `random`.
-    """
-    if seed is None:
-        yield
-        return
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 @contextlib.contextmanager

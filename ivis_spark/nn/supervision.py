@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import Tensor
-from ivis_spark.nn.networks import seeded_layers
+from ivis_spark.nn.seeds import seeded_layers
 
 _SPARSE = "sparse_categorical_crossentropy"
 _MULTICLASS = (_SPARSE, "categorical_crossentropy", "categorical_hinge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,41 @@ def test_same_random_state_same_embedding() -> None:
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
     assert one.dtype == np.float32
+
+
+def test_random_states_of_every_kind() -> None:
+    X, _ = iris()
+    states = (lambda: np.random.RandomState(3), lambda: np.random.default_rng(3), lambda: np.int64(3))
+    for state in states:
+        one, two = (small(epochs=1, random_state=state()).fit_transform(X) for _ in range(2))
+        np.testing.assert_array_equal(one, two)
+    shared = np.random.RandomState(3)
+    one, two = (small(epochs=1, random_state=shared).fit_transform(X) for _ in range(2))
+    assert not np.array_equal(one, two)
+    assert not np.array_equal(*(small(epochs=1, random_state=None).fit_transform(X) for _ in range(2)))
+    with pytest.raises(ConfigError, match=r"random_state=-1 is out of range: it must be between 0 and"):
+        small(random_state=-1).fit(X)
+
+
+def test_two_fits_at_once_are_what_each_is_alone() -> None:
+    X, y = iris()
+
+    def embed(seed: int) -> np.ndarray:
+        return small(epochs=3, random_state=seed).fit_transform(X, y)
+
+    alone = [embed(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(embed, (1, 2)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    X, y = iris()
+    plain = {"k": 7, "epochs": 2, "batch_size": 40, "embedding_dims": 3, "learning_rate": 0.01, "margin": 2.0}
+    numpy = {name: np.asarray(value)[()] for name, value in plain.items()} | {"precompute": np.True_}
+    one, other = (small(**{**params, "verbose": 0}).fit_transform(X, y) for params in (plain, numpy))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_attributes_and_further_training() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from annoy import AnnoyIndex
 
 from ivis_spark.config import IVIS_METRIC, Metric, NeighboursConfig
+from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.rows import as_rows, blocks
 from ivis_spark.data.threads import count_threads
 from ivis_spark.errors import ConfigError, InputError
@@ -28,7 +29,7 @@ def build_annoy_index(
     build_index_on_disk: bool = True,
     verbose: int = 1,
     n_jobs: int = -1,
-    random_state: int | None = None,
+    random_state: RandomState = None,
 ) -> AnnoyIndex:
     """Build an Annoy index of rows; data of more than two dimensions is flattened.
 
@@ -42,7 +43,8 @@ def build_annoy_index(
         build_index_on_disk: Build in the file itself instead of in memory.
         verbose: 0 logs nothing.
         n_jobs: Threads; -1 is one a core.
-        random_state: Seed of the splits; None is Annoy's own. Only with n_jobs=1 does it decide every split.
+        random_state: Seed of the splits, as in `Ivis`; None is Annoy's own. It decides every split only with
+            n_jobs=1.
 
     Returns:
         The index, open.
@@ -55,7 +57,7 @@ def build_annoy_index(
     rows = as_rows(X)
     index = _new_index(math.prod(rows.shape[1:]), metric)
     if random_state is not None:
-        index.set_seed(random_state)
+        index.set_seed(to_seed(random_state))
     if build_index_on_disk:
         index.on_disk_build(path)
     number = 0

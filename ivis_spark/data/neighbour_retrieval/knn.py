@@ -16,6 +16,7 @@ from annoy import AnnoyIndex
 from numpy.typing import NDArray
 
 from ivis_spark.config import IVIS_K, IVIS_METRIC, Metric, NeighboursConfig
+from ivis_spark.core.seeds import RandomState
 from ivis_spark.data.neighbour_retrieval.index_file import build_annoy_index, check_k, open_index
 from ivis_spark.data.rows import as_rows
 from ivis_spark.data.threads import count_threads
@@ -104,7 +105,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         precompute: bool = False,
         verbose: int = 1,
         n_jobs: int = -1,
-        random_state: int | None = None,
+        random_state: RandomState = None,
     ) -> AnnoyKnnMatrix:
         """Build an index at `path` and wrap it, see `build_annoy_index` and the constructor.
 
