@@ -49,7 +49,7 @@ _COMMANDS = {
     ),
     "triplets": (
         "Draw positives of every anchor, and pack both into blocks with what may be no negative.",
-        "triplets --output runs/digits --set triplets.draws=8",
+        "triplets --output runs/digits --set triplets.positives_per_anchor=8",
     ),
     "train": ("Train the network on the blocks.", "train --output runs/digits --set train.epochs=60"),
     "embed": (

@@ -149,7 +149,7 @@ def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pyt
         (["--features-col", "nope"], "data.features_col='nope' is not in the table; it has: id (bigint)"),
         (["--features-col", "text"], "features column 'text' is string"),
         (["--set", "neighbours.k=299"], "neighbours.k=299 needs at least 301 rows"),
-        (["--set", "neighbours.kk=3"], "neighbours has no 'kk'; valid: k, metric"),
+        (["--set", "neighbours.kk=3"], "neighbours has no setting 'kk'; did you mean neighbours.k?"),
         (["--set", "train.supervision_metric=mae"], "needs labels; name their column with --label-col"),
         (["--config", "/nowhere.yaml"], "'/nowhere.yaml' cannot be read"),
     ],

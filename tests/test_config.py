@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ivis_spark.config import PRESETS, Config, TrainConfig, describe, load_config
+from ivis_spark.config import PRESETS, Config, TrainConfig, TripletsConfig, check_value, describe, load_config
+from ivis_spark.config.checks import RENAMED
 from ivis_spark.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[1] / "conf" / "example.yaml"
@@ -24,11 +28,16 @@ def test_example_file_overrides_and_set_wins() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("neighbours.kk=3", "kk"),
-        ("nothing.k=3", "nothing"),
+        ("neighbours.kk=3", r"neighbours has no setting 'kk'; did you mean neighbours\.k\?"),
+        ("epochs=3", r"the configuration has no setting 'epochs'; did you mean train\.epochs\?"),
+        ("train.k=3", r"did you mean neighbours\.k or query\.k or evaluate\.k\?"),
+        ("query.nothing=3", "query has no setting 'nothing'; valid: k"),
+        ("nothing.k=3", "has no setting 'nothing'; valid: data, neighbours"),
+        ("train.learning_rate=fast", "must be a number, for example 0.001"),
+        ("train.gather_negatives=1", "must be true or false"),
         ("neighbours.k=0", "neighbours.k"),
         ("neighbours.k=abc", "neighbours.k"),
-        ("train.distance=cosin", "cosine"),
+        ("train.distance=cosin", r"is not one of: pn, .*; did you mean cosine\?"),
         ("neighbours.target_recall=1.5", "target_recall"),
         ("triplets.block_rows=70000", "65536"),
         ("neighbours", "neighbours"),
@@ -71,6 +80,47 @@ def test_a_preset_replaces_defaults_and_explicit_settings_replace_both(tmp_path:
     for wrong in ("quick", "[]"):
         with pytest.raises(ConfigError, match=r"preset=.* is not one of: fast, ivis"):
             load_config(None, [f"preset={wrong}"])
+
+
+def test_sections_given_in_python_leave_the_rest_to_the_preset() -> None:
+    assert Config(train=TrainConfig(embedding_dims=3)) == load_config(None, ["train.embedding_dims=3"])
+    ours = Config(preset="ivis", train=TrainConfig(patience=7))
+    assert ours == load_config(None, ["preset=ivis", "train.patience=7"])
+    assert Config(train=TrainConfig(distance="infonce", epochs=1000)).train.epochs == 1000  # a default that was passed
+    changed = dataclasses.replace(ours, preset="fast")
+    assert changed == load_config(None, ["train.patience=7"])
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert dataclasses.replace(copied, preset="fast") == changed
+    kept = dataclasses.replace(Config().train, epochs=3)
+    assert Config(preset="ivis", train=kept).train == kept
+
+
+@pytest.mark.parametrize("loss", ["pn", "softmax_ratio", "mine:loss"])
+def test_the_learning_rate_of_a_preset_is_not_used_with_another_loss(
+    caplog: pytest.LogCaptureFixture, loss: str
+) -> None:
+    config = load_config(None, [f"train.distance={loss}", "train.schedule=cosine"])
+    assert (config.train.learning_rate, config.train.schedule) == (0.004, "cosine")
+    assert f"train.distance={loss}: " in caplog.text and "so train.learning_rate=0.004 is used" in caplog.text
+    caplog.clear()
+    dataclasses.replace(config, random_state=1).for_rows(100)
+    load_config(None, [f"train.distance={loss}", "train.schedule=cosine", "train.learning_rate=0.01"])
+    load_config(None, [f"train.distance={loss}", "preset=ivis"])
+    assert not caplog.text
+
+
+def test_a_removed_name_says_its_new_one() -> None:
+    for old, new in RENAMED.items():
+        with pytest.raises(ConfigError, match=f"{old} is now called {new}"):
+            load_config(None, [f"{old}=3"])
+        for name in new.split(" and "):
+            check_value(name, getattr(getattr(Config(), name.split(".")[0]), name.split(".")[1]))
+    with pytest.raises(ConfigError, match=r"triplets\.positives_per_anchor"):
+        TripletsConfig(draws=3)  # type: ignore[call-arg]
+
+
+def test_cosine_is_a_name_of_angular() -> None:
+    assert load_config(None, ["neighbours.metric=cosine"]).neighbours.metric == "angular"
 
 
 def test_the_help_shows_what_holds() -> None:

@@ -8,6 +8,7 @@ override both. `sections` has the settings, `checks` what all of them share.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,13 +18,13 @@ from typing import Any, Literal
 from ivis_spark.config.checks import (
     AUTO,
     Checked,
+    SectionT,
     check_field,
     hints_of,
     is_import_name,
     option,
     parse_yaml,
     plain,
-    refuse_unknown,
     section_from_mapping,
 )
 from ivis_spark.config.sections import (
@@ -42,6 +43,8 @@ from ivis_spark.config.sections import (
     TripletsConfig,
 )
 from ivis_spark.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "AUTO",
@@ -108,6 +111,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+# With another loss than the preset's, its learning rate and schedule are far off; these are ivis's, for its batch size.
+OTHER_LOSS = {"learning_rate": 0.004, "schedule": "constant"}
 
 
 def _by_preset() -> Any:
@@ -133,11 +138,12 @@ class Config(Checked):
     random_state: int = option(0, "Seed of everything drawn at random.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
-        """Make the sections that were not given, as the preset has them, and check all."""
-        preset = check_field(type(self), "preset", self.preset)
+        """Let the preset decide what was set neither here nor in a section that was passed, and check all."""
+        preset = PRESETS[check_field(type(self), "preset", self.preset)]
         for name, section in _sections().items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, section(**PRESETS[preset].get(name, {})))
+            passed = getattr(self, name)
+            if passed is None or isinstance(passed, section):
+                object.__setattr__(self, name, _with_preset(section, passed, preset.get(name, {})))
         super().__post_init__()
 
     @classmethod
@@ -146,12 +152,9 @@ class Config(Checked):
 
         Raises: ConfigError: if a key is unknown (the message lists the valid ones) or a value is not allowed.
         """
-        sections = _sections()
-        refuse_unknown("configuration", mapping, [f.name for f in dataclasses.fields(cls)])
-        values = dict(mapping)
-        preset = PRESETS[check_field(cls, "preset", values.get("preset", cls.preset))]
+        values, sections = {str(key): value for key, value in mapping.items()}, _sections()
         for key in sections.keys() & values.keys():
-            values[key] = section_from_mapping(sections[key], values[key], preset.get(key, {}))
+            values[key] = section_from_mapping(sections[key], values[key])
         return cls(**values)
 
     def for_rows(self, rows: int) -> Config:
@@ -179,6 +182,23 @@ class Config(Checked):
             return value
         operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
         return {key: item for key, item in value.items() if key not in operational}
+
+
+def _with_preset(section: type[SectionT], passed: SectionT | None, preset: Mapping[str, Any]) -> SectionT:
+    """Return a section as the preset has it, except for the settings that were passed to the section by name."""
+    given = {name: getattr(passed, name) for name in passed.given} if passed is not None else {}
+    values = {**preset, **given}
+    if "distance" in preset and values["distance"] != preset["distance"]:
+        values = {**preset, **OTHER_LOSS, **given}
+        adjusted = [f"{section.section}.{name}={value}" for name, value in OTHER_LOSS.items() if name not in given]
+        if any(getattr(passed, name) != value for name, value in OTHER_LOSS.items() if name not in given):
+            log.warning(
+                "train.distance=%s: the learning rate and schedule of this preset belong to %s, so %s is used",
+                *(values["distance"], preset["distance"], " and ".join(adjusted)),
+            )
+    complete = section(**values)
+    object.__setattr__(complete, "given", frozenset(given))
+    return complete
 
 
 def _assign(mapping: dict[str, Any], text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import math
 import re
@@ -10,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -18,6 +19,11 @@ from ivis_spark.errors import ConfigError
 
 # A setting that follows from the number of rows.
 AUTO = "auto"
+# Settings that were renamed, and what they are called now; whoever sets the old name is told the new one.
+RENAMED = {
+    "triplets.draws": "triplets.positives_per_anchor",
+    "evaluate.draws": "evaluate.n_pairs and evaluate.n_triplets",
+}
 SectionT = TypeVar("SectionT", bound="Checked")
 
 
@@ -30,6 +36,7 @@ def option(
     operational: bool = False,
     importable: bool = False,
     auto: bool = False,
+    aliases: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a setting.
 
@@ -41,8 +48,9 @@ def option(
         operational: Whether it leaves the result alone.
         importable: Whether it may name code of the user's.
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
+        aliases: Other names of allowed values.
     """
-    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high}
+    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}}
     metadata |= {"operational": operational, "importable": importable, "auto": auto}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -61,6 +69,15 @@ class Checked:
     """
 
     section = ""
+    given: ClassVar[frozenset[str]]  # of each instance: names of the settings that were passed to it
+
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        """Note which settings are passed, so that a preset can decide the others."""
+        names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        refuse_unknown(cls.section, settings, names)
+        instance = super().__new__(cls)
+        object.__setattr__(instance, "given", frozenset(names[: len(args)]).union(settings))
+        return instance
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -81,6 +98,8 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     word = value if isinstance(value, str) else ""
     if (item.metadata.get("importable") and is_import_name(word)) or (item.metadata.get("auto") and word == AUTO):
         return value
+    if isinstance(value, str):
+        value = item.metadata.get("aliases", {}).get(value, value)
     value = _coerce(name, value, hint)
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if isinstance(value, float) and not math.isfinite(value):
@@ -102,7 +121,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
             value = next((word for word in ("none", "null") if word in args), None)
         if not isinstance(value, str) or value not in args:
-            raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}")
+            raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}{did_you_mean(value, args)}")
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value
@@ -133,15 +152,14 @@ def _as_python(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
 
-def section_from_mapping(section: type[SectionT], mapping: Any, preset: Mapping[str, Any] | None = None) -> SectionT:
-    """Make one section from a mapping, what it leaves out as the preset has it.
+def section_from_mapping(section: type[SectionT], mapping: Any) -> SectionT:
+    """Make one section from a mapping.
 
     Raises: ConfigError: if `mapping` is no mapping, or a key is unknown.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{section.section}={mapping!r} must be a section of settings: {{key: value, ...}}")
-    refuse_unknown(section.section, mapping, [f.name for f in dataclasses.fields(section)])  # type: ignore[arg-type]
-    return section(**{**(preset or {}), **mapping})
+    return section(**{str(key): value for key, value in mapping.items()})
 
 
 @functools.cache
@@ -150,11 +168,32 @@ def hints_of(owner: type) -> dict[str, Any]:
     return typing.get_type_hints(owner)
 
 
-def refuse_unknown(where: str, given: Iterable[Any], valid: Iterable[str]) -> None:
-    """Raise ConfigError if a key is not valid, and list those that are."""
-    unknown = sorted(str(key) for key in set(given) - set(valid))
+def refuse_unknown(section: str, given: Iterable[Any], valid: Iterable[str]) -> None:
+    """Refuse settings that a section, or the top if it is empty, does not have.
+
+    Raises: ConfigError: with the new name of a setting that was renamed, else the one that was probably meant, else
+        all valid ones.
+    """
+    valid = list(valid)
+    unknown = sorted({str(key) for key in given} - set(valid))
     if unknown:
-        raise ConfigError(f"{where} has no {', '.join(map(repr, unknown))}; valid: {', '.join(valid)}")
+        raise ConfigError("; ".join(_not_a_setting(section, key, valid) for key in unknown))
+
+
+def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
+    name = f"{section}.{key}" if section else key
+    if name in RENAMED:
+        return f"{name} is now called {RENAMED[name]}"
+    sections = {owner.section: owner for owner in Checked.__subclasses__() if owner.section}
+    same = [f"{other}.{key}" for other, owner in sections.items() if key in vars(owner)["__dataclass_fields__"]]
+    hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, valid, section)
+    return f"{section or 'the configuration'} has no setting {key!r}{hint or '; valid: ' + ', '.join(valid)}"
+
+
+def did_you_mean(given: Any, valid: Iterable[Any], section: str = "") -> str:
+    """Return the end of a message that asks for the valid name nearest to the one given; empty if none is near."""
+    near = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
+    return f"; did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
 
 
 # What a value must be, by the type of its setting.

@@ -94,7 +94,9 @@ class NeighboursConfig(Checked):
         low=1,
         auto=True,
     )
-    metric: Metric = option("euclidean", "Distance between rows.")
+    metric: Metric = option(
+        "euclidean", "Distance between rows; cosine is another name of angular.", aliases={"cosine": "angular"}
+    )
     backend: IndexBackend = option(
         "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
     )
@@ -141,9 +143,10 @@ class TripletsConfig(Checked):
 
     section = "triplets"
 
-    draws: int = option(
+    positives_per_anchor: int = option(
         4,
-        "Fresh positives of each anchor; epoch e trains on draw e mod draws. Negatives are drawn anew in every epoch.",
+        "Positives sampled for each anchor: epoch e trains on number e mod positives_per_anchor. Negatives are sampled "
+        "again in every epoch.",
         low=1,
     )
     block_rows: int = option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
@@ -344,4 +347,7 @@ class EvaluateConfig(Checked):
         "features by name, name[0] and so on of an array; with --input and --id-col other columns of that table.",
     )
     k: int = option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
-    draws: int = option(20_000, "Random triples, and pairs, whose distances are compared.", low=1)
+    n_pairs: int = option(
+        20_000, "Random pairs of rows whose distances are compared, before and after embedding.", low=1
+    )
+    n_triplets: int = option(20_000, "Random triples of rows whose order of distances is compared.", low=1)

@@ -277,7 +277,7 @@ class Ivis(Saving):
             n_trees=self.n_trees if self.ntrees is None else self.ntrees,
             search_k=self.search_k,
         )
-        return Config(neighbours=near, train=TrainConfig(**train, model=cast("Network", AUTO)))
+        return Config(preset="ivis", neighbours=near, train=TrainConfig(**train, model=cast("Network", AUTO)))
 
     def _loss(self) -> Loss:
         return triplet_loss(self.distance, self.margin, self.temperature, self.clip)

@@ -77,9 +77,9 @@ class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"],
         X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed"))
         if name == "random_triplet_accuracy":
-            return metrics.random_triplet_accuracy(X, Z, n_triplets=EvaluateConfig.draws, rng=rng)
+            return metrics.random_triplet_accuracy(X, Z, n_triplets=EvaluateConfig.n_triplets, rng=rng)
         if name == "distance_correlation":
-            return metrics.distance_correlation(X, Z, n_pairs=EvaluateConfig.draws, rng=rng)[1]
+            return metrics.distance_correlation(X, Z, n_pairs=EvaluateConfig.n_pairs, rng=rng)[1]
         if name == "knn_accuracy":
             return metrics.knn_accuracy(Z, y, k=k, rng=rng)
         if name == "linear_svm_accuracy":

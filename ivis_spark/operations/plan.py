@@ -242,11 +242,12 @@ def _neighbours(job: _Job) -> StagePlan:
 
 def _triplets(job: _Job) -> StagePlan:
     settings, k = job.config.triplets, job.config.neighbours.k
-    vectors = job.rows * (1 + settings.draws)
+    per_anchor = 1 + settings.positives_per_anchor
+    vectors = job.rows * per_anchor
     plan = BlockPlan.of(int(job.rows), block_rows=settings.block_rows, file_blocks=settings.file_blocks)
     start, row, value = job.rates.triplets
     core = vectors * (row + value * job.dims)
-    bucket = settings.block_rows * settings.file_blocks * (1 + settings.draws)
+    bucket = settings.block_rows * settings.file_blocks * per_anchor
     advice = []
     if plan.buckets > 10_000:
         blocks = math.ceil(job.rows / settings.block_rows / 10_000)
@@ -257,10 +258,10 @@ def _triplets(job: _Job) -> StagePlan:
         )
     return StagePlan(
         "triplets", plan.buckets, job.rows * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
-        vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * (1 + settings.draws) * job.vector + 56 * bucket,
+        vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * per_anchor * job.vector + 56 * bucket,
         *job.times("triplets", start, core, plan.buckets),
-        "F = N / (block_rows file_blocks) files, v = N (1 + draws) vectors; shuffles N (8 k + 16) + v (4 d + 56) + "
-        "N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
+        "F = N / (block_rows file_blocks) files, v = N (1 + positives_per_anchor) vectors; shuffles "
+        "N (8 k + 16) + v (4 d + 56) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
         advice,
     )  # fmt: skip
 

@@ -128,7 +128,7 @@ def sample_pairs(sample: Sample, *, config: EvaluateConfig, random_state: int) -
         return None
     rng = np.random.default_rng([random_state, 2])
     embedding = sample.embedding[sample.measured]
-    return core_metrics.draw_pairs(sample.features, embedding, n_pairs=config.draws, rng=rng)
+    return core_metrics.draw_pairs(sample.features, embedding, n_pairs=config.n_pairs, rng=rng)
 
 
 def measure_sample(
@@ -145,13 +145,14 @@ def measure_sample(
     X, Z, n = sample.features, sample.embedding[measured], len(measured)
     k = min(config.k, (n - 1) // 2)
     found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
-    found |= {"plot_rows": min(len(sample.ids), config.plot_rows), "random_draws": config.draws}
+    found |= {"plot_rows": min(len(sample.ids), config.plot_rows)}
+    found |= {"n_pairs": config.n_pairs, "n_triplets": config.n_triplets}
     found |= dict.fromkeys(_EMPTY)
     if k and pairs is not None:
         found["trustworthiness"] = core_metrics.trustworthiness(X, Z, k)
         found["continuity"] = core_metrics.continuity(X, Z, k)
         found["random_triplet_accuracy"] = core_metrics.random_triplet_accuracy(
-            X, Z, n_triplets=config.draws, rng=np.random.default_rng([random_state, 1])
+            X, Z, n_triplets=config.n_triplets, rng=np.random.default_rng([random_state, 1])
         )
         pearson, spearman = pairs.correlations()
         found |= {"distance_correlation_pearson": pearson, "distance_correlation_spearman": spearman}

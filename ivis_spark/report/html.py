@@ -190,7 +190,8 @@ def _quality(found: Mapping[str, Any]) -> str:
             f'<td>{meaning}{note}</td><td class="soft">{direction}</td></tr>'
         )
     basis = f"Measured on a sample of {found['sample_rows']:,} rows, Euclidean distances"
-    basis += f", k = {found['k']}, {found['random_draws']:,} random triples and pairs." if found["k"] else "."
+    drawn = f", k = {found['k']}, {found['n_triplets']:,} random triples and {found['n_pairs']:,} random pairs"
+    basis += f"{drawn}." if found["k"] else "."
     return f"""<section>
 <h2>Quality</h2>
 <p class="soft">{basis}</p>

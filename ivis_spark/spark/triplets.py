@@ -80,7 +80,7 @@ def build_triplets(
     draw = functools.partial(
         request_vectors,
         block_rows=plan.block_rows,
-        draws=config.draws,
+        draws=config.positives_per_anchor,
         random_state=random_state,
         negatives=negatives,
     )
@@ -88,7 +88,11 @@ def build_triplets(
     requests = map_arrow(dealt, draw, _REQUEST_SCHEMA)
     fetched = requests.join(rows.withColumnRenamed("id", "other"), "other").drop("other")
     write = functools.partial(
-        write_blocks, folder=folder, block_rows=plan.block_rows, draws=config.draws, group_blocks=config.group_blocks
+        write_blocks,
+        folder=folder,
+        block_rows=plan.block_rows,
+        draws=config.positives_per_anchor,
+        group_blocks=config.group_blocks,
     )
     placed = repartition_by_group(fetched, "bucket", tasks).sortWithinPartitions("bucket", "place")
     written_blocks = map_arrow(placed, write, "path string, blocks long, rows long, bucket int, label_width int")
@@ -107,7 +111,7 @@ def build_triplets(
     log.info(
         "%d triplets x %d draws in %d blocks of %d (%.1f %% padding), %d tasks, %d at once",
         n_rows,
-        config.draws,
+        config.positives_per_anchor,
         blocks,
         plan.block_rows,
         100 * padding / n_rows,
@@ -118,7 +122,7 @@ def build_triplets(
         "rows": n_rows,
         "blocks": blocks,
         "block_rows": plan.block_rows,
-        "draws": config.draws,
+        "draws": config.positives_per_anchor,
         "negatives": negatives,
         "padding_rows": padding,
         "labelled": records[0].label_width if records else 0,

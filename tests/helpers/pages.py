@@ -40,7 +40,15 @@ def write_report(
     pairs = draw_pairs(features, embedding[measured], n_pairs=2000, rng=np.random.default_rng(0))
     found: dict[str, Any] = {key: 0.5 for key, *_ in html.QUALITY}
     found |= {"rows": n, "embedding_dims": embedding.shape[1], "plot_rows": n, "sample_rows": len(measured)}
-    found |= {"features": 2, "k": 5, "random_draws": 2000, "neighbours_k": 5, "recall_sample": 50, "labelled_rows": n}
+    found |= {
+        "features": 2,
+        "k": 5,
+        "n_pairs": 2000,
+        "n_triplets": 2000,
+        "neighbours_k": 5,
+        "recall_sample": 50,
+        "labelled_rows": n,
+    }
     found |= {"classes": None, "recall_low": 0.4, "recall_high": 0.6}
     training = {"loss": [0.9, 0.5, 0.3]}
     findings = html.Findings("A page", found, sample, None, pairs, measured, training, {}, [], {})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ivis_spark.ml import IvisModel
 
-FAST = {"k": 5, "epochs": 2, "draws": 2, "embeddingDims": 2, "recallSample": 50}
+FAST = {"k": 5, "epochs": 2, "positivesPerAnchor": 2, "embeddingDims": 2, "recallSample": 50}
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, config, emb
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.spark.session import task_errors
 
-FAST = {"k": 5, "epochs": 2, "draws": 2, "embeddingDims": 2, "recallSample": 50}
+FAST = {"k": 5, "epochs": 2, "positivesPerAnchor": 2, "embeddingDims": 2, "recallSample": 50}
 
 pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 

@@ -28,7 +28,7 @@ def frames(spark: SparkSession, cut: int) -> tuple[DataFrame, DataFrame]:
 
 def build(spark: SparkSession, folder: Path, cut: int = 2, **settings: Any) -> dict[str, Any]:
     rows, near = frames(spark, cut)
-    config = TripletsConfig(**{"draws": 2, "block_rows": 40, "file_blocks": 3, **settings})
+    config = TripletsConfig(**{"positives_per_anchor": 2, "block_rows": 40, "file_blocks": 3, **settings})
     return build_triplets(rows, near, config, n_rows=N, random_state=1, folder=f"file://{folder}")
 
 
@@ -62,7 +62,7 @@ def test_blocks_hold_right_triplets(spark: SparkSession, tmp_path: Path) -> None
 def test_a_loss_without_negatives_gets_no_list_of_near_rows(spark: SparkSession, tmp_path: Path) -> None:
     """The rest is as it is with negatives."""
     rows, near = frames(spark, 2)
-    config = TripletsConfig(draws=2, block_rows=40, file_blocks=3)
+    config = TripletsConfig(positives_per_anchor=2, block_rows=40, file_blocks=3)
     for name, negatives in (("with", True), ("without", False)):
         info = build_triplets(
             rows, near, config, n_rows=N, random_state=1, folder=f"file://{tmp_path / name}", negatives=negatives
@@ -80,7 +80,7 @@ def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path) -> None:
 
 def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path: Path) -> None:
     rows, near = frames(spark, 2)
-    config = TripletsConfig(draws=2, block_rows=40)
+    config = TripletsConfig(positives_per_anchor=2, block_rows=40)
     with pytest.raises(InputError, match="not in the table"):
         build_triplets(rows.where("id < 490"), near, config, n_rows=N, random_state=0, folder=f"file://{tmp_path}")
 

@@ -89,7 +89,7 @@ SETTINGS: dict[str, Any] = {
         "image_height": 8, "image_width": 8, "image_mode": "grayscale",
     },
     "neighbours": {"k": 10, "recall_sample": 50},
-    "triplets": {"draws": 2},
+    "triplets": {"positives_per_anchor": 2},
     "train": {
         "model": "small_networks:convolutional", "epochs": 20, "batch_size": 50, "cooldown_epochs": 0,
         "learning_rate": 0.01, "supervision_metric": "sparse_categorical_crossentropy",
@@ -142,8 +142,8 @@ def test_estimator_takes_images_and_its_model_is_saved_with_their_size(spark: Sp
     frame, kinds = table_of(spark, 120, 3)
     size = {"imageHeight": 8, "imageWidth": 8, "imageMode": "grayscale"}
     estimator = IvisEstimator(
-        preset="ivis", idCol="id", labelCol="y", featuresCol="content", k=10, recallSample=50, draws=2, epochs=20,
-        batchSize=40, cooldownEpochs=0, learningRate=0.01, model="small_networks:convolutional",
+        preset="ivis", idCol="id", labelCol="y", featuresCol="content", k=10, recallSample=50, positivesPerAnchor=2,
+        epochs=20, batchSize=40, cooldownEpochs=0, learningRate=0.01, model="small_networks:convolutional",
         supervisionMetric="sparse_categorical_crossentropy", **size,
     )  # fmt: skip
     model = estimator.fit(frame)
