@@ -107,12 +107,17 @@ class NeighboursConfig(Checked):
     )
     target_recall: float = option(
         0.95,
-        "Recall@k that the stage must reach on a sample: the overlap of the cells is chosen for it, and a lower recall "
-        "is an error.",
+        "Recall@k that the stage must reach: the overlap of the cells is chosen for it, and it is an error if the "
+        "lower end of the 95 % interval of the measured recall is below it.",
         low=0.0,
         high=1.0,
     )
-    recall_sample: int = option(500, "Rows whose exact neighbours are searched to measure the recall.", low=1)
+    recall_sample: int = option(
+        500,
+        "Rows whose exact neighbours are searched to measure the recall, and as many others to choose the overlap by; "
+        "cells are learnt from neither.",
+        low=1,
+    )
     max_cell_rows: int = option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
     overlap: int = option(12, "Most cells that a row lies in, nearest first; the fewest that do are.", low=1)
     overlap_cut: float = option(

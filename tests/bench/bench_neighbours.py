@@ -19,7 +19,8 @@ from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
-from ivis_spark.core.knn.search import exact_neighbours, recall_at_k
+from ivis_spark.core.knn.recall import recall_at_k
+from ivis_spark.core.knn.search import exact_neighbours
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest
@@ -71,13 +72,13 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
         np.save(os.path.join(folder, "asked.npy"), asked)
         settings = [f"neighbours.k={k}", f"neighbours.target_recall={target}", *options.set]
         ours, found, info = run_ours(spark, folder, k, settings)
-        recall = recall_at_k(keys_of(X, asked, found[asked]), exact)
+        recall = recall_at_k(keys_of(X, asked, found[asked]), exact, n_rows=len(X))
         say(f"{name}: ivis_spark {ours:.1f} s, recall {recall.value:.4f}; {info}")
         if options.ivis_python:
             theirs = run_python(options.ivis_python, IVIS, folder, k)["build"]
             near = np.load(os.path.join(folder, "found.npy"))
             near = np.array([row[row != own][:k] for row, own in zip(near, asked, strict=True)])
-            recall = recall_at_k(keys_of(X, asked, near), exact)
+            recall = recall_at_k(keys_of(X, asked, near), exact, n_rows=len(X))
             say(f"{name}: ivis {theirs:.1f} s, recall {recall.value:.4f}; ivis / ivis_spark {theirs / ours:.2f}")
 
 

@@ -24,7 +24,9 @@ _OWN_VALUE_S = 2e-11  # one where all rows of a cell ask, so that BLAS makes hal
 _ENTRY_S = 1.7e-7  # an entry of a list picked, sorted, carried and merged,
 _ENTRY_VALUE_S = 1.5e-9  # a difference in its exact key,
 _BYTE_S = 6e-9  # a byte of a copy carried to its cell
-_MARGIN = 2  # standard errors: the cheapest of many choices owes some of its recall on the sample to chance
+# Standard errors: the cheapest of many choices owes some of its recall on the sample to chance, and the lower end of
+# the interval that other rows measure must still reach the target.
+_MARGIN = 4
 
 
 def depth_bins(depths: Floats) -> npt.NDArray[np.uint8]:
@@ -115,7 +117,7 @@ def choose_overlap(
     dims: int,
     k: int,
 ) -> OverlapChoice:
-    """Pick the cheapest overlap whose recall on the sample is above `target` by two standard errors.
+    """Pick the cheapest overlap whose recall on the sample is above `target` by four standard errors.
 
     Rows ask in their nearest cell alone, or in all their cells, whichever is cheaper.
 
@@ -173,6 +175,13 @@ class ProbeChoice:
     cut: float | None
     recall: float
 
+    def measured(self, queries: Ranked, truth: Truth) -> ProbeChoice:
+        """Return it with the recall that it has on other rows than it was chosen by."""
+        place, bins = _home_places(queries, truth)
+        cut = np.inf if self.cut is None else self.cut
+        recall, _ = _mean(truth.shares((place < self.cells) & (bins <= depth_bins(np.array([cut], np.float32)))))
+        return ProbeChoice(self.cells, self.cut, recall)
+
 
 def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoice:
     """Pick the fewest cells that hold, as their nearest, a share `target` of the neighbours; most of them if none do.
@@ -182,10 +191,7 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
         truth: Their exact neighbours.
         target: Recall wanted.
     """
-    home = truth.ranked.cells[:, :, 0]
-    match = queries.cells[:, :, None] == home[:, None, :]
-    place = np.where(match.any(axis=1), match.argmax(axis=1), 255)
-    bins = np.take_along_axis(queries.bins, np.minimum(place, queries.bins.shape[1] - 1), axis=1)
+    place, bins = _home_places(queries, truth)
     best: tuple[bool, float, ProbeChoice] | None = None
     for probes in range(1, queries.cells.shape[1] + 1):
         for number, cut in enumerate(CUTS):
@@ -199,6 +205,14 @@ def choose_probes(queries: Ranked, truth: Truth, *, target: float) -> ProbeChoic
     if best is None:
         raise ValueError("no cells to choose from")
     return best[2]
+
+
+def _home_places(queries: Ranked, truth: Truth) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    """Return the rank, 255 if it has none, and bin that the nearest cell of each neighbour has for its row."""
+    home = truth.ranked.cells[:, :, 0]
+    match = queries.cells[:, :, None] == home[:, None, :]
+    place = np.where(match.any(axis=1), match.argmax(axis=1), 255)
+    return place, np.take_along_axis(queries.bins, np.minimum(place, queries.bins.shape[1] - 1), axis=1)
 
 
 def _ways_to_ask(most: int) -> Iterator[tuple[int, bool]]:

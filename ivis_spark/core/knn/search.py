@@ -23,6 +23,7 @@ from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.overlap import OverlapChoice, Ranked, Truth, choose_overlap, count_ranks, depth_bins
 from ivis_spark.core.knn.quantiser import Router, hash_ids, learn_router, refine, sample_size
+from ivis_spark.core.knn.recall import check_recall, recall_at_k
 from ivis_spark.errors import InputError, IvisError
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,6 @@ ONE_BLOCK_ROWS = 4096  # up to here one exact block is faster than any routing
 _REFINE_ROUNDS = 4
 _EXACT_ROWS = 8192
 _ASKED_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Recall@k on a sample: mean over its rows, the 95 % confidence interval and the number of rows."""
-
-    value: float
-    low: float
-    high: float
-    sample: int
 
 
 def check_k(k: int, n_rows: int) -> None:
@@ -96,26 +87,27 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
 def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_state: int) -> tuple[Ints, Floats]:
     limits = cell_limits(config)
     draw = np.argsort(hash_ids(ids, random_state), kind="stable")
-    asked = np.sort(draw[: config.recall_sample])
+    count = sample_rows(config, len(X))
+    measured, chosen_by, rest = np.sort(draw[:count]), np.sort(draw[count : 2 * count]), draw[2 * count :]
     size = sample_size(len(X), limits.most, 4 * X.shape[1], SAMPLE_BYTES)
     router = learn_router(
-        X[draw[:size]],
+        X[rest[:size]],
         len(X),
         config.metric,
         max_cell_rows=limits.most,
         min_cell_rows=limits.least,
         random_state=random_state,
     )
-    router, data = _settle(router, X, ids, draw, config, random_state)
+    router, data = _settle(router, X, ids, rest, config, random_state)
     as_queries = data
     if Space(config.metric).asymmetric:
         as_queries = rank_rows(router, X, ids, config, as_queries=True)
-    true_ids, true_keys = exact_neighbours(X[asked], X, config.k + 1, config.metric, own=asked)
+    true_ids, true_keys = exact_neighbours(X[chosen_by], X, config.k + 1, config.metric, own=chosen_by)
     near = np.maximum(true_ids[:, : config.k], 0)
     choice = choose_overlap(
         count_ranks(data.cells, data.bins, router.n_cells),
         count_ranks(as_queries.cells, as_queries.bins, router.n_cells),
-        Ranked(as_queries.cells[asked], as_queries.bins[asked]),
+        Ranked(as_queries.cells[chosen_by], as_queries.bins[chosen_by]),
         Truth(Ranked(data.cells[near], data.bins[near]), true_keys),
         target=config.target_recall,
         most=config.overlap,
@@ -134,8 +126,22 @@ def _search_by_cells(X: Floats, ids: Ints, config: NeighboursConfig, random_stat
     )
     log.info("%d cells, %s index: %s", router.n_cells, picked.backend, picked.reason)
     found, keys = _search_all(X, ids, (data, as_queries), choice, picked.backend, config, random_state)
-    check_recall(recall_at_k(keys[asked], true_keys[:, : config.k]), config.target_recall, choice)
+    _, true_keys = exact_neighbours(X[measured], X, config.k, config.metric, own=measured)
+    check_recall(recall_at_k(keys[measured], true_keys, n_rows=len(X)), config.target_recall, remedy(choice))
     return found, keys
+
+
+def sample_rows(config: NeighboursConfig, n_rows: int) -> int:
+    """Return the rows that choose the overlap, and as many others that measure it; half are left to learn from."""
+    return min(config.recall_sample, n_rows // 4)
+
+
+def remedy(choice: OverlapChoice) -> str:
+    """Return what to change where the recall is too low."""
+    return (
+        f"A row is searched in up to {choice.overlap} cells: raise neighbours.overlap, neighbours.overlap_cut or "
+        "neighbours.max_cell_rows (for annoy also neighbours.n_trees or neighbours.search_k)"
+    )
 
 
 def _settle(
@@ -310,36 +316,6 @@ def exact_neighbours(
         both = np.concatenate([best_ids, found]), np.concatenate([best_keys, keys])
         _, best_ids, best_keys = merge_top_k(np.concatenate([asking, asking]), *both, k)
     return best_ids, best_keys
-
-
-def recall_at_k(found_keys: Floats, true_keys: Floats) -> Recall:
-    """Return the share of the true k nearest that was found; a row as near as the k-th counts as one of them.
-
-    Args:
-        found_keys: float32 (q, k); infinity where none was found.
-        true_keys: float32 (q, k), from `exact_neighbours`.
-    """
-    limit = true_keys.max(axis=1, keepdims=True)
-    limit = limit + 1e-5 * np.abs(limit)
-    shares = (found_keys <= limit).mean(axis=1, dtype=np.float64)
-    value, error = float(shares.mean()), float(shares.std() / np.sqrt(max(1, len(shares))))
-    return Recall(value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error), len(shares))
-
-
-def check_recall(recall: Recall, target: float, choice: OverlapChoice) -> None:
-    """Check the recall reached.
-
-    Raises:
-        IvisError: if it is under the target; says what to change.
-    """
-    log.info("recall@k %.4f (%.4f to %.4f on %d rows)", recall.value, recall.low, recall.high, recall.sample)
-    if recall.value < target:
-        raise IvisError(
-            f"recall@k reached {recall.value:.4f} on {recall.sample} sampled rows, neighbours.target_recall={target} "
-            f"is wanted (a row is searched in up to {choice.overlap} cells): raise neighbours.overlap, "
-            "neighbours.overlap_cut or neighbours.max_cell_rows (for annoy also neighbours.n_trees or "
-            "neighbours.search_k), or lower neighbours.target_recall"
-        )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.metrics import Space
-from ivis_spark.core.knn.search import Recall, recall_at_k
+from ivis_spark.core.knn.recall import Recall, recall_at_k
 from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.layout import Layout, mapped
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan, read_rows
@@ -62,15 +62,16 @@ def take_neighbours(
         layout.measure_only()
         with layout.step("measure", "measure recall"):
             recall = _recall(layout, lists)
-    if recall.value < config.target_recall:
+    if recall.low < config.target_recall:
         log.warning(
-            "neighbours: the recall of the given table is %.4f, neighbours.target_recall=%s",
+            "neighbours: the recall of the given table is %.4f (%.4f to %.4f), neighbours.target_recall=%s",
             recall.value,
+            recall.low,
+            recall.high,
             config.target_recall,
         )
     figures = {"rows": layout.n_rows, "dims": layout.dims, "k": config.k, "metric": config.metric, "backend": "given"}
-    measured = {"value": recall.value, "ci95": [recall.low, recall.high], "sample": recall.sample}
-    return {**figures, "recall": measured, "step_seconds": dict(layout.seconds)}
+    return {**figures, "recall": recall.to_mapping(), "step_seconds": dict(layout.seconds)}
 
 
 def _checked_types(table: DataFrame) -> DataFrame:
@@ -140,7 +141,7 @@ def _recall(layout: Layout, lists: DataFrame) -> Recall:
     for record in records:
         found.setdefault(record["asking"], []).append(record["key"])
     keys = np.array([sorted(found[int(number)]) for number in asked.ids], dtype=np.float32)
-    return recall_at_k(keys, true_keys)
+    return recall_at_k(keys, true_keys, n_rows=layout.n_rows)
 
 
 def pair_keys(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.metrics import Floats, Space
+from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.overlap import (
     OverlapChoice,
     ProbeChoice,
@@ -31,7 +31,7 @@ from ivis_spark.core.knn.overlap import (
     depth_bins,
 )
 from ivis_spark.core.knn.quantiser import Router, learn_router, refine, sample_size
-from ivis_spark.core.knn.search import ONE_BLOCK_ROWS, SAMPLE_BYTES, cell_limits, check_k
+from ivis_spark.core.knn.search import ONE_BLOCK_ROWS, SAMPLE_BYTES, cell_limits, check_k, sample_rows
 from ivis_spark.errors import IvisError
 from ivis_spark.spark.neighbours.calibration import (
     SURVEY_SCHEMA,
@@ -70,7 +70,8 @@ class Layout:
         self.n_rows = self.dims = 0
         self.low_id: int | None = None
         self.asked = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
-        self.true_keys: Floats | None = None
+        self._measured = np.zeros(0, bool)
+        self._truth_keys: Floats | None = None
         self.choice: OverlapChoice | None = None
         self._home_rows = np.zeros(1, np.int64)
         self._surveyed: tuple[npt.NDArray[np.int64], ExactLists] | None = None
@@ -114,22 +115,33 @@ class Layout:
         self._home_rows = rows = np.array([self.n_rows])
         self.choice = OverlapChoice(overlap=1, cut=0.0, recall=1.0, error=0.0, copies=1.0, cell_rows=rows)
         if self.config.backend == "annoy":
-            self._sample(0)
+            self._draw(min(self.config.recall_sample, self.n_rows), 0, 0)
             self.survey_pass()
 
     def measure_only(self) -> None:
         """Find the exact neighbours of a sample, for a table that needs no search."""
         self.take_one_cell()
-        if self.true_keys is None:
-            self._sample(0)
+        if self._truth_keys is None:
+            self._draw(min(self.config.recall_sample, self.n_rows), 0, 0)
             self.survey_pass()
+
+    @property
+    def measured_ids(self) -> Ints:
+        """int64 (q,), ascending: the rows that measure the recall, from which nothing is learnt or chosen."""
+        return np.asarray(self.asked.ids[self._measured])
+
+    @property
+    def true_keys(self) -> Floats | None:
+        """float32 (q, k): keys of their exact neighbours; None if the search leaves nothing out."""
+        return None if self._truth_keys is None else self._truth_keys[self._measured]
 
     def learn(self) -> None:
         """Sample rows and learn the router."""
         limits = cell_limits(self.config)
         size = sample_size(self.n_rows, limits.most, 4 * self.dims, SAMPLE_BYTES)
         with self.step("sample", f"sample {size} rows"):
-            sample = self._sample(size)
+            asked = sample_rows(self.config, self.n_rows)
+            sample = self._draw(asked, asked, size)
         with self.step("router", "learn cells"):
             self._router = learn_router(
                 sample.rows,
@@ -140,13 +152,13 @@ class Layout:
                 random_state=self.random_state,
             )
 
-    def _sample(self, size: int) -> RowSample:
-        """Draw rows to learn cells from and, first of them, those whose neighbours measure the recall."""
-        asked = self.config.recall_sample
-        most = max(asked, size)
-        drawn = draw_rows(self.rows, most, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
-        self.asked = drawn.first(asked).by_id()
-        return drawn.first(size)
+    def _draw(self, measure: int, choose: int, learn: int) -> RowSample:
+        """Draw disjoint samples: to measure the recall, to choose the overlap, to learn cells. Return the last."""
+        size = measure + choose + learn
+        drawn = draw_rows(self.rows, size, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
+        self.asked = drawn.part(0, measure + choose).by_id()
+        self._measured = np.isin(self.asked.ids, drawn.ids[:measure])
+        return drawn.part(measure + choose, size)
 
     def survey(self) -> None:
         """Count the rows of every cell, mend the router until they are balanced, and choose the overlap."""
@@ -193,7 +205,7 @@ class Layout:
         broadcast.unpersist()
         if counts is None:
             raise IvisError("the rows were counted but then none were read; does the input change while it is used?")
-        self.true_keys = truth.keys[:, : self.config.k]
+        self._truth_keys = truth.keys[:, : self.config.k]
         self._surveyed = counts, truth
         return counts
 
@@ -209,7 +221,8 @@ class Layout:
         found = mapped(drawn, body, "id long, features binary", plan=plan).collect()
         plan.unpersist()
         flags.unpersist()
-        found.sort(key=lambda row: row["id"])
+        asked = set(self.asked.ids.tolist())
+        found = sorted((row for row in found if row["id"] not in asked), key=lambda row: row["id"])
         return RowSample.of(found, self.dims).rows
 
     def choose(self, target: float) -> OverlapChoice:
@@ -218,12 +231,16 @@ class Layout:
             return self.known_choice()
         (counts, truth), router, config = self._surveyed, self.known_router(), self.config
         asymmetric = Space(config.metric).asymmetric
-        asking, depths = router.rank(self.asked.rows, self.asked.ids, config.overlap, as_queries=asymmetric)
+        choosing = ~self._measured
+        asked = self.asked.ids[choosing]
+        if not len(asked):
+            return self.known_choice()
+        asking, depths = router.rank(self.asked.rows[choosing], asked, config.overlap, as_queries=asymmetric)
         choice = choose_overlap(
             counts[0],
             counts[-1],
             Ranked(asking, depth_bins(depths)),
-            self._truth(truth),
+            self._truth(truth, choosing),
             target=target,
             most=config.overlap,
             most_cut=config.overlap_cut,
@@ -233,20 +250,24 @@ class Layout:
         log.info("neighbours: overlap %d, cut %.2f: recall %.4f expected", choice.overlap, choice.cut, choice.recall)
         return choice
 
-    def _truth(self, lists: ExactLists) -> Truth:
+    def _truth(self, lists: ExactLists, some: npt.NDArray[np.bool_]) -> Truth:
         k = self.config.k
-        return Truth(Ranked(lists.cells[:, :k], lists.bins[:, :k]), lists.keys)
+        return Truth(Ranked(lists.cells[some, :k], lists.bins[some, :k]), lists.keys[some])
 
     def probes(self) -> ProbeChoice:
         """Choose how many cells a new row is searched in: those are kept without overlap."""
-        if self._surveyed is None:
+        choosing = ~self._measured
+        if self._surveyed is None or not choosing.any():
             return ProbeChoice(cells=1, cut=None, recall=1.0)
         asymmetric = Space(self.config.metric).asymmetric
-        router, asked = self.known_router(), self.asked
+        router, asked, lists = self.known_router(), self.asked, self._surveyed[1]
         width = max(self.config.overlap, _MOST_PROBES)
         cells, depths = router.rank(asked.rows, asked.ids, width, as_queries=asymmetric)
-        truth = self._truth(self._surveyed[1])
-        return choose_probes(Ranked(cells, depth_bins(depths)), truth, target=self.config.target_recall)
+        chosen_by, measured_by = (
+            (Ranked(cells[some], depth_bins(depths[some])), self._truth(lists, some))
+            for some in (choosing, self._measured)
+        )
+        return choose_probes(*chosen_by, target=self.config.target_recall).measured(*measured_by)
 
     def plan(self) -> Plan:
         """Return what tasks need to know, without what the search adds."""

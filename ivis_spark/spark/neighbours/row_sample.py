@@ -28,9 +28,9 @@ class RowSample:
         body = b"".join(record["features"] for record in records)
         return cls(ids, np.frombuffer(body, np.float32).reshape(len(records), dims))
 
-    def first(self, count: int) -> RowSample:
-        """Return the first rows."""
-        return RowSample(self.ids[:count], self.rows[:count])
+    def part(self, start: int, stop: int) -> RowSample:
+        """Return some of the rows, in order."""
+        return RowSample(self.ids[start:stop], self.rows[start:stop])
 
     def by_id(self) -> RowSample:
         """Return the rows sorted by id."""
@@ -39,7 +39,7 @@ class RowSample:
 
 
 def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) -> RowSample:
-    """Draw rows, in the order of their hashes: any first part of the draw is a draw too.
+    """Draw rows, in the order of their hashes: any part of the draw is a draw too.
 
     Runs on: driver. Memory: O(size).
 

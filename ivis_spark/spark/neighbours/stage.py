@@ -19,11 +19,8 @@ from pyspark.sql import DataFrame, SparkSession
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.index import BackendChoice, choose_backend
-from ivis_spark.core.knn.search import (
-    Recall,
-    check_recall,
-    recall_at_k,
-)
+from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
+from ivis_spark.core.knn.search import remedy
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import IvisError
 from ivis_spark.spark.neighbours import merge
@@ -89,14 +86,14 @@ class _Search:
         for attempt in range(_ROUNDS):
             self._search_job(config, picked.backend)
             recall = self._recall()
-            if recall.value >= config.target_recall or attempt == _ROUNDS - 1:
+            if recall.low >= config.target_recall or attempt == _ROUNDS - 1:
                 break
             raised = self._raise_effort(config, picked.backend, recall)
             if raised is None:
                 break
             config = raised
         choice = self.layout.known_choice()
-        check_recall(recall, config.target_recall, choice)
+        check_recall(recall, config.target_recall, remedy(choice))
         with self.layout.step("index", "write the index"):
             self._publish_index(picked.backend, config)
         return self._figures(dataclasses.asdict(picked), recall, config)
@@ -121,7 +118,7 @@ class _Search:
             log.info("neighbours: recall %.4f with search_k=%d: again with %d", recall.value, nodes, 3 * nodes)
             return dataclasses.replace(config, search_k=3 * nodes)
         before = self.layout.known_choice()
-        wanted = min(1.0, before.recall + 2 * (config.target_recall - recall.value))
+        wanted = min(1.0, before.recall + 2 * (config.target_recall - recall.low))
         choice = self.layout.choice = self.layout.choose(wanted)
         if (choice.overlap, choice.cut, choice.ask_home) == (before.overlap, before.cut, before.ask_home):
             return None
@@ -180,12 +177,14 @@ class _Search:
 
     def _recall(self) -> Recall:
         """Compare what was written for the sampled rows with their exact neighbours."""
-        if self.layout.true_keys is None:
-            return Recall(1.0, 1.0, 1.0, self.layout.n_rows)  # one exact block: nothing was left out
+        true_keys = self.layout.true_keys
+        if true_keys is None:
+            return Recall.exact(self.layout.n_rows)
         ids = np.concatenate([np.frombuffer(row["asked"], np.int64) for row in self.written])
         keys = np.concatenate([np.frombuffer(row["keys"], np.float32) for row in self.written])
         found = keys.reshape(len(ids), self.layout.config.k)[np.argsort(ids)]
-        return recall_at_k(found, self.layout.true_keys)
+        measured = np.isin(np.sort(ids), self.layout.measured_ids)
+        return recall_at_k(found[measured], true_keys, n_rows=self.layout.n_rows)
 
     def _publish_index(self, backend: str, config: NeighboursConfig) -> None:
         probes = self.layout.probes()
@@ -212,12 +211,7 @@ class _Search:
             "overlap_cut": round(choice.cut, 4),
             "ask_home": choice.ask_home,
             "replicas": round(choice.copies, 4),
-            "recall": {
-                "value": recall.value,
-                "ci95": [recall.low, recall.high],
-                "sample": recall.sample,
-                "expected": choice.recall,
-            },
+            "recall": {**recall.to_mapping(), "expected": choice.recall},
             "step_seconds": dict(self.layout.seconds),
         }
 
