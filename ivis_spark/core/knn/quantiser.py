@@ -267,7 +267,7 @@ class Router:
 def sample_size(n_rows: int, max_cell_rows: int, row_bytes: int, budget_bytes: int) -> int:
     """Return how many rows to sample for a router: enough a cell, and no more than the budget holds."""
     cells = max(1, round(n_rows / (SPREAD * max_cell_rows)))
-    return min(n_rows, max(cells * _SAMPLE_PER_CELL, 4096), max(1024, budget_bytes // max(1, row_bytes)))
+    return min(n_rows, max(cells * _SAMPLE_PER_CELL, 1024), max(1024, budget_bytes // max(1, row_bytes)))
 
 
 def learn_router(
