@@ -13,6 +13,10 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
+class _NotNumbers(InputError, TypeError):
+    """Rows hold what no number can be made of; scikit-learn expects a TypeError."""
+
+
 def check_rows(X: ArrayLike) -> Floats:
     """Return rows as float32, shape (n, ...).
 
@@ -20,8 +24,19 @@ def check_rows(X: ArrayLike) -> Floats:
     """
     rows = np.asarray(X)
     if rows.ndim < 2 or rows.shape[0] == 0 or rows.size == 0:
-        raise InputError(f"X has shape {rows.shape}; rows of features are wanted: pass an array of shape (n, d)")
+        raise InputError(shape_message(rows.shape))
     return finite_rows(to_numbers(rows))
+
+
+def shape_message(shape: tuple[int, ...]) -> str:
+    """Return what is wrong with a shape that is not one of rows of features, in scikit-learn's terms."""
+    if len(shape) < 2:
+        return (
+            f"X has shape {shape}; rows of features, (n, d), are needed. Reshape your data: X.reshape(1, -1) is one "
+            "row, X.reshape(-1, 1) are rows of one feature"
+        )
+    empty = "sample" if shape[0] == 0 else "feature"
+    return f"X has 0 {empty}(s) (shape={shape}) while a minimum of 1 is required: pass an array of shape (n, d)"
 
 
 def to_numbers(rows: NDArray[Any]) -> Floats:
@@ -29,13 +44,16 @@ def to_numbers(rows: NDArray[Any]) -> Floats:
 
     Raises: InputError: if it holds anything else.
     """
+    if rows.dtype.kind == "c":
+        raise InputError(f"Complex data not supported: X is of type {rows.dtype}; make columns of both parts")
     if rows.dtype.kind not in "fiubO":
         raise InputError(f"X is of type {rows.dtype}; numbers are wanted: encode text and categories first")
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
             return np.ascontiguousarray(rows, dtype=np.float32)
     except (ValueError, TypeError) as err:
-        raise InputError(f"X is not made of numbers ({err}); encode text and categories first") from err
+        kind = _NotNumbers if isinstance(err, TypeError) else InputError
+        raise kind(f"X is not made of numbers ({err}); encode text and categories first") from err
 
 
 def finite_rows(rows: Floats, numbers: Ints | None = None) -> Floats:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ivis_spark.data.arrays import Floats, Ints, check_rows, finite_rows, to_numbers
+from ivis_spark.data.arrays import Floats, Ints, check_rows, finite_rows, shape_message, to_numbers
 from ivis_spark.errors import InputError
 
 _BLOCK_BYTES = 8 << 20
@@ -31,7 +31,7 @@ class LazyRows:
         shape = X.shape() if callable(X.shape) else X.shape
         self.shape = tuple(int(size) for size in shape)
         if len(self.shape) < 2 or math.prod(self.shape) == 0:
-            raise InputError(f"X has shape {self.shape}; rows of features are wanted: pass data of shape (n, d)")
+            raise InputError(shape_message(self.shape))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -104,13 +104,13 @@ def blocks(rows: Rows) -> Iterator[Floats]:
 
 
 def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
-    """Return labels as an array, float32 or int64, shape (n,) or (n, c).
+    """Return labels as an array, shape (n,) or (n, c): float32, int64, or of their own type if they are no numbers.
 
     Raises: InputError: if they are not one a row.
     """
     labels = np.asarray(Y)
     if labels.ndim == 0 or len(labels) != n_rows:
-        found = len(labels) if labels.ndim else 1
+        found = len(labels) if labels.ndim else "no list of"
         raise InputError(f"Y has {found} labels for {n_rows} rows of X; pass one label a row")
     if labels.dtype.kind not in "fiub":
         return labels

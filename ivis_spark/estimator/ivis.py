@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from ivis_spark.config import (
     AUTO,
@@ -19,62 +20,40 @@ from ivis_spark.config import (
     IVIS_PATIENCE,
     IVIS_SUPERVISION,
     Config,
-    Metric,
     NeighboursConfig,
-    Network,
     TrainConfig,
 )
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
-from ivis_spark.data.rows import Rows, as_labels, as_rows, blocks
+from ivis_spark.data.rows import Rows, as_rows, blocks
 from ivis_spark.data.triplets import triplet_dataset
-from ivis_spark.errors import InputError, NotFittedError
-from ivis_spark.estimator.saving import Saving
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.estimator.labels import read_labels
+from ivis_spark.estimator.names import in_order, names_of
+from ivis_spark.estimator.saving import NotFitted, Saving
+from ivis_spark.estimator.settings import TRAIN_SETTINGS, params_of, with_preset
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder, dense_network
 from ivis_spark.nn.optimizer import make_optimizer
-from ivis_spark.nn.supervision import build_head, count_outputs
+from ivis_spark.nn.supervision import build_head
 from ivis_spark.train.loop import fit as fit_model
 
 Floats = NDArray[np.float32]
 
 _SECONDS_BETWEEN_MESSAGES = 1.0
-# Arguments of `Ivis` that are settings `train.*` of pipelines, with their names there.
-TRAIN_SETTINGS = {
-    "n_epochs_without_progress": "patience",
-    **{
-        name: name
-        for name in (
-            "embedding_dims",
-            "epochs",
-            "batch_size",
-            "supervision_weight",
-            "learning_rate",
-            "margin",
-            "temperature",
-            "clip",
-            "global_weight",
-            "dropout",
-            "compute_precision",
-            "optimizer",
-            "schedule",
-            "warmup_epochs",
-            "cooldown_epochs",
-            "clipnorm",
-            "negatives",
-        )
-    },
-}
+_LEAST_ROWS = 3
 
 
-class Ivis(Saving):
+class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: ignore[misc]
     """Reduces dimensionality with a Siamese network trained on triplets; parameters are those of ivis.
+
+    A scikit-learn transformer: `fit` starts again each time, unless `warm_start` is set or the model was loaded.
 
     Data may be an array of any numeric type and of more than two dimensions, a data frame, a SciPy sparse matrix, an
     HDF5 dataset, a memory map, an `ivis_spark.data.sequence.IndexableDataset`, or anything else with `shape` that
-    gives a row for a number. What is not in memory is read a batch at a time.
+    gives a row for a number. What is not in memory is read a batch at a time. Columns of data frames go by name.
 
     Args:
         embedding_dims: Dimensions of the embedding.
@@ -97,7 +76,7 @@ class Ivis(Saving):
         build_index_on_disk: Build an Annoy index in its file instead of in memory.
         neighbour_matrix: Numbers of each row's neighbours: an array (n, k), or a sequence with a list for each row, of
             any length; searched when None.
-        verbose: 0 logs no progress.
+        verbose: 0 shows no progress.
         random_state: Seed of neighbours, triplets, weights and dropout: an integer, or as in scikit-learn a
             `numpy.random.RandomState` or `Generator`, from which each fit draws one, or None for NumPy's global state.
         learning_rate: Of the optimizer.
@@ -106,7 +85,23 @@ class Ivis(Saving):
         temperature, clip, global_weight, dropout, compute_precision, optimizer, schedule, warmup_epochs,
             cooldown_epochs, clipnorm, negatives: As the settings `train.*` of pipelines, see
             `ivis_spark.config.TrainConfig`.
+        preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
+            takes those of pipelines.
+        warm_start: Whether `fit` goes on training the model there is, instead of starting again.
+
+    Attributes:
+        encoder_: The Keras model that embeds.
+        model_, supervised_model_: The Keras models that are trained, and that predicts labels.
+        loss_history_: Loss of each epoch.
+        neighbour_matrix_: The neighbours that the last fit used.
+        classes_: Labels in the order of the columns of `score_samples`, where labels are classes; else None.
+        n_classes_: Outputs of the supervised model; None without one.
+        n_features_in_: Size of a row's first axis, its features.
+        feature_names_in_: Names of the columns, where X was a data frame.
     """
+
+    _seed = Config.random_state
+    neighbour_matrix_: Neighbours | None = None
 
     def __init__(
         self,
@@ -145,6 +140,8 @@ class Ivis(Saving):
         cooldown_epochs: int = IVIS_COOLDOWN,
         clipnorm: float | None = TrainConfig.clipnorm,
         negatives: int = TrainConfig.negatives,
+        preset: str = "ivis",
+        warm_start: bool = False,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
         self.embedding_dims = embedding_dims
@@ -181,15 +178,15 @@ class Ivis(Saving):
         self.cooldown_epochs = cooldown_epochs
         self.clipnorm = clipnorm
         self.negatives = negatives
+        self.preset = preset
+        self.warm_start = warm_start
 
-        self._seed = Config.random_state
-        self.loss_history_: list[float] = []
-        self.model_: TripletModel | None = None
-        self.encoder_: keras.Model | None = None
-        self.head_: keras.Model | None = None
-        self.supervised_model_: keras.Model | None = None
-        self.neighbour_matrix_: Neighbours | None = None
-        self.n_classes_: int | None = None
+    def __sklearn_tags__(self) -> Any:
+        """Describe this to scikit-learn: sparse rows are taken, and the embedding is float32."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
 
     @classmethod
     def from_config(cls, config: Config, **params: Any) -> Ivis:
@@ -197,21 +194,20 @@ class Ivis(Saving):
 
         `Ivis.from_config(Config(preset="fast"))` trains as pipelines do.
         """
-        train, near = config.train, config.neighbours
-        settings = {name: getattr(train, setting) for name, setting in TRAIN_SETTINGS.items()}
-        settings |= {"distance": train.distance, "model": train.model, "random_state": config.random_state}
-        settings |= {"k": near.k, "knn_distance_metric": near.metric, "n_trees": near.n_trees}
-        settings |= {"search_k": near.search_k}
-        if train.supervision_metric is not None:
-            settings["supervision_metric"] = train.supervision_metric
-        return cls(**{**settings, **params})
+        return cls(**{**params_of(config), **params})
 
-    def fit(self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Ivis:
-        """Train on rows, and on their labels when given. A model that was trained or loaded is trained further.
+    def fit(
+        self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True, *, y: ArrayLike | None = None
+    ) -> Ivis:
+        """Train on rows, and on their labels when given.
+
+        A model that was loaded is trained further, and with `warm_start` any model is.
 
         Args:
             X: Rows, shape (n, d), or (n, ...) with a backbone that takes it.
-            Y: Labels, shape (n,) or (n, c). -1 is a missing class with sparse_categorical_crossentropy.
+            Y: Labels, shape (n,) or (n, c). With sparse_categorical_crossentropy: integers 0, 1, 2, ..., and -1 where
+                the class is missing; or text, booleans or dates, and None or NaN where it is missing.
+            y: Another name of Y.
             shuffle_mode: True draws a fresh order of the rows in each epoch; "batch" a fresh order of batches of
                 adjacent rows, which files read faster; False keeps the order.
 
@@ -220,15 +216,25 @@ class Ivis(Saving):
             ConfigError: if a parameter is not allowed.
             TrainingError: if the loss diverges.
         """
+        if Y is not None and y is not None:
+            raise ConfigError("Y and y are two names of the labels: pass one of them")
+        Y = y if Y is None else Y
         settings = self._config()
         self._loss()  # refuses an unknown one before the neighbours are searched
         self._seed = to_seed(self.random_state)
-        rows = as_rows(X)
+        goes_on = self.encoder_ is not None and (self.warm_start or self._loaded)
+        rows = self._rows_to_embed(X) if goes_on else as_rows(X)
+        if len(rows) < _LEAST_ROWS:
+            raise InputError(f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows make a triplet: pass more")
         settings = settings.for_rows(len(rows))
         config = settings.train
-        labels = None if Y is None else self._check_labels(as_labels(Y, len(rows)))
-        if self.encoder_ is not None:
-            self._check_width(rows)
+        read = None if Y is None else read_labels(Y, len(rows), self.supervision_metric)
+        if not goes_on:
+            self._forget()
+            self.n_features_in_ = rows.shape[1]
+            if (names := names_of(X)) is not None:
+                self.feature_names_in_ = names
+        labels, self.classes_, self.n_classes_ = read or (None, None, None)
         self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
         model = self._model_for(rows, labels, config)
         done = len(self.loss_history_)
@@ -244,21 +250,23 @@ class Ivis(Saving):
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
         return self
 
-    def fit_transform(self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True) -> Floats:
+    def fit_transform(
+        self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True, *, y: ArrayLike | None = None
+    ) -> Floats:
         """Train on rows and embed them, see `fit` and `transform`."""
-        return self.fit(X, Y, shuffle_mode).transform(X)
+        return self.fit(X, Y, shuffle_mode, y=y).transform(X)
 
     def transform(self, X: Any) -> Floats:
-        """Embed rows, shape (n, d) -> (n, embedding_dims).
+        """Embed rows, shape (n, d) -> float32 (n, embedding_dims); or a data frame, see `set_output`.
 
         Raises:
-            NotFittedError: before `fit` or `load_model`.
+            NotFittedError: before `fit` or `load_model`; it is scikit-learn's NotFittedError too.
             InputError: if the rows cannot be used.
         """
         return self._predict(self.encoder_, self._rows_to_embed(X))
 
     def score_samples(self, X: Any) -> Floats:
-        """Predict labels: class probabilities, or values; shape (n, d) -> (n, c).
+        """Predict labels: probabilities of `classes_`, or values; shape (n, d) -> float32 (n, c).
 
         Raises:
             NotFittedError: if the model was not trained with labels.
@@ -266,21 +274,24 @@ class Ivis(Saving):
         """
         rows = self._rows_to_embed(X)
         if self.supervised_model_ is None:
-            raise NotFittedError("Model was not trained in classification mode: pass labels to fit")
+            raise NotFitted("Model was not trained in classification mode: pass labels to fit")
         return self._predict(self.supervised_model_, rows)
 
     def _config(self) -> Config:
-        train = {setting: getattr(self, name) for name, setting in TRAIN_SETTINGS.items()}
+        values = with_preset(self.get_params(deep=False))
+        train = {setting: values[name] for name, setting in TRAIN_SETTINGS.items()}
         near = NeighboursConfig(
-            k=self.k,
-            metric=cast("Metric", self.knn_distance_metric),
+            k=values["k"],
+            metric=values["knn_distance_metric"],
             n_trees=self.n_trees if self.ntrees is None else self.ntrees,
             search_k=self.search_k,
         )
-        return Config(preset="ivis", neighbours=near, train=TrainConfig(**train, model=cast("Network", AUTO)))
+        auto: Any = AUTO  # the network is built by name here
+        return Config(preset="ivis", neighbours=near, train=TrainConfig(**train, model=auto))
 
     def _loss(self) -> Loss:
-        return triplet_loss(self.distance, self.margin, self.temperature, self.clip)
+        values = with_preset(self.get_params(deep=False))
+        return triplet_loss(*(values[name] for name in ("distance", "margin", "temperature", "clip")))
 
     def _find_neighbours(self, rows: Rows, config: NeighboursConfig) -> Neighbours:
         if self.neighbour_matrix is not None:
@@ -299,14 +310,10 @@ class Ivis(Saving):
             n_jobs=self.n_jobs,
         )
 
-    def _check_labels(self, labels: NDArray[Any]) -> NDArray[Any]:
-        self.n_classes_ = count_outputs(self.supervision_metric, labels)
-        return labels
-
     def _model_for(self, rows: Rows, labels: NDArray[Any] | None, config: TrainConfig) -> TripletModel:
         """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
         encoder, head = self.encoder_, self.head_
-        units = None if labels is None else count_outputs(self.supervision_metric, labels)
+        units = None if labels is None else self.n_classes_
         if self.model_ is not None and units == (None if head is None else head.output_shape[-1]):
             return self.model_
         if encoder is None:
@@ -323,9 +330,11 @@ class Ivis(Saving):
             head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
         self._assemble(encoder, head)
         self._check_width(rows)
-        return cast(TripletModel, self.model_)
+        model: TripletModel = self.model_
+        return model
 
     def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
+        config = self._config().train
         self.encoder_, self.head_ = encoder, head
         self.supervised_model_ = None if head is None else keras.Model(encoder.inputs[0], head(encoder.outputs[0]))
         self.model_ = TripletModel(
@@ -333,9 +342,9 @@ class Ivis(Saving):
             self._loss(),
             head=head,
             supervision_metric=self.supervision_metric,
-            supervision_weight=self.supervision_weight,
-            global_weight=self.global_weight,
-            optimizer=optimizer or make_optimizer(self._config().train),
+            supervision_weight=config.supervision_weight,
+            global_weight=config.global_weight,
+            optimizer=optimizer or make_optimizer(config),
         )
 
     def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:
@@ -353,12 +362,16 @@ class Ivis(Saving):
 
     def _check_width(self, rows: Rows) -> None:
         if self.encoder_ is None:
-            raise NotFittedError("Model was not fitted yet. Call `fit` before calling `transform`.")
+            raise NotFitted("Model was not fitted yet. Call `fit` before calling `transform`.")
         wanted, given = tuple(self.encoder_.input_shape[1:]), rows.shape[1:]
         if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
+            if len(wanted) == len(given) == 1:
+                raise InputError(f"X has {given[0]} features, but Ivis is expecting {wanted[0]} features as input")
             raise InputError(f"rows of X have shape {given}; the model takes {wanted}: pass rows of that shape")
 
     def _rows_to_embed(self, X: Any) -> Rows:
+        if self.encoder_ is not None:
+            X = in_order(X, getattr(self, "feature_names_in_", None))
         rows = as_rows(X)
         self._check_width(rows)
         return rows

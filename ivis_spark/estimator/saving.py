@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
-from ivis_spark.errors import ExistsError
-from ivis_spark.estimator.parameters import Parameters
+from ivis_spark.errors import ExistsError, NotFittedError
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
 
@@ -26,14 +28,40 @@ _REMADE = ("model_", "encoder_", "head_", "supervised_model_", "neighbour_matrix
 _Self = TypeVar("_Self", bound="Saving")
 
 
-class Saving(Parameters):
+class NotFitted(NotFittedError, SklearnNotFittedError):  # type: ignore[misc]
+    """A model was asked to embed before it was trained or loaded; an error of ours and of scikit-learn's."""
+
+
+class Saving(BaseEstimator):  # type: ignore[misc]
     """What of `Ivis` outlives the process."""
 
-    encoder_: keras.Model | None
-    head_: keras.Model | None
-    model_: Any
-    loss_history_: list[float]
-    n_classes_: int | None
+    # Defaults of the class: the constructor sets parameters only.
+    encoder_: keras.Model | None = None
+    head_: keras.Model | None = None
+    supervised_model_: keras.Model | None = None
+    model_: Any = None
+    loss_history_: list[float] = []  # noqa: RUF012 - a fit makes one of its own
+    _seed: int
+    n_classes_: int | None = None
+    classes_: NDArray[Any] | None = None
+    _loaded = False
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Tell scikit-learn whether this can transform."""
+        return self.encoder_ is not None
+
+    @property
+    def _n_features_out(self) -> int:
+        """Dimensions of the embedding, for the names of its columns."""
+        if self.encoder_ is None:
+            raise AttributeError("not fitted")
+        return int(self.encoder_.output_shape[-1])
+
+    def _forget(self) -> None:
+        """Drop all that a fit learnt."""
+        for name in [name for name in self.__dict__ if name.endswith("_") or name == "_loaded"]:
+            delattr(self, name)
+        self.loss_history_ = []
 
     def save_model(self, folder_path: str, save_format: str = "keras", overwrite: bool = False) -> None:
         """Save into a new folder: networks, the state of the optimizer, parameters and the history of the loss.
@@ -88,7 +116,12 @@ class Saving(Parameters):
             loaded = persistence.load_model(folder_path, custom_objects=custom_objects) if trained else None
         given = {name: getattr(self, name) for name in _CALLABLES if callable(getattr(self, name))}
         self.set_params(**{**extra["params"], **given})
-        self.loss_history_, self.n_classes_ = extra["loss_history"], extra["n_classes"]
+        self._forget()
+        self._loaded = True
+        self.loss_history_, self.n_classes_ = list(extra["loss_history"]), extra["n_classes"]
+        self.classes_ = _restored(extra.get("classes"))
+        if extra.get("feature_names"):
+            self.feature_names_in_ = np.array(extra["feature_names"], dtype=object)
         if loaded is not None:
             self._restore(loaded, custom_objects)
         return self
@@ -97,7 +130,11 @@ class Saving(Parameters):
         """Return the parameters and facts that JSON can hold; objects are left out, functions become their names."""
         params = {name: None if name in _OBJECTS else _plain(value) for name, value in self.get_params().items()}
         params["model"] = params["model"] if isinstance(params["model"], str) else None
-        return {"params": params, "loss_history": list(self.loss_history_), "n_classes": self.n_classes_}
+        if not isinstance(params["random_state"], (int, type(None))):
+            params["random_state"] = self._seed
+        facts: dict[str, Any] = {"loss_history": list(self.loss_history_), "n_classes": self.n_classes_}
+        facts |= {"classes": _kept(self.classes_), "feature_names": list(getattr(self, "feature_names_in_", ()))}
+        return {"params": params, **facts}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out networks, which go as the files of a saved model; callbacks of a trained model stay behind too."""
@@ -117,8 +154,6 @@ class Saving(Parameters):
         state = dict(state)
         files = state.pop("files")
         self.__dict__.update(state)
-        for name in _REMADE:
-            setattr(self, name, None)
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in files.items():
@@ -137,9 +172,24 @@ class Saving(Parameters):
             variables = saved.encoder.trainable_variables + (saved.head.trainable_variables if saved.head else [])
             optimizer = saved.optimizer.restore(variables, custom_objects)
         self._assemble(saved.encoder, saved.head, optimizer)
+        if saved.encoder.input_shape[1] is not None:
+            self.n_features_in_ = int(saved.encoder.input_shape[1])
 
     def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> Any:
         raise NotImplementedError
+
+
+def _kept(classes: NDArray[Any] | None) -> dict[str, Any] | None:
+    """Return classes as JSON can hold them."""
+    if classes is None:
+        return None
+    values = classes.astype(str) if classes.dtype.kind in "mM" else classes
+    kept = [value if isinstance(value, (str, bool, int, float)) else str(value) for value in values.tolist()]
+    return {"dtype": str(classes.dtype), "values": kept}
+
+
+def _restored(kept: Mapping[str, Any] | None) -> NDArray[Any] | None:
+    return None if kept is None else np.array(kept["values"], dtype=kept["dtype"])
 
 
 def _plain(value: Any) -> Any:

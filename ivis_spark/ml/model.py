@@ -151,7 +151,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         Raises:
             NotFittedError: if it was not fitted.
         """
-        from ivis_spark.estimator.ivis import TRAIN_SETTINGS
+        from ivis_spark.estimator.settings import TRAIN_SETTINGS
         from ivis_spark.nn.persistence import save_model
         from ivis_spark.nn.scaling import split_scaling
 

@@ -133,7 +133,7 @@ class _OfEmbeddings(_EveryFewEpochs):
 
     def embed(self) -> NDArray[np.float32]:
         if self.ivis_model is not None:
-            self.embeddings = self.ivis_model.transform(self.data)
+            self.embeddings = np.asarray(self.ivis_model.transform(self.data))
         else:
             self.embeddings = self.model.encoder.predict(np.asarray(self.data, dtype=np.float32), verbose=0)
         return self.embeddings

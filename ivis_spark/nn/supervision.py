@@ -20,7 +20,8 @@ _SPARSE = "sparse_categorical_crossentropy"
 _MULTICLASS = (_SPARSE, "categorical_crossentropy", "categorical_hinge")
 _HINGE = ("hinge", "squared_hinge", "categorical_hinge")
 _BINARY = ("binary_crossentropy", "hinge", "squared_hinge")
-_UNLABELLED = -1
+# Stands for a missing class.
+UNLABELLED = -1
 # Names of Keras 2, as in ivis's documentation, that Keras 3 no longer knows.
 _ALIASES = {"logcosh": "log_cosh", "kullback_leibler_divergence": "kl_divergence"}
 
@@ -45,7 +46,10 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
     name = _loss_name(metric)
     width = labels.shape[1] if labels.ndim > 1 else 1
     if not np.issubdtype(labels.dtype, np.number) and labels.dtype != np.bool_:
-        raise InputError(f"labels are of type {labels.dtype}; numbers are wanted: encode classes as 0, 1, 2, ...")
+        raise InputError(
+            f"Unknown label type: {labels.dtype}; supervision_metric={name!r} takes numbers: pass them, or classes with "
+            f"{_SPARSE!r}"
+        )
     if name == _SPARSE:
         return _count_classes(labels.reshape(-1) if width == 1 else labels)
     if name in _MULTICLASS and width < 2:
@@ -54,6 +58,11 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
             f"them, or use {_SPARSE!r}"
         )
     return width
+
+
+def takes_classes(metric: Metric) -> bool:
+    """Tell whether labels of a metric are one class a row, rather than values or indicators."""
+    return _loss_name(metric) == _SPARSE
 
 
 def build_head(metric: Metric, n_outputs: int, embedding_dims: int, *, seed: int | None = None) -> keras.Model:
@@ -101,7 +110,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
         labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
         if name == _SPARSE:
             labels = tf.cast(labels, tf.int32)
-            labelled = tf.not_equal(labels, _UNLABELLED)
+            labelled = tf.not_equal(labels, UNLABELLED)
             labels = labels[:, 0]
         else:
             labels = tf.cast(labels, predictions.dtype)
@@ -119,7 +128,7 @@ def _count_classes(labels: NDArray[Any]) -> int:
     if labels.ndim != 1:
         raise InputError(f"labels have shape {labels.shape}; supervision_metric={_SPARSE!r} wants one integer a row")
     found = np.unique(labels)
-    found = found[found != _UNLABELLED]
+    found = found[found != UNLABELLED]
     if len(found) == 0:
         raise InputError("labels are all -1 (missing); label some rows, or train without labels")
     if np.any(found != np.round(found)) or not np.all(np.isfinite(found)):

@@ -1,0 +1,68 @@
+"""Columns of data frames go by name."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivis_spark.errors import InputError
+
+Names = NDArray[np.object_]
+
+
+def names_of(X: Any) -> Names | None:
+    """Return the column names of a data frame, object (d,); None if it is no frame, or its columns have numbers.
+
+    Raises: InputError: if some names are text and some are not, so that the columns go neither by name nor by place.
+    """
+    columns = getattr(X, "columns", None)
+    if columns is None or callable(columns) or hasattr(X, "tocsr"):
+        return None
+    names = np.array(list(columns), dtype=object)
+    texts = [isinstance(name, str) for name in names]
+    if not any(texts):
+        return None
+    if not all(texts):
+        kinds = ", ".join(sorted({type(name).__name__ for name in names}))
+        raise InputError(f"the columns of X have names of several types ({kinds}); name all of them by text")
+    return names
+
+
+def in_order(X: Any, fitted: Names | None) -> Any:
+    """Return data with its columns in the order of the fit.
+
+    Args:
+        X: A data frame, or anything else, which is returned as it is.
+        fitted: Names of the columns at `fit`; None if they had none.
+
+    Raises: InputError: if a frame lacks a column or has others (names them).
+    """
+    names = names_of(X)
+    if names is None or fitted is None:
+        if fitted is not None:
+            warnings.warn("X does not have valid feature names, but Ivis was fitted with feature names", stacklevel=3)
+        elif names is not None:
+            warnings.warn("X has feature names, but Ivis was fitted without feature names", stacklevel=3)
+        return X
+    missing, others = _without(fitted, names), _without(names, fitted)
+    if missing or others or len(names) != len(fitted):
+        parts = [f"lacks {_listed(missing)}"] if missing else []
+        parts += [f"has {_listed(others)}, which the fit did not"] if others else []
+        parts += [] if parts else ["has columns twice"]
+        raise InputError(
+            f"X {' and '.join(parts)}: columns go by name; pass those of the fit, which feature_names_in_ lists"
+        )
+    return X if list(names) == list(fitted) else X[list(fitted)]
+
+
+def _without(names: Names, others: Names) -> list[str]:
+    known = set(others)
+    return [str(name) for name in names if name not in known]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ("columns " if len(names) > 1 else "column ") + ", ".join(map(repr, names[:5])) + more

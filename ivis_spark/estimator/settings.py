@@ -1,0 +1,59 @@
+"""Parameters of `Ivis` that are settings of pipelines, and what a preset makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ivis_spark.config import Config
+
+# Those that are settings `train.*` of pipelines, with their names there.
+TRAIN_SETTINGS = {
+    "n_epochs_without_progress": "patience",
+    **{
+        name: name
+        for name in (
+            "embedding_dims",
+            "epochs",
+            "batch_size",
+            "supervision_weight",
+            "learning_rate",
+            "margin",
+            "temperature",
+            "clip",
+            "global_weight",
+            "dropout",
+            "compute_precision",
+            "optimizer",
+            "schedule",
+            "warmup_epochs",
+            "cooldown_epochs",
+            "clipnorm",
+            "negatives",
+        )
+    },
+}
+
+
+def with_preset(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of an `Ivis`, those left at their defaults as its preset has them.
+
+    Raises: ConfigError: if there is no such preset.
+    """
+    defaults, preset = (params_of(Config(preset=name)) for name in ("ivis", params["preset"]))
+    return {**params, **{name: preset[name] for name, value in defaults.items() if _same(params[name], value)}}
+
+
+def params_of(config: Config) -> dict[str, Any]:
+    """Return the parameters that a pipeline's configuration stands for."""
+    train, near = config.train, config.neighbours
+    params = {name: getattr(train, setting) for name, setting in TRAIN_SETTINGS.items()}
+    params |= {"distance": train.distance, "model": train.model, "random_state": config.random_state}
+    params |= {"k": near.k, "knn_distance_metric": near.metric, "n_trees": near.n_trees, "search_k": near.search_k}
+    if train.supervision_metric is not None:
+        params["supervision_metric"] = train.supervision_metric
+    return params
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, type(default)) and bool(value == default))
