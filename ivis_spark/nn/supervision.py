@@ -47,7 +47,7 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
     width = labels.shape[1] if labels.ndim > 1 else 1
     if not np.issubdtype(labels.dtype, np.number) and labels.dtype != np.bool_:
         raise InputError(
-            f"Unknown label type: {labels.dtype}; supervision_metric={name!r} takes numbers: pass them, or classes with "
+            f"Unknown label type: {labels.dtype}; supervision_metric={name!r} takes numbers; pass them, or use "
             f"{_SPARSE!r}"
         )
     if name == _SPARSE:
