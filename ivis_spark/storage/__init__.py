@@ -1,4 +1,4 @@
-"""Storage: `files` (bytes by URI), `run_folder` (stages, published whole), `careful` (faults are not absences)."""
+"""Storage: `files` (bytes by URI), `places` (what a URI points to), `run_folder` (stages, published whole), `careful` (faults are not absences)."""
 
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerprint, installed_versions
 from ivis_spark.storage.careful import children, exists, find, move_folder, protocol
@@ -19,12 +19,14 @@ from ivis_spark.storage.files import (
     write_json,
 )
 from ivis_spark.storage.names import join, normalise_uri
+from ivis_spark.storage.places import Place, keep_apart
 from ivis_spark.storage.run_folder import MANIFEST, RunFolder, StageBuild
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "Manifest",
+    "Place",
     "RunFolder",
     "StageBuild",
     "check_writable",
@@ -37,6 +39,7 @@ __all__ = [
     "fingerprint",
     "installed_versions",
     "join",
+    "keep_apart",
     "keep_only",
     "list_files",
     "local_copy",

@@ -7,7 +7,6 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from ivis_spark.errors import InputError
 from ivis_spark.storage.files import local_path
@@ -18,60 +17,66 @@ _PATTERN = re.compile(r"[*?\[{]")
 
 
 class Place:
-    """A file or folder by scheme, host and path; links, `..` and other spellings of one place are resolved."""
+    """A file, folder or pattern by scheme, host and path; links, `..` and other spellings of one place are resolved."""
 
     def __init__(self, uri: str) -> None:
-        uri = re.sub(r"^([A-Za-z][\w+.-]*):", lambda match: match[0].lower(), uri)
+        uri = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:", lambda scheme: scheme[0].lower(), uri)
         uri = normalise_uri(re.sub(r"^file://localhost/", "file:///", uri))
-        if uri.startswith(("file:", "dbfs:")):
-            path = local_path(uri)
-            self.scheme, self.host, self.path = "file", "", os.path.realpath(str(path))
-            return
         scheme, _, rest = uri.partition("://")
-        host, _, path = rest.partition("/")
-        self.scheme = _SAME_SCHEME.get(scheme, scheme)
-        self.host = (urlsplit(f"//{host}").hostname or "") if "@" not in host else host.lower()
-        self.path = posixpath.normpath("/" + path).replace("//", "/")
+        local = local_path(uri) if uri.startswith(("file:", "dbfs:")) else None
+        if local is not None:
+            self.scheme, self.host, self.path = "file", "", os.path.realpath(local)
+        else:
+            host, _, path = rest.partition("/")
+            self.scheme = _SAME_SCHEME.get(scheme, scheme)
+            self.host = (host if "@" in host else host.partition(":")[0]).lower()
+            self.path = posixpath.normpath("/" + re.sub("/+", "/", path))
+        fixed = _PATTERN.split(self.path, maxsplit=1)[0]
+        self.is_pattern = fixed != self.path and not (local is not None and os.path.lexists(self.path))
+        self.folder = posixpath.dirname(fixed) if self.is_pattern else self.path
 
     def holds(self, other: Place) -> bool:
-        """Tell whether the other place is this one or lies below it. A scheme's default host may be any."""
-        if self.scheme != other.scheme or (self.host != other.host and self.host and other.host):
+        """Tell whether the other place is this one or lies below it."""
+        if not self._shares_storage(other):
             return False
-        return self.path == other.path or other.path.startswith(self.path.rstrip("/") + "/")
+        parts = other.path.split("/")
+        above = ("/".join(parts[:n]) or "/" for n in range(1, len(parts) + 1))
+        if self.is_pattern:
+            return any(fnmatch.fnmatchcase(folder, self.path) for folder in above)
+        return self.path in above
 
-    def is_below_pattern(self, pattern: str) -> bool:
-        """Tell whether this place, or a folder that it lies in, is among those that a pattern names."""
-        parts = self.path.split("/")
-        return any(fnmatch.fnmatchcase("/".join(parts[:n]), pattern) for n in range(2, len(parts) + 1))
+    def is_above(self, other: Place) -> bool:
+        """Tell whether all that the other place names lies in this one."""
+        folder = other.folder.rstrip("/") + "/"
+        return self._shares_storage(other) and folder.startswith(self.path.rstrip("/") + "/")
+
+    def _shares_storage(self, other: Place) -> bool:
+        """Tell whether schemes and hosts are the same; `hdfs:///` is some default host, so it may be any."""
+        return self.scheme == other.scheme and (self.host == other.host or not self.host or not other.host)
 
 
-def keep_apart(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+def keep_apart(
+    outputs: Mapping[str, str | None], inputs: Mapping[str, str | None], *, scratch: Mapping[str, str | None] = {}
+) -> None:
     """Refuse an output that is, holds or lies in an input.
 
     Args:
         outputs: URIs of what will be written, by the names that the user knows them by. None is left out.
-        inputs: URIs of what will be read; patterns stand for every place that they match.
+        inputs: URIs of what will be read; a pattern stands for every place that it matches.
+        scratch: Folders for temporary files, which may hold inputs but not lie in one.
 
     Raises:
         InputError: naming both.
     """
-    for output, written in outputs.items():
-        for name, read in inputs.items():
-            if written is None or read is None:
+    read = {name: Place(uri) for name, uri in inputs.items() if uri is not None}
+    for output, written in [*outputs.items(), *scratch.items()]:
+        place = None if written is None else Place(written)
+        for name, source in read.items():
+            if place is None:
                 continue
-            place, text = Place(written), Place(read)
-            literal = _PATTERN.split(text.path, maxsplit=1)[0]
-            is_pattern = literal != text.path and not (text.scheme == "file" and os.path.lexists(text.path))
-            if is_pattern:
-                clash, pattern = place.is_below_pattern(text.path), text.path
-                text.path = posixpath.dirname(literal)
-                clash = place.holds(text) or (clash and text.host == place.host and text.scheme == place.scheme)
-                text.path = pattern
-            else:
-                clash = place.holds(text) or text.holds(place)
-            if clash:
-                how = "is" if place.path == text.path else "holds" if place.holds(text) else "lies in"
+            how = "lies in" if source.holds(place) else "holds" if place.is_above(source) and output in outputs else ""
+            if how:
                 raise InputError(
-                    f"{output} {written} {how} the input, {name} {read}: writing there would alter what is read. "
-                    "Choose another place for it"
+                    f"{output} {written} {'is' if place.path == source.path else how} {name} {inputs[name]}, which is "
+                    "read: writing there would alter it. Choose another place"
                 )

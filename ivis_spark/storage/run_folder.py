@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, installed_versions
 from ivis_spark.storage.careful import children, exists, move_folder
 from ivis_spark.storage.files import digest_file, filesystem, list_files, remove_folder, write_json
 from ivis_spark.storage.names import join, normalise_uri
 
-MANIFEST = "manifest.json"
+MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
 _BUILDING, _REPLACED = ".building", ".replaced"
 
 
@@ -52,6 +52,40 @@ class RunFolder:
     def path(self, *parts: str) -> str:
         """Return the URI of something in the run folder."""
         return join(self.root, *parts)
+
+    def is_run(self) -> bool:
+        """Tell whether the folder carries the mark of a run, or holds a stage that a version without marks published."""
+        return MARK in self._children() or bool(self._published_here())
+
+    def check(self) -> None:
+        """Refuse a folder that holds files and is not a run folder: nothing may be written into it.
+
+        Raises:
+            InputError: names what is in it.
+        """
+        names = self._children()
+        if names and not self.is_run():
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise InputError(
+                f"{self.root} is not a run folder and not empty: it holds {shown}. Choose a new folder for the run"
+            )
+
+    def claim(self) -> None:
+        """Make the folder if it is not there, and mark it as that of a run.
+
+        Raises:
+            InputError: if it is somebody else's folder, or cannot be written.
+        """
+        fs, mark = filesystem(self.path(MARK))
+        try:
+            if exists(fs, mark):
+                return
+            self.check()
+            write_json(self.path(MARK), {"format": FORMAT_VERSION})
+        except OSError as err:
+            raise InputError(
+                f"the run folder {self.root} cannot be written: {err.strerror or err}; choose another folder"
+            ) from err
 
     def manifest(self, stage: str) -> Manifest | None:
         """Return the manifest of a stage, or None if it is not published.
@@ -140,6 +174,7 @@ class RunFolder:
         Yields:
             The build; what is written below its `uri` is what will stand in the folder.
         """
+        self.claim()
         building = self.path(_BUILDING, f"{stage}-{uuid.uuid4().hex[:12]}")
         fs, path = filesystem(building)
         fs.makedirs(path, exist_ok=True)
@@ -223,6 +258,15 @@ class RunFolder:
                 back.append(stage)
             self._forget(stage)
         return back
+
+    def _published_here(self) -> list[str]:
+        """Return the folders that hold a manifest of ours."""
+        found = []
+        for name in self._children():
+            with contextlib.suppress(ArtifactError):
+                manifest = self.manifest(name)
+                found += [name] if manifest is not None and manifest.stage == name else []
+        return found
 
     def _children(self, *parts: str) -> list[str]:
         return children(*filesystem(self.path(*parts)))
