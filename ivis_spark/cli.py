@@ -20,6 +20,8 @@ from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime import logs
 from ivis_spark.runtime.signals import TERMINATED, Terminated, raise_on_sigterm
+from ivis_spark.stages.places import check_places
+from ivis_spark.storage import RunFolder
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -71,6 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(text)
             return code
         config = _config(arguments)
+        check_places(
+            config,
+            arguments.output,
+            input_uri=getattr(arguments, "input", None),
+            target=getattr(arguments, "target", None),
+            log_file=arguments.log_file,
+            config_file=arguments.config,
+            spark_conf=_spark_conf(arguments),
+        )
+        RunFolder(arguments.output).claim()
         _set_up_logging(arguments)
         with raise_on_sigterm():
             _run(arguments, config)
@@ -251,13 +263,7 @@ def _session_factory(arguments: argparse.Namespace, opened: list[Any]) -> Callab
     def get_spark() -> SparkSession:
         from ivis_spark.spark.session import Progress, get_session
 
-        settings = {}
-        for text in arguments.spark_conf:
-            key, equals, value = text.partition("=")
-            if not equals:
-                raise ConfigError(f"--spark-conf {text!r} is not of the form key=value, like spark.driver.memory=4g")
-            settings[key] = value
-        spark = get_session(f"ivis-spark {arguments.command}", master=arguments.master, settings=settings)
+        spark = get_session(f"ivis-spark {arguments.command}", master=arguments.master, settings=_spark_conf(arguments))
         if not opened:
             log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
             progress = Progress(spark, lambda text: log.info("  %s", text))
@@ -265,6 +271,16 @@ def _session_factory(arguments: argparse.Namespace, opened: list[Any]) -> Callab
         return spark
 
     return get_spark
+
+
+def _spark_conf(arguments: argparse.Namespace) -> dict[str, str]:
+    settings = {}
+    for text in arguments.spark_conf:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--spark-conf {text!r} is not of the form key=value, like spark.driver.memory=4g")
+        settings[key] = value
+    return settings
 
 
 def _tell(pipeline: Pipeline, report: Manifest) -> None:

@@ -22,7 +22,7 @@ def write_digits(output: str, config: Config) -> tuple[str, Config]:
     A table that stands is left as it is, so that a rerun finds the same input. Runs on: driver.
 
     Args:
-        output: URI of the run folder; the table goes to `input/digits.parquet` in it.
+        output: URI of the run folder; the table goes beside it, to `<output>-digits.parquet`.
         config: Settings of the run.
 
     Returns:
@@ -31,7 +31,7 @@ def write_digits(output: str, config: Config) -> tuple[str, Config]:
     Raises:
         DependencyError: if scikit-learn is missing.
     """
-    uri = storage.join(storage.normalise_uri(output), "input", "digits.parquet")
+    uri = f"{storage.normalise_uri(output)}-digits.parquet"
     named = dataclasses.replace(config, data=dataclasses.replace(config.data, id_col="id", label_col="label"))
     fs, path = storage.filesystem(uri)
     if storage.exists(fs, path):

@@ -9,6 +9,7 @@ from ivis_spark.config import Config
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.stages import COMMANDS, STAGES, embeddings, model, neighbours, query, report, rows, triplets
 from ivis_spark.stages.input_table import InputTable
+from ivis_spark.stages.places import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest
 
@@ -27,6 +28,9 @@ class Pipeline:
         source: A DataFrame in the place of that table.
         overwrite: Whether stages made with other settings or input are rebuilt instead of refused.
         experiment: MLflow experiment to report to; None reports to nobody.
+
+    Raises:
+        InputError: if the run folder is, holds or lies in the input.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Pipeline:
         overwrite: bool = False,
         experiment: str | None = None,
     ) -> None:
+        check_places(config, output, input_uri=input_uri)
         runner = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
         self._run = Run(runner, config, get_spark, InputTable(config.data, get_spark, input_uri, source))
         self.run_folder, self.tracker = runner.folder, runner.tracker

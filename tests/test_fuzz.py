@@ -54,8 +54,12 @@ STATE = {
     **{"rate": 0.1, "cooldown_from": None, "stopped": False},
 }
 JOURNAL = {
-    **{"number": 1, "mode": "append", "info": {"rows": 1}, "done": False, "removals": ["day=1/old"]},
-    **{"moves": [["_ivis_spark/work-a/parts/0/new", "new"]]},
+    "number": 1,
+    "key": "a",
+    "mode": "append",
+    "info": {"rows": 1},
+    "removals": ["day=1/old"],
+    "moves": [["_ivis_spark/work-a/parts/0/new", "day=1/new"]],
 }
 NESTED = b"[" * 100_000  # deeper than any parser goes
 
@@ -395,14 +399,14 @@ def test_units_with_any_records_lose_no_row(plan: bytes, unit: bytes) -> None:
 @example(journal=json.dumps({**JOURNAL, "removals": ["../precious.txt"]}).encode())
 @example(journal=json.dumps({**JOURNAL, "moves": [["../precious.txt", "a"]]}).encode())
 @example(journal=json.dumps({**JOURNAL, "moves": [["_ivis_spark/work-a/parts/0/new", "../precious.txt"]]}).encode())
-@example(journal=json.dumps({**JOURNAL, "removals": ["_ivis_spark/other.json"]}).encode())
+@example(journal=json.dumps({**JOURNAL, "removals": ["_ivis_spark/000000-other.done"]}).encode())
 def test_target_with_any_journal_touches_no_other_file(tmp_path: Path, journal: bytes) -> None:
     precious, table = tmp_path / "precious.txt", tmp_path / "table"
     precious.write_text("mine")
     shutil.rmtree(table, ignore_errors=True)
-    for name in ("_ivis_spark/work-a/parts/0/new", "_ivis_spark/other.json"):
-        put(f"file://{table}/{name}", json.dumps({**JOURNAL, "moves": [], "removals": [], "done": True}).encode())
-    put(f"file://{table}/_ivis_spark/a.json", journal)
+    for name in ("_ivis_spark/work-a/parts/0/new", "_ivis_spark/000000-other.done"):
+        put(f"file://{table}/{name}", json.dumps({**JOURNAL, "number": 0, "key": "other", "files": []}).encode())
+    put(f"file://{table}/_ivis_spark/000001-a.json", journal)
     said = ""
     try:
         Target(str(table), "append", ()).put("next", lambda work: ([], {"rows": 0}))
@@ -410,8 +414,8 @@ def test_target_with_any_journal_touches_no_other_file(tmp_path: Path, journal: 
         said = str(err)
     except FileNotFoundError:  # of a file that it says is to be moved and that nobody wrote
         pass
-    assert not said or ("_ivis_spark/a.json" in said and "put back what stood there" in said)
-    assert precious.read_text() == "mine" and (table / "_ivis_spark" / "other.json").exists()
+    assert not said or ("_ivis_spark/000001-a.json" in said and "put back what stood there" in said)
+    assert precious.read_text() == "mine" and (table / "_ivis_spark" / "000000-other.done").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "table"]
 
 

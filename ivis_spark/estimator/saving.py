@@ -71,24 +71,34 @@ class Saving(BaseEstimator):  # type: ignore[misc]
         Args:
             folder_path: Local path.
             save_format: Kept for ivis's sake; Keras files are written.
-            overwrite: Replace the folder if it exists.
+            overwrite: Replace the saved model if there is one.
 
         Raises:
-            ExistsError: if the folder exists; it is an InputError and a FileExistsError.
+            ExistsError: if the folder exists, or holds other files than a saved model's; it is an InputError and a
+                FileExistsError.
         """
         del save_format
         target = os.path.abspath(folder_path)
         if os.path.exists(target) and not overwrite:
             raise ExistsError(f"{folder_path!r} exists; pass overwrite=True to replace it, or another path")
+        if os.path.exists(target):
+            foreign = persistence.foreign_files(target) if os.path.isdir(target) else [os.path.basename(target)]
+            if foreign:
+                raise ExistsError(
+                    f"{folder_path!r} holds what no saved model does ({', '.join(foreign[:5])}); choose another path"
+                )
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        building = f"{target}.{uuid.uuid4().hex[:8]}.building"
+        building, replaced = (f"{target}.{uuid.uuid4().hex[:8]}.{state}" for state in ("building", "replaced"))
         try:
             self._write(building)
             if os.path.exists(target):
-                shutil.rmtree(target)
+                os.rename(target, replaced)
             os.rename(building, target)
         finally:
-            shutil.rmtree(building, ignore_errors=True)
+            if os.path.exists(replaced) and not os.path.exists(target):
+                os.rename(replaced, target)
+            for folder in (building, replaced):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def load_model(self: _Self, folder_path: str, custom_objects: Mapping[str, Any] | None = None) -> _Self:
         """Load what `save_model` wrote, or what ivis 2 did, parameters included. `fit` then goes on training.

@@ -243,6 +243,17 @@ class _ModelWriter(MLWriter):
         super().__init__()
         self._instance = instance
 
+    def _handleOverwrite(self, path: str) -> None:
+        """Let Spark remove what stands at a path if it is a saved model and nothing else."""
+        uri = storage.normalise_uri(path)
+        names = set(storage.children(*storage.filesystem(uri)))
+        foreign = sorted(names - {"metadata", "model", storage.MARK})
+        if names and (foreign or not {"metadata", "model"} <= names):
+            raise InputError(
+                f"{uri} is not a saved model; it holds {', '.join(foreign or sorted(names))}. Choose another path"
+            )
+        super()._handleOverwrite(path)
+
     def saveImpl(self, path: str) -> None:
         uri = storage.normalise_uri(path)
         fs, plain = storage.filesystem(uri)

@@ -137,6 +137,16 @@ def is_saved_model(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, _INDEX))
 
 
+def foreign_files(folder: str) -> list[str]:
+    """Return the names in a folder that `save_model` did not write; all of them if it holds no saved model."""
+    names = sorted(os.listdir(folder))
+    try:
+        ours = {_INDEX, *_read_index(os.path.join(folder, _INDEX))["files"]}
+    except ArtifactError:
+        return names
+    return [name for name in names if name not in ours]
+
+
 def is_trained(folder: str) -> bool:
     """Tell whether a saved model has a network; one saved before it was trained has only facts.
 

@@ -31,8 +31,10 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     folder = RunFolder(root)
     if not folder.exists():
         raise ArtifactError(f"{folder.root} is not there; give the folder that --output named")
+    if not folder.is_run():
+        raise ArtifactError(f"{folder.root} is not a run folder; nothing in it was written by ivis-spark")
     standing, aside, left = folder.published(), folder.set_aside(), folder.unfinished()
-    known = {*standing, *aside, *folder.torn()}
+    known = {*standing, *aside}
     unknown = [stage for stage in stages if stage not in known]
     if unknown:
         there = ", ".join(sorted({*standing, *aside})) or "none"

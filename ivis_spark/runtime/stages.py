@@ -56,6 +56,7 @@ class StageRunner:
             ArtifactError: if it stands with other settings and is not to be overwritten, or another run holds the lock.
         """
         logs.enter_stage(name)
+        self.folder.check()
         self._mend()
         command = self._commands.get(name, "embed")
         if self.folder.is_current(name, spec, overwrite=self._overwrite):
@@ -90,6 +91,7 @@ class StageRunner:
         if self._lock is not None:
             yield self._lock
             return
+        self.folder.claim()
         with RunLock(self.folder.root, name) as lock:
             self._lock = lock
             try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
+from ivis_spark.stages.places import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
@@ -49,14 +50,18 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     from ivis_spark.spark.embedding import job as embed_job
     from ivis_spark.spark.embedding.target import Target
 
-    (fingerprint, model), target = _model(run), Target(uri, mode, run.config.embed.partition_by)
-    other = _other_table(run, model, always=True)
+    check_places(run.config, run.folder.root, input_uri=run.input.uri, target=uri)
+    fingerprint, model = _model(run)
+    other = _other_table(run, model, target=uri)
+    target = Target(uri, mode, run.config.embed.partition_by)
     source = embed_job.input_of_rows(run.table("rows")) if other is None else other[0]
     encoder = model.encoder(scaled=other is None)
     spec = {**_spec(run, fingerprint, other), "mode": mode}
     embed = functools.partial(embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed)
-    with RunLock(target.uri, "embed"):
-        info, before = target.put(storage.fingerprint(spec), embed)
+    with RunLock(target.lock_folder, "embed") as lock:
+        if mode != "overwrite":
+            embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed)
+        info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
     log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
 
@@ -76,15 +81,15 @@ def _spec(run: Run, model: str, other: tuple[Input, dict[str, Any]] | None) -> d
     return {**spec, "config": {"embed": kept}}
 
 
-def _other_table(run: Run, model: ModelFolder, *, always: bool = False) -> tuple[Input, dict[str, Any]] | None:
-    """Return the input table and its fingerprint if it is not the one that the rows of the run came from."""
+def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> tuple[Input, dict[str, Any]] | None:
+    """Return the input table and its fingerprint; None if there is none, or it goes into the run and was its input."""
     from ivis_spark.spark.embedding import job as embed_job
 
     table = run.input.read()
     if table is None:
         return None
-    source, rows = run.input.fingerprint(table), run.folder.manifest("rows")
-    if not always and rows is not None and source == rows.spec["inputs"]["source"]:
+    source, rows = run.source(table, *([target] if target else [])), run.folder.manifest("rows")
+    if target is None and rows is not None and source == rows.spec["inputs"]["source"]:
         return None
     data, invalid = run.config.data, run.config.embed.invalid
     return embed_job.input_of_table(table, run.input.uri or "", data, model, invalid=invalid), source

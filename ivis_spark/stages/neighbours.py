@@ -21,7 +21,7 @@ def publish(run: Run) -> Manifest:
     config = run.config.for_rows(rows.info["rows"]).neighbours
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
     if config.table is not None:
-        inputs["table"] = run.input.fingerprint(_given_table(run, config.table))
+        inputs["table"] = run.source(_given_table(run, config.table))
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.by_label import build_label_neighbours

@@ -28,5 +28,5 @@ def publish(run: Run, name: str | None) -> Manifest:
             query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = run.get_spark().read.parquet(stage.path("data")).count()
 
-    spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.input.fingerprint(table))
+    spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.source(table))
     return run.publish(name or f"queries-{run.input.name}", spec, build)

@@ -52,7 +52,7 @@ def publish(run: Run) -> Manifest:
 
     inputs: dict[str, Any] = {name: manifest.fingerprint for name, manifest in needed.items()}
     if wanted.table is not None:
-        inputs["table"] = run.input.fingerprint(wanted.table)
+        inputs["table"] = run.source(wanted.table)
     return run.publish("report", run.spec("evaluate", "random_state", **inputs), build)
 
 

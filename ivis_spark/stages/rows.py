@@ -17,6 +17,7 @@ def publish(run: Run) -> Manifest:
     table = run.input.read()
     if table is None:
         return checked(run)
+    run.folder.claim()
     storage.check_writable(run.folder.root)
 
     def build(stage: StageBuild) -> None:
@@ -26,7 +27,7 @@ def publish(run: Run) -> Manifest:
         stage.info.update(ingest.ingest(source, run.config.data, stage))
         check_fit(stage.info, run.config)
 
-    manifest = run.publish("rows", run.spec("data", source=run.input.fingerprint(table)), build)
+    manifest = run.publish("rows", run.spec("data", source=run.source(table)), build)
     check_fit(manifest.info, run.config)
     return manifest
 

@@ -12,6 +12,7 @@ from ivis_spark.config import Config
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.stages import STAGES
 from ivis_spark.stages.input_table import InputTable
+from ivis_spark.stages.places import check_files
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class Run:
     def require(self, stage: str) -> Manifest:
         """Return the manifest of a stage that must be published."""
         return self.runner.require(stage)
+
+    def source(self, table: DataFrame, *outputs: str) -> dict[str, Any]:
+        """Return what identifies an input table, after looking that nothing is written where its files are.
+
+        Raises:
+            InputError: if its files lie in the run folder or another output, or the other way round.
+        """
+        from ivis_spark.spark.rows.columns import input_files
+
+        for output in (self.folder.root, *outputs):
+            check_files(input_files(table), output)
+        return self.input.fingerprint(table)
 
     def table(self, stage: str) -> DataFrame:
         """Return the table that a stage published."""

@@ -1,4 +1,8 @@
-"""Storage: `files` (bytes by URI), `places` (what a URI points to), `run_folder` (stages, published whole), `careful` (faults are not absences)."""
+"""Storage: four rooms.
+
+`files`: bytes by URI; `places`: what a URI points to; `run_folder`: stages, published whole; `careful`: faults are not
+absences.
+"""
 
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerprint, installed_versions
 from ivis_spark.storage.careful import children, exists, find, move_folder, protocol
@@ -20,11 +24,12 @@ from ivis_spark.storage.files import (
 )
 from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.places import Place, keep_apart
-from ivis_spark.storage.run_folder import MANIFEST, RunFolder, StageBuild
+from ivis_spark.storage.run_folder import MANIFEST, MARK, RunFolder, StageBuild
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
+    "MARK",
     "Manifest",
     "Place",
     "RunFolder",

@@ -30,7 +30,7 @@ class Place:
             host, _, path = rest.partition("/")
             self.scheme = _SAME_SCHEME.get(scheme, scheme)
             self.host = (host if "@" in host else host.partition(":")[0]).lower()
-            self.path = posixpath.normpath("/" + re.sub("/+", "/", path))
+            self.path = posixpath.normpath(re.sub("/+", "/", f"/{path}"))
         fixed = _PATTERN.split(self.path, maxsplit=1)[0]
         self.is_pattern = fixed != self.path and not (local is not None and os.path.lexists(self.path))
         self.folder = posixpath.dirname(fixed) if self.is_pattern else self.path

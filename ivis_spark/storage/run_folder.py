@@ -54,7 +54,7 @@ class RunFolder:
         return join(self.root, *parts)
 
     def is_run(self) -> bool:
-        """Tell whether the folder carries the mark of a run, or holds a stage that a version without marks published."""
+        """Tell whether the folder carries the mark of a run, or a stage of a version that wrote none."""
         return MARK in self._children() or bool(self._published_here())
 
     def check(self) -> None:
@@ -239,7 +239,8 @@ class RunFolder:
     def published(self) -> list[str]:
         """Return the names of the stages that have a manifest."""
         fs, root = filesystem(self.root)
-        return [name for name in self._children() if exists(fs, posixpath.join(root, name, MANIFEST))]
+        names = [name for name in self._children() if not name.startswith(".")]
+        return [name for name in names if exists(fs, posixpath.join(root, name, MANIFEST))]
 
     def torn(self) -> list[str]:
         """Return the folders that stand where stages do and have no manifest: what a removal that died left."""

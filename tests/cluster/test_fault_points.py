@@ -240,12 +240,15 @@ class SparkStage:
         config, given = load_config(None, settings), str(self._source) if name in ("rows", "table") else None
         pipeline = Pipeline(str(self.output), config, get_spark=lambda: self._spark, input_uri=given)
         if name == "table":
-            pipeline.embed_into(str(self.output / "table"), "append")
+            pipeline.embed_into(str(self._target()), "append")
         else:
             {"rows": pipeline.ingest, "neighbours": pipeline.neighbours, "embeddings": pipeline.embed}[name]()
 
     def rows(self) -> list[int]:
-        return ids(self.output / self.name / ("" if self.name == "table" else "data"))
+        return ids(self._target() if self.name == "table" else self.output / self.name / "data")
+
+    def _target(self) -> Path:
+        return self.output.with_suffix(".table")
 
 
 @pytest.mark.spark

@@ -97,7 +97,7 @@ def test_clean_mends_a_wreck(root: Path) -> None:
     assert [brought, building] == told[1:] and lock.split(",")[:2] == told[0].split(",")[:2]  # the heartbeat ages
     assert "run.json: removed, the lock of process" in lock and brought == "model: brought back"
     assert ".building/triplets-" in building and building.endswith(": removed")
-    assert sorted(path.name for path in root.iterdir()) == ["model", "neighbours", "rows"]
+    assert sorted(path.name for path in root.iterdir()) == [storage.MARK, "model", "neighbours", "rows"]
     verify(str(root))
     assert clean(str(root)) == []
 

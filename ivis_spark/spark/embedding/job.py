@@ -17,6 +17,7 @@ from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
+from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest
@@ -102,7 +103,7 @@ def embed_input(
     Raises:
         InputError: if rows are invalid and that is an error, or columns clash.
     """
-    outputs = Outputs(config.output_col, config.scores_col, config.precision == "float16")
+    outputs = _outputs(config)
     _check_columns(source, outputs, config)
     size = config.unit_bytes or _WAVES * _SPLIT_BYTES * cores(spark)
     plan = units.plan_units(source.files, size) if source.files else [[]]
@@ -113,6 +114,43 @@ def embed_input(
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
     info["invalid"] = {fault: sum(unit.info["invalid"][fault] for unit in done) for fault in done[0].info["invalid"]}
     return done, info
+
+
+def check_same_columns(spark: SparkSession, target: Target, source: Input, config: EmbedConfig) -> None:
+    """Refuse to put embeddings into a table with other columns. Reads footers only. Runs on: driver.
+
+    Raises:
+        InputError: names the columns that differ.
+    """
+    files = target.data_files()
+    if not files:
+        return
+    folders = {tuple(part.partition("=")[0] for part in name.split("/")[:-1]) for name in files}
+    if folders != {config.partition_by}:
+        found = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
+        raise InputError(
+            f"{target.uri} is partitioned by {found}, and embed.partition_by is "
+            f"{'/'.join(config.partition_by) or 'nothing'}: set it to the same, or choose another --target"
+        )
+    outputs = _outputs(config)
+    fields = [field for field in source.read([]).schema.fields if field.name not in source.features]
+    new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}
+    table = frames.read_table(spark, target.uri, DataConfig(format="parquet"))
+    old = {field.name: field.dataType.simpleString() for field in table.schema.fields}
+    named = config.partition_by  # their types are guessed from the names of folders
+    faults = [f"{name} is only in the table" for name in old if name not in new]
+    faults += [f"{name} is only in the embeddings" for name in new if name not in old]
+    faults += [
+        f"{name} is {old[name]} in the table and {new[name]} in the embeddings"
+        for name in new
+        if name in old and name not in named and old[name] != new[name]
+    ]
+    if faults:
+        raise InputError(f"{target.uri} has other columns: {'; '.join(faults)}. Choose another --target")
+
+
+def _outputs(config: EmbedConfig) -> Outputs:
+    return Outputs(config.output_col, config.scores_col, config.precision == "float16")
 
 
 def _embed_unit(

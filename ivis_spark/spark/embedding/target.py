@@ -1,27 +1,29 @@
-"""A user's own table as the target of embedding: append, overwrite, or replace the partitions that come anew.
+"""A user's own table as the target of embedding: append, overwrite, or replace the partitions that have new data.
 
-`_ivis_spark/` in the table, which Spark's readers pass over, holds the work folder of a job and a journal a job. A
-journal names every file to remove and to move before the first is touched, so a job that died between is finished by
-the next; a job that is finished already is not done again.
+`_ivis_spark/` in the table, which Spark's readers pass over, holds the work folder of a job and two files per job:
+`<number>-<key>.json` is its journal, which names every file to remove and to move before the first is touched, so a
+job that died between is finished by the next; `<number>-<key>.done` says what it put into the table, so the same job
+is not done again, and only such files are ever removed. Each is written once, under a name of its own.
 """
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from ivis_spark import storage
-from ivis_spark.errors import InputError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_inside, check_list
 from ivis_spark.spark.embedding.units import Unit, move_file, remove, write_record
 
 Mode = Literal["append", "overwrite", "replace"]
 MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
-_OWN = "_ivis_spark"
+OWN = "_ivis_spark"
+_FOREIGN_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _REMEDY = (
-    "put back what stood there; or remove it, and embed anew with --mode overwrite, since what its job had still to "
-    "move or to remove is not known"
+    "put back what stood there; or remove it, and embed again into a new table, since what its job had still to move "
+    "or to remove is not known"
 )
 
 
@@ -46,25 +48,53 @@ class Target:
                 "--mode replace replaces partitions and none are named: pass --set embed.partition_by=COLUMN"
             )
         self.uri, self._mode = storage.normalise_uri(uri), mode
+        for name in storage.children(*storage.filesystem(self.uri)):
+            if name in _FOREIGN_TABLES:
+                raise InputError(
+                    f"--target {uri} is a {_FOREIGN_TABLES[name]} table, whose log would not name the new files: write "
+                    "what IvisModel.transform returns with its own writer, or choose another target"
+                )
         storage.check_writable(self.uri)
 
-    def put(self, key: str, embed: Callable[[str], tuple[list[Unit], dict[str, Any]]]) -> tuple[dict[str, Any], bool]:
+    @property
+    def lock_folder(self) -> str:
+        """Where the lock of the table stands: in the folder that readers pass over."""
+        return self._own()
+
+    def data_files(self) -> list[str]:
+        """Return the files of the table that readers see, relative to it."""
+        names = [name for name, _ in storage.list_files(self.uri)]
+        return [name for name in names if not any(part.startswith(("_", ".")) for part in name.split("/"))]
+
+    def put(
+        self,
+        key: str,
+        embed: Callable[[str], tuple[list[Unit], dict[str, Any]]],
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> tuple[dict[str, Any], bool]:
         """Embed and put the result into the table, unless this very job did so before.
 
         Args:
             key: Of the job: its model, input and settings.
             embed: Embeds, working in the folder given; returns the units and facts about them.
+            check: Called before the table is touched; what it raises leaves the table as it is.
 
         Returns:
             The facts, and whether it was done before.
+
+        Raises:
+            InputError: if files would have to go that no such job wrote; names them.
         """
-        for other, journal in self._journals().items():
-            if not journal["done"]:
-                self._finish(other)
-        journals = self._journals()
-        last = max((journal["number"] for journal in journals.values()), default=0)
-        if key in journals and (self._mode == "append" or journals[key]["number"] == last):
-            return journals[key]["info"], True
+        for name in self._unfinished():
+            self._finish(name)
+        done = self._done()
+        last = max((record["number"] for record in done), default=0)
+        for record in reversed(done):
+            if record["key"] == key and (self._mode == "append" or record["number"] == last):
+                return record["info"], True
+        if self._mode == "overwrite":
+            self._removals(done, ())
         work = self._own(f"work-{key}")
         units, info = embed(work)
         moves = [
@@ -72,73 +102,115 @@ class Target:
             for unit in units
             for name, _ in unit.files
         ]
-        record = {"number": last + 1, "mode": self._mode, "info": info, "done": False}
-        write_record(self._journal(key), {**record, "moves": moves, "removals": self._removals(moves)})
-        self._finish(key)
+        removals = self._removals(done, [target for _, target in moves])
+        journal = {"number": last + 1, "key": key, "mode": self._mode, "info": info}
+        name = f"{last + 1:06d}-{key}"
+        check()
+        write_record(self._own(f"{name}.json"), {**journal, "moves": moves, "removals": removals})
+        self._finish(name)
         return info, False
 
-    def _finish(self, key: str) -> None:
+    def _finish(self, name: str) -> None:
         """Do what a journal says; what is done of it already does no harm."""
-        journal = self._read(key)
+        uri = self._own(f"{name}.json")
+        journal = storage.read_json(uri, read_journal, remedy=_REMEDY)
         for old in journal["removals"]:
             self._remove_file(storage.join(self.uri, old))
         for source, target in journal["moves"]:
             move_file(storage.join(self.uri, source), storage.join(self.uri, target))
+        facts = {field: journal[field] for field in ("number", "key", "mode", "info")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
-            for other, earlier in self._journals().items():
-                if earlier["number"] < journal["number"]:
-                    self._remove_file(self._journal(other))
-        write_record(self._journal(key), {**journal, "moves": [], "removals": [], "done": True})
-        remove(self._own(f"work-{key}"))
+            for record in self._done():
+                if record["number"] < journal["number"]:
+                    self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.done"))
+        write_record(self._own(f"{name}.done"), {**facts, "files": [target for _, target in journal["moves"]]})
+        self._remove_file(uri)
+        remove(self._own(f"work-{journal['key']}"))
 
     def _remove_file(self, uri: str) -> None:
         fs, path = storage.filesystem(uri)
         if storage.exists(fs, path):
             fs.rm_file(path)
 
-    def _removals(self, moves: list[list[str]]) -> list[str]:
+    def _removals(self, done: list[dict[str, Any]], targets: Iterable[str]) -> list[str]:
+        """Return the files that the new ones, at `targets`, take the place of."""
+        there = self.data_files()
+        if clash := sorted(set(there) & set(targets)):
+            raise ArtifactError(f"{self.uri} holds {clash[0]} already, where a new file is to go: move it away")
         if self._mode == "append":
             return []
-        replaced = {posixpath.dirname(target) for _, target in moves}
-        old = [name for name, _ in storage.list_files(self.uri) if not name.startswith(_OWN)]
-        return [name for name in old if self._mode == "overwrite" or posixpath.dirname(name) in replaced]
+        replaced = {posixpath.dirname(target) for target in targets}
+        old = [name for name in there if self._mode == "overwrite" or posixpath.dirname(name) in replaced]
+        ours = {name for record in done for name in record["files"]}
+        foreign = [name for name in old if name not in ours]
+        if foreign:
+            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
+            raise InputError(
+                f"--mode {self._mode} would remove files from {self.uri} that `embed` did not put there: {shown}. Move "
+                "them away, or choose another --target"
+            )
+        return old
 
-    def _journals(self) -> dict[str, Any]:
-        """Return the journals by the keys of their jobs."""
+    def _unfinished(self) -> list[str]:
+        """Return the names of the journals whose job is not done, oldest first."""
+        names = self._records()
+        done = {name[:-5] for name in names if name.endswith(".done")}
+        return [name[:-5] for name in names if name.endswith(".json") and name[:-5] not in done]
+
+    def _done(self) -> list[dict[str, Any]]:
+        """Return what finished jobs say of themselves, oldest first."""
+        return [
+            storage.read_json(self._own(name), read_done, remedy=_REMEDY)
+            for name in self._records()
+            if name.endswith(".done")
+        ]
+
+    def _records(self) -> list[str]:
         names = storage.children(*storage.filesystem(self._own()))
-        return {key: self._read(key) for key in (name[:-5] for name in names if name.endswith(".json"))}
-
-    def _read(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = storage.read_json(self._journal(key), read_journal, remedy=_REMEDY)
-        return found
-
-    def _journal(self, key: str) -> str:
-        return self._own(f"{key}.json")
+        return [name for name in names if not name.startswith(".")]  # there is a lock, too
 
     def _own(self, *parts: str) -> str:
-        return storage.join(self.uri, _OWN, *parts)
+        return storage.join(self.uri, OWN, *parts)
 
 
 def read_journal(value: Any) -> dict[str, Any]:
     """Return what JSON gave if it is a journal.
 
     Raises:
+        ArtifactError: if it is that of an earlier version.
         ValueError: if it is none, or would touch a file that is not in the table.
     """
-    journal = check_fields(value, number=int, mode=str, info=dict, done=bool, moves=list, removals=list)
-    if journal["mode"] not in MODES:
-        raise ValueError(f"mode {journal['mode']!r} is none of {', '.join(MODES)}")
-    check_fields(journal["info"], rows=int)
+    journal = _read_job(value)
+    check_fields(value, moves=list, removals=list)
     for old in journal["removals"]:
         _check_data(old)
     for move in check_list(journal["moves"], list, "moves"):
         source, target = move
-        if not check_inside(source, "the table").startswith(_OWN + "/"):
+        if not check_inside(source, "the table").startswith(OWN + "/"):
             raise ValueError(f"it moves {source!r}, which no job wrote")
         _check_data(target)
     return journal
 
 
+def read_done(value: Any) -> dict[str, Any]:
+    """Return what JSON gave if it says what a finished job put into the table. Raises ValueError if it does not."""
+    record = _read_job(value)
+    for name in check_list(check_fields(value, files=list)["files"], str, "files"):
+        _check_data(name)
+    return record
+
+
+def _read_job(value: Any) -> dict[str, Any]:
+    if isinstance(value, dict) and "done" in value:
+        raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
+    job = check_fields(value, number=int, key=str, mode=str, info=dict)
+    if job["mode"] not in MODES:
+        raise ValueError(f"mode {job['mode']!r} is none of {', '.join(MODES)}")
+    check_inside(job["key"], "the table")
+    check_fields(job["info"], rows=int)
+    return job
+
+
 def _check_data(path: Any) -> None:
-    if check_inside(path, "the table").startswith(_OWN):
+    if check_inside(path, "the table").startswith(OWN):
         raise ValueError(f"it lists {path!r}, which is not data")

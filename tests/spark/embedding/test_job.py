@@ -164,9 +164,54 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
         pipeline(spark, run, first).embed_into(str(target), "replace")
 
 
+def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table, target = write(tmp_path / "table"), tmp_path / "target"
+    columns = {"key": ["k"], "n": ["text"], "more": [1], "embedding": pa.array([[0.0, 0.0]], pa.list_(pa.float32()))}
+    target.mkdir()
+    for wrong, said in {
+        "other columns": "more is only in the table; n is string in the table and bigint in the embeddings",
+        "no rows of ours": "cannot be read as parquet",
+    }.items():
+        content = pa.table(columns) if wrong == "other columns" else None
+        (target / "a.parquet").write_text("text") if content is None else pq.write_table(content, target / "a.parquet")
+        with pytest.raises(InputError, match=said):
+            pipeline(spark, run, table).embed_into(str(target), "append")
+    pq.write_table(pa.table({**columns, "n": [60]}).drop(["more"]), target / "a.parquet")
+    with pytest.raises(InputError, match=r"is partitioned by nothing, and embed\.partition_by is n"):
+        pipeline(spark, run, table, "embed.partition_by=n").embed_into(str(target), "append")
+    assert [path.name for path in target.iterdir() if path.name[0] not in "_."] == ["a.parquet"]
+    assert pipeline(spark, run, table).embed_into(str(target), "append")["rows"] == 60
+    with pytest.raises(InputError, match=r"would remove files .* that `embed` did not put there: a\.parquet"):
+        pipeline(spark, run, table).embed_into(str(target), "overwrite")
+    assert sorted(pq.read_table(target)["n"].to_pylist()) == list(range(61))
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_a_target_that_is_the_input(spark: SparkSession, run: Path, tmp_path: Path, mode: str) -> None:
+    table = write(tmp_path / "table")
+    (tmp_path / "link").symlink_to(table)
+    before = {path: path.read_bytes() for path in table.iterdir()}
+    named = f"file:{table}"
+    for target in (str(table), str(tmp_path / "link"), f"{table}/new", str(tmp_path)):
+        with pytest.raises(InputError, match=r"(--target|table|link) .*(is read|input table)"):
+            pipeline(spark, run, table).embed_into(target, mode)
+    spark.sql(f"CREATE TABLE IF NOT EXISTS named USING parquet LOCATION '{named}'")
+    try:
+        config = load_config(None, ["data.format=table"])
+        by_name = Pipeline(str(run), config, get_spark=lambda: spark, input_uri="named")
+        with pytest.raises(InputError, match="holds the input table, whose files are in"):
+            by_name.embed_into(str(table), mode)
+    finally:
+        spark.sql("DROP TABLE named")
+    assert before == {path: path.read_bytes() for path in table.iterdir()}
+
+
 def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_path: Path) -> None:
     table, target = write(tmp_path / "table"), tmp_path / "target"
-    with RunLock(str(target), "embed"), pytest.raises(ArtifactError, match=r"target is being written by process \d+"):
+    with (
+        RunLock(str(target / "_ivis_spark"), "embed"),
+        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+"),
+    ):
         pipeline(spark, run, table).embed_into(str(target), "append")
     pipeline(spark, run, table).embed_into(str(target), "append")
     check(pq.read_table(target), range(60))

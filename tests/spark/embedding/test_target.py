@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark.embedding import target as target_module
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.target import Target
@@ -104,3 +105,45 @@ def test_a_unit_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "units" / "000001.json").write_text("{")
     run(str(tmp_path))
     assert done == ["1", "2", "3", "2"]
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "replace"])
+def test_files_of_others_are_never_removed(tmp_path: Path, mode: str) -> None:
+    put(tmp_path, "append", "a", {1: [0], 2: [5]})
+    theirs = tmp_path / "day=1" / "theirs.parquet"
+    pq.write_table(pa.table({"n": [7]}), theirs)
+    with pytest.raises(InputError, match=r"day=1/theirs\.parquet\. Move them away"):
+        put(tmp_path, mode, "b", {1: [1]})
+    assert rows(tmp_path) == {1: [0, 7], 2: [5]}
+    assert not put(tmp_path, "replace", "c", {2: [6]})
+    assert rows(tmp_path) == {1: [0, 7], 2: [6]}
+    theirs.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "_elsewhere")
+    assert not put(tmp_path, mode, "b", {1: [1]})
+    assert rows(tmp_path) == ({1: [1]} if mode == "overwrite" else {1: [1], 2: [6]})
+
+
+def test_tables_that_are_not_plain_parquet(tmp_path: Path) -> None:
+    (tmp_path / "_delta_log").mkdir()
+    with pytest.raises(InputError, match="is a Delta table"):
+        Target(str(tmp_path), "append", ())
+    assert [path.name for path in tmp_path.iterdir()] == ["_delta_log"]
+
+
+def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
+    record = tmp_path / "_ivis_spark" / "abc.json"
+    record.parent.mkdir()
+    record.write_text('{"number": 1, "mode": "append", "info": {}, "done": true, "moves": [], "removals": []}')
+    with pytest.raises(ArtifactError, match=r"abc\.json: it was written by an earlier version .*: embed into a new"):
+        put(tmp_path, "append", "a", {1: [0]})
+
+
+def test_a_lock_that_is_lost_leaves_the_table_alone(tmp_path: Path) -> None:
+    put(tmp_path, "append", "a", {1: [0]})
+
+    def lost() -> None:
+        raise ArtifactError("another run holds the lock")
+
+    with pytest.raises(ArtifactError, match="another run"):
+        Target(str(tmp_path), "overwrite", ("day",)).put("b", embed({1: [1]}), check=lost)
+    assert rows(tmp_path) == {1: [0]} and put(tmp_path, "append", "a", {1: [0]})

@@ -1,0 +1,75 @@
+"""What is read and what is written keep apart, on every command and API."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+
+from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.errors import InputError
+from ivis_spark.storage import Place
+
+_SCRATCH = ("spark.local.dir", "spark.eventLog.dir", "spark.sql.warehouse.dir")
+_TABLE_MARKS = ("_SUCCESS", "_delta_log")  # a folder with one of these is a table as a whole
+
+
+def check_places(
+    config: Config,
+    output: str,
+    *,
+    input_uri: str | None = None,
+    target: str | None = None,
+    log_file: str | None = None,
+    config_file: str | None = None,
+    spark_conf: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse what would write into something that is read. Nothing is written. Runs on: driver.
+
+    Args:
+        config: Names tables that are read too.
+        output: The run folder.
+        input_uri: The input table.
+        target: The table that embeddings are put into.
+        log_file: Where the log goes.
+        config_file: The file of settings.
+        spark_conf: Settings of Spark, which name folders for temporary files.
+
+    Raises:
+        InputError: naming both places.
+    """
+    inputs = {
+        "--input": None if config.data.format == "table" else input_uri,  # a name in a catalog
+        "neighbours.table": config.neighbours.table,
+        "--config": config_file,
+    }
+    scratch = {"the temporary folder": tempfile.gettempdir()}
+    scratch |= {name: value for name, value in (spark_conf or {}).items() if name in _SCRATCH}
+    storage.keep_apart({"--output": output, "--target": target, "--log-file": log_file}, inputs, scratch=scratch)
+    storage.keep_apart({"--target": target}, {"the run folder": output})
+    storage.keep_apart({"--log-file": log_file}, {"--target": target})
+
+
+def check_files(files: Iterable[str], output: str) -> None:
+    """Refuse to write where the files of a table lie, which a name in a catalog or a DataFrame does not tell.
+
+    Args:
+        files: URIs of the table's files.
+        output: The run folder or a target.
+
+    Raises:
+        InputError: naming the folder of the files.
+    """
+    place = Place(output)
+    for folder in {uri.rpartition("/")[0] for uri in files}:
+        root = folder
+        while "=" in root.rpartition("/")[2]:  # day=1/hour=2
+            root = root.rpartition("/")[0]
+        inside = Place(root).holds(place) and any(
+            name in storage.children(*storage.filesystem(root)) for name in _TABLE_MARKS
+        )
+        if inside or place.holds(Place(folder)):
+            raise InputError(
+                f"{output} {'lies in' if inside else 'holds'} the input table, whose files are in {folder}: writing "
+                "there would alter it. Choose another place"
+            )
