@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed lint format bench clean machine
+.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,14 @@ test-embed: | $(VENV)/.created  ## embedding alone, with only ivis_spark[spark],
 	@test -x build/venv-embed/bin/python || $(PYTHON) -m venv build/venv-embed
 	build/venv-embed/bin/python -m pip --disable-pip-version-check install -q -U -e '.[spark]' pytest pytest-timeout
 	build/venv-embed/bin/python -m pytest tests/serving/test_alone.py
+
+docs: $(VENV)/.dev  ## build/docs/index.html; warnings are errors
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/docs
+
+test-r: $(VENV)/.dev  ## R CMD check of the R package; needs R with reticulate, testthat, knitr and rmarkdown
+	@command -v R >/dev/null || { echo "make test-r needs R (Debian: apt-get install r-base-core r-cran-reticulate r-cran-testthat r-cran-knitr r-cran-rmarkdown)" >&2; exit 1; }
+	@mkdir -p build/r && cd build/r && R CMD build ../../R-package
+	cd build/r && RETICULATE_PYTHON=$(abspath $(PYTHON)) R CMD check --no-manual ivisspark_*.tar.gz
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -40,3 +40,14 @@ def spark(_session: SparkSession) -> Iterator[SparkSession]:
     for table in _session.catalog.listTables():
         if table.isTemporary:
             _session.catalog.dropTempView(table.name)
+
+
+@pytest.fixture
+def digits_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to a folder that holds digits.parquet, the table that README and docs speak of."""
+    from ivis_spark.config import Config
+    from ivis_spark.demo import write_digits
+
+    uri, _ = write_digits(str(tmp_path), Config())
+    (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
+    monkeypatch.chdir(tmp_path)

@@ -13,17 +13,6 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
-@pytest.fixture
-def _digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go to a folder that holds the table the README speaks of."""
-    from ivis_spark.config import Config
-    from ivis_spark.demo import write_digits
-
-    uri, _ = write_digits(str(tmp_path), Config())
-    (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
-    monkeypatch.chdir(tmp_path)
-
-
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.S)
 
@@ -31,7 +20,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("spark", "_digits")
+@pytest.mark.usefixtures("spark", "digits_here")
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks_run(block: str) -> None:
     exec(compile(block, str(README), "exec"), {})
@@ -40,7 +29,7 @@ def test_python_blocks_run(block: str) -> None:
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("_digits")
+@pytest.mark.usefixtures("digits_here")
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_command_blocks_run(block: str) -> None:
     environment = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}

@@ -82,9 +82,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
-        temperature, clip, global_weight, dropout, compute_precision, optimizer, schedule, warmup_epochs,
-            cooldown_epochs, clipnorm, negatives: As the settings `train.*` of pipelines, see
-            `ivis_spark.config.TrainConfig`.
         preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
             takes those of pipelines.
         warm_start: Whether `fit` goes on training the model there is, instead of starting again.

@@ -1,0 +1,4 @@
+library(testthat)
+library(ivisspark)
+
+test_check("ivisspark")
