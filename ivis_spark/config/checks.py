@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import math
+import pkgutil
 import re
 import types
 import typing
@@ -37,6 +39,7 @@ def option(
     importable: bool = False,
     auto: bool = False,
     aliases: Mapping[str, str] | None = None,
+    package: str | None = None,
 ) -> Any:
     """Declare a setting.
 
@@ -49,9 +52,12 @@ def option(
         importable: Whether it may name code of the user's.
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
         aliases: Other names of allowed values.
+        package: Whose files it names, beside `auto`.
     """
-    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}}
-    metadata |= {"operational": operational, "importable": importable, "auto": auto}
+    if package is not None:
+        doc = f"{doc} One of {', '.join(_names_of(package))}, or package.module:Class."
+    metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}, "package": package}
+    metadata |= {"operational": operational, "importable": importable or package is not None, "auto": auto}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -60,6 +66,16 @@ def option(
 def is_import_name(value: Any) -> bool:
     """Tell whether a value is of the form package.module:function."""
     return isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value) is not None
+
+
+def module_names(package: str) -> list[str]:
+    """Return the names of the files of a package, which is not imported, sorted."""
+    spec = importlib.util.find_spec(package)
+    return sorted(each.name for each in pkgutil.iter_modules(spec.submodule_search_locations)) if spec else []
+
+
+def _names_of(package: str) -> list[str]:
+    return [AUTO, *module_names(package)]
 
 
 class Checked:
@@ -101,6 +117,10 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     if isinstance(value, str):
         value = item.metadata.get("aliases", {}).get(value, value)
     value = _coerce(name, value, hint)
+    package = item.metadata.get("package")
+    if package is not None and value not in _names_of(package):
+        allowed = f"{', '.join(_names_of(package))}, or package.module:Class"
+        raise ConfigError(f"{name}={value!r} is not one of: {allowed}")
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} is not a finite number")

@@ -172,6 +172,12 @@ class TrainConfig(Checked):
         "Where to train: local is this process; horovod is num_ranks tasks of the Spark session; auto is horovod when "
         "num_ranks is above 1 and Horovod is installed, else local.",
     )
+    reader: str = option(
+        "auto",
+        "What reads the triplets; all give the same batches. auto is petastorm where it is installed, else pyarrow.",
+        package="ivis_spark.train.readers",
+        operational=True,
+    )
     num_ranks: int = option(
         1, "Processes that train together, each on a Spark task's cores, and on its GPU if Spark gives it one.", low=1
     )

@@ -31,7 +31,8 @@ from ivis_spark.train.backends.horovod import Backend
 from ivis_spark.train.callbacks import make_callbacks
 from ivis_spark.train.checkpoints import Checkpoints, variables_of
 from ivis_spark.train.loop import History, TrainingState, fit
-from ivis_spark.train.reading.reader import Place, TripletBlocks, block_dataset
+from ivis_spark.train.reading.blocks import Place, TripletBlocks
+from ivis_spark.train.reading.reader import block_dataset
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
         labels=config.supervision_metric is not None,
         negatives=model.count_negatives(config.negatives),
         place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
+        reader=config.reader,
     )
 
     def save(state: TrainingState) -> None:

@@ -39,7 +39,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ivis_spark.config import TrainConfig
-from ivis_spark.train.reading.reader import Place, TripletBlocks, block_dataset
+from ivis_spark.train.reading.blocks import Place, TripletBlocks
+from ivis_spark.train.reading.reader import block_dataset
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder

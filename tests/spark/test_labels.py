@@ -53,7 +53,8 @@ def test_arrays_reach_the_head_in_order(
     spark: SparkSession, tmp_path: Path, metric: str, labels: list[Any], kind: str
 ) -> None:
     from ivis_spark.nn.persistence import load_model
-    from ivis_spark.train.reading.reader import TripletBlocks, block_dataset
+    from ivis_spark.train.reading.blocks import TripletBlocks
+    from ivis_spark.train.reading.reader import block_dataset
 
     run = pipeline(spark, tmp_path, labels, kind, supervision_metric=metric)
     run.neighbours()

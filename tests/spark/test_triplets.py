@@ -87,7 +87,8 @@ def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path:
 
 @pytest.mark.tf
 def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_path: Path) -> None:
-    from ivis_spark.train.reading.reader import TripletBlocks, block_dataset
+    from ivis_spark.train.reading.blocks import TripletBlocks
+    from ivis_spark.train.reading.reader import block_dataset
 
     info = build(spark, tmp_path)
     names = ("file_blocks", "block_rows", "draws", "labelled")

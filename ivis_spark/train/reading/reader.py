@@ -1,122 +1,35 @@
-"""Triplet blocks from Parquet into tf.data: the only room that knows Petastorm."""
+"""Triplet blocks from Parquet into tf.data."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import itertools
-import logging
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from ivis_spark import storage
+from ivis_spark.config.checks import AUTO
 from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
-from ivis_spark.errors import ArtifactError, DependencyError, InputError
+from ivis_spark.errors import ArtifactError
+from ivis_spark.train.readers import BlockReader, make_reader
 from ivis_spark.train.reading.batches import TripletGroup, slice_batches, whole_batches
-from ivis_spark.train.reading.sharding import Part, deal, shards_of
-
-log = logging.getLogger(__name__)
+from ivis_spark.train.reading.blocks import Place, TripletBlocks
+from ivis_spark.train.reading.sharding import deal
 
 # tf.data runs the reader in a thread of its own, this far ahead: at most so many batches, and bytes, which should stay
-# in the processor's caches. Petastorm's own thread pool now and then ends an epoch without its last row group (0.13.1),
-# and orders the others by chance.
+# in the processor's caches.
 _BATCHES_AHEAD, _BYTES_AHEAD = 64, 32 << 20
 _ALIGNMENT = 64
 # Of 19: a ninth of the weight of the threads that train, by Linux's scheduler.
 _READING_PRIORITY = 10
-
-
-@dataclass(frozen=True)
-class TripletBlocks:
-    """Where the blocks of a `triplets` stage lie and what they look like.
-
-    Attributes:
-        folder: URI of the Parquet files.
-        file_blocks: Blocks of each file, by name.
-        block_rows: B, rows of a block.
-        dims: d, numbers of a row.
-        draws: m, positives of each anchor.
-        labelled: Numbers of a row's label; 0 without labels.
-        group_blocks: Blocks of a Parquet row group; the last group of a file may hold fewer.
-        negatives: Whether negatives can be drawn; blocks made for a loss that reads none do not say which are allowed.
-    """
-
-    folder: str
-    file_blocks: dict[str, int]
-    block_rows: int
-    dims: int
-    draws: int
-    labelled: int
-    group_blocks: int
-    negatives: bool = True
-
-    @property
-    def rows(self) -> int:
-        """Rows of an epoch, those that pad blocks included."""
-        return self.block_rows * sum(self.file_blocks.values())
-
-    @property
-    def row_groups(self) -> int:
-        """Row groups of all files."""
-        return sum(-(-blocks // self.group_blocks) for blocks in self.file_blocks.values())
-
-    def check_ranks(self, n_ranks: int, batch_size: int, *, negatives: bool = True) -> None:
-        """Check that every rank gets something to read in every step, and more than one triplet of it.
-
-        Runs on: driver, before ranks are started.
-
-        Raises:
-            InputError: if there are fewer row groups than ranks, fewer triplets than a batch has, or batches of one
-                triplet a rank.
-        """
-        if negatives and batch_size < 2 * n_ranks:
-            raise InputError(
-                f"train.batch_size={batch_size} over train.num_ranks={n_ranks} leaves no other row of a batch to draw "
-                f"negatives from: pass {2 * n_ranks} at least"
-            )
-        if n_ranks > 1 and self.row_groups < n_ranks:
-            rows = max(2, self.rows // (2 * n_ranks))
-            raise InputError(
-                f"{self.folder} has {self.row_groups} Parquet row groups; train.num_ranks={n_ranks} needs one a rank "
-                f"at least. Lower it, or write smaller groups: ivis-spark triplets --overwrite --set "
-                f"triplets.group_blocks=1 --set triplets.block_rows={min(rows, self.block_rows)}"
-            )
-        if n_ranks > 1 and self.rows < batch_size:
-            raise InputError(
-                f"{self.folder} has {self.rows} triplets an epoch; train.batch_size={batch_size} over "
-                f"{n_ranks} ranks needs as many at least: lower it to a multiple of {n_ranks} up to {self.rows}"
-            )
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches of an epoch; a table smaller than a batch is one batch."""
-        return max(1, self.rows // batch_size)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where reading begins, and for whom.
-
-    Attributes:
-        rank: Which of the processes reads.
-        n_ranks: How many share every epoch.
-        epoch: First epoch.
-        step: First batch of that epoch.
-    """
-
-    rank: int = 0
-    n_ranks: int = 1
-    epoch: int = 0
-    step: int = 0
 
 
 def block_dataset(
@@ -127,6 +40,7 @@ def block_dataset(
     labels: bool = False,
     negatives: int = 1,
     place: Place | None = None,
+    reader: str = AUTO,
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
@@ -148,6 +62,7 @@ def block_dataset(
         labels: Whether to read the labels too.
         negatives: Negatives of each anchor; 0 draws none.
         place: Where to begin; by default at the beginning, alone.
+        reader: As `train.reader` names it. All give the same batches.
 
     Returns:
         Dictionaries of `stacked`: anchors, then positives, float32 (2b, d); `negative`: int32 (b, negatives), which of
@@ -155,10 +70,10 @@ def block_dataset(
         float32 (b,) or (b, c) if asked for; b is this rank's part of the batch.
 
     Raises:
-        DependencyError: if Petastorm is missing or does not fit the installed pyarrow.
+        DependencyError: if the reader is missing or does not fit the installed pyarrow.
         ArtifactError: while reading, if a block's bytes are not what they should be.
     """
-    _petastorm()
+    source = make_reader(reader)
     place = place or Place()
     optional = ("near",) * bool(negatives) + ("label",) * labels
     size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
@@ -168,7 +83,9 @@ def block_dataset(
             _give_way()
         first = place.step
         for epoch in itertools.count(place.epoch):
-            groups = whole_batches(_read_epoch(blocks, epoch, random_state, optional, place, size, negatives), size)
+            groups = whole_batches(
+                _read_epoch(source, blocks, epoch, random_state, optional, place, size, negatives), size
+            )
             for group in slice_batches(groups, first, steps):
                 yield dict(vars(group))
             first = 0
@@ -216,6 +133,7 @@ def _gather_batches(group: dict[str, tf.Tensor], *, kept: tuple[str, ...]) -> tf
 
 
 def _read_epoch(
+    source: BlockReader,
     blocks: TripletBlocks,
     epoch: int,
     random_state: int,
@@ -233,7 +151,7 @@ def _read_epoch(
     positive = f"positive_{epoch % blocks.draws}"
     columns = {"positive": positive, **{name: name for name in ("anchor", "weight", *optional)}}
     read = 0
-    for found in _read_parts(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
+    for found in source.read(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
         packed = {kind: found[column] for kind, column in columns.items()}
         read += len(packed["anchor"])
         start = (read - len(packed["anchor"])) * blocks.block_rows % size
@@ -244,25 +162,6 @@ def _read_epoch(
             f"{read} of {wanted} triplet blocks were read from {blocks.folder}; rebuild the stage: ivis-spark triplets "
             "--overwrite"
         )
-
-
-def _read_parts(blocks: TripletBlocks, parts: list[Part], columns: list[str], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the packed blocks of each row group by column: first those of files cut by a border, then whole files."""
-    whole = []
-    for part in parts:
-        url = storage.join(blocks.folder, part.name)
-        count = blocks.file_blocks[part.name]
-        if part.stop - part.first == count:
-            whole.append(url)
-            continue
-        for shard, shards, kept in shards_of(count, blocks.group_blocks, part.first, part.stop):
-            with _open_reader([url], columns, cur_shard=shard, shard_count=shards, shuffle_row_groups=False) as reader:
-                for found in reader:
-                    yield {column: list(getattr(found, column))[kept] for column in columns}
-    if whole:
-        with _open_reader(whole, columns, shuffle_row_groups=True, seed=seed) as reader:
-            for found in reader:
-                yield {column: list(getattr(found, column)) for column in columns}
 
 
 def _join_blocks(
@@ -309,44 +208,3 @@ def _aligned_rows(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
     start = -room.ctypes.data % _ALIGNMENT
     rows = room[start : start + 4 * shape[0] * shape[1]].view(np.float32).reshape(shape)
     return np.concatenate(parts, out=rows)
-
-
-@contextlib.contextmanager
-def _open_reader(urls: list[str], columns: list[str], **options: Any) -> Iterator[Any]:
-    """Open a Petastorm reader for one pass. Petastorm takes seed 0 for no seed, so a seed must be at least 1."""
-    make_batch_reader = _petastorm()
-    from petastorm.errors import NoDataAvailableError
-
-    try:
-        reader = make_batch_reader(
-            urls,
-            schema_fields=[f"^{name}$" for name in columns],
-            reader_pool_type="dummy",  # reads in the calling thread, see _BATCHES_AHEAD
-            num_epochs=1,
-            hdfs_driver="libhdfs",
-            **options,
-        )
-    except NoDataAvailableError as err:
-        raise ArtifactError(
-            f"{urls[0]} has fewer row groups than its blocks need; rebuild the stage: ivis-spark triplets --overwrite"
-        ) from err
-    try:
-        yield reader
-    finally:
-        reader.stop()
-        reader.join()
-
-
-def _petastorm() -> Any:
-    # Petastorm warns of its own use of pyarrow, and that these files are not its own: nothing a user can act on. Its
-    # threads warn too, so the filter has to stay.
-    warnings.filterwarnings("ignore", module=r"petastorm\b")
-    logging.getLogger("petastorm").setLevel(logging.ERROR)
-    try:
-        from petastorm import make_batch_reader
-    except (ImportError, AttributeError) as err:
-        raise DependencyError(
-            f"Petastorm cannot be used ({err}). Install it with a pyarrow and setuptools it knows: pip install "
-            "'ivis_spark[fit]' (petastorm 0.12-0.13, pyarrow 14, setuptools below 70)"
-        ) from err
-    return make_batch_reader

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ivis_spark.errors import ArtifactError
+
 
 @dataclass(frozen=True)
 class Part:
@@ -15,6 +17,10 @@ class Part:
     name: str
     first: int
     stop: int
+
+
+# File, shard, number of shards, and which blocks of each of the shard's row groups.
+Shard = tuple[str, int, int, slice]
 
 
 def deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.Generator) -> list[Part]:
@@ -72,3 +78,42 @@ def shards_of(
     even = held_by(groups[::2])
     yield from shards_of(count, group_blocks, first, stop, shard, 2 * shards)
     yield from shards_of(count, group_blocks, first - even, stop - even, shard + shards, 2 * shards)
+
+
+def whole_and_cut(file_blocks: dict[str, int], group_blocks: int, parts: list[Part]) -> tuple[list[str], list[Shard]]:
+    """Return the files that are read whole, and the shards of those that a border of ranks cuts."""
+    whole, cut = [], []
+    for part in parts:
+        count = file_blocks[part.name]
+        if part.stop - part.first == count:
+            whole.append(part.name)
+        else:
+            cut += [(part.name, *shard) for shard in shards_of(count, group_blocks, part.first, part.stop)]
+    return whole, cut
+
+
+def row_groups_of(
+    file_blocks: dict[str, int], group_blocks: int, parts: list[Part], *, seed: int
+) -> Iterator[tuple[str, int, slice]]:
+    """Yield file, row group and which of its blocks are read, in the order in which every reader reads them.
+
+    First come the shards of files that are cut, then the row groups of whole files, shuffled as Petastorm does.
+    """
+
+    def groups(name: str) -> int:
+        return -(-file_blocks[name] // group_blocks)
+
+    whole, cut = whole_and_cut(file_blocks, group_blocks, parts)
+    for name, shard, shards, kept in cut:
+        for group in range(shard, groups(name), shards):
+            yield name, group, kept
+    shuffled = [(name, group) for name in whole for group in range(groups(name))]
+    for i in np.random.default_rng(seed).permutation(len(shuffled)):
+        yield (*shuffled[i], slice(None))
+
+
+def too_few_row_groups(folder: str, name: str) -> ArtifactError:
+    """Return the error of a file that was altered."""
+    return ArtifactError(
+        f"{folder}/{name} has fewer row groups than its blocks need; rebuild the stage: ivis-spark triplets --overwrite"
+    )

@@ -1,4 +1,4 @@
-"""Blocks dealt to ranks, and Petastorm reading them back in batches."""
+"""Blocks dealt to ranks, and read back in batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ pytestmark = pytest.mark.tf
 from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.errors import InputError  # noqa: E402
-from ivis_spark.train.reading.reader import (  # noqa: E402
-    Place,
-    TripletBlocks,
-    block_dataset,
-)
+from ivis_spark.train.reading.blocks import Place, TripletBlocks  # noqa: E402
+from ivis_spark.train.reading.reader import block_dataset  # noqa: E402
 from ivis_spark.train.reading.sharding import deal, shards_of  # noqa: E402
 
 

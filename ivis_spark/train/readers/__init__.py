@@ -1,0 +1,70 @@
+"""Ways to read row groups of triplet blocks from Parquet, one file each: `train.reader` names the file.
+
+A new one is a file here with a class `Reader` that passes tests/train/readers/test_contract.py.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from ivis_spark.config.checks import AUTO
+from ivis_spark.errors import DependencyError
+from ivis_spark.train.plugins import load_class, load_installed
+from ivis_spark.train.reading.blocks import TripletBlocks
+from ivis_spark.train.reading.sharding import Part
+
+log = logging.getLogger(__name__)
+
+# The packed blocks of a row group, by column; anything that NumPy's frombuffer takes.
+RowGroup = dict[str, list[Any]]
+
+
+class BlockReader(abc.ABC):
+    """Reads row groups. Runs on: each rank, in the thread that reads ahead."""
+
+    #: Which of those installed `auto` takes: that with the largest.
+    preference = 0
+
+    @classmethod
+    @abc.abstractmethod
+    def check(cls) -> None:
+        """Check that it can be used here, without importing much.
+
+        Raises:
+            DependencyError: if a package is missing or does not fit the others; holds the pip command.
+        """
+
+    @abc.abstractmethod
+    def read(self, blocks: TripletBlocks, parts: list[Part], columns: list[str], *, seed: int) -> Iterator[RowGroup]:
+        """Yield the row groups of `parts` in the order of `sharding.row_groups_of`.
+
+        Args:
+            blocks: Where the files lie.
+            parts: What to read of which files.
+            columns: Names of binary columns.
+            seed: At least 1; shuffles the row groups of whole files.
+
+        Raises:
+            ArtifactError: if a file has fewer row groups than its blocks need.
+        """
+
+
+def make_reader(name: str) -> BlockReader:
+    """Return the reader that `train.reader` names.
+
+    Raises:
+        DependencyError: if it, or with `auto` any, cannot be used here.
+    """
+    if name != AUTO:
+        kind: type[BlockReader] = load_class(__name__, name, "Reader")
+        kind.check()
+        return kind()
+    usable, refused = load_installed(__name__, "Reader")
+    if not usable:
+        raise DependencyError("; ".join(map(str, refused.values())))
+    chosen, kind = max(usable.items(), key=lambda item: item[1].preference)
+    log.debug("triplets are read by %s; %s", chosen, refused)
+    return kind()
