@@ -27,7 +27,7 @@ from ivis_spark.train.plugins import load_installed  # noqa: E402
 from ivis_spark.train.readers import make_reader  # noqa: E402
 from ivis_spark.train.reading.blocks import Place, TripletBlocks  # noqa: E402
 from ivis_spark.train.reading.reader import block_dataset  # noqa: E402
-from ivis_spark.train.reading.sharding import row_groups_of, whole_and_cut  # noqa: E402
+from ivis_spark.train.reading.sharding import Part, row_groups_of, whole_and_cut  # noqa: E402
 
 USABLE = list(load_installed("ivis_spark.train.readers", "Reader")[0])
 # Digests of the batches of one rank, or two, over two epochs, from the beginning or not; taken from Petastorm.
@@ -113,7 +113,7 @@ def test_on_databricks(
 
     def moved(uri: str) -> tuple[object, str]:
         fs, path = filesystem(uri)
-        return fs, path if path.startswith(str(tmp_path)) else str(tmp_path) + path
+        return fs, str(tmp_path) + path if path.startswith(("/dbfs/", "/Volumes/")) else path
 
     monkeypatch.setattr(storage, "filesystem", moved)
     blocks = elsewhere(local, uri)
@@ -153,7 +153,7 @@ def _parts(blocks: TripletBlocks):
 def test_a_file_that_lost_row_groups_is_named(local: TripletBlocks, reader: str) -> None:
     claimed = {**local.file_blocks, "part-0.parquet": 9}
     short = TripletBlocks(**{**vars(local), "file_blocks": claimed})
-    parts = [part for part in _parts(short) if part.name == "part-0.parquet"]
+    parts = [Part("part-0.parquet", 0, 9)]
     read = 0
     with contextlib.suppress(ArtifactError):  # or fewer blocks come, which is an error of whoever counts them
         for group in make_reader(reader).read(short, parts, ["anchor"], seed=7):
