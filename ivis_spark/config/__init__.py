@@ -29,6 +29,7 @@ from ivis_spark.config.checks import (
 )
 from ivis_spark.config.sections import (
     EPOCHS,
+    NETWORK_UNITS,
     STEPS,
     DataConfig,
     Distance,
@@ -53,6 +54,7 @@ __all__ = [
     "IVIS_METRIC",
     "IVIS_PATIENCE",
     "IVIS_SUPERVISION",
+    "NETWORK_UNITS",
     "PRESETS",
     "Config",
     "DataConfig",
@@ -100,6 +102,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
         "train": {
             "distance": "infonce",
+            "shared_negatives": 128,
+            "exaggeration": 4.0,
             "dropout": 0.0,
             "epochs": AUTO,
             "batch_size": 512,

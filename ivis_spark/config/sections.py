@@ -11,6 +11,13 @@ from ivis_spark.errors import ConfigError
 Metric = Literal["euclidean", "angular", "manhattan", "hamming", "dot"]
 IndexBackend = Literal["auto", "annoy", "exact"]
 Network = Literal["szubert", "hinton", "maaten"]
+# Units of their layers; `plan` counts operations by them.
+NETWORK_UNITS: dict[str, tuple[int, ...]] = {
+    "szubert": (128, 128, 128),
+    "hinton": (2000, 1000, 500),
+    "maaten": (500, 500, 2000),
+}
+_NETWORKS = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in NETWORK_UNITS.items())
 Distance = Literal[
     "pn",
     "euclidean",
@@ -29,7 +36,7 @@ _IN_BATCH = ("infonce",)
 # ivis's batch size, to which its learning rate belongs.
 IVIS_BATCH_SIZE = 128
 # Steps that training needs, and the fewest and most epochs to make them in.
-STEPS, EPOCHS = 5_400, (5, 200)
+STEPS, EPOCHS = 10_800, (5, 200)
 
 
 @dataclass(frozen=True)
@@ -183,8 +190,8 @@ class TrainConfig(Checked):
     )
     model: Network = option(
         "szubert",
-        "Base network: szubert (3 x 128), hinton (2000-1000-500) or maaten (500-500-2000); or package.module:function, "
-        "which is called with the shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
+        f"Base network: {_NETWORKS}, by the units of its layers; or package.module:function, which is called with the "
+        "shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
         importable=True,
         auto=True,
     )
@@ -209,6 +216,19 @@ class TrainConfig(Checked):
     clip: float | None = option(
         None, "Largest infonce loss of a pair: pairs further apart no longer pull; none is no limit.", low=0.0
     )
+    shared_negatives: int | None = option(
+        None,
+        "Negatives of infonce: the first so many positives of a batch, shared by all its anchors. None is all rows of "
+        "the batch, which costs several times as much per step.",
+        low=1,
+    )
+    exaggeration: float = option(
+        1.0,
+        "Early exaggeration of infonce: in the first exaggeration_share of the epochs of a cosine schedule, attraction "
+        "counts so many times as much as repulsion; 1 is none.",
+        low=1.0,
+    )
+    exaggeration_share: float = option(0.33, "Share of the epochs with early exaggeration.", low=0.0, high=1.0)
     gather_negatives: bool = option(
         False, "Whether infonce takes its negatives from the batches of all ranks, and not of each rank alone."
     )

@@ -128,6 +128,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         n_jobs: int = -1,
         temperature: float = TrainConfig.temperature,
         clip: float | None = TrainConfig.clip,
+        shared_negatives: int | None = TrainConfig.shared_negatives,
+        exaggeration: float = TrainConfig.exaggeration,
+        exaggeration_share: float = TrainConfig.exaggeration_share,
         global_weight: float = TrainConfig.global_weight,
         dropout: float = TrainConfig.dropout,
         compute_precision: str = TrainConfig.compute_precision,
@@ -166,6 +169,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self.n_jobs = n_jobs
         self.temperature = temperature
         self.clip = clip
+        self.shared_negatives = shared_negatives
+        self.exaggeration = exaggeration
+        self.exaggeration_share = exaggeration_share
         self.global_weight = global_weight
         self.dropout = dropout
         self.compute_precision = compute_precision
@@ -288,7 +294,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
 
     def _loss(self) -> Loss:
         values = with_preset(self.get_params(deep=False))
-        return triplet_loss(*(values[name] for name in ("distance", "margin", "temperature", "clip")))
+        names = ("distance", "margin", "temperature", "clip", "shared_negatives")
+        return triplet_loss(*(values[name] for name in names))
 
     def _find_neighbours(self, rows: Rows, config: NeighboursConfig) -> Neighbours:
         if self.neighbour_matrix is not None:

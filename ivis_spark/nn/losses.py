@@ -5,7 +5,8 @@ Triplets have two formulas, hinge and softmax ratio, each with or without the pn
 A loss is called with ivis's signature `(y_true, y_pred)`, where `y_pred` stacks embeddings of anchors, positives and
 negatives in shape (3, b, e). The package's own losses also have `rows(anchor, positive, negative) -> (b,)`, the loss of
 each triplet, which weights of rows need. A loss whose negatives are the other rows of the batch says so with
-`in_batch = True`: it is given no negatives but, as `gather`, what brings the rows of all ranks together.
+`in_batch = True`: it is given no negatives but, as `gather`, what brings the rows of all ranks together, and
+`exaggeration`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def triplet_loss(
     margin: float = TrainConfig.margin,
     temperature: float = TrainConfig.temperature,
     clip: float | None = TrainConfig.clip,
+    shared_negatives: int | None = TrainConfig.shared_negatives,
 ) -> Loss:
     """Return the loss registered as `distance`, or named `package.module:function`; a callable is returned as it is.
 
@@ -76,7 +78,7 @@ def triplet_loss(
     if isinstance(loss, HingeLoss):
         return type(loss)(margin, loss.__name__)
     if isinstance(loss, InfoNCELoss):
-        return type(loss)(temperature, clip, loss.__name__)
+        return type(loss)(temperature, clip, loss.__name__, shared_negatives)
     return loss
 
 
@@ -149,84 +151,35 @@ class SoftmaxRatioLoss(TripletLoss):
         return tf.sigmoid(near - functools.reduce(tf.minimum, far))
 
 
-@register_loss(name="pn")
-class EuclideanPnLoss(HingeLoss):
-    """The pn hinge over Euclidean distances."""
-
-    distance, pn = "euclidean", True
-
-
-@register_loss(name="euclidean")
-class EuclideanTripletLoss(HingeLoss):
-    """The triplet hinge over Euclidean distances."""
-
-    distance = "euclidean"
-
-
-@register_loss(name="manhattan_pn")
-class ManhattanPnLoss(HingeLoss):
-    """The pn hinge over Manhattan distances."""
-
-    distance, pn = "manhattan", True
-
-
-@register_loss(name="manhattan")
-class ManhattanTripletLoss(HingeLoss):
-    """The triplet hinge over Manhattan distances."""
-
-    distance = "manhattan"
-
-
-@register_loss(name="chebyshev_pn")
-class ChebyshevPnLoss(HingeLoss):
-    """The pn hinge over Chebyshev distances."""
-
-    distance, pn = "chebyshev", True
-
-
-@register_loss(name="chebyshev")
-class ChebyshevTripletLoss(HingeLoss):
-    """The triplet hinge over Chebyshev distances."""
-
-    distance = "chebyshev"
-
-
-@register_loss(name="cosine_pn")
-class CosinePnLoss(HingeLoss):
-    """The pn hinge over cosine distances."""
-
-    distance, pn = "cosine", True
-
-
-@register_loss(name="cosine")
-class CosineTripletLoss(HingeLoss):
-    """The triplet hinge over cosine distances."""
-
-    distance = "cosine"
-
-
-@register_loss(name="softmax_ratio_pn")
-class EuclideanSoftmaxRatioPnLoss(SoftmaxRatioLoss):
-    """The pn softmax ratio over Euclidean distances."""
-
-    distance, pn = "euclidean", True
-
-
-@register_loss(name="softmax_ratio")
-class EuclideanSoftmaxRatioLoss(SoftmaxRatioLoss):
-    """The softmax ratio over Euclidean distances."""
-
-    distance = "euclidean"
+# ivis's losses: key, class, formula, distance, and whether the distance from the positive to the negative counts too.
+_TRIPLET_LOSSES: tuple[tuple[str, str, type[TripletLoss], str, bool], ...] = (
+    ("pn", "EuclideanPnLoss", HingeLoss, "euclidean", True),
+    ("euclidean", "EuclideanTripletLoss", HingeLoss, "euclidean", False),
+    ("manhattan_pn", "ManhattanPnLoss", HingeLoss, "manhattan", True),
+    ("manhattan", "ManhattanTripletLoss", HingeLoss, "manhattan", False),
+    ("chebyshev_pn", "ChebyshevPnLoss", HingeLoss, "chebyshev", True),
+    ("chebyshev", "ChebyshevTripletLoss", HingeLoss, "chebyshev", False),
+    ("cosine_pn", "CosinePnLoss", HingeLoss, "cosine", True),
+    ("cosine", "CosineTripletLoss", HingeLoss, "cosine", False),
+    ("softmax_ratio_pn", "EuclideanSoftmaxRatioPnLoss", SoftmaxRatioLoss, "euclidean", True),
+    ("softmax_ratio", "EuclideanSoftmaxRatioLoss", SoftmaxRatioLoss, "euclidean", False),
+)
+for _key, _name, _formula, _distance, _pn in _TRIPLET_LOSSES:
+    _doc = f"{_formula.__name__} over {_distance} distances{', pn' if _pn else ''}."
+    _body = {"distance": _distance, "pn": _pn, "__doc__": _doc, "__module__": __name__}
+    globals()[_name] = register_loss(type(_name, (_formula,), _body), name=_key)
 
 
 @register_loss(name="infonce")
 class InfoNCELoss:
-    """InfoNCE over the Cauchy kernel 1 / (1 + d^2): a positive must stand out among all other rows of the batch.
+    """InfoNCE over the Cauchy kernel 1 / (1 + d^2): a positive must stand out among other rows of the batch.
 
-    The loss of a pair is -log(q(anchor, positive) / sum of q(anchor, other)), over the other anchors and all positives.
+    The loss of a pair is -log(q(anchor, positive) / sum of q(anchor, other)), over the positive itself and the
+    negatives: the first `shared` positives of the batch, or, without that, all other anchors and all positives.
     It is InfoNC-t-SNE of Damrich, Boehm, Hamprecht and Kobak, "From t-SNE to UMAP with contrastive learning" (ICLR
     2023), with the negatives of a batch as in van den Oord, Li and Vinyals, "Representation learning with contrastive
-    predictive coding" (2018).
+    predictive coding" (2018), and with the early exaggeration of van der Maaten and Hinton, "Visualizing data using
+    t-SNE" (2008).
     """
 
     in_batch = True
@@ -236,6 +189,7 @@ class InfoNCELoss:
         temperature: float = TrainConfig.temperature,
         clip: float | None = TrainConfig.clip,
         name: str | None = None,
+        shared: int | None = TrainConfig.shared_negatives,
     ) -> None:
         """Set up.
 
@@ -243,21 +197,55 @@ class InfoNCELoss:
             temperature: Divides the logarithm of the kernel.
             clip: Largest loss of a pair; None is no limit.
             name: Without one it is called as its class.
+            shared: Positives of the batch that are the negatives of all its anchors; None takes all rows.
         """
-        self.temperature, self.clip = temperature, clip
+        self.temperature, self.clip, self.shared = temperature, clip, shared
         self.__name__ = name or type(self).__name__
 
-    def rows(self, anchor: Tensor, positive: Tensor, gather: Callable[[Tensor], Tensor] = tf.identity) -> Tensor:
-        """Return the loss of each pair, shapes (b, e), (b, e) -> (b,); `gather` gives more rows, b's own first."""
-        others = tf.concat([gather(anchor), gather(positive)], axis=0)
-        scores = self._scores(squared_distances(anchor, others))
-        scores = tf.linalg.set_diag(scores, tf.fill(tf.shape(anchor)[:1], scores.dtype.min))  # not with itself
-        near = self._scores(tf.reduce_sum(tf.square(anchor - positive), axis=1))
-        loss = tf.reduce_logsumexp(scores, axis=1) - near
+    def rows(
+        self,
+        anchor: Tensor,
+        positive: Tensor,
+        gather: Callable[[Tensor], Tensor] = tf.identity,
+        exaggeration: Tensor | float = 1.0,
+    ) -> Tensor:
+        """Return the loss of each pair.
+
+        Args:
+            anchor: Embeddings, shape (b, e).
+            positive: Embeddings, shape (b, e).
+            gather: Returns the rows of all ranks, this rank's own first.
+            exaggeration: Divides the gradient of the repulsion; the value of the loss does not change.
+
+        Returns:
+            Shape (b,).
+        """
+        near = self._log_kernel(tf.reduce_sum(tf.square(anchor - positive), axis=1))
+        if self.shared is None:
+            others = tf.concat([gather(anchor), gather(positive)], axis=0)
+            total = self._log_sum(squared_distances(anchor, others))
+        else:
+            total = self._log_sum(squared_distances(anchor, gather(positive[: self.shared])), near)
+        # The value is that of `total`, whatever the exaggeration, so that losses of all epochs compare.
+        weighted = total / exaggeration
+        loss = weighted + tf.stop_gradient(total - weighted) - near
         return loss if self.clip is None else tf.minimum(loss, self.clip)
 
-    def _scores(self, squares: Tensor) -> Tensor:
+    def _log_kernel(self, squares: Tensor) -> Tensor:
         return -tf.math.log1p(squares) / self.temperature
+
+    def _log_sum(self, squares: Tensor, near: Tensor | None = None) -> Tensor:
+        """Return the logarithm of the summed kernel of squared distances (b, c), without the diagonal, and of `near`.
+
+        The diagonal is an anchor with itself, or with its own positive, which `near` has.
+        """
+        diagonal = tf.minimum(tf.shape(squares)[0], tf.shape(squares)[1])
+        if self.temperature == 1.0:  # two passes over the matrix instead of a dozen
+            kernel = tf.linalg.set_diag(tf.math.reciprocal(1.0 + squares), tf.zeros([diagonal], squares.dtype))
+            total = tf.reduce_sum(kernel, axis=1)
+            return tf.math.log(total if near is None else total + tf.exp(near))
+        scores = tf.linalg.set_diag(self._log_kernel(squares), tf.fill([diagonal], squares.dtype.min))
+        return tf.reduce_logsumexp(scores if near is None else tf.concat([scores, near[:, None]], axis=1), axis=1)
 
     def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the mean loss of anchors and positives, the first two of a stack (2 or 3, b, e)."""

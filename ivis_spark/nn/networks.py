@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 import keras
 
-from ivis_spark.config import TrainConfig
+from ivis_spark.config import NETWORK_UNITS, TrainConfig
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.activations import selu
@@ -53,20 +53,20 @@ def get_base_networks() -> list[str]:
 
 @register_network(name="szubert")
 def szubert_base_network(input_shape: InputShape) -> keras.Model:
-    """Build the small default: three layers of 128."""
-    return _selu_network(input_shape, (128, 128, 128))
+    """Build the small default."""
+    return _selu_network(input_shape, NETWORK_UNITS["szubert"])
 
 
 @register_network(name="hinton")
 def hinton_base_network(input_shape: InputShape) -> keras.Model:
     """Build the encoder of Hinton and Salakhutdinov, "Reducing the dimensionality of data with neural networks"."""
-    return _selu_network(input_shape, (2000, 1000, 500))
+    return _selu_network(input_shape, NETWORK_UNITS["hinton"])
 
 
 @register_network(name="maaten")
 def maaten_base_network(input_shape: InputShape) -> keras.Model:
     """Build the encoder of van der Maaten, "Learning a parametric embedding by preserving local structure"."""
-    return _selu_network(input_shape, (500, 500, 2000))
+    return _selu_network(input_shape, NETWORK_UNITS["maaten"])
 
 
 def build_encoder(

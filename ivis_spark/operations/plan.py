@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ivis_spark.config import Config
+from ivis_spark.config import NETWORK_UNITS, Config
 from ivis_spark.core.knn.quantiser import SPREAD
 from ivis_spark.core.knn.search import cell_limits
 from ivis_spark.core.triplets.blocks import BlockPlan
@@ -23,7 +23,6 @@ _TASK_BYTES = 256 << 20  # as in the neighbours stage
 # Counts and sums of cells and of pairs of near cells, measured; at 100,000 cells 160 MB, and as many index files.
 _DRIVER_BYTES_A_CELL, _MOST_CELLS = 1600.0, 100_000
 # Widths of the hidden layers, here again since nn/networks.py needs TensorFlow; a test holds them equal.
-NETWORKS = {"szubert": (128, 128, 128), "hinton": (2000, 1000, 500), "maaten": (500, 500, 2000)}
 _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
 
@@ -137,7 +136,7 @@ class _Job:
         """Operations of one forward pass through the encoder."""
         widths = [
             self.dims,
-            *NETWORKS.get(self.config.train.model, NETWORKS["szubert"]),
+            *NETWORK_UNITS.get(self.config.train.model, NETWORK_UNITS["szubert"]),
             self.config.train.embedding_dims,
         ]
         return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
@@ -280,7 +279,7 @@ def _model(job: _Job) -> StagePlan:
             f"train.num_ranks={ranks} and the cluster has {job.cluster.slots} cores: training will not start. Lower "
             "train.num_ranks or give it more executors"
         )
-    if settings.model not in NETWORKS:
+    if settings.model not in NETWORK_UNITS:
         advice.append(f"train.model={settings.model!r} is not known here and counted as szubert")
     if seconds > 24 * 3600:
         advice.append(f"{seconds / 3600:.0f} h of training: more ranks, larger train.batch_size, or fewer epochs")

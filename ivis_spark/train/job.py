@@ -122,7 +122,7 @@ def _build_model(job: TrainingJob, backend: Backend) -> TripletModel:
         head = build_head(metric, outputs, config.embedding_dims, seed=job.random_state)
     model = TripletModel(
         encoder,
-        triplet_loss(config.distance, config.margin, config.temperature, config.clip),
+        triplet_loss(config.distance, config.margin, config.temperature, config.clip, config.shared_negatives),
         head=head,
         supervision_metric=metric,
         supervision_weight=config.supervision_weight,

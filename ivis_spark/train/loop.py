@@ -221,9 +221,11 @@ class _Run:
         state.stopped = stop or settled
 
     def _set_rate(self, start: int) -> None:
-        """In warm-up, cool-down and cosine, give each chunk of steps the learning rate of its middle."""
-        state, steps = self._state, self._steps
+        """Set the exaggeration and, in warm-up, cool-down and cosine, the rate, to those of a chunk's middle."""
+        state, steps, config = self._state, self._steps, self._config
         now = state.epoch + min(start + _STEPS_PER_CALL / 2, (start + steps) / 2) / steps
+        early = self._cosine and now < config.exaggeration_share * config.epochs
+        self._model.exaggeration.assign(config.exaggeration if early else 1.0)
         if state.cooldown_from is not None:
             share = (state.cooldown_from + self._cooldown - now) / self._cooldown
         elif state.epoch < self._config.warmup_epochs:

@@ -88,6 +88,41 @@ def test_infonce_is_its_formula(temperature: float) -> None:
     np.testing.assert_allclose(clipped, np.minimum(expected, clip), atol=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("shared", [1, 5, 40])
+def test_infonce_with_shared_negatives_is_its_formula(shared: int, temperature: float) -> None:
+    """An anchor's own positive counts once, whether or not it is among the shared."""
+    anchor, positive, _ = batch()
+    loss = losses.triplet_loss("infonce", temperature=temperature, shared_negatives=shared)
+    expected = []
+    for i in range(16):
+        squares = ((anchor[i] - positive) ** 2).sum(axis=1)
+        kernel = (1 / (1 + squares.astype(float))) ** (1 / temperature)
+        others = np.delete(kernel[:shared], i) if i < shared else kernel[:shared]
+        expected.append(-np.log(kernel[i] / (kernel[i] + others.sum())))
+    np.testing.assert_allclose(loss.rows(anchor, positive), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [None, 5])
+def test_exaggeration_divides_repulsion_alone_and_leaves_the_value(shared: int | None) -> None:
+    anchor, positive, _ = map(tf.Variable, batch())
+    loss = losses.triplet_loss("infonce", shared_negatives=shared)
+
+    def gradient(rows):
+        with tf.GradientTape() as tape:
+            values = rows()
+        return values.numpy(), tape.gradient(values, anchor).numpy()
+
+    def attraction():
+        return tf.math.log1p(tf.reduce_sum(tf.square(anchor - positive), axis=1))
+
+    plain, whole = gradient(lambda: loss.rows(anchor, positive))
+    value, exaggerated = gradient(lambda: loss.rows(anchor, positive, exaggeration=tf.constant(4.0)))
+    _, pull = gradient(attraction)
+    np.testing.assert_allclose(value, plain, atol=1e-6)
+    np.testing.assert_allclose(exaggerated, pull + (whole - pull) / 4, atol=1e-5)
+
+
 def test_infonce_looks_at_rows_of_other_ranks() -> None:
     anchor, positive, _ = batch()
     loss = losses.triplet_loss("infonce")

@@ -9,10 +9,10 @@ import pytest
 
 from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.config import Config, load_config
+from ivis_spark.config import NETWORK_UNITS, Config, load_config
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations.measured import measure
-from ivis_spark.operations.plan import NETWORKS, Assumptions, Cluster, StagePlan, make_plan
+from ivis_spark.operations.plan import Assumptions, Cluster, StagePlan, make_plan
 from ivis_spark.storage import RunFolder
 
 CLUSTER = Cluster(10, 8, 32 * 2**30)
@@ -115,13 +115,13 @@ def test_rows_and_dims() -> None:
 
 
 @pytest.mark.tf
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORK_UNITS)
 def test_networks_are_as_built(name: str) -> None:
     from ivis_spark.nn.networks import build_encoder
 
     encoder = build_encoder(name, (7,), 2, seed=0)
     widths = [layer.units for layer in encoder.layers if hasattr(layer, "units")]
-    assert tuple(widths[:-1]) == NETWORKS[name]
+    assert tuple(widths[:-1]) == NETWORK_UNITS[name]
 
 
 @pytest.fixture
