@@ -5,6 +5,7 @@ Every message says what was given, what is allowed and what to do. `exit_code` i
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 
@@ -66,3 +67,16 @@ class DependencyError(IvisError, ImportError):
 
 class TrainingError(IvisError, RuntimeError):
     """Training cannot go on: the loss is not finite, or a rank was lost."""
+
+
+def remote_error(kind: str, message: str) -> IvisError:
+    """Return an error that another process raised, of the class of that name if it is one of these."""
+    found = globals().get(kind)
+    return (found if isinstance(found, type) and issubclass(found, IvisError) else IvisError)(message)
+
+
+def raised_remotely(account: str) -> IvisError | None:
+    """Return the error of this module that another process raised, out of a library's account of it; None if none."""
+    names = "|".join(name for name, item in globals().items() if isinstance(item, type) and issubclass(item, IvisError))
+    match = re.search(rf"(?<![\w.])(?:ivis_spark\.errors\.)?({names}): (.+)", account)
+    return None if match is None else remote_error(match.group(1), match.group(2).strip())

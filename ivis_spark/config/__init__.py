@@ -205,20 +205,14 @@ def _with_preset(section: type[SectionT], passed: SectionT | None, preset: Mappi
     return complete
 
 
-def _assign(mapping: dict[str, Any], text: str) -> None:
-    """Put the value, in YAML, of a text `section.key=value` into a mapping.
-
-    Raises: ConfigError: if it has no `=`, or the value is not YAML.
-    """
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
-    *parents, key = name.strip().split(".")
+def _put(mapping: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value into the nested mappings that `section.key` names."""
+    *parents, key = name.split(".")
     for parent in parents:
         mapping = mapping.setdefault(parent, {})
         if not isinstance(mapping, dict):
-            raise ConfigError(f"--set {text}: {parent!r} is {mapping!r}, not a section of settings")
-    mapping[key] = parse_yaml(value, f"--set {text}")
+            raise ConfigError(f"{name}={value!r}: {parent!r} is {mapping!r}, not a section of settings")
+    mapping[key] = value
 
 
 def check_value(name: str, value: Any) -> Any:
@@ -230,8 +224,15 @@ def check_value(name: str, value: Any) -> Any:
     return check_field(_sections()[section] if section else Config, key, value)
 
 
-def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Config:
-    """Read a YAML file of overrides (or none), then apply `section.key=value` assignments.
+def load_config(
+    path: str | None = None, assignments: Iterable[str] = (), settings: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a YAML file of overrides (or none), then apply assignments, then settings.
+
+    Args:
+        path: The file.
+        assignments: Texts of the form `section.key=value`, the value in YAML.
+        settings: Values by `section.key`, as they are.
 
     Raises: ConfigError: if the file cannot be read, is not YAML or holds anything not allowed.
     """
@@ -249,7 +250,12 @@ def load_config(path: str | None = None, assignments: Iterable[str] = ()) -> Con
             raise ConfigError(f"configuration file {path!r} must hold sections of settings, like neighbours: {{k: 15}}")
         mapping = dict(loaded or {})
     for text in assignments:
-        _assign(mapping, text)
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
+        _put(mapping, name.strip(), parse_yaml(value, f"--set {text}"))
+    for name, value in (settings or {}).items():
+        _put(mapping, name, value)
     return Config.from_mapping(mapping)
 
 

@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from ivis_spark import storage
 from ivis_spark.errors import IvisError
+from ivis_spark.spark.causes import deepest_cause
 
 _LEAST_FREE_BYTES = 10 << 30
 _LEAST_MEMORY_BYTES = 4 << 30
@@ -73,10 +74,10 @@ def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
     except Exception as err:  # noqa: BLE001 - whatever keeps Spark from starting is the finding
         return [_broken("spark", err)]
     found = f"{spark.version} on {spark.sparkContext.master}, {time.monotonic() - started:.1f} s to start"
-    checks = [Check("spark", "ok", found)]
+    checks = [Check("spark", "ok", found), _python_workers(spark)]
     from ivis_spark.spark.session import is_local
 
-    return checks + ([] if is_local(spark) else _executors(spark, root))
+    return checks + ([] if is_local(spark) or checks[-1].state == "fail" else _executors(spark, root))
 
 
 def show(checks: list[Check]) -> str:
@@ -101,7 +102,8 @@ _REMEDIES = {
     "gpus": "install a TensorFlow that loads: " + _INSTALL,
     "storage": "pass a folder that this user can make and write, or a URI whose filesystem is installed (file, hdfs, "
     "dbfs; s3 needs pip install s3fs, gs gcsfs, abfs adlfs)",
-    "spark": "install Java 17 and set JAVA_HOME, or mend --master and --spark-conf, then look again",
+    "spark": "correct what it names (Java 17 and JAVA_HOME, SPARK_HOME, PYSPARK_PYTHON, --master, --spark-conf), then "
+    "run doctor again",
 }
 
 
@@ -114,8 +116,7 @@ def _guarded(check: Callable[[], Check], name: str) -> Check:
 
 
 def _broken(name: str, err: Exception) -> Check:
-    text = (str(err).splitlines() or ["no message"])[0]
-    return Check(name, "fail", text if isinstance(err, IvisError) else f"{type(err).__name__}: {text}", _REMEDIES[name])
+    return Check(name, "fail", str(err if isinstance(err, IvisError) else deepest_cause(err)), _REMEDIES[name])
 
 
 def _python() -> Check:
@@ -221,6 +222,25 @@ def _storage(root: str) -> Check:
             "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage nearer to the cluster"
         )
     return Check("storage", "ok", f"{root} is written, renamed, listed and read in {taken:.2f} s")
+
+
+def _python_workers(spark: Any) -> Check:
+    """Let a Python worker of Spark say which Python it is; importing this package there is part of the task."""
+    asked = spark.conf.get("spark.pyspark.python", None) or os.environ.get("PYSPARK_PYTHON") or "python3"
+    try:
+        python, *versions = spark.sparkContext.parallelize([0], 1).map(_python_of_worker).collect()[0]
+    except Exception as err:  # noqa: BLE001 - whatever keeps a worker from starting is the finding
+        remedy = (
+            f"workers are started as {asked!r}: set PYSPARK_PYTHON, or spark.pyspark.python, to a Python "
+            f"{platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]} that has this package on every "
+            "machine (here: " + sys.executable + ")"
+        )
+        return Check("python workers", "fail", str(deepest_cause(err)), remedy)
+    return Check("python workers", "ok", f"{python}, Python {versions[0]}")
+
+
+def _python_of_worker(_: int) -> tuple[str, str]:
+    return sys.executable, platform.python_version()
 
 
 def _report(_: int, batches: Iterator[Any], *, root: str | None, mark: str) -> Iterator[dict[str, Any]]:

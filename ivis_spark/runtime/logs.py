@@ -6,9 +6,11 @@ clusters scatter.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import tempfile
 import time
 import uuid
 import warnings
@@ -56,7 +58,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(
-    *, level: int = logging.INFO, form: Format = "text", path: str | None = None, all_warnings: bool = False
+    *,
+    level: int = logging.INFO,
+    form: Format = "text",
+    path: str | None = None,
+    temporary: bool = False,
+    all_warnings: bool = False,
 ) -> None:
     """Send the package's log to the console and, if given, to a file. Runs on: driver.
 
@@ -64,11 +71,13 @@ def set_up(
         level: Lowest level shown on the console; the file gets all.
         form: Lines for people, or JSON.
         path: File to append to.
+        temporary: Whether the log goes to a file of its own in the temporary folder, which `close` can remove.
         all_warnings: Whether Python's own warnings are shown.
     """
     package = logging.getLogger("ivis_spark")
     package.setLevel(logging.DEBUG)
     package.propagate = False
+    close(keep=False)
     for handler in list(package.handlers):
         package.removeHandler(handler)
         handler.close()
@@ -78,11 +87,42 @@ def set_up(
         JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     )
     package.addHandler(console)
+    if temporary:
+        path = _temporary_path()
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = logging.FileHandler(path, encoding="utf-8", delay=temporary)
         plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         file.setFormatter(JsonFormatter() if form == "json" else plain)
         package.addHandler(file)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes about GPUs that are not there
     if not all_warnings:
         warnings.simplefilter("ignore")
+        logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it says of errors is in the exceptions too
+
+
+def path() -> str | None:
+    """Return the file that the log goes to, if it goes to one."""
+    files = [item for item in logging.getLogger("ivis_spark").handlers if isinstance(item, logging.FileHandler)]
+    return files[0].baseFilename if files else None
+
+
+def is_temporary() -> bool:
+    """Tell whether the file of the log is a temporary one."""
+    return path() == _temporary_path()
+
+
+def close(*, keep: bool) -> None:
+    """Close the file of the log; a temporary one is removed unless it is to be kept."""
+    package = logging.getLogger("ivis_spark")
+    for handler in list(package.handlers):
+        if isinstance(handler, logging.FileHandler):
+            temporary = is_temporary()
+            package.removeHandler(handler)
+            handler.close()
+            if temporary and not keep:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(handler.baseFilename)
+
+
+def _temporary_path() -> str:
+    return os.path.join(tempfile.gettempdir(), f"ivis-spark-{run_id()}.log")

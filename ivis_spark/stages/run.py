@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages import STAGES
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_files
@@ -51,7 +52,8 @@ class Run:
         """Publish a stage unless it is already published with this specification."""
         # Other tables may be embedded side by side; the stages of a run may not be built twice at once.
         lock = "run" if name in STAGES else name
-        return self.runner.publish(name, spec, build, lock=lock, map_files=self.map_files)
+        with task_errors():
+            return self.runner.publish(name, spec, build, lock=lock, map_files=self.map_files)
 
     def require(self, stage: str) -> Manifest:
         """Return the manifest of a stage that must be published."""

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ import tensorflow as tf
 
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import raised_remotely
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
@@ -175,15 +174,15 @@ def _reading_errors() -> Iterator[None]:
     """Raise what the reader raised on purpose, instead of TensorFlow's account of it.
 
     Raises:
-        ArtifactError: with the reader's message.
+        IvisError: of the reader's class, with its message.
     """
     try:
         yield
     except tf.errors.OpError as err:
-        match = re.search(rf"\b{ArtifactError.__name__}: (.+)", str(err))
-        if match is None:
+        ours = raised_remotely(str(err))
+        if ours is None:
             raise
-        raise ArtifactError(match.group(1).strip()) from err
+        raise ours from err
 
 
 def _synchronise(backend: Backend, model: TripletModel, checkpoints: Checkpoints) -> TrainingState:

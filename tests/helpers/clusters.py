@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def environment(**more: str) -> dict[str, str]:
     """Of processes that hold the package, the tests' helpers, and this Python for Spark's workers."""
-    from ivis_spark.spark.session import ensure_java
+    from ivis_spark.spark.environment import ensure_java
 
     ensure_java()
     paths = [str(ROOT), str(ROOT / "tests" / "helpers")]

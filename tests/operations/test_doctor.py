@@ -65,6 +65,25 @@ def test_no_session(error: Exception) -> None:
     assert check.state == "fail" and "Java 17" in check.found and "JAVA_HOME" in check.remedy
 
 
+def test_no_python_worker() -> None:
+    """The session is there, but its workers are not: a stand-in, since a session has its Python for life."""
+
+    class Session:
+        version, sparkContext, conf = "3.5", property(lambda self: self), {}
+        master = "local[2]"
+
+        def parallelize(self, *_: object) -> None:
+            raise RuntimeError(
+                "Job aborted\n\tat a.B.c(B.java:1)\nCaused by: java.io.IOException: Cannot run program "
+                '"/nowhere/python"\n\tat a.B.c(B.java:1)\n'
+            )
+
+    _, check = check_spark(Session, None)
+    assert (check.name, check.state) == ("python workers", "fail")
+    assert check.found == 'IOException: Cannot run program "/nowhere/python"'
+    assert "PYSPARK_PYTHON" in check.remedy and sys.executable in check.remedy
+
+
 def test_whatever_breaks_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise OSError("broken")
@@ -89,6 +108,6 @@ def test_show() -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--output", str(tmp_path / "out"), "--json"]) == 0
     states = {check["name"]: check["state"] for check in json.loads(capsys.readouterr().out)}
-    assert states["spark"] == states["storage"] == states["packages"] == "ok"
+    assert states["spark"] == states["python workers"] == states["storage"] == states["packages"] == "ok"
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--output", str(tmp_path / "file" / "out")]) == 1

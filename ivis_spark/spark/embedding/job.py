@@ -15,13 +15,14 @@ from ivis_spark.config import DataConfig, EmbedConfig
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest
-from ivis_spark.spark.session import describe_job, task_errors
+from ivis_spark.spark.session import describe_job
 
 # Formats whose files can be read one by one.
 _FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")

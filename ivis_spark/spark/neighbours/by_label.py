@@ -15,7 +15,8 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.errors import InputError
-from ivis_spark.spark.session import describe_job, task_errors
+from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.session import describe_job
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -33,6 +33,7 @@ from ivis_spark.core.knn.overlap import (
 from ivis_spark.core.knn.quantiser import Router, learn_router, refine, sample_size
 from ivis_spark.core.knn.search import ONE_BLOCK_ROWS, SAMPLE_BYTES, cell_limits, check_k, sample_rows
 from ivis_spark.errors import IvisError
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours.calibration import (
     SURVEY_SCHEMA,
     ExactLists,
@@ -43,7 +44,7 @@ from ivis_spark.spark.neighbours.calibration import (
 )
 from ivis_spark.spark.neighbours.row_sample import RowSample, draw_rows, drawn_rows
 from ivis_spark.spark.neighbours.task_plan import Plan
-from ivis_spark.spark.session import describe_job, task_errors
+from ivis_spark.spark.session import describe_job
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from pyspark.errors import PySparkException
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -15,6 +14,7 @@ from pyspark.sql import types as T
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
+from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.rows.images import is_image, pixels
 
 ID, FEATURES, LABEL = "id", "features", "label"
@@ -57,13 +57,11 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
         frame = reader.table(uri) if config.format == "table" else reader.load(storage.normalise_uri(uri))
         frame.schema  # noqa: B018 - reads the footers, so that a wrong format is known now
         return frame
-    except PySparkException as err:
-        reason = str(err).strip().splitlines()[0]
-    except Exception as err:  # noqa: BLE001 - py4j wraps whatever a data source throws
-        reason = str(getattr(err, "java_exception", err)).strip().splitlines()[0]
-    raise InputError(
-        f"input {uri!r} cannot be read as {config.format}: {reason}. Check --input, and say the format with --format"
-    )
+    except Exception as err:
+        raise InputError(
+            f"input {uri!r} cannot be read as {config.format}: {deepest_cause(err)}. Check --input, and say the format "
+            "with --format"
+        ) from err
 
 
 def read_files(table: DataFrame, uri: str, config: DataConfig, files: list[str]) -> DataFrame:

@@ -1,0 +1,251 @@
+"""The command line `ivis-spark`: parse, set up logging and Spark, call the pipeline, return an exit code.
+
+0: done. 2: the input or the configuration is wrong; one line says what was given, what is allowed and what to do.
+1: anything else. 130 and 143: ended by Ctrl-C or SIGTERM, with nothing half published.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ivis_spark import storage
+from ivis_spark.cli.options import LOG_FILE, make_config, make_parser, spark_settings
+from ivis_spark.config import Config
+from ivis_spark.errors import DependencyError, IvisError
+from ivis_spark.operations import commands as operations
+from ivis_spark.pipeline import Pipeline
+from ivis_spark.runtime import logs
+from ivis_spark.runtime.signals import Guard, Terminated, raise_on_signals
+from ivis_spark.spark.causes import account_of, deepest_cause, task_errors
+from ivis_spark.stages.places import check_places
+from ivis_spark.storage import RunFolder
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from ivis_spark.storage import Manifest
+
+log = logging.getLogger(__name__)
+
+INTERRUPTED = 128 + signal.SIGINT
+_RESUMES = "what was published stays, and the same command resumes from there"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code. Runs on: driver."""
+    arguments = make_parser().parse_args(argv)
+    code, guard, keep = 1, Guard(), False
+
+    def says_more(_: logging.LogRecord) -> bool:
+        return guard.signal is None  # py4j tells the root logger of every call that a signal interrupts
+
+    logging.getLogger().addFilter(says_more)
+    try:
+        with raise_on_signals() as guard:
+            code = _run(arguments, guard)
+        if guard.signal:  # it came while the last things were cleaned up
+            raise KeyboardInterrupt
+    except Exception as err:  # noqa: BLE001 - whatever ends a command is answered by one line and an exit code
+        code = guard.exit_code if guard.signal else _exit_code(err)
+        keep = not guard.signal and _is_for_experts(err)
+        _fail(arguments, guard, err, keep=keep)
+    except (KeyboardInterrupt, Terminated) as err:
+        code = guard.exit_code if guard.signal else INTERRUPTED
+        _fail(arguments, guard, err, keep=keep)
+    finally:
+        logging.getLogger().removeFilter(says_more)
+        logs.close(keep=keep)
+    return code
+
+
+def task() -> None:
+    """Run a command as a Databricks wheel task, which looks for an exception and not at exit codes.
+
+    Raises:
+        IvisError: if the exit code is not 0.
+    """
+    code = main()
+    if code:
+        raise IvisError(f"exit code {code}; the reason stands above")
+
+
+def _run(arguments: argparse.Namespace, guard: Guard) -> int:
+    sessions: list[Any] = []
+    get_spark = _session_factory(arguments, guard, sessions)
+    try:
+        with task_errors():
+            if arguments.command in operations.COMMANDS:
+                logs.start_run()
+                logs.set_up(level=logging.WARNING, temporary=True)
+                text, code = operations.run(arguments, get_spark)
+                _say(text)
+                return code
+            _set_up_logging(arguments)  # what reading the configuration has to say is shown
+            config = make_config(arguments)
+            check_places(
+                config,
+                arguments.output,
+                input_uri=getattr(arguments, "input", None),
+                target=getattr(arguments, "target", None),
+                log_file=arguments.log_file,
+                config_file=arguments.config,
+                spark_conf=spark_settings(arguments),
+            )
+            RunFolder(arguments.output).claim()
+            _set_up_logging(arguments, _log_file(arguments))
+            _run_stages(arguments, config, get_spark)
+            return 0
+    finally:
+        for progress in sessions:
+            progress.__exit__()
+
+
+def _run_stages(arguments: argparse.Namespace, config: Config, get_spark: Callable[[], SparkSession]) -> None:
+    source = getattr(arguments, "input", None)
+    if arguments.command == "demo":
+        from ivis_spark.demo import write_digits
+
+        source, config = write_digits(arguments.output, config)
+    pipeline = Pipeline(
+        arguments.output,
+        config,
+        get_spark=get_spark,
+        input_uri=source,
+        overwrite=arguments.overwrite,
+        experiment=arguments.mlflow,
+    )
+    status = "FAILED"
+    try:
+        _say(_published(arguments, pipeline))
+        status = "FINISHED"
+    except Exception:
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        if pipeline.tracker is not None:
+            pipeline.tracker.ended(status)
+
+
+def _published(arguments: argparse.Namespace, pipeline: Pipeline) -> str:
+    """Run the stages of a command; return where the result is."""
+    command = arguments.command
+    if command in ("run", "demo"):
+        return _summary(pipeline, pipeline.run()["report"])
+    if command == "embed" and arguments.target:
+        info = pipeline.embed_into(arguments.target, arguments.mode)
+        return f"{info['rows']:,} embeddings{' (done before)' * info['done_before']}: {arguments.target}"
+    if command in ("embed", "query"):
+        manifest = getattr(pipeline, command)(arguments.name)
+        what = "embeddings" if command == "embed" else "rows with their neighbours"
+        return f"{manifest.info['rows']:,} {what}: {pipeline.run_folder.path(manifest.stage, 'data')}"
+    manifest = getattr(pipeline, command)()
+    where = f"{manifest.stage}: {pipeline.run_folder.path(manifest.stage)}"
+    return f"{where}\n{_summary(pipeline, manifest)}" if command == "evaluate" else where
+
+
+def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[Any]) -> Callable[[], SparkSession]:
+    """Return a function that starts the session, and with it the progress lines, when it is first called."""
+
+    def get_spark() -> SparkSession:
+        from ivis_spark.spark.session import Progress, end_quietly, get_session
+
+        spark = get_session(
+            f"ivis-spark {arguments.command}",
+            master=arguments.master,
+            settings=spark_settings(arguments),
+            log_file=logs.path(),
+            log_as_json=getattr(arguments, "log_format", "text") == "json",
+        )
+        if not opened:
+            guard.at_once(lambda: end_quietly(spark))
+            log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
+            progress = Progress(spark, lambda text: log.info("  %s", text))
+            opened.append(progress.__enter__())
+        return spark
+
+    return get_spark
+
+
+def _summary(pipeline: Pipeline, report: Manifest) -> str:
+    """Return where everything is and how good it is."""
+    folder, metrics = pipeline.run_folder, report.info
+    lines = [
+        "",
+        f"embeddings  {folder.path('embeddings', 'data')}",
+        f"model       {folder.path('model')}",
+        f"report      {folder.path('report', 'report.html')}",
+        f"picture     {folder.path('report', 'embedding.png')}",
+        "",
+    ]
+    names = {
+        "recall_at_k": "recall of the neighbours",
+        "trustworthiness": "trustworthiness",
+        "random_triplet_accuracy": "random triplet accuracy",
+        "distance_correlation_spearman": "distance correlation (Spearman)",
+        "knn_accuracy": "kNN accuracy",
+        "centroid_correlation": "centroid correlation",
+    }
+    lines += [f"{text:<32} {metrics[name]:.3f}" for name, text in names.items() if metrics.get(name) is not None]
+    return "\n".join(lines)
+
+
+def _set_up_logging(arguments: argparse.Namespace, path: str | None = None) -> None:
+    if path is None:
+        logs.start_run(arguments.run_id)
+    logs.set_up(
+        level=logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO,
+        form=arguments.log_format,
+        path=path,
+        temporary=path is None,
+        all_warnings=arguments.verbose,
+    )
+
+
+def _log_file(arguments: argparse.Namespace) -> str | None:
+    """Return the file that the log of a command goes to; None for a remote run folder."""
+    if arguments.log_file:
+        return str(arguments.log_file)
+    storage.check_writable(arguments.output)
+    local = storage.local_path(arguments.output)
+    return None if local is None else os.path.join(local, LOG_FILE)
+
+
+def _exit_code(err: Exception) -> int:
+    if isinstance(err, IvisError):
+        return err.exit_code
+    return DependencyError.exit_code if isinstance(err, ImportError) else 1
+
+
+def _is_for_experts(err: Exception) -> bool:
+    """Tell whether the line on the console may not be enough: an error that is not ours, or one that Java explains."""
+    return not isinstance(err, IvisError) or "\tat " in account_of(err.__cause__ or err)
+
+
+def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, *, keep: bool) -> None:
+    """Say in a line why a command ended; the log gets the traceback, with Java's stack."""
+    if guard.signal == signal.SIGTERM:
+        text = f"ended by SIGTERM; {_RESUMES}"
+    elif guard.signal or isinstance(err, KeyboardInterrupt):
+        text = f"interrupted; {_RESUMES}"
+    elif isinstance(err, IvisError):
+        text = str(err)
+    elif isinstance(err, ImportError):
+        text = f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[cpu,fit,report]'"
+    else:
+        text = str(deepest_cause(err))
+    log.debug("%s", text, exc_info=err)
+    where = logs.path() if keep or not logs.is_temporary() else None
+    sys.stderr.write(f"ivis-spark {arguments.command}: {text}{f' (log: {where})' if where else ''}\n")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

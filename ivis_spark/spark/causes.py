@@ -1,0 +1,99 @@
+"""What went wrong, out of Spark's account of it: the error a task raised on purpose, else the deepest cause."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ivis_spark.errors import InputError, IvisError, raised_remotely
+
+_DISK_FULL = "No space left on device"
+# Up to the words that follow a file's name in Spark's messages; the name itself may hold spaces.
+_FILE = re.compile(
+    r"\b(?:file|hdfs|s3a?|gs|abfss?|wasbs?|dbfs|viewfs):/.+?(?=[.,;:]? (?:is not|Column|Details|Please)|[.,;:]?$)", re.M
+)
+# What Spark and its readers say when a file of a table is not what its name, or the first file, says.
+_UNREADABLE = (
+    *("Parquet column cannot be converted", "is not a Parquet file", "CANNOT_READ_FILE_FOOTER", "FAILED_READ_FILE"),
+    *("Encountered error while reading file", "Malformed ORC file", "FileNotFoundException"),
+)
+_MOST_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Cause:
+    """The deepest cause of an error that came through Java: one line, without any stack, and the file it is about."""
+
+    text: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.file is None or self.file in self.text else f"{self.text} (reading {self.file})"
+
+
+def deepest_cause(err: BaseException) -> Cause:
+    """Return the deepest cause that has a message. Needs no JVM that still runs. Runs on: driver.
+
+    Args:
+        err: Any exception; one that is not Spark's is its own cause.
+    """
+    account = account_of(err)
+    if "\tat " not in account:
+        lines = [line.strip() for line in account.splitlines() if line.strip()]
+        return Cause(f"{type(err).__name__}: {lines[0] if lines else 'no message'}"[:_MOST_CHARACTERS])
+    # A cause begins behind "Caused by: ", and ends where its stack begins.
+    heads = [re.split(r"\n\s*(?:at |\.\.\. \d+ more)", part)[0] for part in account.split("Caused by: ")]
+    texts = [text for text in map(_message, heads) if text]
+    files = [name for head in heads for name in _FILE.findall(head)]
+    return Cause(texts[-1] if texts else f"{type(err).__name__}: no message", files[-1] if files else None)
+
+
+def account_of(err: BaseException) -> str:
+    """Return all that Spark says of an error: the messages, and Java's stacks."""
+    return getattr(err, "_stackTrace", None) or str(err)
+
+
+@contextlib.contextmanager
+def task_errors() -> Iterator[None]:
+    """Raise on the driver what a task raised on purpose, and what users can put right, not Spark's account of it.
+
+    Raises:
+        IvisError: of the class and with the message that the task gave; or if a disk is full.
+        InputError: if a file of the table cannot be read as what it should be.
+    """
+    try:
+        yield
+    except IvisError:
+        raise
+    except Exception as err:
+        account = account_of(err)
+        ours = raised_remotely(account)
+        if ours is not None:
+            raise ours from err
+        if _DISK_FULL in account:
+            raise IvisError(
+                f"{_DISK_FULL}, in a task: free some on the disk of --output and on those of spark.local.dir, and run "
+                "the same command again; what was published stays"
+            ) from err
+        if "\tat " in account and any(text in account for text in _UNREADABLE):
+            raise InputError(
+                f"the table cannot be read: {deepest_cause(err)}. All its files must be whole and of one "
+                "format, with the same types of columns"
+            ) from err
+        raise
+
+
+def _message(head: str) -> str:
+    """Return the class and message of a cause in a line; empty if it has no message."""
+    if "Traceback (most recent call last)" in head:  # a Python worker's: its last line says what it is
+        return [line.strip() for line in head.splitlines() if line.strip()][-1][:_MOST_CHARACTERS]
+    line = " ".join(head.split())
+    line = re.sub(r"^An error occurred while calling \S+ : ", "", line)
+    line = re.sub(r"^.*most recent failure: Lost task .*? executor [^)]*\): ", "", line)
+    name, colon, message = line.partition(": ")
+    message = message.removesuffix(" Details:").strip()
+    if not colon or message in ("", "null"):
+        return ""
+    return f"{name.rpartition('.')[2]}: {message}"[:_MOST_CHARACTERS]

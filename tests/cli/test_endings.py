@@ -1,0 +1,136 @@
+"""However a command ends: the exit code, one line on the console, and the traceback in a log that the line names."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ivis_spark.cli import main
+from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.pipeline import Pipeline
+
+JAVA = "Job aborted\n\tat o.a.X.y(X.scala:1)\nCaused by: java.io.IOException: bad block\n\tat a.B.c(B.java:1)\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    package = logging.getLogger("ivis_spark")
+    before = package.level, package.propagate, list(package.handlers)
+    yield
+    package.handlers[:] = before[2]
+    package.setLevel(before[0])
+    package.propagate = before[1]
+
+
+def ends_with(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], output: str, *options: str) -> int:
+    monkeypatch.setattr(Pipeline, "triplets", lambda _: work())
+    return main(["triplets", "--output", output, "--quiet", *options])
+
+
+def raising(err: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise err
+
+    return work
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ivis-spark triplets: ")
+    return line
+
+
+@pytest.mark.parametrize("output", ["out", "memory://endings/out"])
+@pytest.mark.parametrize(
+    ("err", "text"), [(KeyError("x"), "KeyError: 'x'"), (Exception(JAVA), "IOException: bad block")]
+)
+def test_an_unexpected_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    output: str, err: Exception, text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert ends_with(monkeypatch, raising(err), output) == 1
+    match = re.fullmatch(r"ivis-spark triplets: (.*) \(log: (.*)\)", only_line(capsys))
+    assert match is not None and match.group(1) == text
+    assert Path(match.group(2)).parent == (tmp_path / "out" if output == "out" else tmp_path / "tmp")
+    log = Path(match.group(2)).read_text()
+    assert "Traceback (most recent call last)" in log and str(err).splitlines()[-1] in log
+
+
+def test_an_unexpected_error_of_an_operators_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ivis_spark.operations.commands.status", lambda _: {}["no stage"])
+    assert main(["status", str(tmp_path / "out")]) == 1
+    match = re.fullmatch(r"ivis-spark status: KeyError: 'no stage' \(log: (.*)\)", capsys.readouterr().err.strip())
+    assert match is not None and "Traceback" in Path(match.group(1)).read_text()
+
+
+def test_a_mistake_leaves_no_log_behind_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends_with(monkeypatch, raising(ArtifactError("no neighbours")), "memory://endings/out") == 2
+    assert only_line(capsys) == "ivis-spark triplets: no neighbours"
+    assert main(["status", str(tmp_path / "nothing")]) == 2
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_java_explains_is_in_a_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise InputError("the table cannot be read") from Exception(JAVA)
+
+    assert ends_with(monkeypatch, work, "memory://endings/out", "--log-format", "json") == 2
+    (log,) = (tmp_path / "tmp").iterdir()
+    assert only_line(capsys).endswith(f"(log: {log})")
+    assert "a.B.c(B.java:1)" in json.loads(log.read_text().splitlines()[-1])["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "text"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+@pytest.mark.parametrize("clean_up", [None, RuntimeError("a connection that was cut")])
+def test_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: int, code: int, text: str, clean_up: Exception | None,
+) -> None:  # fmt: skip
+    """Also where the clean-up that it causes fails."""
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            logging.error("py4j's cry on the root logger")
+            if clean_up is not None:
+                raise clean_up
+
+    assert ends_with(monkeypatch, work, str(tmp_path / "out")) == code
+    assert f"{text}; what was published stays, and the same command resumes from there" in only_line(capsys)
+
+
+def test_a_signal_that_is_swallowed_at_the_very_end_still_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise InputError("what a library made of it") from None
+
+    assert ends_with(monkeypatch, work, str(tmp_path / "out")) == 130
+    assert "interrupted" in only_line(capsys)
