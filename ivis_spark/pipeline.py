@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark.config import Config
 from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.spark.before_spark import look_at_input
 from ivis_spark.stages import COMMANDS, STAGES, embeddings, model, neighbours, query, report, rows, triplets
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_places
@@ -30,7 +32,8 @@ class Pipeline:
         experiment: MLflow experiment to report to; None reports to nobody.
 
     Raises:
-        InputError: if the run folder is, holds or lies in the input.
+        InputError: if the run folder is, holds or lies in the input; if the input is not there, or a column that is
+            named is not in it, as far as can be seen without Spark.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Pipeline:
         experiment: str | None = None,
     ) -> None:
         check_places(config, output, input_uri=input_uri)
+        if source is not None or input_uri is not None:
+            config = dataclasses.replace(config, data=look_at_input(input_uri if source is None else None, config.data))
         runner = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
         self._run = Run(runner, config, get_spark, InputTable(config.data, get_spark, input_uri, source))
         self.run_folder, self.tracker = runner.folder, runner.tracker

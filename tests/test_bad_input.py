@@ -104,8 +104,8 @@ def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--id-col", "nope"], "data.id_col='nope' is not in the table; it has: key (bigint), values"),
-        (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key (bigint)"),
+        (["--id-col", "nope"], "data.id_col='nope' is not in the table; it has: key, values, text"),
+        (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key, values, text"),
         (
             ["--label-col", "text"],
             "label column 'text' is string; a numeric column, or one of arrays of numbers, is wanted. Number",

@@ -146,7 +146,7 @@ def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--features-col", "nope"], "data.features_col='nope' is not in the table; it has: id (bigint)"),
+        (["--features-col", "nope"], "data.features_col='nope' is not in the table; it has: id, features, y, text"),
         (["--features-col", "text"], "features column 'text' is string"),
         (["--set", "neighbours.k=299"], "neighbours.k=299 needs at least 301 rows"),
         (["--set", "neighbours.kk=3"], "neighbours has no setting 'kk'; did you mean neighbours.k?"),
@@ -184,7 +184,7 @@ def test_labels_with_a_gap(finished: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--input", str(tmp_path / "no.parquet"), "--output", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "cannot be read as parquet" in capsys.readouterr().err
+    assert "no.parquet' does not exist. Check the path" in capsys.readouterr().err
     assert main(["train", "--output", str(tmp_path / "out"), "--quiet"]) == 2
     assert "make it first: ivis-spark neighbours" in capsys.readouterr().err
 

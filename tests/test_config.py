@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import json
 import pickle
+import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ivis_spark.config import PRESETS, Config, TrainConfig, TripletsConfig, check_value, describe, load_config
+from ivis_spark.config import PRESETS, Config, Distance, TrainConfig, TripletsConfig, check_value, describe, load_config
 from ivis_spark.config.checks import RENAMED
 from ivis_spark.errors import ConfigError
 
@@ -119,6 +120,14 @@ def test_a_removed_name_says_its_new_one() -> None:
         TripletsConfig(draws=3)  # type: ignore[call-arg]
 
 
+def test_words_that_yaml_takes_for_something_else_are_names_of_columns() -> None:
+    for name in ("no", "12", "1e3", "on"):
+        assert load_config(None, [f"data.id_col={name}"]).data.id_col == name
+        assert load_config(None, [f"data.feature_cols={name}"]).data.feature_cols == (name,)
+    assert load_config(None, ["data.id_col=none"]).data.id_col is None
+    assert load_config(None, ["data.feature_cols=a, b"]).data.feature_cols == ("a", "b")
+
+
 def test_cosine_is_a_name_of_angular() -> None:
     assert load_config(None, ["neighbours.metric=cosine"]).neighbours.metric == "angular"
 
@@ -126,6 +135,10 @@ def test_cosine_is_a_name_of_angular() -> None:
 def test_the_help_shows_what_holds() -> None:
     lines = describe().splitlines()
     assert any(line.startswith(f"  train.batch_size = {Config().train.batch_size}: ") for line in lines)
+    loss = next(line for line in lines if line.startswith("  train.distance = "))
+    assert loss.endswith("One of: " + ", ".join([*typing.get_args(Distance), "package.module:function."]))
+    assert any("cosine is another name of angular. One of: euclidean, angular" in line for line in lines)
+    assert any(line.endswith("One of: adam, adamw, sgd.") for line in lines)
     assert "  train.patience = 20" in lines[lines.index("with preset=ivis, unless set:") :]
 
 

@@ -19,7 +19,9 @@ from ivis_spark.config.checks import (
     AUTO,
     Checked,
     SectionT,
+    allowed_values,
     check_field,
+    did_you_mean,
     hints_of,
     is_import_name,
     option,
@@ -70,6 +72,7 @@ __all__ = [
     "TripletsConfig",
     "check_value",
     "describe",
+    "did_you_mean",
     "is_import_name",
     "load_config",
     "section_from_mapping",
@@ -215,6 +218,14 @@ def _put(mapping: dict[str, Any], name: str, value: Any) -> None:
     mapping[key] = value
 
 
+def is_text(name: str, value: Any) -> bool:
+    """Tell whether YAML reads a word, like no or 12, as something that it is not for a setting that takes text."""
+    section, _, key = name.rpartition(".")
+    owner = _sections().get(section) if section else Config
+    takes_text = owner is not None and hints_of(owner).get(key) in (str, str | None, tuple[str, ...])
+    return takes_text and isinstance(value, (bool, int, float))
+
+
 def check_value(name: str, value: Any) -> Any:
     """Return a value as the type of the setting `section.key`, or of one at the top.
 
@@ -253,7 +264,8 @@ def load_config(
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"{text!r} is not of the form section.key=value, like neighbours.k=15")
-        _put(mapping, name.strip(), parse_yaml(value, f"--set {text}"))
+        parsed = parse_yaml(value, f"--set {text}")
+        _put(mapping, name.strip(), value.strip() if is_text(name.strip(), parsed) else parsed)
     for name, value in (settings or {}).items():
         _put(mapping, name, value)
     return Config.from_mapping(mapping)
@@ -265,13 +277,19 @@ def describe() -> str:
     for name, section in _sections().items():
         lines.append(f"{name}: {(section.__doc__ or '').strip().splitlines()[0]}")
         for item in dataclasses.fields(section):
-            shown = getattr(getattr(defaults, name), item.name)
-            lines.append(f"  {name}.{item.name} = {'none' if shown is None else shown}: {item.metadata['doc']}")
-    for item in top_settings():
-        lines.append(f"{item.name} = {item.default}: {item.metadata['doc']}")
+            lines.append("  " + _described(section, item, getattr(getattr(defaults, name), item.name)))
+    lines += [_described(Config, item, item.default) for item in top_settings()]
     lines.append("with preset=ivis, unless set:")
     lines += [f"  {name} = {value}" for name, value in _differences(Config(preset="ivis"), defaults)]
     return "\n".join(lines)
+
+
+def _described(owner: Any, item: Any, value: Any) -> str:
+    """Return the line of a setting: name, value, documentation and, where they are few, the values it may have."""
+    name = f"{owner.section}.{item.name}" if owner.section else item.name
+    allowed = allowed_values(owner, item.name)
+    choice = f" One of: {', '.join(allowed)}." if allowed else ""
+    return f"{name} = {'none' if value is None else value}: {item.metadata['doc']}{choice}"
 
 
 def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:

@@ -130,6 +130,15 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     return value
 
 
+def allowed_values(owner: Any, key: str) -> list[str]:
+    """Return the values that a setting may have, if they have names."""
+    item, hint = owner.__dataclass_fields__[key], hints_of(owner)[key]
+    names = list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else []
+    if names and item.metadata["importable"]:
+        names.append("package.module:function")
+    return [*names, AUTO] if names and item.metadata["auto"] else names
+
+
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     """Return `value` as the type `hint`, or raise ConfigError saying what is allowed."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -206,14 +215,14 @@ def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
         return f"{name} is now called {RENAMED[name]}"
     sections = {owner.section: owner for owner in Checked.__subclasses__() if owner.section}
     same = [f"{other}.{key}" for other, owner in sections.items() if key in vars(owner)["__dataclass_fields__"]]
-    hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, valid, section)
+    hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, valid, section and f"{section}.")
     return f"{section or 'the configuration'} has no setting {key!r}{hint or '; valid: ' + ', '.join(valid)}"
 
 
-def did_you_mean(given: Any, valid: Iterable[Any], section: str = "") -> str:
+def did_you_mean(given: Any, valid: Iterable[Any], prefix: str = "") -> str:
     """Return the end of a message that asks for the valid name nearest to the one given; empty if none is near."""
     near = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
-    return f"; did you mean {section + '.' if section else ''}{near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 # What a value must be, by the type of its setting.

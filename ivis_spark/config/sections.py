@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ivis_spark.config.checks import Checked, option
+from ivis_spark.config.checks import AUTO, Checked, option
 from ivis_spark.errors import ConfigError
 
 Metric = Literal["euclidean", "angular", "manhattan", "hamming", "dot"]
@@ -46,8 +46,9 @@ class DataConfig(Checked):
     section = "data"
 
     format: str = option(
-        "parquet",
-        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for one named in the catalog.",
+        AUTO,
+        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for one named in the catalog; "
+        "auto guesses it from the files.",
     )
     options: dict[str, Any] = option({}, "Options of that data source, for example {header: true} for csv.")
     features_col: str | None = option(

@@ -1,0 +1,129 @@
+"""What is known of the input before Spark starts, which takes seconds: that it is there, its format, its columns.
+
+Whatever cannot be looked at from here is left to Spark.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ivis_spark import storage
+from ivis_spark.config import AUTO, DataConfig, did_you_mean
+from ivis_spark.errors import ArtifactError, InputError
+
+# Endings of files, without that of a compression.
+_FORMATS = {
+    **{".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json"},
+    **{".jsonl": "json", ".ndjson": "json", ".orc": "orc", ".avro": "avro"},
+}
+_COMPRESSIONS = (".gz", ".bz2", ".zst", ".snappy", ".lz4", ".deflate")
+_PATTERN = frozenset("*?[{")
+_MOST_FOLDERS = 20
+
+
+def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
+    """Return the settings for a table, its format guessed where it is `auto`. Starts no Spark. Runs on: driver.
+
+    Args:
+        uri: The table; None for a DataFrame, whose files are then read as Parquet if they are read one by one.
+        data: The settings.
+
+    Raises:
+        InputError: if nothing is there, or a column that is named is not in it; says which name is near.
+    """
+    if data.format == "table":
+        return data
+    if uri is None:
+        return _with_format(data, "parquet")
+    files = _Files.of(uri)
+    if files is None:
+        return _with_format(data, _format_of(uri))
+    if not files.exist and not _PATTERN & set(uri):
+        raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}")
+    first = files.first()
+    data = _with_format(data, "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet")
+    if data.format == "parquet" and not data.options and first is not None:
+        _check_columns(files.columns(first), data)
+    return data
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """A path on a filesystem that can be looked at."""
+
+    fs: Any
+    path: str
+    exist: bool
+
+    @classmethod
+    def of(cls, uri: str) -> _Files | None:
+        """Return None if it cannot be looked at: no driver, no right, no connection."""
+        try:
+            fs, path = storage.filesystem(uri)
+            return cls(fs, path, storage.exists(fs, path))
+        except (ArtifactError, OSError, ImportError, ValueError):
+            return None
+
+    @property
+    def nearest(self) -> str:
+        """The question whether a sibling was meant."""
+        folder, name = posixpath.split(self.path.rstrip("/"))
+        return did_you_mean(name, storage.children(self.fs, folder), f"{folder}/")
+
+    @property
+    def is_delta(self) -> bool:
+        return "_delta_log" in storage.children(self.fs, self.path) if self.fs.isdir(self.path) else False
+
+    def first(self) -> str | None:
+        """Return a file of the table, if one is found soon."""
+        return next(self._walk(), None) if self.exist else None
+
+    def _walk(self) -> Iterator[str]:
+        folders = [self.path]
+        for _ in range(_MOST_FOLDERS):
+            if not folders:
+                return
+            path = folders.pop()
+            if not self.fs.isdir(path):
+                yield path
+                continue
+            shown = sorted(name for name in storage.children(self.fs, path) if not name.startswith(("_", ".")))
+            folders += [f"{path.rstrip('/')}/{name}" for name in reversed(shown)]
+
+    def columns(self, file: str) -> list[str]:
+        """Return the columns of a Parquet file and of the folders it is in; none if it cannot be read."""
+        try:
+            with self.fs.open(file, "rb") as opened:
+                names = list(pq.read_schema(opened).names)
+        except Exception:  # noqa: BLE001 - Spark reads it its own way, or says why it does not
+            return []
+        inner = file.removeprefix(self.path).split("/")[:-1]
+        return names + [part.partition("=")[0] for part in inner if "=" in part]
+
+
+def _with_format(data: DataConfig, guessed: str) -> DataConfig:
+    return dataclasses.replace(data, format=guessed or "parquet") if data.format == AUTO else data
+
+
+def _format_of(name: str) -> str:
+    """Return the format that a file's ending stands for; empty if it stands for none."""
+    stem = name.rstrip("/").lower()
+    for ending in _COMPRESSIONS:
+        stem = stem.removesuffix(ending)
+    return _FORMATS.get(posixpath.splitext(stem)[1], "")
+
+
+def _check_columns(columns: list[str], data: DataConfig) -> None:
+    """Refuse a named column that is missing; Spark takes names that differ in case for the same."""
+    known = {name.lower() for name in columns}
+    settings = {name: getattr(data, name) for name in ("features_col", "feature_cols", "id_col", "label_col")}
+    for setting, value in settings.items():
+        for name in (value,) if isinstance(value, str) else value or ():
+            if known and name.lower() not in known:
+                hint = did_you_mean(name, columns) or f"; it has: {', '.join(columns)}"
+                raise InputError(f"data.{setting}={name!r} is not in the table{hint}")

@@ -1,0 +1,92 @@
+"""A wrong path, format or column is found before Spark starts; what cannot be looked at is left to Spark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ivis_spark.config import Config, DataConfig, load_config
+from ivis_spark.errors import InputError
+from ivis_spark.pipeline import Pipeline
+from ivis_spark.spark.before_spark import look_at_input
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    folder = tmp_path / "digits" / "day=1"
+    folder.mkdir(parents=True)
+    (folder.parent / "_SUCCESS").touch()
+    pq.write_table(pa.table({"key": [1, 2], "Value": [0.5, 1.5], "label": [0, 1]}), folder / "part-0.zstd.parquet")
+    return folder.parent
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.parquet", "parquet"),
+        ("a.csv", "csv"),
+        ("A.CSV.GZ", "csv"),
+        ("a.jsonl.bz2", "json"),
+        ("a.orc", "orc"),
+        ("a.avro", "avro"),
+        ("no_ending", "parquet"),
+        ("folder/part-0.csv", "csv"),
+        ("folder/_delta_log/0.json", "delta"),
+        ("folder/day=1/hour=2/.part.crc", "parquet"),
+        ("folder/day=1/hour=2/part-0.orc", "orc"),
+    ],
+)
+def test_the_format_follows_from_the_files(tmp_path: Path, name: str, found: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    uri = str(tmp_path / name.split("/")[0])
+    assert look_at_input(uri, DataConfig()).format == found
+    assert look_at_input(f"file://{uri}", DataConfig()).format == found
+    assert look_at_input(uri, DataConfig(format="text")).format == "text"
+
+
+def test_a_path_that_is_not_there(table: Path) -> None:
+    with pytest.raises(InputError, match=r"digitz' does not exist; did you mean .*/digits\?"):
+        look_at_input(str(table.parent / "digitz"), DataConfig())
+    with pytest.raises(InputError, match=r"'memory://nothing/here' does not exist\. Check the path"):
+        look_at_input("memory://nothing/here", DataConfig())
+
+
+@pytest.mark.parametrize("setting", ["features_col", "feature_cols", "id_col", "label_col"])
+def test_a_column_that_is_not_there(table: Path, setting: str) -> None:
+    def look(name: str, **more: Any) -> DataConfig:
+        value = ("key", name) if setting == "feature_cols" else name
+        return look_at_input(str(table), DataConfig(**{setting: value, **more}))
+
+    with pytest.raises(InputError, match=rf"data\.{setting}='lable' is not in the table; did you mean label\?"):
+        look("lable")
+    with pytest.raises(InputError, match=rf"data\.{setting}='zzz' is not in the table; it has: key, Value, label, day"):
+        look("zzz")
+    for name in ("label", "value", "DAY"):  # Spark takes any case, and folders are columns
+        look(name)
+    look("zzz", options={"mergeSchema": True})
+    look("zzz", format="orc")
+
+
+def test_what_cannot_be_looked_at_is_left_to_spark(tmp_path: Path) -> None:
+    for uri in ("nosuch://bucket/a.csv", str(tmp_path / "a[0-9]*.csv")):
+        assert look_at_input(uri, DataConfig(id_col="x")).format == "csv"
+    assert look_at_input("main.a.cells", DataConfig(format="table", id_col="x")).format == "table"
+    assert look_at_input(None, DataConfig(id_col="x")).format == "parquet"
+    (tmp_path / "torn.parquet").write_text("PAR1")
+    assert look_at_input(str(tmp_path / "torn.parquet"), DataConfig(id_col="x")).format == "parquet"
+
+
+def test_the_pipeline_starts_no_spark_for_it(tmp_path: Path, table: Path) -> None:
+    def no_spark() -> Any:
+        pytest.fail("Spark was started")
+
+    for uri, config in ((str(tmp_path / "no"), Config()), (str(table), load_config(None, ["data.id_col=none_such"]))):
+        with pytest.raises(InputError):
+            Pipeline(str(tmp_path / "out"), config, get_spark=no_spark, input_uri=uri)
+    made = Pipeline(str(tmp_path / "out"), Config(), get_spark=no_spark, input_uri=str(table))
+    assert made.config.data.format == "parquet"
