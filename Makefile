@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r lint format bench clean machine
+.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r dist lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,14 @@ test-r: $(VENV)/.dev  ## R CMD check of the R package; needs R with reticulate, 
 	@command -v R >/dev/null || { echo "make test-r needs R (Debian: apt-get install r-base-core r-cran-reticulate r-cran-testthat r-cran-knitr r-cran-rmarkdown)" >&2; exit 1; }
 	@mkdir -p build/r && cd build/r && R CMD build ../../R-package
 	cd build/r && RETICULATE_PYTHON=$(abspath $(PYTHON)) R CMD check --no-manual ivisspark_*.tar.gz
+
+dist: $(VENV)/.dev  ## wheel, source archive and SBOM (CycloneDX) in dist/
+	@$(PIP) install -q build 'cyclonedx-bom>=4'
+	@rm -rf dist
+	$(PYTHON) -m build --outdir dist .
+	@$(PYTHON) -m venv --clear build/venv-sbom
+	@build/venv-sbom/bin/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS) "$$(ls dist/*.whl)[cpu]"
+	$(PYTHON) -m cyclonedx_py environment build/venv-sbom --of JSON -o dist/sbom.json
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(VENV)/bin/ruff check .
