@@ -73,7 +73,7 @@ class Commands(Generated):
 
     def markdown(self) -> list[str]:
         """Return the lines of the content."""
-        from ivis_spark.cli import _parser as make_parser
+        from ivis_spark.cli.options import make_parser
 
         parser = make_parser()
         (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
