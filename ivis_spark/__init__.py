@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark.config import Config, load_config
-from ivis_spark.errors import IvisError
+from ivis_spark.errors import IvisError, speak_python
 
 if TYPE_CHECKING:
     from ivis_spark.estimator import Ivis
@@ -41,6 +41,7 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    speak_python(True)
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 

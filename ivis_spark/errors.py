@@ -1,6 +1,7 @@
 """Errors raised at the boundary, before work is lost.
 
 Every message says what was given, what is allowed and what to do. `exit_code` is what the command line returns.
+Messages are written in options of the command line; whoever imports from `ivis_spark` reads them in Python's words.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from collections.abc import Callable
 
 # What reading torn or hostile JSON, npz and zip files raises, beside errors of ours: too deep nesting and encrypted
 # members are RuntimeErrors, sizes that no memory holds a MemoryError.
@@ -25,10 +27,38 @@ UNREADABLE: tuple[type[Exception], ...] = (
 )
 
 
+# Options of the command line, and what they are in Python.
+_IN_PYTHON: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"ivis-spark (\w+)(?: --(?:input|output) \.\.\.)*", r"Pipeline(...).\1()"),
+    (r"\(\) --overwrite", "() with overwrite=True"),
+    (r"--(format|id-col|label-col|features?-cols?)\b", lambda found: "data." + found.group(1).replace("-", "_")),
+    (r"--neighbours-table\b", "neighbours.table"),
+    (r"--set (?=\w+\.\w)", ""),
+    (r"--overwrite\b", "overwrite=True"),
+    (r"--input\b( TABLE)?", "input_uri"),
+    (r"--(mode|name) (\w+)", r"\1='\2'"),
+    (r"--(output|target)\b", r"\1"),
+    (r"--spark-conf (?=\w)", "the setting "),
+)
+_language = {"python": False}
+
+
+def speak_python(on: bool) -> None:
+    """Let messages name arguments and settings, or options of the command line."""
+    _language["python"] = on
+
+
 class IvisError(Exception):
     """Base of all errors this package raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message, in the words of those who read it."""
+        text = super().__str__()
+        for options, python in _IN_PYTHON if _language["python"] else ():
+            text = re.sub(options, python, text)
+        return text
 
 
 class ConfigError(IvisError, ValueError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.cli.options import LOG_FILE, make_config, make_parser, spark_settings
 from ivis_spark.config import Config
-from ivis_spark.errors import DependencyError, IvisError
+from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime import logs
@@ -39,6 +39,7 @@ _RESUMES = "what was published stays, and the same command resumes from there"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Runs on: driver."""
+    speak_python(False)
     arguments = make_parser().parse_args(argv)
     code, guard, keep = 1, Guard(), False
 

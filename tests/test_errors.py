@@ -1,0 +1,74 @@
+"""Messages in options of the command line, and in Python's words for those who import the package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ivis_spark
+from ivis_spark import errors
+from ivis_spark.cli.options import make_parser
+from ivis_spark.errors import ArtifactError, ExistsError, InputError, IvisError, speak_python
+
+PACKAGE = Path(errors.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _language() -> Iterator[None]:
+    speak_python(False)
+    yield
+    speak_python(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "python"),
+    [
+        ("Pass --set neighbours.k=4 or less", "Pass neighbours.k=4 or less"),
+        ("name their column with --label-col", "name their column with data.label_col"),
+        ("name another with --set embed.output_col", "name another with embed.output_col"),
+        ("make it first: ivis-spark neighbours --output ...", "make it first: Pipeline(...).neighbours()"),
+        ("ivis-spark neighbours --input ... --output ...", "Pipeline(...).neighbours()"),
+        ("rebuild: ivis-spark triplets --overwrite", "rebuild: Pipeline(...).triplets() with overwrite=True"),
+        ("or pass --overwrite to rebuild", "or pass overwrite=True to rebuild"),
+        ("the new rows: --input TABLE", "the new rows: input_uri"),
+        ("choose another --target", "choose another target"),
+        ("--mode replace replaces partitions", "mode='replace' replaces partitions"),
+        ("with --spark-conf spark.task.cpus=2", "with the setting spark.task.cpus=2"),
+        ("pip install --no-build-isolation x; ship it with --py-files", None),
+    ],
+)
+def test_the_same_advice_in_both_languages(options: str, python: str | None) -> None:
+    for kind in (IvisError, InputError, ExistsError, ArtifactError):
+        err = kind(options)
+        assert str(err) == options
+        speak_python(True)
+        assert str(err) == (python or options)
+        speak_python(False)
+
+
+def test_importing_from_the_package_is_speaking_python() -> None:
+    assert str(InputError("--overwrite")) == "--overwrite"
+    assert ivis_spark.Pipeline is not None
+    assert str(InputError("--overwrite")) == "overwrite=True"
+
+
+def test_every_option_that_a_message_names_is_known_in_python() -> None:
+    """Options of ours in the code of the rooms that Python users reach."""
+    ours = set(re.findall(r"--[a-z][a-z-]+", "\n".join(sub.format_help() for sub in _commands())))
+    texts = [
+        re.sub(r"\{.*?\}", "value", literal)
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in ("cli", "operations", "errors.py")
+        for literal in re.findall(r'"([^"\n]*--[a-z][^"\n]*)"', path.read_text())
+    ]
+    speak_python(True)
+    left = {option for text in texts for option in re.findall(r"--[a-z][a-z-]+", str(IvisError(text)))} & ours
+    assert left <= {"--config", "--log-file", "--set", "--help"}  # of files, and of how settings are read
+
+
+def _commands() -> list:  # type: ignore[type-arg]
+    (action,) = [each for each in make_parser()._actions if hasattr(each, "choices") and each.choices]
+    return list(action.choices.values())
