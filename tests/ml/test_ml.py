@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, config, embed_udf
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
-from ivis_spark.spark.session import task_errors
+from ivis_spark.spark.causes import task_errors
 
 FAST = {"k": 5, "epochs": 2, "positivesPerAnchor": 2, "embeddingDims": 2, "recallSample": 50}
 

@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.embedding.embed import Encoder, embed_frame, embed_udf
-from ivis_spark.spark.session import task_errors
 
 pytestmark = pytest.mark.spark
 

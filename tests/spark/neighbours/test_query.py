@@ -169,7 +169,7 @@ def test_a_harmed_file_is_named(
     with pytest.raises(ArtifactError, match=text):
         PartitionedIndex.load(str(tmp_path)).query(X, 3)
     if harm == "flipped":
-        from ivis_spark.spark.session import task_errors
+        from ivis_spark.spark.causes import task_errors
 
         table = spark.createDataFrame([(row.tolist(),) for row in X[:500]], "features array<float>")
         with pytest.raises(ArtifactError, match=text), task_errors():
