@@ -25,7 +25,7 @@ from ivis_spark.core.knn.index import make_index
 from ivis_spark.core.knn.quantiser import Router
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
-from ivis_spark.errors import ArtifactError, ConfigError, InputError
+from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
 from ivis_spark.serving.folder import DENSE, SCALER, SERVING, ModelFolder, read_model, write_model
@@ -445,7 +445,7 @@ def test_result_of_a_rank_of_any_json(content: bytes) -> None:
         result = storage.parse_json(content, "result.json", training.read_result)
     except ArtifactError:
         return
-    with contextlib.suppress(training.IvisError):
+    with contextlib.suppress(IvisError):
         assert "facts" in result or training._explain([{"rank": 0, **result}])
 
 
