@@ -7,7 +7,7 @@ CONSTRAINTS := conf/constraints.txt
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r dist lint format bench clean machine
+.PHONY: help demo test test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r dist lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,9 @@ test: lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tes
 
 test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and executors killed; half an hour
 	$(PYTHON) -m pytest -m cluster
+
+test-slow: $(VENV)/.dev  ## what the experiments' notebooks claim, with the epochs that it takes
+	$(PYTHON) -m pytest -m claims
 
 test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
 	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"

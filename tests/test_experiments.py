@@ -67,9 +67,31 @@ def write_digits(folder: Path) -> str:
     return str(path)
 
 
+SMALL: dict[str, dict[str, Any]] = {
+    "unsupervised": {"epochs": 1},
+    "cnn_backbone": {"rows": 300, "epochs": 1},
+    "supervised": {"rows": 300, "epochs": 1, "weights": (0.0, 0.9), "shares": (0.5,)},
+    "regression": {"epochs": 1},
+    "anomaly_detection": {"epochs": 1},
+    "out_of_memory": {"rows": 1000, "epochs": 1},
+    "distance_preservation": {"rows": 300, "epochs": 1, "pairs": 1000},
+    "k_and_patience": {"rows": 200, "ks": (5,), "patiences": (1,)},
+    "invented_clusters": {"rows": 200, "epochs": 1},
+    "concept_drift": {"epochs": 1, "shares": (0.0, 1.0)},
+}
+
+
 @pytest.mark.tf
 @pytest.mark.slow
-class TestExperiments:
+@pytest.mark.parametrize("name", SMALL)
+def test_runs(run: Run, name: str) -> None:
+    """Every cell runs, on few rows for one epoch; what the notebooks claim is for the tests below."""
+    run(EXPERIMENTS / f"{name}.py", **SMALL[name])
+
+
+@pytest.mark.tf
+@pytest.mark.claims
+class TestClaims:
     def test_unsupervised(self, run: Run) -> None:
         figures = run(EXPERIMENTS / "unsupervised.py", epochs=60)["figures"]
         assert figures["kNN accuracy, embedding"] > figures["kNN accuracy, four measures"] - 0.1
@@ -138,6 +160,7 @@ class TestExperiments:
 def test_every_experiment_is_tested_and_listed() -> None:
     present = {path.name for path in EXPERIMENTS.glob("*.py")}
     assert set(re.findall(r'EXPERIMENTS / "(\w+\.py)"', Path(__file__).read_text())) == present
+    assert {f"{name}.py" for name in SMALL} == present
     assert set(re.findall(r"\]\((\w+\.py)\)", (EXPERIMENTS / "README.md").read_text())) == present
 
 
