@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import json
 import pickle
-import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ivis_spark.config import PRESETS, Config, Distance, TrainConfig, TripletsConfig, check_value, describe, load_config
+from ivis_spark.config import LOSSES, PRESETS, Config, TrainConfig, TripletsConfig, check_value, describe, load_config
 from ivis_spark.config.checks import RENAMED
 from ivis_spark.errors import ConfigError
 
@@ -136,7 +135,7 @@ def test_the_help_shows_what_holds() -> None:
     lines = describe().splitlines()
     assert any(line.startswith(f"  train.batch_size = {Config().train.batch_size}: ") for line in lines)
     loss = next(line for line in lines if line.startswith("  train.distance = "))
-    assert loss.endswith("One of: " + ", ".join([*typing.get_args(Distance), "package.module:function."]))
+    assert loss.endswith("One of: " + ", ".join([*LOSSES, "package.module:function."]))
     assert any("cosine is another name of angular. One of: euclidean, angular" in line for line in lines)
     assert any(line.endswith("One of: adam, adamw, sgd.") for line in lines)
     assert "  train.patience = 20" in lines[lines.index("with preset=ivis, unless set:") :]

@@ -40,6 +40,7 @@ def option(
     auto: bool = False,
     aliases: Mapping[str, str] | None = None,
     package: str | None = None,
+    choices: Mapping[str, Any] | None = None,
 ) -> Any:
     """Declare a setting.
 
@@ -53,10 +54,10 @@ def option(
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
         aliases: Other names of allowed values.
         package: Whose files it names, beside `auto`.
+        choices: The values allowed, as its keys; rooms that know more than the configuration add to it.
     """
-    if package is not None:
-        doc = f"{doc} One of {', '.join(_names_of(package))}, or package.module:Class."
     metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}, "package": package}
+    metadata["choices"] = choices
     metadata |= {"operational": operational, "importable": importable or package is not None, "auto": auto}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -117,23 +118,25 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     if isinstance(value, str):
         value = item.metadata.get("aliases", {}).get(value, value)
     value = _coerce(name, value, hint)
-    package = item.metadata.get("package")
-    if package is not None and value not in _names_of(package):
-        allowed = f"{', '.join(_names_of(package))}, or package.module:Class"
-        raise ConfigError(f"{name}={value!r} is not one of: {allowed}")
+    allowed = allowed_values(owner, key)
+    if allowed and value not in allowed:
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(allowed)}{did_you_mean(value, allowed)}")
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} is not a finite number")
     if value is not None and ((low is not None and value < low) or (high is not None and value > high)):
-        allowed = f"between {low} and {high}" if high is not None else f"at least {low}"
-        raise ConfigError(f"{name}={value!r} is out of range: it must be {allowed}")
+        bounds = f"between {low} and {high}" if high is not None else f"at least {low}"
+        raise ConfigError(f"{name}={value!r} is out of range: it must be {bounds}")
     return value
 
 
 def allowed_values(owner: Any, key: str) -> list[str]:
     """Return the values that a setting may have, if they have names."""
     item, hint = owner.__dataclass_fields__[key], hints_of(owner)[key]
-    names = list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else []
+    package, choices = item.metadata.get("package"), item.metadata.get("choices")
+    if package is not None:
+        return [*_names_of(package), "package.module:Class"]
+    names = list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else list(choices or ())
     if names and item.metadata["importable"]:
         names.append("package.module:function")
     return [*names, AUTO] if names and item.metadata["auto"] else names
@@ -149,8 +152,6 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     if origin is Literal:
         if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
             value = next((word for word in ("none", "null") if word in args), None)
-        if not isinstance(value, str) or value not in args:
-            raise ConfigError(f"{name}={value!r} is not one of: {', '.join(map(str, args))}{did_you_mean(value, args)}")
         return value
     if origin is tuple:
         items = value.split(",") if isinstance(value, str) else value

@@ -10,29 +10,19 @@ from ivis_spark.errors import ConfigError
 
 Metric = Literal["euclidean", "angular", "manhattan", "hamming", "dot"]
 IndexBackend = Literal["auto", "annoy", "exact"]
-Network = Literal["szubert", "hinton", "maaten"]
-# Units of their layers; `plan` counts operations by them.
+# The networks and the units of their layers, by which `plan` counts operations; of those registered later, none.
 NETWORK_UNITS: dict[str, tuple[int, ...]] = {
     "szubert": (128, 128, 128),
     "hinton": (2000, 1000, 500),
     "maaten": (500, 500, 2000),
 }
 _NETWORKS = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in NETWORK_UNITS.items())
-Distance = Literal[
-    "pn",
-    "euclidean",
-    "manhattan_pn",
-    "manhattan",
-    "chebyshev_pn",
-    "chebyshev",
-    "cosine_pn",
-    "cosine",
-    "softmax_ratio_pn",
-    "softmax_ratio",
-    "infonce",
-]
-# Losses whose negatives are the other rows of a batch, so that none are drawn; `nn.losses` marks them with `in_batch`.
-_IN_BATCH = ("infonce",)
+# The losses, and whether their negatives are the other rows of a batch, so that none are drawn: `in_batch` of a loss.
+_TRIPLET_LOSSES = (
+    *("pn", "euclidean", "manhattan_pn", "manhattan", "chebyshev_pn", "chebyshev", "cosine_pn", "cosine"),
+    *("softmax_ratio_pn", "softmax_ratio"),
+)
+LOSSES: dict[str, bool] = {**dict.fromkeys(_TRIPLET_LOSSES, False), "infonce": True}
 # ivis's batch size, to which its learning rate belongs.
 IVIS_BATCH_SIZE = 128
 # Steps that training needs, and the fewest and most epochs to make them in.
@@ -189,20 +179,22 @@ class TrainConfig(Checked):
     num_ranks: int = option(
         1, "Processes that train together, each on a Spark task's cores, and on its GPU if Spark gives it one.", low=1
     )
-    model: Network = option(
+    model: str = option(
         "szubert",
         f"Base network: {_NETWORKS}, by the units of its layers; or package.module:function, which is called with the "
         "shape of a row, (d,), and returns the model without its embedding layer. Or auto.",
         importable=True,
         auto=True,
+        choices=NETWORK_UNITS,
     )
     embedding_dims: int = option(2, "Dimensions of the embedding.", low=1)
-    distance: Distance = option(
+    distance: str = option(
         "pn",
         "Loss: of triplets, or infonce, in which a positive must stand out among all rows of the batch; or "
         "package.module:function of (y_true, y_pred), where y_pred stacks the embeddings of anchors, positives and "
         "negatives in shape (3, b, e).",
         importable=True,
+        choices=LOSSES,
     )
     negatives: int = option(
         8,
@@ -328,7 +320,7 @@ class TrainConfig(Checked):
     @property
     def needs_negatives(self) -> bool:
         """Whether the loss reads negatives."""
-        return self.distance not in _IN_BATCH
+        return not LOSSES.get(self.distance, False)
 
     @property
     def scaled_learning_rate(self) -> float:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 import tensorflow as tf
 
-from ivis_spark.config import TrainConfig
+from ivis_spark.config import LOSSES, TrainConfig
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import DISTANCES, Tensor, euclidean_distance, squared_distances
@@ -48,6 +48,7 @@ def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
         return functools.partial(register_loss, name=name)
     key = name or loss_fn.__name__
     loss_dict[key] = loss_fn(name=key) if isinstance(loss_fn, type) else loss_fn
+    LOSSES[key] = getattr(loss_fn, "in_batch", False)
     return loss_fn
 
 

@@ -43,6 +43,7 @@ def register_network(build_fn: Any = None, *, name: str | None = None) -> Any:
     if build_fn is None:
         return functools.partial(register_network, name=name)
     base_networks[name or build_fn.__name__] = build_fn
+    NETWORK_UNITS.setdefault(name or build_fn.__name__, ())
     return build_fn
 
 

@@ -136,7 +136,7 @@ class _Job:
         """Operations of one forward pass through the encoder."""
         widths = [
             self.dims,
-            *NETWORK_UNITS.get(self.config.train.model, NETWORK_UNITS["szubert"]),
+            *(NETWORK_UNITS.get(self.config.train.model) or NETWORK_UNITS["szubert"]),
             self.config.train.embedding_dims,
         ]
         return 2.0 * sum(a * b for a, b in itertools.pairwise(widths))
@@ -279,7 +279,7 @@ def _model(job: _Job) -> StagePlan:
             f"train.num_ranks={ranks} and the cluster has {job.cluster.slots} cores: training will not start. Lower "
             "train.num_ranks or give it more executors"
         )
-    if settings.model not in NETWORK_UNITS:
+    if not NETWORK_UNITS.get(settings.model):
         advice.append(f"train.model={settings.model!r} is not known here and counted as szubert")
     if seconds > 24 * 3600:
         advice.append(f"{seconds / 3600:.0f} h of training: more ranks, larger train.batch_size, or fewer epochs")

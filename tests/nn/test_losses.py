@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ivis_spark.config import TrainConfig
+from ivis_spark.config import LOSSES, TrainConfig
 from ivis_spark.errors import ConfigError
 
 tf = pytest.importorskip("tensorflow")
@@ -160,6 +160,10 @@ def test_margin_makes_another_loss_and_leaves_the_registered_one() -> None:
 
 def test_register_function_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "loss_dict", dict(losses.loss_dict))
+    with pytest.raises(ConfigError, match=r"train\.distance='my_loss' is not one of: pn"):
+        TrainConfig(distance="my_loss")
+    for name in ("my_loss", "named"):  # taken away after the test
+        monkeypatch.setitem(LOSSES, name, False)
 
     @losses.register_loss
     def my_loss(y_true, y_pred):
@@ -170,9 +174,12 @@ def test_register_function_and_class(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, name=None):
             self.__name__ = name
 
+        in_batch = True
+
         def __call__(self, y_true, y_pred):
             return tf.constant(7.0)
 
+    assert TrainConfig(distance="my_loss").needs_negatives and not TrainConfig(distance="named").needs_negatives
     assert losses.triplet_loss("my_loss") is my_loss
     assert losses.triplet_loss(my_loss) is my_loss
     assert isinstance(losses.triplet_loss("named"), Mine)

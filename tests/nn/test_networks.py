@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from ivis_spark.config import NETWORK_UNITS, TrainConfig
 from ivis_spark.errors import ConfigError
 
 keras = pytest.importorskip("keras")
@@ -57,11 +58,15 @@ def test_backbone_without_a_vector_a_row_and_unknown_name() -> None:
 
 def test_registered_network_is_built_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "base_networks", dict(networks.base_networks))
+    with pytest.raises(ConfigError, match=r"train\.model='tiny' is not one of: szubert"):
+        TrainConfig(model="tiny")
+    monkeypatch.setitem(NETWORK_UNITS, "tiny", ())  # taken away after the test
 
     @networks.register_network(name="tiny")
     def build(input_shape):
         return keras.Sequential([keras.Input(input_shape), keras.layers.Dense(3)])
 
+    assert TrainConfig(model="tiny").model == "tiny"
     assert "tiny" in networks.get_base_networks()
     assert networks.build_encoder("tiny", (4,), 2).count_params() == 4 * 3 + 3 + 3 * 2 + 2
 
