@@ -157,8 +157,32 @@ def test_auto_follows_from_the_number_of_rows(rows: int, k: int, patience: int, 
     found = (config.neighbours.k, config.train.patience, config.train.model, config.train.epochs)
     assert found == (k, patience, model, epochs)
     assert config.train.backend == config.neighbours.backend == "auto"
-    with pytest.raises(ConfigError, match=r"train\.batch_size='auto'"):
-        load_config(None, ["train.batch_size=auto"])
+    with pytest.raises(ConfigError, match=r"train\.embedding_dims='auto'"):
+        load_config(None, ["train.embedding_dims=auto"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "batch_size"),
+    [
+        (70_000, [], 512),
+        (8_000, ["train.epochs=60"], 512),
+        (8_000, ["train.epochs=20"], 128),
+        (1_797, ["train.epochs=15"], 64),
+        (1_797, ["train.epochs=15", "train.num_ranks=3", "train.batch_size=auto"], 66),
+        (8_000, ["train.epochs=60", "train.batch_size=300"], 300),
+    ],
+)
+def test_the_batch_follows_the_rows(rows: int, settings: list[str], batch_size: int) -> None:
+    """8,000 rows 60 times are 900 steps of 512, 20 times 620 of 256."""
+    assert load_config(None, settings).for_rows(rows).train.batch_size == batch_size
+
+
+def test_the_learning_rate_follows_the_network_and_the_batch() -> None:
+    train = Config().for_rows(70_000).train
+    assert [round(train.learning_rate_of(width), 6) for width in (64, 128, 512, 2000)] == [0.01, 0.01, 0.005, 0.00253]
+    small = load_config(None, ["train.epochs=20"]).for_rows(8_000).train
+    assert small.learning_rate_of(128) == 0.005
+    assert load_config(None, ["train.learning_rate=0.02"]).for_rows(8_000).train.learning_rate_of(2000) == 0.02
 
 
 def test_numbers_as_numpy_and_yaml_have_them() -> None:

@@ -30,7 +30,9 @@ from ivis_spark.config.checks import (
     section_from_mapping,
 )
 from ivis_spark.config.sections import (
+    BATCH_SIZES,
     EPOCHS,
+    LEAST_STEPS,
     LOSSES,
     NETWORK_UNITS,
     STEPS,
@@ -107,8 +109,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "exaggeration": 4.0,
             "dropout": 0.0,
             "epochs": AUTO,
-            "batch_size": 512,
-            "learning_rate": 0.01,
+            "batch_size": AUTO,
+            "learning_rate": AUTO,
             "schedule": "cosine",
             "warmup_epochs": 1,
             "clipnorm": 4.0,
@@ -165,9 +167,8 @@ class Config(Checked):
     def for_rows(self, rows: int) -> Config:
         """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""
         patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
-        epochs = -(-STEPS // max(1, rows // self.train.batch_size))
-        epochs = min(max(epochs, EPOCHS[0]), EPOCHS[1])
-        rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model, "epochs": epochs}
+        rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model}
+        rules |= _steps_for(rows, self.train)
         found = {}
         for name in ("neighbours", "train"):
             section = getattr(self, name)
@@ -187,6 +188,20 @@ class Config(Checked):
             return value
         operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
         return {key: item for key, item in value.items() if key not in operational}
+
+
+def _steps_for(rows: int, train: TrainConfig) -> dict[str, int]:
+    """Return the epochs and the batch size that suit a number of rows, each if it is `auto`."""
+    epochs: Any = train.epochs
+    batch_size: Any = train.batch_size
+    if epochs == AUTO:
+        largest = BATCH_SIZES[0] if batch_size == AUTO else batch_size
+        epochs = min(max(-(-STEPS // max(1, rows // largest)), EPOCHS[0]), EPOCHS[1])
+    if batch_size == AUTO:
+        enough = (size for size in BATCH_SIZES if epochs * (rows // size) >= LEAST_STEPS)
+        batch_size = next(enough, BATCH_SIZES[-1])
+        batch_size = -(-batch_size // train.num_ranks) * train.num_ranks
+    return {"epochs": epochs, "batch_size": batch_size}
 
 
 def _with_preset(section: type[SectionT], passed: SectionT | None, preset: Mapping[str, Any]) -> SectionT:

@@ -27,6 +27,10 @@ LOSSES: dict[str, bool] = {**dict.fromkeys(_TRIPLET_LOSSES, False), "infonce": T
 IVIS_BATCH_SIZE = 128
 # Steps that training needs, and the fewest and most epochs to make them in.
 STEPS, EPOCHS = 10_800, (5, 200)
+# Batches that `auto` chooses from, and the steps that it makes them smaller for.
+BATCH_SIZES, LEAST_STEPS = (512, 256, 128, 64), 800
+# Learning rate of infonce, measured with layers of 128 and the largest of those batches.
+AUTO_RATE, AUTO_WIDTH = 0.01, 128
 
 
 @dataclass(frozen=True)
@@ -249,11 +253,23 @@ class TrainConfig(Checked):
         "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
         low=0,
     )
-    batch_size: int = option(IVIS_BATCH_SIZE, "Triplets of a step, over all ranks; a multiple of num_ranks.", low=1)
+    batch_size: int = option(
+        IVIS_BATCH_SIZE,
+        "Triplets of a step, over all ranks; a multiple of num_ranks. auto is "
+        f"{BATCH_SIZES[0]}, or less, down to {BATCH_SIZES[-1]}, where the epochs would not make {LEAST_STEPS:,} steps.",
+        low=1,
+        auto=True,
+    )
     optimizer: Literal["adam", "adamw", "sgd"] = option(
         "adam", "Adam, Adam with Keras's weight decay, or gradient descent with Nesterov's momentum of 0.9."
     )
-    learning_rate: float = option(0.001, "Learning rate of the optimizer.", low=0.0)
+    learning_rate: float = option(
+        0.001,
+        f"Learning rate of the optimizer. auto is {AUTO_RATE} for layers of up to {AUTO_WIDTH} units and batches of "
+        f"{BATCH_SIZES[0]} or more; it falls with the square root of the widest layer, and of a smaller batch.",
+        low=0.0,
+        auto=True,
+    )
     schedule: Literal["constant", "cosine"] = option(
         "constant",
         "Learning rate after the warm-up: constant until the loss stops falling, then the cool-down; or a cosine that "
@@ -266,8 +282,8 @@ class TrainConfig(Checked):
     )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = option(
         "none",
-        "How the learning rate grows with batch_size: it is taken as it is, or times the square root of, or times "
-        f"batch_size / {IVIS_BATCH_SIZE}.",
+        "How a learning rate that is a number grows with batch_size: it is taken as it is, or times the square root "
+        f"of, or times batch_size / {IVIS_BATCH_SIZE}.",
     )
     warmup_epochs: int = option(0, "First epochs, in which the learning rate rises from 0.", low=0)
     gradient_compression: Literal["none", "fp16"] = option(
@@ -306,7 +322,8 @@ class TrainConfig(Checked):
     )
 
     def _check_together(self) -> None:
-        if self.batch_size % self.num_ranks:
+        batch_size: Any = self.batch_size
+        if batch_size != AUTO and batch_size % self.num_ranks:
             below = self.batch_size - self.batch_size % self.num_ranks
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is over all ranks and cannot be shared by "
@@ -322,11 +339,14 @@ class TrainConfig(Checked):
         """Whether the loss reads negatives."""
         return not LOSSES.get(self.distance, False)
 
-    @property
-    def scaled_learning_rate(self) -> float:
-        """The learning rate that goes with the batch size."""
+    def learning_rate_of(self, width: int) -> float:
+        """Return the learning rate of a network whose widest layer has so many units."""
+        rate: Any = self.learning_rate
+        if rate == AUTO:
+            share = min(1.0, AUTO_WIDTH / width) * min(1.0, self.batch_size / BATCH_SIZES[0])
+            return float(AUTO_RATE * share**0.5)
         power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.learning_rate_scaling]
-        return float(self.learning_rate * (self.batch_size / IVIS_BATCH_SIZE) ** power)
+        return float(rate * (self.batch_size / IVIS_BATCH_SIZE) ** power)
 
 
 @dataclass(frozen=True)

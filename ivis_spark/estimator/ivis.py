@@ -23,9 +23,10 @@ from ivis_spark.config import (
     NeighboursConfig,
     TrainConfig,
 )
+from ivis_spark.core.metrics import is_collapsed
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
-from ivis_spark.data.rows import Rows, as_rows, blocks
+from ivis_spark.data.rows import Rows, as_rows, blocks, take
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.estimator.labels import read_labels
@@ -44,6 +45,8 @@ Floats = NDArray[np.float32]
 
 _SECONDS_BETWEEN_MESSAGES = 1.0
 _LEAST_ROWS = 3
+_PREDICT_ROWS = 256
+_SAMPLE_ROWS = 1000  # of which a collapse is told
 
 
 class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: ignore[misc]
@@ -251,6 +254,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             negatives=model.count_negatives(config.negatives),
         )
         fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
+        self._warn_of_collapse(rows)
         return self
 
     def fit_transform(
@@ -332,7 +336,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         head = None
         if units is not None:
             head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
-        self._assemble(encoder, head)
+        self._assemble(encoder, head, make_optimizer(config, encoder))
         self._check_width(rows)
         model: TripletModel = self.model_
         return model
@@ -348,13 +352,15 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             supervision_metric=self.supervision_metric,
             supervision_weight=config.supervision_weight,
             global_weight=config.global_weight,
-            optimizer=optimizer or make_optimizer(config),
+            optimizer=optimizer or make_optimizer(config, encoder),
         )
 
     def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:
         """Return the callbacks of a fit; the first keeps the history, so that it outlives an interruption."""
+        done = len(self.loss_history_)
         history = keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: self.loss_history_.append(float(logs["loss"]))
+            on_train_begin=lambda logs: self.loss_history_.__delitem__(slice(done, None)),  # training may start again
+            on_epoch_end=lambda epoch, logs: self.loss_history_.append(float(logs["loss"])),
         )
         listeners = [history, *(self.callbacks or ())]
         for listener in listeners:
@@ -363,6 +369,17 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if self.verbose:
             listeners.append(ProgressLogger(n_rows, min_interval_s=_SECONDS_BETWEEN_MESSAGES))
         return listeners
+
+    def _warn_of_collapse(self, rows: Rows) -> None:
+        """Warn if rows that differ, of a sample, are all embedded at one point."""
+        sample = take(rows, np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64)))
+        if (sample != sample[0]).any() and is_collapsed(self._predict(self.encoder_, sample)):
+            warnings.warn(
+                "the embedding has collapsed: rows that differ lie at almost the same point. Scale the features to "
+                "[0, 1], lower learning_rate, take another distance, or start with preset='fast'",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _check_width(self, rows: Rows) -> None:
         if self.encoder_ is None:
@@ -384,5 +401,5 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         dense = dense_network(network)
         if dense:
             return np.concatenate([dense(block) for block in blocks(rows)])
-        parts = [network.predict(block, batch_size=self.batch_size, verbose=0) for block in blocks(rows)]
+        parts = [network.predict(block, batch_size=_PREDICT_ROWS, verbose=0) for block in blocks(rows)]
         return np.concatenate(parts)

@@ -16,6 +16,8 @@ from ivis_spark.nn.reducer import Reducer
 from ivis_spark.nn.supervision import Metric, keras_loss, make_supervised_loss_fn
 
 Batch = Mapping[str, Tensor]
+# A figure of each step beside those in `metric_names`: the anchors' mean squared distance from the origin.
+SQUARED_RADIUS = "squared_radius"
 
 
 class TripletModel(keras.Model):  # type: ignore[misc]
@@ -112,8 +114,9 @@ class TripletModel(keras.Model):  # type: ignore[misc]
                 0 are padding) and `label`, (b,) or (b, c).
 
         Returns:
-            `metric_names`, each this rank's share of the weighted mean over the rows of all ranks, so that the shares
-            add up to it (alone: the mean), and `weight`, the sum of the weights over all ranks.
+            `metric_names` and `SQUARED_RADIUS`, each this rank's share of the weighted mean over the rows of all
+            ranks, so that the shares add up to it (alone: the mean), and `weight`, the sum of the weights over all
+            ranks.
         """
         with tf.GradientTape() as tape:
             figures = self._figures(batch)
@@ -154,6 +157,8 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             term = global_loss(tf.gather_nd(rows_in, real), tf.gather_nd(anchor, real))
             figures["global_loss"] = _share(term, sums[0], total)
             loss += self.global_weight * figures["global_loss"]
+        squares = tf.reduce_sum(tf.square(tf.stop_gradient(anchor)), axis=1)
+        figures[SQUARED_RADIUS] = _share(tf.cast(squares, weight.dtype), weight, total)
         return {"loss": loss, "triplet_loss": triplet, **figures, "weight": total}
 
     def _rows_of(self, embeddings: list[Tensor], compared: Tensor) -> Tensor:
@@ -179,3 +184,14 @@ class TripletModel(keras.Model):  # type: ignore[misc]
 def _share(values: Tensor, weight: Tensor, total: Tensor) -> Tensor:
     """Return what these values add to the mean over rows whose weights add up to `total`."""
     return tf.math.divide_no_nan(tf.reduce_sum(values * weight), total)
+
+
+def variables_of(model: TripletModel) -> dict[str, Any]:
+    """Return all that training changes, by name: weights, random states of layers, optimizer slots."""
+    parts = {"encoder": model.encoder, "head": model.head, "optimizer": model.optimizer}
+    return {
+        f"{part}/{number}": variable
+        for part, owner in parts.items()
+        if owner is not None
+        for number, variable in enumerate(owner.variables)
+    }

@@ -11,9 +11,10 @@ from ivis_spark.config import TrainConfig
 from ivis_spark.nn.distances import Tensor
 
 
-def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    """Return the optimizer that a configuration names, at its first learning rate."""
-    options = {"learning_rate": config.scaled_learning_rate, "clipnorm": config.clipnorm}
+def make_optimizer(config: TrainConfig, network: keras.Model) -> keras.optimizers.Optimizer:
+    """Return the optimizer that a configuration names, at the learning rate that suits a network."""
+    width = max((weight.shape[-1] for weight in network.trainable_variables), default=1)
+    options = {"learning_rate": config.learning_rate_of(width), "clipnorm": config.clipnorm}
     if config.optimizer == "sgd":
         return keras.optimizers.SGD(momentum=0.9, nesterov=True, **options)
     return {"adam": FusedAdam, "adamw": keras.optimizers.AdamW}[config.optimizer](**options)

@@ -22,7 +22,7 @@ from ivis_spark import storage
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import UNREADABLE, ArtifactError
 from ivis_spark.manifest import check_fields
-from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.train.loop import TrainingState
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class Checkpoints:
     def save_if_due(self, model: TripletModel, state: TrainingState) -> bool:
         """Save after an epoch, or after so many steps, but not too soon after the last time; tell whether it did."""
         done = self._position(state)
+        if done < self._saved_steps:  # training started again
+            self._saved_steps = 0
         every = self._config.checkpoint_steps
         due = done - self._saved_steps >= every if every else state.step == 0
         if not due or time.monotonic() - self._saved_at < self._config.checkpoint_seconds:
@@ -61,7 +63,8 @@ class Checkpoints:
         """Publish a checkpoint and remove those that are no longer kept."""
         if not self._config.keep_checkpoints:
             return
-        folder = storage.join(self.uri, f"epoch-{state.epoch:06d}-step-{state.step:09d}")
+        current = f"epoch-{state.epoch:06d}-step-{state.step:09d}"
+        folder = storage.join(self.uri, current)
         with tempfile.TemporaryDirectory(prefix="ivis-spark-") as scratch:
             path = os.path.join(scratch, _ARRAYS)
             np.savez(path, **_arrays_of(model))
@@ -70,7 +73,9 @@ class Checkpoints:
             storage.put_folder(self._logs, storage.join(folder, _LOGS))
         index = {"sha256": record["sha256"], "state": dataclasses.asdict(state)}
         storage.write_json(storage.join(folder, _INDEX), index)
-        for name in self._names()[: -self._config.keep_checkpoints]:
+        names = self._names()
+        later = [name for name in names if name > current]  # of training that collapsed and started again
+        for name in later + names[: -self._config.keep_checkpoints - len(later)]:
             self._remove(name)
 
     def restore(self, model: TripletModel) -> TrainingState | None:
@@ -115,17 +120,6 @@ def read_index(value: Any) -> tuple[str, TrainingState]:
     """Return the digest of the arrays and the state of a `checkpoint.json`. Raises ValueError if it is none."""
     index = check_fields(value, sha256=str, state=dict)
     return index["sha256"], TrainingState.from_mapping(index["state"])
-
-
-def variables_of(model: TripletModel) -> dict[str, Any]:
-    """Return all that training changes, by name: weights, random states of layers, optimizer slots."""
-    parts = {"encoder": model.encoder, "head": model.head, "optimizer": model.optimizer}
-    return {
-        f"{part}/{number}": variable
-        for part, owner in parts.items()
-        if owner is not None
-        for number, variable in enumerate(owner.variables)
-    }
 
 
 def _arrays_of(model: TripletModel) -> dict[str, NDArray[Any]]:

@@ -21,14 +21,14 @@ from ivis_spark.config import TrainConfig, section_from_mapping
 from ivis_spark.errors import raised_remotely
 from ivis_spark.nn.callbacks import ProgressLogger
 from ivis_spark.nn.losses import triplet_loss
-from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.backends.horovod import Backend
 from ivis_spark.train.callbacks import make_callbacks
-from ivis_spark.train.checkpoints import Checkpoints, variables_of
+from ivis_spark.train.checkpoints import Checkpoints
 from ivis_spark.train.loop import History, TrainingState, fit
 from ivis_spark.train.reading.blocks import Place, TripletBlocks
 from ivis_spark.train.reading.reader import block_dataset
@@ -127,7 +127,7 @@ def _build_model(job: TrainingJob, backend: Backend) -> TripletModel:
         supervision_weight=config.supervision_weight,
         global_weight=config.global_weight,
         gather_negatives=config.gather_negatives,
-        optimizer=make_optimizer(config),
+        optimizer=make_optimizer(config, encoder),
         reducer=backend,
     )
     model.optimizer.build(model.trainable_variables)

@@ -9,18 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
 from ivis_spark.manifest import check_fields, check_list
-from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.model import SQUARED_RADIUS, TripletModel, variables_of
 
 log = logging.getLogger(__name__)
 
 # Steps run in one call of the compiled loop; batch callbacks are called once for each. Long enough to hide the cost
 # of the call, short enough that a diverging loss is seen within seconds.
 _STEPS_PER_CALL = 256
+# A run that collapses starts again so often, each time at so many times its learning rate.
+_MAX_COLLAPSES, _LOWER_RATE = 1, 0.25
+_RADIUS_FACTOR = 100.0  # radii of good maps are 3 to 10 times the square root of the negatives, of ruins 300 and more
 
 History = dict[str, list[float]]
 
@@ -37,6 +41,7 @@ class TrainingState:
         rate: Learning rate outside warm-up and cool-down; None before training.
         cooldown_from: First epoch of the cool-down, once that is known.
         stopped: Whether a callback ended training.
+        collapses: Times that training was started again at a lower learning rate.
     """
 
     epoch: int = 0
@@ -48,13 +53,14 @@ class TrainingState:
     rate: float | None = None
     cooldown_from: int | None = None
     stopped: bool = False
+    collapses: int = 0
 
     @classmethod
     def from_mapping(cls, mapping: Any) -> TrainingState:
         """Make a state of what JSON gave. Raises ValueError if that is none."""
         number, maybe = (int, float), (int, float, type(None))
         check_fields(mapping, epoch=int, step=int, sums=dict, history=dict, best=maybe, wait=int, rate=maybe)
-        check_fields(mapping, cooldown_from=(int, type(None)), stopped=bool)
+        check_fields(mapping, cooldown_from=(int, type(None)), stopped=bool, collapses=int)
         check_list(list(mapping["sums"].values()), number, "sums")
         for figures in mapping["history"].values():
             check_list(figures, number, "history")
@@ -80,6 +86,9 @@ def fit(
     In the first `config.warmup_epochs` it rises linearly from 0. With `config.schedule` cosine it falls from there to 0
     over all epochs: "SGDR: stochastic gradient descent with warm restarts" (Loshchilov and Hutter, 2017), no restarts.
 
+    Training that collapses (the loss is not finite, or the embedding grows without bounds) starts again once, from the
+    initial weights and at a quarter of the learning rate; callbacks then see a second `on_train_begin`.
+
     All ranks that train together see the same figures and stop together, whichever of them has the callback that
     asked for it.
 
@@ -99,7 +108,7 @@ def fit(
         The figures of each epoch, averaged over its rows by weight: `loss`, and its parts with supervision.
 
     Raises:
-        TrainingError: if the loss is not finite.
+        TrainingError: if training collapses again, or collapses after it was resumed.
     """
     state = state if state is not None else TrainingState()
     run = _Run(model, dataset, steps_per_epoch, config, callbacks, state, on_progress or (lambda _: None))
@@ -143,11 +152,43 @@ class _Run:
         if state.rate is None:
             state.rate = float(model.optimizer.learning_rate)
         self._run_steps = _make_run_steps_fn(model)
-        self._batches = iter(dataset)
+        self._largest_radius = _largest_radius(config)
+        self._dataset, self._batches = dataset, iter(dataset)
+        begins = not state.epoch and not state.step
+        self._initial = {name: np.array(each) for name, each in variables_of(model).items()} if begins else None
 
     def train(self) -> None:
+        """Train, and start again if that collapses."""
+        while True:
+            try:
+                return self._train()
+            except _Collapse as collapse:
+                self._start_again(collapse)
+
+    def _start_again(self, collapse: _Collapse) -> None:
+        """Go back to the initial weights, at a lower learning rate."""
+        state = self._state
+        rate = _LOWER_RATE * (state.rate or 0.0)
+        if self._initial is None or state.collapses >= _MAX_COLLAPSES:
+            raise TrainingError(
+                f"training collapsed in epoch {state.epoch + 1}: {collapse}. Lower train.learning_rate (it was "
+                f"{state.rate:.3g}), scale the features to [0, 1] or to variance 1, or check them for very large values"
+            )
+        log.warning(
+            "training collapsed in epoch %d: %s; starting again at a learning rate of %.3g instead of %.3g",
+            *(state.epoch + 1, collapse, rate, state.rate),
+        )
+        for name, variable in variables_of(self._model).items():
+            variable.assign(self._initial[name])
+        fresh = TrainingState(rate=rate, collapses=state.collapses + 1)
+        vars(state).update(vars(fresh))
+        self._model.optimizer.learning_rate = rate
+        self._batches = iter(self._dataset)
+
+    def _train(self) -> None:
         """Run epochs until it is time to end."""
         state = self._state
+        self._model.stop_training = False
         self._listeners.on_train_begin()
         self._model.history.history = state.history  # which Keras's own History fills
         self._stopping.on_train_begin()
@@ -182,11 +223,10 @@ class _Run:
             for name, value in self._run_steps(self._batches, tf.constant(steps)).items():
                 state.sums[name] = state.sums.get(name, 0.0) + float(value)
             if not math.isfinite(state.sums["loss"]):
-                raise TrainingError(
-                    f"the loss is {state.sums['loss']} in epoch {state.epoch + 1}, batch {start + 1} to "
-                    f"{start + steps}: training diverged; lower the learning rate, scale the features to [0, 1] or to "
-                    "variance 1, or check them for very large values"
-                )
+                raise _Collapse(f"the loss is {state.sums['loss']} in batches {start + 1} to {start + steps}")
+            radius = math.sqrt(state.sums[SQUARED_RADIUS] / (state.sums["weight"] or 1.0))
+            if radius > self._largest_radius:
+                raise _Collapse(f"the embedding has grown to a radius of {radius:.3g}, where forces no longer act")
             state.step = start + steps
             listeners.on_train_batch_end(state.step - 1, _averages(state.sums))
             if self._any_rank(self._model.stop_training):
@@ -246,9 +286,25 @@ class _Run:
         return float(total) > 0
 
 
+def _largest_radius(config: TrainConfig) -> float:
+    """Return the root mean square distance from the origin beyond which an embedding has collapsed.
+
+    With a Cauchy kernel nothing is won by growing once the squared radius is far above the number of negatives, and
+    forces fade with the distance: trained well, the radius is a few times the square root of that number.
+    """
+    if config.needs_negatives:
+        return math.inf
+    negatives = config.shared_negatives or 2 * config.batch_size
+    return float(_RADIUS_FACTOR * negatives ** (max(1.0, config.temperature) / 2))
+
+
+class _Collapse(Exception):
+    """Why training cannot go on from here."""
+
+
 def _averages(sums: dict[str, float]) -> dict[str, float]:
     weight = sums["weight"] or 1.0
-    return {name: value / weight for name, value in sums.items() if name != "weight"}
+    return {name: value / weight for name, value in sums.items() if name not in ("weight", SQUARED_RADIUS)}
 
 
 def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
@@ -256,7 +312,7 @@ def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
 
     The sums are over all ranks.
     """
-    names = model.metric_names
+    names = (*model.metric_names, SQUARED_RADIUS)
     # Two steps of a ring at once would send two sums of the same name. 10 is TensorFlow's own choice.
     parallel = 10 if model.reducer.n_ranks == 1 else 1
 

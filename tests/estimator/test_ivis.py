@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -257,3 +258,20 @@ def test_digits_are_told_apart_better_than_by_pca() -> None:
         cross_val_score(KNeighborsClassifier(15), each, y, cv=5).mean() for each in (embedding, PCA(2).fit_transform(X))
     )
     assert ours > pca + 0.03
+
+
+def test_fast_makes_a_map_of_a_small_table_in_few_epochs() -> None:
+    """1,797 rows, 15 times: the batch is small, so that there are steps enough."""
+    X, y = load_digits(return_X_y=True)
+    embeddings = Ivis(preset="fast", epochs=15, verbose=0).fit_transform(X / 16)
+    assert cross_val_score(KNeighborsClassifier(15), embeddings, y).mean() >= 0.85
+
+
+def test_a_collapse_is_said() -> None:
+    """Rows whose differences are lost in what they have in common; equal rows are no collapse."""
+    X = 1 + 1e-4 * np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    with pytest.warns(UserWarning, match=r"collapsed.*preset='fast'"):
+        Ivis(k=5, epochs=1, verbose=0).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Ivis(k=5, epochs=1, verbose=0).fit(np.ones((60, 4)))

@@ -159,6 +159,6 @@ def test_a_callback_that_is_none_is_refused(name: str, message: str) -> None:
 
 
 def test_learning_rate_grows_with_the_batch_when_asked(tmp_path: Path) -> None:
-    rates = {scaling: TrainConfig(batch_size=512, learning_rate_scaling=scaling).scaled_learning_rate for scaling in
+    rates = {scaling: TrainConfig(batch_size=512, learning_rate_scaling=scaling).learning_rate_of(128) for scaling in
              ("none", "sqrt", "linear")}  # fmt: skip
     assert rates == pytest.approx({"none": 0.001, "sqrt": 0.002, "linear": 0.004})

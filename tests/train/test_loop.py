@@ -139,8 +139,51 @@ def test_cooldown_comes_after_the_loss_stopped_falling_but_not_after_a_stop_of_t
 def test_diverging_loss_is_an_error_with_a_remedy() -> None:
     X = clusters()
     X[5] = np.inf
-    with pytest.raises(TrainingError, match=r"epoch 1.*learning rate, scale"):
+    with pytest.raises(TrainingError, match=r"epoch 1: the loss is .*learning_rate.*scale"):
         train(X=X)
+
+
+def test_training_that_collapses_starts_again_once_at_a_lower_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends as if it had begun with that rate; a second collapse is an error with a remedy."""
+    monkeypatch.setattr(loop, "_LOWER_RATE", 1e-4)
+
+    def run(rate, **options):
+        config = TrainConfig(distance="infonce", epochs=4, cooldown_epochs=0, learning_rate=rate, optimizer="sgd")
+        model = TripletModel(
+            build_encoder("szubert", (6,), 2, 1, dropout=0.0),
+            triplet_loss("infonce"),
+            optimizer=keras.optimizers.Adam(rate),
+        )
+        dataset, steps = triplet_dataset(clusters(), NEIGHBOURS, batch_size=16, random_state=1, negatives=0)
+        recorder, state = Recorder(), TrainingState(**options)
+        history = loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=[recorder], state=state)
+        return model, history, state, recorder
+
+    again, history, state, recorder = run(10.0)
+    plain, expected, *_ = run(0.001)
+    assert "collapsed in epoch 1: the embedding has grown to a radius of" in caplog.text
+    assert (state.collapses, state.rate) == (1, pytest.approx(0.001))
+    assert history == expected and len(history["loss"]) == 4
+    assert recorder.calls.count("train+") == 2
+    for mine, theirs in zip(again.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    monkeypatch.setattr(loop, "_LOWER_RATE", 0.9)
+    with pytest.raises(TrainingError, match=r"collapsed in epoch 1.*Lower train.learning_rate \(it was 9\)"):
+        run(10.0)
+    with pytest.raises(TrainingError, match=r"collapsed in epoch 3"):
+        run(10.0, epoch=2)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("cosine", [4, 4, 1, 1]), ("constant", [1, 1, 1, 1])])
+def test_exaggeration_holds_for_its_share_of_a_cosine(schedule: str, expected: list[float]) -> None:
+    config = TrainConfig(epochs=4, schedule=schedule, exaggeration=4.0, exaggeration_share=0.5)
+    model, seen = TripletModel(build_encoder("szubert", (6,), 2, 1), triplet_loss()), []
+    dataset, steps = triplet_dataset(clusters(), NEIGHBOURS, batch_size=90, random_state=1)
+    spy = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(float(model.exaggeration)))
+    loop.fit(model, dataset, steps_per_epoch=steps, config=config, callbacks=[spy])
+    assert seen == expected
 
 
 def test_averages_weigh_rows_not_batches() -> None:
