@@ -14,6 +14,7 @@ from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest
+from ivis_spark.train.backends import resolve_backend
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -61,6 +62,7 @@ class Pipeline:
         Raises:
             IvisError: whatever a stage raises; stages published before it stay.
         """
+        resolve_backend(self.config.train)  # hours before it is needed
         steps = (self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
         with self._run.runner.locked():
             manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}

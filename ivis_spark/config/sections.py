@@ -169,14 +169,16 @@ class TrainConfig(Checked):
 
     section = "train"
 
-    backend: Literal["auto", "local", "horovod"] = option(
+    backend: str = option(
         "auto",
-        "Where to train: local is this process; horovod is num_ranks tasks of the Spark session; auto is horovod when "
-        "num_ranks is above 1 and Horovod is installed, else local.",
+        "How to train: local in this process, the others by num_ranks tasks of the Spark session. auto is local for "
+        "one rank, and what is installed for several.",
+        package="ivis_spark.train.backends",
+        operational=True,
     )
     reader: str = option(
         "auto",
-        "What reads the triplets; all give the same batches. auto is petastorm where it is installed, else pyarrow.",
+        "What reads the triplets from Parquet; all give the same batches. auto takes what is installed.",
         package="ivis_spark.train.readers",
         operational=True,
     )
@@ -328,10 +330,6 @@ class TrainConfig(Checked):
             raise ConfigError(
                 f"train.batch_size={self.batch_size} is over all ranks and cannot be shared by "
                 f"train.num_ranks={self.num_ranks}: pass {below + self.num_ranks}, or another multiple"
-            )
-        if self.backend == "local" and self.num_ranks > 1:
-            raise ConfigError(
-                f"train.num_ranks={self.num_ranks} needs train.backend=horovod or auto; local is one process"
             )
 
     @property

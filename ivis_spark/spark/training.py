@@ -13,13 +13,13 @@ import functools
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from py4j.protocol import Py4JError
@@ -27,12 +27,13 @@ from pyspark import BarrierTaskContext, inheritable_thread_target
 from pyspark.sql import SparkSession
 
 from ivis_spark import storage
-from ivis_spark.config import TrainConfig
-from ivis_spark.errors import ArtifactError, ConfigError, DependencyError, TrainingError, remote_error
+from ivis_spark.config import TrainConfig, section_from_mapping
+from ivis_spark.errors import ArtifactError, ConfigError, IvisError, TrainingError, remote_error
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.spark.causes import account_of, deepest_cause
 from ivis_spark.spark.session import describe_job, is_local
-from ivis_spark.train.backends.horovod import device_environment, rendezvous, ring_environment
+from ivis_spark.train.backends import Meeting, load_backend, name_of, resolve_backend
+from ivis_spark.train.rank import rank_environment
 
 if TYPE_CHECKING:
     from ivis_spark.train.job import TrainingJob
@@ -170,8 +171,9 @@ class _Launch:
 
     def _run_tasks(self) -> None:
         ranks = self._job.config.num_ranks
-        order = json.dumps({"job": self._job.to_mapping(), "progress_uri": self._progress_uri})
-        body = functools.partial(run_rank, order=order, stall_seconds=self._job.config.stall_timeout_seconds)
+        backend = name_of(resolve_backend(self._job.config))
+        order = {"job": self._job.to_mapping(), "backend": backend, "progress_uri": self._progress_uri}
+        body = functools.partial(run_task, order=json.dumps(order))
         self._context.setJobGroup(self._group, f"train on {ranks} ranks", interruptOnCancel=True)
         try:
             found = self._context.parallelize(range(ranks), ranks).barrier().mapPartitions(body).collect()
@@ -224,7 +226,7 @@ class _Launch:
             self._told = found["count"]
 
 
-def run_rank(_: Iterator[int], *, order: str, stall_seconds: float) -> Iterator[str]:
+def run_task(_: Iterator[int], *, order: str) -> Iterator[str]:
     """Start a rank as a process, wait for it and yield what it says, as JSON.
 
     Runs on: executor, as a barrier task.
@@ -232,53 +234,95 @@ def run_rank(_: Iterator[int], *, order: str, stall_seconds: float) -> Iterator[
     context = BarrierTaskContext.get()
     rank = context.partitionId()
     hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
-    with contextlib.ExitStack() as stack:
-        port, result = "", {"kind": "lost", "error": "rank 0 did not open the ring"}
-        if rank == 0:
-            try:
-                port = str(stack.enter_context(rendezvous()))
-            except DependencyError as err:
-                result = {"kind": "refused", "type": type(err).__name__, "error": str(err)}
-        port = context.allGather(port)[0]
-        if port:
-            result = run_process(order, _environment(context, hosts, int(port), stall_seconds))
-        yield json.dumps({"rank": rank, "host": hosts[rank], **result})
-
-
-def _environment(context: BarrierTaskContext, hosts: list[str], port: int, stall_seconds: float) -> dict[str, str]:
-    """Return the environment of a rank: that of Spark's Python worker, its cores, its GPU and its place in the ring."""
+    config = section_from_mapping(TrainConfig, json.loads(order)["job"]["config"])
+    meeting = Meeting(rank, hosts, context.allGather, config.stall_timeout_seconds, config.start_timeout_seconds)
     resources = context.resources()
     gpus = resources["gpu"].addresses if "gpu" in resources else []
-    return {
-        **os.environ,
-        **device_environment(gpus, context.cpus()),
-        **ring_environment(context.partitionId(), hosts, port, stall_timeout_seconds=stall_seconds),
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # --py-files too
-    }
+    environment = rank_environment(rank, gpus, context.cpus())
+    result = run_rank(order, meeting, environment)
+    yield json.dumps({"rank": rank, "host": hosts[rank], **result})
 
 
-def run_process(order: str, environment: dict[str, str]) -> RankResult:
-    """Run a rank's process and return what it wrote, or how it died. Runs on: executor."""
-    with tempfile.TemporaryDirectory(prefix="ivis-spark-rank-") as scratch:
-        path = os.path.join(scratch, "result.json")
-        # Its standard input stays open as long as this process lives, which is how it knows.
-        with subprocess.Popen(
-            [sys.executable, "-m", _MODULE, path], stdin=subprocess.PIPE, stdout=sys.stderr, text=True, env=environment
-        ) as process:
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    process.stdin.write(order + "\n")  # type: ignore[union-attr]
-                    process.stdin.flush()  # type: ignore[union-attr]
-                code = process.wait()
-            finally:
-                process.kill()
+def run_rank(order: str, meeting: Meeting, environment: Mapping[str, str]) -> RankResult:
+    """Meet the other ranks, run this one's process and return what it wrote, or how it died. Runs on: executor.
+
+    Args:
+        order: The job and its backend, as JSON.
+        meeting: The other ranks.
+        environment: Of the process, beside this one's own and what the backend adds.
+    """
+    try:
+        with load_backend(json.loads(order)["backend"]).meet(meeting) as joining:
+            # When all ranks have ended; a rank of which others still read must not go.
+            return run_process(
+                order,
+                {**os.environ, **environment, **joining},
+                start_timeout_seconds=meeting.start_timeout_seconds,
+                wait_for_others=lambda: meeting.share(""),
+            )
+    except IvisError as err:
+        return {"kind": "refused", "type": type(err).__name__, "error": str(err)}
+    except ConnectionError as err:
+        return {"kind": "lost", "error": str(err)}
+
+
+def run_process(
+    order: str,
+    environment: Mapping[str, str],
+    *,
+    start_timeout_seconds: float,
+    wait_for_others: Callable[[], Any] = lambda: None,
+) -> RankResult:
+    """Run a rank's process and return what it wrote, or how it died. Runs on: executor.
+
+    Args:
+        order: What the process is to do, as JSON.
+        environment: Of the process.
+        start_timeout_seconds: Within which it must have met the other ranks.
+        wait_for_others: Called when it has finished, before it is let go.
+    """
+    answers, writing = os.pipe()
+    # Its standard input stays open as long as this process lives, which is how it knows.
+    with (
+        open(answers, encoding="utf-8") as reading,
+        subprocess.Popen(
+            [sys.executable, "-m", _MODULE, str(writing)],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+            text=True,
+            env=dict(environment),
+            pass_fds=[writing],
+        ) as process,
+    ):
+        os.close(writing)
         try:
-            with open(path, "rb") as file:
-                return dict(storage.parse_json(file.read(), path, read_result))
-        except (OSError, ArtifactError):
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            return {"kind": "killed", "error": how}
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(order + "\n")  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+            if not select.select([reading], [], [], start_timeout_seconds)[0]:
+                return {
+                    "kind": "lost",
+                    "error": "the other ranks did not come within train.start_timeout_seconds="
+                    f"{start_timeout_seconds:g}",
+                }
+            lines = [line for line in (reading.readline(),) if line]
+            if lines and json.loads(lines[0]) == {}:
+                lines = [line for line in (reading.readline(),) if line]
+            if lines:
+                result = dict(storage.parse_json(lines[0].encode(), "what a rank wrote", read_result))
+                if "facts" in result:
+                    wait_for_others()
+                    process.stdin.close()  # type: ignore[union-attr]
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(timeout=10)
+                return result
+            code = process.wait()
+            return {
+                "kind": "killed",
+                "error": f"was killed by signal {-code}" if code < 0 else f"ended with code {code}",
+            }
+        finally:
+            process.kill()
 
 
 def read_result(value: Any) -> RankResult:

@@ -67,10 +67,10 @@ def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoin
 
 
 def _train(run: Run, job: TrainingJob) -> dict[str, Any]:
-    from ivis_spark.train.backends.horovod import resolve_backend
+    from ivis_spark.train.backends import resolve_backend
     from ivis_spark.train.job import run_job
 
-    if resolve_backend(job.config) == "local":
+    if not resolve_backend(job.config).distributed:
         job.blocks.check_ranks(1, job.config.batch_size, negatives=job.config.needs_negatives)
         return run_job(job)
     from ivis_spark.spark.training import train_on_ring

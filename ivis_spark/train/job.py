@@ -26,7 +26,7 @@ from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.persistence import save_model
 from ivis_spark.nn.supervision import build_head, count_outputs
-from ivis_spark.train.backends.horovod import Backend
+from ivis_spark.train.backends import Backend
 from ivis_spark.train.callbacks import make_callbacks
 from ivis_spark.train.checkpoints import Checkpoints
 from ivis_spark.train.loop import History, TrainingState, fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
@@ -23,8 +24,11 @@ from fault_table import FaultTable
 
 pytestmark = [pytest.mark.cluster, pytest.mark.horovod, pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 
+BACKENDS = [
+    pytest.param("horovod", marks=pytest.mark.skipif(not importlib.util.find_spec("horovod"), reason="no Horovod")),
+    "tensorflow",
+]
 SETTINGS = {
-    "train.backend": "horovod",
     "train.num_ranks": 2,
     "train.epochs": 40,
     "train.patience": 1000,
@@ -46,8 +50,14 @@ def command(run: Path, name: str, *options: str, **settings: Any) -> list[str]:
 
 def train_command(run: Path, master: str, *options: str, **settings: Any) -> list[str]:
     executors = ["--spark-conf", "spark.executor.memory=512m", "--spark-conf", "spark.ui.enabled=false"]
+    settings.setdefault("train__backend", backend_of(run))
     chosen = {**{key.replace(".", "__"): value for key, value in SETTINGS.items()}, **settings}
     return command(run, "train", "--master", master, *executors, *options, **chosen)
+
+
+def backend_of(run: Path) -> str:
+    """Return the backend that a run's test is about; it stands beside the run."""
+    return (run.parent / "backend").read_text()
 
 
 def train(run: Path, master: str, *options: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -78,16 +88,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def run(prepared: Path, tmp_path: Path) -> Path:
+def run(prepared: Path, tmp_path: Path, backend: str) -> Path:
     shutil.copytree(prepared, tmp_path / "run")
+    (tmp_path / "backend").write_text(backend)
     return tmp_path / "run"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory, backend: str) -> dict[str, Any]:
     """The facts of a run that nothing happened to, on Spark's local-cluster."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "backend").write_text(backend)
     shutil.copytree(prepared, folder / "run")
     done = train(folder / "run", "local-cluster[2,1,1024]")
     assert done.returncode == 0, done.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import keras
 
-RANK = os.environ.get("HOROVOD_RANK", "0")
+RANK = os.environ.get("IVIS_SPARK_RANK", "0")
 
 
 def note(name: str, text: object) -> None:
@@ -25,6 +26,20 @@ class Losses(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         note("losses", f"{epoch} {logs['loss']!r}")
+
+
+class Weights(keras.callbacks.Callback):
+    """Writes down a digest of all weights after every epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        found = hashlib.sha256()
+        for weight in self.model.get_weights():
+            found.update(weight.tobytes())
+        note("weights", found.hexdigest())
+
+
+def weights() -> keras.callbacks.Callback:
+    return Weights()
 
 
 def losses() -> keras.callbacks.Callback:
@@ -70,3 +85,28 @@ class SlowOnRankOne(keras.callbacks.Callback):
 
 def slow_on_rank_one() -> keras.callbacks.Callback:
     return SlowOnRankOne()
+
+
+def stop_rank_one() -> keras.callbacks.Callback:
+    """Frozen, not gone."""
+    return OnRankOne(1, lambda _: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+class NoteSockets(keras.callbacks.Callback):
+    """Writes down the filters of the socket that TensorFlow's server listens on."""
+
+    def on_train_begin(self, logs=None):
+        import json
+        import socket
+
+        from ivis_spark.train.backends import tensorflow
+
+        cluster = json.loads(os.environ["TF_CONFIG"])
+        port = int(cluster["cluster"]["worker"][cluster["task"]["index"]].rpartition(":")[2])
+        for each in tensorflow._listening_sockets(port):
+            note("filters", len(each.getsockopt(socket.SOL_SOCKET, 26, 1024)))  # SO_GET_FILTER
+            each.close()
+
+
+def note_sockets() -> keras.callbacks.Callback:
+    return NoteSockets()

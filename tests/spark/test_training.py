@@ -21,7 +21,7 @@ from ivis_spark.train.job import TrainingJob  # noqa: E402
 
 
 def make_job(folder: Path, **settings) -> TrainingJob:
-    options = {"backend": "horovod", "num_ranks": 2, "epochs": 3, "batch_size": 64, **settings}
+    options = {"backend": "tensorflow", "num_ranks": 2, "epochs": 3, "batch_size": 64, **settings}
     return TrainingJob(
         write_blocks(folder / "blocks", [3, 5, 4]),
         TrainConfig(**options),
@@ -33,12 +33,13 @@ def make_job(folder: Path, **settings) -> TrainingJob:
 
 
 @pytest.mark.horovod
+@pytest.mark.parametrize("backend", ["horovod", "tensorflow"])
 def test_ranks_train_in_tasks_and_the_driver_hears_of_it(
-    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, backend: str
 ) -> None:
-    pytest.importorskip("horovod")
+    pytest.importorskip(backend)
     caplog.set_level(logging.INFO)
-    facts = train_on_ring(spark, make_job(tmp_path))
+    facts = train_on_ring(spark, make_job(tmp_path, backend=backend))
     assert (facts["ranks"], facts["epochs"], facts["restarts"]) == (2, 3, 0)
     assert facts["loss"][-1] < facts["loss"][0]
     assert "epoch 3/3" in caplog.text

@@ -1,1 +1,143 @@
-"""How several ranks train together: one file per backend."""
+"""Ways in which several processes train together, one file each: `train.backend` names the file.
+
+A backend owns how its ranks meet, the environment of their processes, their messages, and what a lost peer looks like.
+A new one is a file here with a class `Ranks` that passes tests/train/backends/test_ring.py. Importing this loads
+neither TensorFlow nor any of them: Spark's Python workers use it to start ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ivis_spark.config import TrainConfig
+from ivis_spark.config.checks import AUTO
+from ivis_spark.errors import ConfigError, DependencyError
+from ivis_spark.nn.reducer import Reducer
+from ivis_spark.train.plugins import load_class, load_installed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What a task that starts a rank knows of the others.
+
+    Attributes:
+        rank: Of this task's process.
+        hosts: The host of each rank.
+        share: Takes a text of this task, and returns those of all, by rank, when all have called it.
+        stall_timeout_seconds: After which a rank that others wait for counts as lost.
+        start_timeout_seconds: Within which all ranks must have met.
+    """
+
+    rank: int
+    hosts: Sequence[str]
+    share: Callable[[str], list[str]]
+    stall_timeout_seconds: float
+    start_timeout_seconds: float
+
+
+class Backend(Reducer):
+    """One of the processes that train together; as it stands, one that trains alone.
+
+    Args:
+        config: What it needs to know of the training. In a rank's process, this returns when all ranks have met.
+    """
+
+    rank = 0
+    #: Whether it is for ranks in Spark's tasks, and not for this process.
+    distributed = True
+    #: Which of those installed `auto` takes: that with the largest.
+    preference = 0
+
+    def __init__(self, config: TrainConfig | None = None) -> None: ...
+
+    @classmethod
+    def check(cls) -> None:
+        """Check that it can be used here, without importing much. Runs on: driver.
+
+        Raises:
+            DependencyError: if a package is missing; holds the pip command.
+        """
+
+    @classmethod
+    @contextlib.contextmanager
+    def meet(cls, meeting: Meeting) -> Iterator[dict[str, str]]:
+        """Agree with the other tasks on where the ranks meet. Runs on: executor, around the rank's process.
+
+        Yields:
+            Environment variables of the rank's process.
+
+        Raises:
+            DependencyError: if a package is missing.
+            ConnectionError: if another task could not open the meeting point.
+        """
+        yield {}
+
+    @classmethod
+    def is_lost_peer(cls, err: BaseException) -> bool:
+        """Tell whether an error says that another rank is gone, or stalled."""
+        return False
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return rank 0's value, which JSON can hold, on every rank."""
+        return value
+
+    def broadcast_variables(self, variables: Sequence[Any]) -> None:
+        """Give every rank the values that rank 0's variables have."""
+
+    def leave(self) -> None:
+        """Wait until every rank has come this far. Whoever started this process keeps it until all have ended."""
+
+
+def load_backend(name: str) -> type[Backend]:
+    """Return the backend that a setting, or `name_of`, names.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    kind: type[Backend] = load_class(__name__, name, "Ranks")
+    return kind
+
+
+def name_of(kind: type[Backend]) -> str:
+    """Return a name by which every machine finds a backend."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def resolve_backend(config: TrainConfig) -> type[Backend]:
+    """Return where to train. Runs on: driver.
+
+    Raises:
+        DependencyError: if the backend that was asked for, or any for several ranks, is not installed.
+        ConfigError: if there is no such backend, or it is for one process and there are several ranks.
+    """
+    if config.backend != AUTO:
+        kind = load_backend(config.backend)
+        kind.check()
+        if config.num_ranks > 1 and not kind.distributed:
+            raise ConfigError(
+                f"train.num_ranks={config.num_ranks} needs a train.backend for several ranks, or auto; "
+                f"{config.backend} is one process"
+            )
+        return kind
+    usable, refused = load_installed(__name__, "Ranks")
+    fitting = {name: kind for name, kind in usable.items() if kind.distributed == (config.num_ranks > 1)}
+    if not fitting:
+        reasons = "; ".join(map(str, refused.values()))
+        raise DependencyError(f"train.num_ranks={config.num_ranks}: several ranks cannot train here. {reasons}")
+    name, kind = max(fitting.items(), key=lambda item: item[1].preference)
+    log.debug("train.backend=auto is %s", name)
+    return kind
+
+
+def local_address(host: str) -> str:
+    """Return the address of the network interface that leads to a host."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing; the kernel picks the route
+        return str(probe.getsockname()[0])

@@ -1,64 +1,75 @@
-"""Which processes train together, and how they speak: the only room that knows Horovod.
-
-`Backend` is a process that trains alone, `HorovodBackend` one of a ring. Another way to train together, such as
-tf.distribute, is one more subclass. Importing this loads neither TensorFlow nor Horovod: Spark's Python workers use it
-to start ranks.
-"""
+"""A ring of Horovod: the only file that knows it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import logging
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import DependencyError
-from ivis_spark.nn.reducer import Reducer, Tensor
-
-log = logging.getLogger(__name__)
+from ivis_spark.nn.reducer import Tensor
+from ivis_spark.train.backends import Backend, Meeting, local_address
 
 _REMEDY = (
     "Build it for the TensorFlow that is installed: conf/install_horovod.sh PYTHON conf/constraints.txt, or "
     "pip install --no-build-isolation --no-cache-dir 'horovod==0.28.*' with cmake below 4, setuptools below 70 and "
-    "HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1; or train in one process with train.backend=local"
+    "HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1; or train with train.backend=tensorflow"
 )
 
 
-class Backend(Reducer):
-    """What the ranks of one training do together; this one is a process that trains alone."""
-
-    rank = 0
-
-    def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value, which JSON can hold, on every rank."""
-        return value
-
-    def broadcast_variables(self, variables: Sequence[Any]) -> None:
-        """Give every rank the values that rank 0's variables have."""
-
-    def leave(self) -> None:
-        """Wait until every rank has come this far, then part."""
-
-
-class HorovodBackend(Backend):
+class Ranks(Backend):
     """One rank of a Horovod ring.
 
     Args:
-        compression: How gradients travel.
+        config: `gradient_compression` is read here.
 
     Raises:
         DependencyError: if Horovod is missing or was built for another TensorFlow.
     """
 
-    def __init__(self, compression: Literal["none", "fp16"] = "none") -> None:
+    preference = 2
+
+    def __init__(self, config: TrainConfig) -> None:
         self._hvd = _horovod()
         self._hvd.init()
         self.rank, self.n_ranks = self._hvd.rank(), self._hvd.size()
-        self._compression = getattr(self._hvd.Compression, compression)
+        self._compression = getattr(self._hvd.Compression, config.gradient_compression)
+
+    @classmethod
+    def check(cls) -> None:
+        """Check that Horovod is installed; whether it fits TensorFlow is seen where it is used."""
+        if importlib.util.find_spec("horovod") is None:
+            raise DependencyError(f"Horovod is not installed here. {_REMEDY}")
+
+    @classmethod
+    @contextlib.contextmanager
+    def meet(cls, meeting: Meeting) -> Iterator[dict[str, str]]:
+        """Serve the meeting point on rank 0's host."""
+        with contextlib.ExitStack() as stack:
+            port = ""
+            try:
+                if meeting.rank == 0:
+                    port = str(stack.enter_context(_rendezvous()))
+            finally:  # others wait for it
+                port = meeting.share(port)[0]
+            if not port:
+                raise ConnectionError("rank 0 did not open the ring")
+            yield ring_environment(
+                meeting.rank, meeting.hosts, int(port), stall_timeout_seconds=meeting.stall_timeout_seconds
+            )
+
+    @classmethod
+    def is_lost_peer(cls, err: BaseException) -> bool:
+        """Tell whether an error says that another rank left the ring, or stalled."""
+        import tensorflow as tf
+
+        return isinstance(err, (tf.errors.OpError, RuntimeError)) and any(
+            text in str(err) for text in ("Horovod", "HorovodInternalError", "gloo")
+        )
 
     def sum_gradients(self, gradients: list[Tensor]) -> list[Tensor]:
         """Return the sums over the ranks; what has no gradient stays without."""
@@ -99,22 +110,6 @@ class HorovodBackend(Backend):
         self._hvd.shutdown()
 
 
-def resolve_backend(config: TrainConfig) -> Literal["local", "horovod"]:
-    """Return where to train. Runs on: driver.
-
-    Raises:
-        DependencyError: if Horovod was asked for by name and is not installed.
-    """
-    installed = importlib.util.find_spec("horovod") is not None
-    if config.backend == "horovod" and not installed:
-        raise DependencyError(f"train.backend=horovod: Horovod is not installed here. {_REMEDY}")
-    if config.backend == "horovod" or (config.backend == "auto" and config.num_ranks > 1 and installed):
-        return "horovod"
-    if config.num_ranks > 1:
-        log.warning("train.num_ranks=%d, but Horovod is not installed: one process trains", config.num_ranks)
-    return "local"
-
-
 def _horovod() -> Any:
     import tensorflow as tf
 
@@ -129,17 +124,8 @@ def _horovod() -> Any:
     return hvd
 
 
-def is_lost_peer(err: BaseException) -> bool:
-    """Tell whether an error says that another rank left the ring, or stalled."""
-    import tensorflow as tf
-
-    return isinstance(err, (tf.errors.OpError, RuntimeError)) and any(
-        text in str(err) for text in ("Horovod", "HorovodInternalError", "gloo")
-    )
-
-
 @contextlib.contextmanager
-def rendezvous() -> Iterator[int]:
+def _rendezvous() -> Iterator[int]:
     """Serve the meeting point of a ring, yield its port. Runs on: the machine of rank 0.
 
     Raises:
@@ -196,23 +182,5 @@ def _network_card(host: str) -> str:
     """Return the name of the network interface that leads to a host."""
     import psutil  # one of Horovod's own needs
 
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing; the kernel picks the route
-        address = probe.getsockname()[0]
-    cards = psutil.net_if_addrs()
-    found = [name for name, entries in cards.items() if any(entry.address == address for entry in entries)]
-    return found[0] if found else ""
-
-
-def device_environment(gpus: Iterable[str], cores: int) -> dict[str, str]:
-    """Return the environment variables that keep a rank to its GPU (none: to the CPU), its cores and its memory."""
-    return {
-        "CUDA_VISIBLE_DEVICES": next(iter(gpus), "-1"),
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        "OMP_NUM_THREADS": str(cores),
-        "TF_NUM_INTRAOP_THREADS": str(cores),
-        "TF_NUM_INTEROP_THREADS": str(max(2, cores)),
-        # Buffers of row groups are used again, where glibc would give them back and have the kernel clear new ones.
-        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-    }
+    address, cards = local_address(host), psutil.net_if_addrs()
+    return next((name for name, entries in cards.items() if any(entry.address == address for entry in entries)), "")
