@@ -20,6 +20,7 @@ import tensorflow as tf
 from ivis_spark.errors import UNREADABLE, ArtifactError
 from ivis_spark.manifest import check_fields
 from ivis_spark.nn.persistence import SavedModel, is_saved_model
+from ivis_spark.nn.safety import check_config
 from ivis_spark.nn.supervision import build_head
 
 _PARAMETERS = "ivis_params.json"
@@ -71,6 +72,10 @@ def _load_network(folder: str, name: str, custom_objects: Mapping[str, Any] | No
     path = os.path.join(folder, name)
     try:
         if os.path.isfile(f"{path}.h5"):
+            with h5py.File(f"{path}.h5", "r") as file:
+                described = json.loads(file.attrs["model_config"])
+            # Keras looks for code in such files from 3.11.3 on.
+            check_config(described, f"{path}.h5", custom_objects or {})
             return keras.saving.load_model(f"{path}.h5", custom_objects=dict(custom_objects or {}), compile=False)
         if os.path.isdir(path):
             return _load_saved_model(path, custom_objects)
@@ -105,6 +110,7 @@ def _load_saved_model(path: str, custom_objects: Mapping[str, Any] | None) -> ke
     with open(os.path.join(path, "keras_metadata.pb"), "rb") as file:
         text = file.read().decode("utf-8", errors="replace")
     described, _ = json.JSONDecoder().raw_decode(text, text.index("{"))  # the first node is the whole network
+    check_config(described, path, custom_objects or {})
     network = keras.Model.from_config(_without_tuples(described["config"]), custom_objects=dict(custom_objects or {}))
     variables = tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
     _assign(network, variables, prefix="")

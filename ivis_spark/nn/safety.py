@@ -29,6 +29,15 @@ def check_code(path: str, custom_objects: Container[str]) -> None:
             config = json.loads(archive.read("config.json"))
     except UNREADABLE as err:
         raise ArtifactError(f"{path!r} is not a Keras file ({err}): it is torn; train again") from err
+    check_config(config, path, custom_objects)
+
+
+def check_config(config: Any, path: str, custom_objects: Container[str]) -> None:
+    """Refuse a network's configuration, as `check_code` does; of Keras 2's too, which names no modules.
+
+    Raises:
+        ArtifactError: if it names foreign code; names the file and the code.
+    """
     for module, name, registered in _objects(config):
         passed = name in custom_objects or (registered or "") in custom_objects
         known = module in (None, "builtins", "keras") or module.startswith("keras.")

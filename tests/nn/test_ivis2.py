@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import marshal
 import subprocess
 from pathlib import Path
 
@@ -123,6 +125,29 @@ def test_networks_parameters_and_history_come_over(write, tmp_path: Path) -> Non
     assert len(model.fit(X, np.arange(20) % 3).loss_history_) == 4
     model.save_model(str(tmp_path / "new"))
     np.testing.assert_array_equal(Ivis().load_model(str(tmp_path / "new")).transform(X), model.transform(X))
+
+
+@pytest.mark.parametrize("write", [write_h5, write_tf])
+def test_code_in_a_network_is_refused_before_keras_reads_it(
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras before 3.11.3 runs a Lambda of an h5 file whatever safe_mode says."""
+    ran = tmp_path / "ran"
+    code = marshal.dumps(compile(f"lambda x: [x, open({str(ran)!r}, 'w')][0]", "file", "eval").co_consts[0])
+    function = [base64.b64encode(code).decode(), None, None]
+    real = functional
+
+    def hostile(name: str, layers: list[dict]) -> dict:
+        config = {"name": "dense", "function": function, "function_type": "lambda", "arguments": {}}
+        foreign = {"class_name": "Lambda", "config": config, "name": "dense"}
+        return real(name, [foreign | {"inbound_nodes": layers[0]["inbound_nodes"]}, *layers[1:]])
+
+    monkeypatch.setitem(globals(), "functional", hostile)
+    write(tmp_path)
+    (tmp_path / "ivis_params.json").write_text(json.dumps(PARAMS))
+    with pytest.raises(ArtifactError, match=r"ivis_model.* wants 'Lambda'.*custom_objects"):
+        Ivis().load_model(str(tmp_path))
+    assert not ran.exists()
 
 
 def test_untrained_and_torn(tmp_path: Path) -> None:
