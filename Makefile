@@ -3,20 +3,29 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
-CONSTRAINTS := conf/constraints.txt
+# classic or today: what fits the Python of the environment.
+STACK ?= $(shell bash conf/find_stack.sh $(VENV))
+EXTRA_classic := classic,java
+EXTRA_today := fit
+CONSTRAINTS_classic := conf/constraints.txt
+CONSTRAINTS_today := conf/constraints-today.txt
+CONSTRAINTS := $(CONSTRAINTS_$(STACK))
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-spark4 test-embed docs test-r dist lint format bench clean machine
+.PHONY: help demo test stack test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-today test-spark4 test-embed docs test-r dist lint format bench clean machine
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
+demo: | stack $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
 	$(VENV)/bin/ivis-spark demo --output $(DEMO_OUTPUT)
 
-test: lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
+test: stack lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
 	$(PYTHON) -m pytest
+
+stack:
+	@echo "Versions: $(STACK) ($(CONSTRAINTS))"
 
 test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and executors killed; half an hour
 	$(PYTHON) -m pytest -m cluster
@@ -37,9 +46,15 @@ test-dbr:  ## the fast tests and one run end to end with the versions of Databri
 	@PYTHON_FOR_VENV=python3.11 $(MAKE) --no-print-directory VENV=build/venv-dbr CONSTRAINTS=conf/constraints-dbr-15.4.txt build/venv-dbr/.dev
 	build/venv-dbr/bin/python -m pytest -m "(not spark and not slow and not cluster) or end_to_end"
 
-test-matrix: $(VENV)/.dev  ## the Spark tests on PySpark 3.5 and on 4.0
+test-matrix: $(VENV)/.dev  ## the tests that start Spark: as installed (Spark 3.5, pyarrow 14), on Spark 4.0, and on the newest packages
 	$(PYTHON) -m pytest -m "spark and not cluster"
 	@$(MAKE) --no-print-directory test-spark4
+	@$(MAKE) --no-print-directory test-today
+
+test-today:  ## all tests but those of test-cluster on the newest packages, in an environment of their own; needs CPython 3.13 and a full Java 17 or 21
+	@bash conf/find_java.sh
+	@PYTHON_FOR_VENV=$${PYTHON_FOR_VENV:-python3.13} $(MAKE) --no-print-directory VENV=build/venv-today STACK=today build/venv-today/.dev
+	build/venv-today/bin/python -m pytest
 
 test-spark4:  ## the Spark tests on PySpark 4.0, in an environment of their own; needs a full Java 17 or 21
 	@bash conf/find_java.sh
@@ -82,21 +97,23 @@ clean:  ## remove the environment, outputs and caches
 
 # An interrupted install leaves no stamp and is done again.
 $(VENV)/.demo: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[cpu,fit,java,demo]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[$(EXTRA_$(STACK)),demo]'
 	@touch $@
 
 $(VENV)/.dev: setup.cfg $(CONSTRAINTS) | $(VENV)/.created
-	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev,$(EXTRA_$(STACK))]'
 	@touch $@ $(VENV)/.demo
 
 # Compiled for the TensorFlow that .dev installed; the wheel stays in .cache, so only the first time takes minutes.
+# Today's versions have no Horovod: TensorFlow 2.19 and later are not what it compiles with.
 $(VENV)/.horovod: $(VENV)/.dev conf/install_horovod.sh
-	@bash conf/install_horovod.sh $(PYTHON) $(CONSTRAINTS)
+	@if [ $(STACK) = classic ]; then bash conf/install_horovod.sh $(PYTHON) $(CONSTRAINTS); fi
 	@touch $@
 
 $(VENV)/.created:
+	@if [ $(STACK) = today ]; then bash conf/find_java.sh; fi
 	@python=$$(bash conf/find_python.sh) && "$$python" -m venv --clear $(VENV)
-	@$(PIP) install -q 'pip>=23.2' 'setuptools<70' wheel
+	@$(PIP) install -q 'pip>=23.2' $$(test $(STACK) = classic && echo 'setuptools<70' || echo setuptools) wheel
 	@touch $@
 
 # Not the newest Python: the list is for one, and Airflow's own dependencies are many.

@@ -239,7 +239,7 @@ def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, *, ke
     elif isinstance(err, IvisError):
         text = str(err)
     elif isinstance(err, ImportError):
-        text = f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[cpu,fit,report]'"
+        text = f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[fit,report]'"
     else:
         text = str(deepest_cause(err))
     log.debug("%s", text, exc_info=err)

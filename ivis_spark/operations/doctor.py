@@ -1,7 +1,7 @@
 """`doctor`: can this machine, and this cluster, run the stages? Every fault comes with its remedy.
 
 Each check does the real thing on a small scale: a Spark session that moves Arrow batches through Python workers, a
-Parquet file that Petastorm reads, a folder that is written, renamed and listed where the run will be.
+Parquet file that the reader of training reads, a folder that is written, renamed and listed where the run will be.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -30,7 +31,7 @@ from ivis_spark.spark.causes import deepest_cause
 
 _LEAST_FREE_BYTES = 10 << 30
 _LEAST_MEMORY_BYTES = 4 << 30
-_PACKAGES = ("numpy", "pyarrow", "pandas", "annoy", "fsspec", "pyyaml", "pyspark", "petastorm", "setuptools")
+_PACKAGES = ("numpy", "pyarrow", "pandas", "annoy", "fsspec", "pyyaml", "pyspark")
 _SAME_EVERYWHERE = ("python", "ivis_spark", "numpy", "pyarrow", "annoy")
 
 
@@ -46,7 +47,7 @@ class Check:
 
 def check_machine() -> list[Check]:
     """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
-    checks = (_python, _packages, _memory, _disk, _tensorflow, _petastorm, _horovod, _gpus)
+    checks = (_python, _packages, _memory, _disk, _tensorflow, _reader, _ring, _gpus)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # What packages print and warn of on the way is not the answer.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -91,14 +92,16 @@ def show(checks: list[Check]) -> str:
 
 
 # What to do where a check itself breaks.
-_INSTALL = "pip install -c conf/constraints.txt 'ivis_spark[cpu,fit]'"
-_PETASTORM = "pip install 'pyarrow>=14,<15' petastorm==0.13.1 'setuptools<70'"
+_INSTALL = (
+    "pip install -c conf/constraints-today.txt 'ivis_spark[fit]', or with conf/constraints.txt 'ivis_spark[classic]'"
+)
 _REMEDIES = {
     "packages": _INSTALL,
     "memory": "run on Linux or macOS, whose memory can be asked for",
     "disk": "set spark.local.dir (or SPARK_LOCAL_DIRS) to a folder that exists",
     "tensorflow": _INSTALL,
-    "petastorm": _PETASTORM,
+    "reader": _INSTALL,
+    "ring": _INSTALL,
     "gpus": "install a TensorFlow that loads: " + _INSTALL,
     "storage": "pass a folder that this user can make and write, or a URI whose filesystem is installed (file, hdfs, "
     "dbfs; s3 needs pip install s3fs, gs gcsfs, abfs adlfs)",
@@ -121,8 +124,8 @@ def _broken(name: str, err: Exception) -> Check:
 
 def _python() -> Check:
     version = platform.python_version()
-    if not (3, 10) <= sys.version_info < (3, 13):
-        return Check("python", "fail", version, "use CPython 3.10, 3.11 or 3.12")
+    if sys.version_info >= (3, 14):
+        return Check("python", "warn", version, "nobody has tried it: use CPython 3.10 to 3.13")
     return Check("python", "ok", f"{version} ({sys.executable})")
 
 
@@ -130,7 +133,10 @@ def _packages() -> Check:
     from packaging.requirements import Requirement
 
     ranges: dict[str, Any] = {}
+    extras = ["", "spark", "cpu", "classic" if importlib.util.find_spec("petastorm") else "fit"]
     for need in map(Requirement, importlib.metadata.requires("ivis_spark") or []):
+        if need.marker is not None and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
+            continue
         ranges[need.name.lower()] = ranges.get(need.name.lower(), need.specifier) & need.specifier
     found, wrong = [], []
     for name in _PACKAGES:
@@ -169,31 +175,50 @@ def _tensorflow() -> Check:
     return Check("tensorflow", "ok", f"{tf.__version__}, keras {importlib.metadata.version('keras')}")
 
 
-def _petastorm() -> Check:
+def _reader() -> Check:
+    """Read triplets as training does, and name the readers that are there and broken."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    make_batch_reader = importlib.import_module("petastorm").make_batch_reader
+    from ivis_spark.train.plugins import load_installed
+    from ivis_spark.train.readers import make_reader
+    from ivis_spark.train.reading.blocks import TripletBlocks
+    from ivis_spark.train.reading.sharding import Part
+
+    reader = make_reader("auto")
     with tempfile.TemporaryDirectory(prefix="ivis-spark-doctor-") as folder:
         pq.write_table(pa.table({"block": [b"1234", b"5678"]}), os.path.join(folder, "part-0.parquet"))
-        with make_batch_reader(f"file://{folder}", reader_pool_type="dummy", num_epochs=1) as reader:
-            read = [bytes(value) for batch in reader for value in batch.block]
-    if sorted(read) != [b"1234", b"5678"]:
-        return Check("petastorm", "fail", f"read {read} of two blocks", _PETASTORM)
-    return Check("petastorm", "ok", f"{importlib.metadata.version('petastorm')} reads Parquet")
+        blocks = TripletBlocks(f"file://{folder}", {"part-0.parquet": 2}, 1, 1, 1, 0, group_blocks=2)
+        groups = list(reader.read(blocks, [Part("part-0.parquet", 0, 2)], ["block"], seed=1))
+    read = sorted(bytes(value) for group in groups for value in group["block"])
+    name = type(reader).__module__.rpartition(".")[2]
+    if read != [b"1234", b"5678"]:
+        return Check("reader", "fail", f"{name} read {read} of two blocks", _INSTALL)
+    broken = load_installed("ivis_spark.train.readers", "Reader")[1]
+    broken = {other: err for other, err in broken.items() if importlib.util.find_spec(other)}
+    if broken:
+        return Check("reader", "warn", f"{name} reads Parquet; {'; '.join(map(str, broken.values()))}", _INSTALL)
+    return Check("reader", "ok", f"{name} reads Parquet")
 
 
-def _horovod() -> Check:
-    remedy = "only training on several ranks needs it: build it as the README says, or train with train.backend=local"
+def _ring() -> Check:
+    """Tell how several ranks would train."""
+    from ivis_spark.config import TrainConfig
+    from ivis_spark.train.backends import resolve_backend
+
+    name = resolve_backend(TrainConfig(num_ranks=2)).__module__.rpartition(".")[2]
+    if name != "horovod":
+        return Check("ring", "ok", f"several ranks train by {name}")
+    remedy = "only training on several ranks needs it: build it as the README says, or set train.backend=tensorflow"
     try:
         hvd = importlib.import_module("horovod.tensorflow")
     except Exception as err:  # noqa: BLE001 - built for another TensorFlow, it raises errors of its own
-        return Check("horovod", "warn", str(err).splitlines()[0], remedy)
+        return Check("ring", "warn", f"horovod: {str(err).splitlines()[0]}", remedy)
     transports = [name for name in ("gloo", "mpi", "nccl") if getattr(hvd, f"{name}_built")()]
     version = importlib.metadata.version("horovod")
     if not transports:
-        return Check("horovod", "fail", f"{version} without any transport", remedy)
-    return Check("horovod", "ok", f"{version} with {', '.join(transports)}")
+        return Check("ring", "fail", f"horovod {version} without any transport", remedy)
+    return Check("ring", "ok", f"several ranks train by horovod {version} with {', '.join(transports)}")
 
 
 def _gpus() -> Check:
