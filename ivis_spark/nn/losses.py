@@ -18,8 +18,8 @@ from typing import Any, TypeVar, overload
 import tensorflow as tf
 
 from ivis_spark.config import LOSSES, TrainConfig
+from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError
-from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import DISTANCES, Tensor, euclidean_distance, squared_distances
 
 Loss = Callable[[Tensor, Tensor], Tensor]

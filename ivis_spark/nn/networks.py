@@ -10,10 +10,10 @@ from typing import Any, TypeVar, overload
 import keras
 
 from ivis_spark.config import NETWORK_UNITS, TrainConfig
+from ivis_spark.config.imports import import_named
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.activations import selu
-from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.dropout import PooledAlphaDropout
 from ivis_spark.nn.seeds import seeded_layers
 

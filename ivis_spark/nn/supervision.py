@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError, InputError
-from ivis_spark.nn.custom import import_named
 from ivis_spark.nn.distances import Tensor
 from ivis_spark.nn.seeds import seeded_layers
 

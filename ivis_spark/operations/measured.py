@@ -10,9 +10,8 @@ from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError
 from ivis_spark.operations.inspect import size_text
 from ivis_spark.operations.plan import Assumptions, Cluster, Rates, StagePlan, make_plan
+from ivis_spark.stages import STAGES
 from ivis_spark.storage import Manifest, RunFolder
-
-_STAGES = ("rows", "neighbours", "triplets", "model", "embeddings", "report")
 
 
 def measure(root: str, cores: int) -> tuple[dict[str, float], Assumptions]:
@@ -52,7 +51,7 @@ def run_manifests(root: str) -> dict[str, Manifest]:
         ArtifactError: if a stage is not published.
     """
     folder = RunFolder(root)
-    return {stage: folder.require(stage, "run") for stage in _STAGES}
+    return {stage: folder.require(stage, "run") for stage in STAGES}
 
 
 def seconds_of(manifest: Manifest) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 
 import keras
 
+from ivis_spark.config import is_import_name
+from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError
 
 
@@ -32,16 +33,9 @@ def _make_callback(name: str, logs: str) -> keras.callbacks.Callback:
         return keras.callbacks.CSVLogger(os.path.join(logs, "training.csv"), append=True)
     if name == "tensorboard":
         return keras.callbacks.TensorBoard(os.path.join(logs, "tensorboard"), write_graph=False, profile_batch=0)
-    module, colon, function = name.partition(":")
-    if not colon:
+    if not is_import_name(name):
         raise ConfigError(f"callback {name!r} is neither csv nor tensorboard nor of the form package.module:function")
-    try:
-        callback = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as err:
-        raise ConfigError(
-            f"callback {name!r} cannot be made ({err}); its module must be importable on every rank, for example by "
-            "--py-files"
-        ) from err
+    callback = import_named(name, "callback")()
     if not isinstance(callback, keras.callbacks.Callback):
         raise ConfigError(f"{name} returned a {type(callback).__name__}; a keras.callbacks.Callback is wanted")
     return callback

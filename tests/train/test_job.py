@@ -149,7 +149,7 @@ def test_logs_are_published_with_the_model(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("nothing", "neither csv nor tensorboard nor of the form package.module:function"),
-        ("no.such:thing", "importable on every rank"),
+        ("no.such:thing", "cannot be imported .* must be on the Python path of the driver and of every rank"),
         ("os:getcwd", "returned a str"),
     ],
 )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,11 @@ from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest
-from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
 # Formats whose files can be read one by one.
 _FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")
 _SPLIT_BYTES, _WAVES = 128 << 20, 4
-_BATCH_SETTING = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def embed_input(
     plan = units.plan_units(source.files, size) if source.files else [[]]
     do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
     describe_job(spark, "embed")
-    with _batch_rows(spark, config.batch_rows):
+    with arrow_batch_rows(spark, config.batch_rows):
         done = units.run_units(work, plan, do)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
     info["invalid"] = {fault: sum(unit.info["invalid"][fault] for unit in done) for fault in done[0].info["invalid"]}
@@ -189,13 +187,3 @@ def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None
         raise InputError(
             f"embed.partition_by names {', '.join(missing)}; the embedded table has: {', '.join(source.columns)}"
         )
-
-
-@contextmanager
-def _batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
-    before = spark.conf.get(_BATCH_SETTING)
-    spark.conf.set(_BATCH_SETTING, str(rows))
-    try:
-        yield
-    finally:
-        spark.conf.set(_BATCH_SETTING, str(before))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ivis_spark.config import is_import_name
+from ivis_spark.config.checks import is_import_name
 from ivis_spark.errors import ConfigError
 
 
@@ -32,5 +32,5 @@ def import_named(name: str, setting: str) -> Any:
     except (ImportError, AttributeError) as err:
         raise ConfigError(
             f"{setting}={name!r} cannot be imported ({err}): the module must be on the Python path of the driver "
-            "and of every rank"
+            "and of every rank, for example by --py-files"
         ) from err
