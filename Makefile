@@ -13,28 +13,45 @@ CONSTRAINTS := $(CONSTRAINTS_$(STACK))
 DEMO_OUTPUT := output/demo
 PYSPARK4 := 4.0.5
 
-.PHONY: help demo test stack test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-today test-spark4 test-embed docs test-r dist lint format bench clean machine
+.PHONY: help demo test stack test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-today test-spark4 test-embed docs test-r dist lint format hooks clean
 
 help:  ## show this list
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {print "\n" substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+##@ Try it
 demo: | stack $(VENV)/.demo  ## embed scikit-learn's handwritten digits: all stages, a minute or two
 	$(VENV)/bin/ivis-spark demo --output $(DEMO_OUTPUT)
 
+##@ While you work
+test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
+	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"
+
+lint: $(VENV)/.dev  ## ruff, codespell and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.dev  ## fix what ruff can fix
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+hooks: $(VENV)/.dev  ## run lint on what you commit, and mypy before you push
+	$(VENV)/bin/pre-commit install --hook-type pre-commit --hook-type pre-push
+
+##@ Before you merge
 test: stack lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
 	$(PYTHON) -m pytest
 
 stack:
 	@echo "Versions: $(STACK) ($(CONSTRAINTS))"
 
-test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and executors killed; half an hour
-	$(PYTHON) -m pytest -m cluster
-
+##@ Longer tests, each for what it names
 test-slow: $(VENV)/.dev  ## what the experiments' notebooks claim, with the epochs that it takes
 	$(PYTHON) -m pytest -m claims
 
-test-fast: $(VENV)/.dev  ## the tests that start neither Spark nor TensorFlow
-	$(PYTHON) -m pytest -m "not spark and not tf and not slow and not cluster"
+test-cluster: $(VENV)/.horovod  ## Spark clusters started here, ranks and executors killed; half an hour
+	$(PYTHON) -m pytest -m cluster
 
 test-faults: $(VENV)/.horovod  ## faults and attacks; prints a table of what was tried and what survived
 	$(PYTHON) -m pytest -m faults
@@ -67,6 +84,7 @@ test-embed: | $(VENV)/.created  ## embedding alone, with only ivis_spark[spark],
 	build/venv-embed/bin/python -m pip --disable-pip-version-check install -q -U -e '.[spark]' pytest pytest-timeout
 	build/venv-embed/bin/python -m pytest tests/serving/test_alone.py
 
+##@ Build
 docs: $(VENV)/.dev  ## build/docs/index.html; warnings are errors
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/docs
 
@@ -83,15 +101,7 @@ dist: $(VENV)/.dev  ## wheel, source archive and SBOM (CycloneDX) in dist/
 	@build/venv-sbom/bin/python -m pip --disable-pip-version-check install -q -c $(CONSTRAINTS) "$$(ls dist/*.whl)[cpu]"
 	$(PYTHON) -m cyclonedx_py environment build/venv-sbom --of JSON -o dist/sbom.json
 
-lint: $(VENV)/.dev  ## ruff and mypy
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-
-format: $(VENV)/.dev  ## mend what ruff can mend
-	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/ruff format .
-
+##@ Tidy up
 clean:  ## remove the environment, outputs and caches
 	rm -rf $(VENV) output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
