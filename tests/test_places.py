@@ -75,11 +75,21 @@ def test_output_never_touches_the_input(home: Path, output: str, source: str) ->
 )
 @pytest.mark.usefixtures("home")
 def test_files_and_patterns(source: str, output: str, clash: bool) -> None:
+    globbed = Config.from_mapping({"data": {"glob": True}})
     if clash:
         with pytest.raises(InputError, match="is read"):
-            check_places(Config(), output, input_uri=source)
+            check_places(globbed, output, input_uri=source)
     else:
-        check_places(Config(), output, input_uri=source)
+        check_places(globbed, output, input_uri=source)
+
+
+@pytest.mark.parametrize("folder", ["{home}/", "s3://bucket/", "memory://"])
+@pytest.mark.parametrize("name", ["a[1]", "a?", "a*", "a{b,c}"])
+def test_names_that_could_be_patterns_are_none(home: Path, folder: str, name: str) -> None:
+    source = folder.format(home=home) + name
+    check_places(Config(), f"{folder.format(home=home)}a1/out", input_uri=source)
+    with pytest.raises(InputError, match=r"--output .* lies in --input"):
+        check_places(Config(), f"{source}/out", input_uri=source)
 
 
 REMOTE = [
@@ -104,9 +114,9 @@ REMOTE = [
 def test_spellings_elsewhere(source: str, output: str, clash: bool) -> None:
     if clash:
         with pytest.raises(InputError, match="is read"):
-            storage.keep_apart({"--output": output}, {"--input": source})
+            storage.keep_apart({"--output": output}, {"--input": source}, patterns=True)
     else:
-        storage.keep_apart({"--output": output}, {"--input": source})
+        storage.keep_apart({"--output": output}, {"--input": source}, patterns=True)
 
 
 @pytest.mark.parametrize(

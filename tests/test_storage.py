@@ -131,15 +131,6 @@ def test_missing_stage_names_the_command(run: RunFolder) -> None:
         run.require("rows", "neighbours")
 
 
-def test_source_fingerprint_sees_a_changed_file(tmp_path: Path) -> None:
-    file = tmp_path / "a.parquet"
-    file.write_bytes(b"1")
-    before = storage.source_fingerprint([str(file)])
-    assert before == storage.source_fingerprint([f"file://{file}"])
-    file.write_bytes(b"12")
-    assert before["digest"] != storage.source_fingerprint([str(file)])["digest"]
-
-
 def test_unwritable_output_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):

@@ -157,7 +157,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, (list, tuple)):
             raise ConfigError(f"{name}={value!r} must be a list, like a,b,c")
-        return tuple(str(_as_python(item)).strip() for item in items)
+        return tuple(item.strip() if items is not value else str(_as_python(item)) for item in items)
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}={value!r} must be a mapping, like {{key: value}}")

@@ -45,6 +45,17 @@ class DataConfig(Checked):
         "auto guesses it from the files.",
     )
     options: dict[str, Any] = option({}, "Options of that data source, for example {header: true} for csv.")
+    version: str | None = option(
+        None,
+        "Which state the input is in, for inputs that do not tell when they change, like a database: any text that "
+        "you change when the content does. Given for other inputs too, it stands for their files.",
+        operational=True,
+    )
+    glob: bool = option(
+        False,
+        "Whether *, ?, [...] and {...} in the input's path select several paths; else they stand for themselves.",
+        operational=True,
+    )
     features_col: str | None = option(
         None,
         "Column with the features: an array of any numeric type, a Spark ML vector, or images (files as binary, or "

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from typing import Any
 
 from pyspark.ml.base import Estimator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import ConfigError
 from ivis_spark.ml.model import IvisModel, with_summary
-from ivis_spark.ml.params import add_accessors, add_params, config_of, set_defaults, set_params, settings
+from ivis_spark.ml.params import (
+    ReadableParams,
+    add_accessors,
+    add_params,
+    config_of,
+    set_defaults,
+    set_params,
+    settings,
+)
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows.tables import exact_names
+from ivis_spark.stages.input_table import InputTable
 
 _SETTINGS = settings()
 
 
-class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"], DefaultParamsWritable):
+class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable):
     """Trains an encoder on a DataFrame: the stages of `Pipeline` from rows to model, in a run folder.
 
     Args:
@@ -64,9 +75,7 @@ class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"]
         config = self.config()
         frames.feature_names(schema, config.data)
         outputs = Outputs(config.embed.output_col, config.embed.scores_col, config.embed.precision == "float16")
-        for name in outputs.names:
-            if name in schema.fieldNames():
-                raise InputError(f"the DataFrame has a column {name!r} already: set outputCol or scoresCol to another")
+        outputs.check_free(schema.fieldNames(), "set outputCol or scoresCol to another")
         return T.StructType([*schema.fields, *outputs.fields])
 
     def _fit(self, dataset: DataFrame) -> IvisModel:
@@ -80,7 +89,8 @@ class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"]
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:
-            folder = self._run(dataset, config, scratch)
+            with exact_names(dataset):
+                folder = self._run(dataset, config, scratch)
             model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
         finally:
             if scratch is not None:
@@ -90,11 +100,12 @@ class IvisEstimator(Estimator[IvisModel], DefaultParamsReadable["IvisEstimator"]
     def _run(self, dataset: DataFrame, config: Config, scratch: str | None) -> str:
         """Run the stages up to the model and return the run's folder."""
         if scratch is None:
-            source = [dataset.semanticHash(), storage.source_fingerprint(frames.input_files(dataset))]
+            source = InputTable(config.data, lambda: dataset.sparkSession, frame=dataset).fingerprint(dataset)
             name = storage.fingerprint([source, {**config.to_mapping(), "embed": None}])
             root = storage.join(storage.normalise_uri(self.getOrDefault("runFolder")), f"run-{name}")
         else:
             root = storage.normalise_uri(scratch)
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=scratch))
         pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=dataset)
         pipeline.neighbours()
         pipeline.triplets()

@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ivis_spark.config import Config, EmbedConfig, EvaluateConfig
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
-from ivis_spark.ml.params import add_accessors, set_params
+from ivis_spark.ml.params import ReadableParams, add_accessors, set_params
 from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows.tables import exact_names
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
 METRICS = (
@@ -33,7 +34,7 @@ def _param(name: str, doc: str, convert: Any) -> Param[Any]:
     return Param(Params._dummy(), name, doc, typeConverter=convert)
 
 
-class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"], DefaultParamsWritable):
+class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
     """Measures an embedding on a sample of rows; larger is better in every metric.
 
     Args:
@@ -74,7 +75,8 @@ class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"],
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if name not in METRICS:
             raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}")
-        X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
+        with exact_names(dataset):
+            X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed"))
         if name == "random_triplet_accuracy":
             return metrics.random_triplet_accuracy(X, Z, n_triplets=EvaluateConfig.n_triplets, rng=rng)
@@ -102,7 +104,7 @@ class EmbeddingEvaluator(Evaluator, DefaultParamsReadable["EmbeddingEvaluator"],
         chosen = dataset.select(
             frames.as_array(dataset, names["featuresCol"]).alias("x"),
             frames.as_array(dataset, names["embeddingCol"]).alias("z"),
-            (F.col(names["labelCol"]) if labelled else F.lit(0)).alias("y"),
+            (F.col(frames.quoted(names["labelCol"])) if labelled else F.lit(0)).alias("y"),
         ).where("z IS NOT NULL")
         drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
         if len(drawn) < 3:

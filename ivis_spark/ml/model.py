@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.base import Model
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import ArtifactError, InputError, NotFittedError
-from ivis_spark.ml.params import add_params, camel, config_of, set_defaults, set_params, settings
+from ivis_spark.errors import InputError, NotFittedError
+from ivis_spark.ml.params import add_params, camel, config_of, restore, set_defaults, set_params, settings
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
 from ivis_spark.spark.embedding import embed
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs
 from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows.tables import exact_names
 
 if TYPE_CHECKING:
     import keras
@@ -102,12 +103,14 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         """
         outputs = self._outputs()
         frames.feature_names(schema, config_of(self, _SETTINGS).data)
-        for name in outputs.names:
-            if name in schema.fieldNames():
-                raise InputError(f"the DataFrame has a column {name!r} already: set outputCol or scoresCol to another")
+        outputs.check_free(schema.fieldNames(), "set outputCol or scoresCol to another")
         return T.StructType([*schema.fields, *outputs.fields])
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
+        with exact_names(dataset):
+            return self._embedded(dataset)
+
+    def _embedded(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
         if self._invalid is None:
             self._invalid = InvalidRows(dataset.sparkSession.sparkContext)
@@ -284,10 +287,6 @@ class ModelReader(MLReader["IvisModel"]):
         """
         uri = storage.normalise_uri(path)
         folder = read_model(uri)
-        metadata = DefaultParamsReader.loadMetadata(uri, self.sc)
-        if not metadata["class"].endswith(f".{self._cls.__name__}"):
-            raise ArtifactError(f"{uri} holds a {metadata['class']}, not an {self._cls.__name__}")
         model = self._cls(folder, custom_objects=self._custom_objects)
-        model._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(model, metadata)
+        restore(model, uri)
         return model

@@ -13,14 +13,16 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader
 
+from ivis_spark import storage
 from ivis_spark.config import Config, check_value, top_settings
-from ivis_spark.errors import ConfigError
+from ivis_spark.errors import ArtifactError, ConfigError
 
 _P = TypeVar("_P", bound=Params)
 _SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
 # A DataFrame is read already; sizes of its files and folders are the job's.
-_LEFT_OUT = ("data.format", "data.options", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows")
+_LEFT_OUT = ("data.format", "data.options", "data.glob", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,46 @@ def _convert(value: Any, *, full_name: str) -> Any:
     """Return a value as its setting's type, tuples as lists."""
     value = check_value(full_name, value)
     return list(value) if isinstance(value, tuple) else value
+
+
+class ParamsReader(DefaultParamsReader[Any]):
+    """Reads saved Params. Spark's own reader takes *, ?, [ and commas in a path for a pattern of several paths."""
+
+    def load(self, path: str) -> Any:
+        """Read an instance.
+
+        Raises:
+            ArtifactError: if there is none.
+        """
+        instance: Any = self.cls()
+        restore(instance, path)
+        return instance
+
+
+class ReadableParams(DefaultParamsReadable[Any]):
+    """Gives a class of Params `load` and `read`."""
+
+    @classmethod
+    def read(cls) -> ParamsReader:
+        """Return a reader for `load`."""
+        return ParamsReader(cls)
+
+
+def restore(instance: Any, uri: str) -> None:
+    """Set on an instance the uid and the Params that Spark's writer saved below a URI.
+
+    Raises:
+        ArtifactError: if there are none, or they are those of another class.
+    """
+    folder = storage.join(storage.normalise_uri(uri), "metadata")
+    parts = [name for name, _ in storage.list_files(folder) if name.startswith("part-")]
+    if not parts:
+        raise ArtifactError(f"{uri} holds no saved {type(instance).__name__}: its folder metadata is missing")
+    metadata = storage.read_json(storage.join(folder, parts[0]), remedy="save it again")
+    if metadata["class"].rpartition(".")[2] != type(instance).__name__:
+        raise ArtifactError(f"{uri} holds a {metadata['class']}, not an {type(instance).__name__}")
+    instance._resetUid(metadata["uid"])
+    DefaultParamsReader.getAndSetParams(instance, metadata)
 
 
 def camel(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,8 +44,9 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
     files = _Files.of(uri)
     if files is None:
         return _with_format(data, _format_of(uri))
-    if not files.exist and not _PATTERN & set(uri):
-        raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}")
+    if not files.exist and not data.glob:
+        pattern = ", or pass --set data.glob=true if it is a pattern of several" if _PATTERN & set(uri) else ""
+        raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}{pattern}")
     first = files.first()
     data = _with_format(data, "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet")
     if data.format == "parquet" and not data.options and first is not None:
@@ -103,7 +105,7 @@ class _Files:
         except Exception:  # noqa: BLE001 - Spark reads it its own way, or says why it does not
             return []
         inner = file.removeprefix(self.path).split("/")[:-1]
-        return names + [part.partition("=")[0] for part in inner if "=" in part]
+        return names + [urllib.parse.unquote(part.partition("=")[0]) for part in inner if "=" in part]
 
 
 def _with_format(data: DataConfig, guessed: str) -> DataConfig:
@@ -119,7 +121,7 @@ def _format_of(name: str) -> str:
 
 
 def _check_columns(columns: list[str], data: DataConfig) -> None:
-    """Refuse a named column that is missing; Spark takes names that differ in case for the same."""
+    """Refuse a named column that is missing but for its case, which is Spark's to tell."""
     known = {name.lower() for name in columns}
     settings = {name: getattr(data, name) for name in ("features_col", "feature_cols", "id_col", "label_col")}
     for setting, value in settings.items():

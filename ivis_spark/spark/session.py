@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import locale
 import logging
 import os
 import signal
@@ -29,6 +30,9 @@ _LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # ours shows the stage's name and goes to the log file too
     "spark.sql.shuffle.partitions": "8",  # 200 tiny tasks cost more than they do
     "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",  # 2,000 x 784 float32 is 6 MB
+    # Hadoop's default keeps checksums of its own beside files, and cannot read a file with a colon in its name.
+    "spark.hadoop.fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
+    "spark.executorEnv.LC_ALL": "C.UTF-8",
 }
 
 
@@ -91,6 +95,8 @@ def get_session(
     if "PYSPARK_GATEWAY_PORT" in os.environ or "DATABRICKS_RUNTIME_VERSION" in os.environ:  # spark-submit, a notebook
         with _own_interrupts():
             return _configured(builder, chosen).getOrCreate()
+    if locale.getlocale(locale.LC_CTYPE)[1] != "UTF-8":  # else Java finds no file whose name is beyond ASCII
+        os.environ["LC_ALL"] = "C.UTF-8"
     master = master or chosen.get("spark.master") or "local[*]"
     check_variables(local=master.startswith("local"))
     if master.startswith("local"):

@@ -22,7 +22,14 @@ def map_arrow(frame: DataFrame, body: Body, schema: T.StructType | str) -> DataF
         body: Takes an iterator of batches and yields others; pickled, so a module's function or a partial of one.
         schema: Of the batches that it yields.
     """
-    return frame.mapInArrow(functools.partial(_run, body=body), schema)
+    # Spark looks the columns up by name, and takes a dot for a field of a struct: so they go by number.
+    numbered = frame.toDF(*[f"c{place}" for place in range(len(frame.columns))])
+    named = functools.partial(_with_names, body=body, names=frame.columns)
+    return numbered.mapInArrow(functools.partial(_run, body=named), schema)
+
+
+def _with_names(batches: Iterator[pa.RecordBatch], *, body: Body, names: list[str]) -> Iterator[pa.RecordBatch]:
+    return body(pa.RecordBatch.from_arrays(batch.columns, names) for batch in batches)
 
 
 def _run(batches: Iterator[pa.RecordBatch], *, body: Body) -> Iterator[pa.RecordBatch]:

@@ -27,9 +27,7 @@ def publish(run: Run, name: str | None) -> Manifest:
 
     fingerprint, model = _model(run)
     other = _other_table(run, model)
-    if other and run.input.uri:
-        name = name or f"embeddings-{run.input.name}"
-    name = name or "embeddings"
+    name = run.name_of("embed", "embeddings", name or (None if other else "embeddings"), own=other is None)
     spec = _spec(run, fingerprint, other)
     work = run.folder.path(".building", f"{name}-{storage.fingerprint(spec)}")
 

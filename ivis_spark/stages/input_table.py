@@ -34,7 +34,7 @@ class InputTable:
 
     def read(self) -> DataFrame | None:
         """Return the table, or None if none was given."""
-        from ivis_spark.spark.rows.columns import read_table
+        from ivis_spark.spark.rows.tables import read_table
 
         if self.frame is not None or self.uri is None:
             return self.frame
@@ -42,15 +42,32 @@ class InputTable:
 
     @property
     def name(self) -> str:
-        """A name for what is made from this table."""
-        return posixpath.basename((self.uri or "").rstrip("/")).split(".")[0]
+        """A name for what is made from this table: that of the table, or of the file without its usual ending.
+
+        A DataFrame has none.
+        """
+        if self.data.format == "table" or not self.uri:
+            return self.uri or ""
+        return posixpath.basename(storage.normalise_uri(self.uri)).removesuffix(f".{self.data.format}")
 
     def fingerprint(self, table: DataFrame) -> dict[str, Any]:
-        """Return what identifies the content of a table: its files and, of a DataFrame, its plan."""
-        from ivis_spark.spark.rows.columns import input_files
+        """Return what identifies a table and the state that it is in.
 
-        files = storage.source_fingerprint(input_files(table))
-        return files if self.frame is None else {**files, "plan": table.semanticHash()}
+        Raises:
+            InputError: if it does not tell when its content changes, and `data.version` is not set.
+        """
+        from ivis_spark.spark.rows.identity import content_of
+
+        how = [self.data.format, self.data.options] if self.frame is None else []
+        opened = {"uri": self._place, "read_as": storage.fingerprint([how, table.schema.json()])}
+        if self.data.version is not None:
+            return {**opened, "version": self.data.version}
+        return opened | content_of(table)
+
+    @property
+    def _place(self) -> str | None:
+        is_path = self.uri is not None and self.data.format != "table"
+        return storage.normalise_uri(self.uri or "") if is_path else self.uri
 
     def columns_like(self, rows: Manifest, table: DataFrame) -> DataConfig:
         """Return which columns of another table to read: those named, else those that the run's input had."""

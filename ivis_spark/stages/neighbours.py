@@ -45,6 +45,6 @@ def publish(run: Run) -> Manifest:
 
 
 def _given_table(run: Run, uri: str) -> DataFrame:
-    from ivis_spark.spark.rows.columns import read_table
+    from ivis_spark.spark.rows.tables import read_table
 
     return read_table(run.get_spark(), uri, DataConfig(format="parquet"))

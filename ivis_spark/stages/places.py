@@ -38,14 +38,16 @@ def check_places(
     Raises:
         InputError: naming both places.
     """
+    table = None if config.data.format == "table" else input_uri  # a name in a catalog
     inputs = {
-        "--input": None if config.data.format == "table" else input_uri,  # a name in a catalog
         "neighbours.table": config.neighbours.table,
         "--config": config_file,
     }
     scratch = {"the temporary folder": tempfile.gettempdir()}
     scratch |= {name: value for name, value in (spark_conf or {}).items() if name in _SCRATCH}
-    storage.keep_apart({"--output": output, "--target": target, "--log-file": log_file}, inputs, scratch=scratch)
+    outputs = {"--output": output, "--target": target, "--log-file": log_file}
+    storage.keep_apart(outputs, {"--input": table}, scratch=scratch, patterns=config.data.glob)
+    storage.keep_apart(outputs, inputs, scratch=scratch)
     storage.keep_apart({"--target": target}, {"the run folder": output})
     storage.keep_apart({"--log-file": log_file}, {"--target": target})
 

@@ -20,13 +20,14 @@ def publish(run: Run, name: str | None) -> Manifest:
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.query import query
+        from ivis_spark.spark.rows.tables import read_parquet
         from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
         describe_job(run.get_spark(), "query")
         with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
             index, data = run.folder.path("neighbours", "index"), run.input.columns_like(rows, table)
             query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
-        stage.info["rows"] = run.get_spark().read.parquet(stage.path("data")).count()
+        stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 
     spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.source(table))
-    return run.publish(name or f"queries-{run.input.name}", spec, build)
+    return run.publish(run.name_of("query", "queries", name), spec, build)

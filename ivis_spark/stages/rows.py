@@ -21,10 +21,12 @@ def publish(run: Run) -> Manifest:
     storage.check_writable(run.folder.root)
 
     def build(stage: StageBuild) -> None:
-        from ivis_spark.spark.rows import columns, ingest
+        from ivis_spark.spark.rows import choice, columns, ingest
 
+        left_out = choice.explain_columns(table, run.config.data)
         source = columns.resolve(table, run.config.data)
         stage.info.update(ingest.ingest(source, run.config.data, stage))
+        stage.info["left_out"] = left_out
         check_fit(stage.info, run.config)
 
     manifest = run.publish("rows", run.spec("data", source=run.source(table)), build)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages import STAGES
@@ -55,6 +57,37 @@ class Run:
         with task_errors():
             return self.runner.publish(name, spec, build, lock=lock, map_files=self.map_files)
 
+    def name_of(self, section: str, prefix: str, given: str | None, *, own: bool = False) -> str:
+        """Return the name of the folder for what is made from the input table: that given, or one by the table's name.
+
+        Args:
+            section: Of the configuration that decides the content; each has folders of its own.
+            prefix: Before the table's name; the stage for the run's own rows, if there is one, is called so.
+            given: `--name`.
+            own: Whether it is that stage.
+
+        Raises:
+            InputError: if the name is that of another stage, holds what is not made by this command, or is no name of
+                a folder.
+        """
+        name = given if given is not None else f"{prefix}-{self.input.name}"
+        taken = [stage for stage in STAGES if not (own and stage == prefix)]
+        fault = ""
+        if given is None and not self.input.name:
+            fault = "the input is a DataFrame without a name"
+        elif name.lower() in taken:
+            fault = f"{name!r} is the folder of a stage of the run"
+        elif not name.isprintable() or "/" in name or name.strip(" .") != name or name.startswith("_") or not name:
+            fault = f"{name!r} cannot be the name of a folder: no slashes, and no dot, space or _ at its ends"
+        else:
+            with contextlib.suppress(ArtifactError):  # one that cannot be read says nothing of itself
+                stands = self.folder.manifest(name)
+                if stands is not None and set(stands.spec["config"]) != {section}:
+                    fault = f"{name!r} holds what another command published"
+        if fault:
+            raise InputError(f"{fault}; choose another name with --name")
+        return name
+
     def require(self, stage: str) -> Manifest:
         """Return the manifest of a stage that must be published."""
         return self.runner.require(stage)
@@ -65,15 +98,17 @@ class Run:
         Raises:
             InputError: if its files lie in the run folder or another output, or the other way round.
         """
-        from ivis_spark.spark.rows.columns import input_files
+        from ivis_spark.spark.rows.identity import files_of
 
         for output in (self.folder.root, *outputs):
-            check_files(input_files(table), output)
+            check_files(files_of(table), output)
         return self.input.fingerprint(table)
 
     def table(self, stage: str) -> DataFrame:
         """Return the table that a stage published."""
-        return self.get_spark().read.parquet(self.folder.path(stage, "data"))
+        from ivis_spark.spark.rows.tables import read_parquet
+
+        return read_parquet(self.get_spark(), self.folder.path(stage, "data"))
 
     def map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
         """Apply a function to files: here if they are few and small, else in Spark tasks."""

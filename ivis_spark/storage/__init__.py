@@ -8,6 +8,7 @@ from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerpri
 from ivis_spark.storage.careful import children, exists, find, move_folder, protocol
 from ivis_spark.storage.files import (
     check_writable,
+    describe_files,
     digest_file,
     filesystem,
     keep_only,
@@ -19,7 +20,6 @@ from ivis_spark.storage.files import (
     put_folder,
     read_json,
     remove_folder,
-    source_fingerprint,
     write_json,
 )
 from ivis_spark.storage.names import join, normalise_uri
@@ -36,6 +36,7 @@ __all__ = [
     "StageBuild",
     "check_writable",
     "children",
+    "describe_files",
     "differences",
     "digest_file",
     "exists",
@@ -57,6 +58,5 @@ __all__ = [
     "put_folder",
     "read_json",
     "remove_folder",
-    "source_fingerprint",
     "write_json",
 ]

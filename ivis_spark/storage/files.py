@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import posixpath
@@ -19,8 +20,8 @@ from typing import Any
 import fsspec
 
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
-from ivis_spark.manifest import fingerprint
 from ivis_spark.storage.careful import exists, find, protocol
+from ivis_spark.storage.literal import literal
 from ivis_spark.storage.names import join, normalise_uri
 
 _REBUILD = "rebuild its stage with --overwrite"
@@ -43,10 +44,14 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if uri.startswith("s3a://"):
         uri = "s3://" + uri[len("s3a://") :]
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        if "::" in uri:  # in a name; fsspec would chain filesystems
+            kind = fsspec.get_filesystem_class(uri.partition("://")[0])
+            fs, path = kind(**kind._get_kwargs_from_urls(uri)), kind._strip_protocol(uri)
+        else:
+            fs, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as err:
         raise ArtifactError(f"{uri!r} cannot be reached: {err}") from err
-    return fs, path
+    return literal(fs, path), path
 
 
 def local_path(uri: str) -> str | None:
@@ -170,22 +175,30 @@ def keep_only(folder: str, uris: Iterable[str | None]) -> None:
             fs.rm_file(path)
 
 
-def source_fingerprint(paths: Iterable[str]) -> dict[str, Any]:
-    """Describe the files of an input: names, sizes and times of change, folded into one digest.
+def describe_files(uris: Iterable[str]) -> list[list[Any]]:
+    """Return [URI, bytes, time of change] of files, sorted: what tells whether one was rewritten, moved or added.
 
     Args:
-        paths: URIs of the files, as Spark lists them for a table.
-
-    Returns:
-        `{"files", "bytes", "digest"}`; a rewritten, added or removed file changes the digest.
+        uris: URIs of files, or of folders, which stand for all files below them.
     """
-    rows = []
-    for path in sorted(paths):
-        fs, plain = filesystem(path)
-        entry = fs.info(plain)
-        changed = entry.get("mtime", entry.get("LastModified", entry.get("last_modified", "")))
-        rows.append([posixpath.basename(plain), entry["size"], str(changed)])
-    return {"files": len(rows), "bytes": sum(row[1] for row in rows), "digest": fingerprint(rows)}
+    found = []
+    for folder, group in itertools.groupby(sorted(uris), key=posixpath.dirname):
+        fs, path = filesystem(folder)
+        names = list(group)
+        # Asking for each of many files takes a request each.
+        listed = {entry["name"].rstrip("/"): entry for entry in fs.ls(path, detail=True)} if len(names) > 9 else {}
+        for uri in names:
+            plain = filesystem(uri)[1]
+            entry = listed.get(plain) or fs.info(plain)
+            entries = {"": entry} if entry["type"] == "file" else find(fs, plain)
+            found += [[join(normalise_uri(uri), name), *_state(each)] for name, each in entries.items()]
+    return sorted(found)
+
+
+def _state(entry: dict[str, Any]) -> tuple[int, str]:
+    """Return the size and the time of change of a file."""
+    changed = entry.get("mtime", entry.get("LastModified", entry.get("last_modified", "")))
+    return entry["size"], str(changed)
 
 
 def check_writable(uri: str) -> None:

@@ -7,11 +7,15 @@ import posixpath
 
 
 def normalise_uri(uri: str) -> str:
-    """Return `uri` with a scheme, so that Spark and fsspec mean the same place: a bare path is local."""
+    """Return `uri` with a scheme, so that Spark and fsspec mean the same place: a bare path is local.
+
+    Nothing is decoded: %20 in a path stands for these three characters, as Hadoop has it.
+    """
+    if uri.startswith("file:"):
+        path = uri[len("file:") :]
+        return "file://" + os.path.abspath(path[2:] if path.startswith("//") else path)
     if "://" in uri:
         return uri.rstrip("/")
-    if uri.startswith("file:"):
-        uri = uri[len("file:") :]
     if uri.startswith("/Volumes/") and "DATABRICKS_RUNTIME_VERSION" in os.environ:
         uri = "dbfs:" + uri
     if uri.startswith("dbfs:/"):

@@ -17,9 +17,14 @@ _PATTERN = re.compile(r"[*?\[{]")
 
 
 class Place:
-    """A file, folder or pattern by scheme, host and path; links, `..` and other spellings of one place are resolved."""
+    """A file, folder or pattern by scheme, host and path; links, `..` and other spellings of one place are resolved.
 
-    def __init__(self, uri: str) -> None:
+    Args:
+        uri: Its URI.
+        pattern: Whether *, ?, [...] and {...} in it stand for other characters.
+    """
+
+    def __init__(self, uri: str, *, pattern: bool = False) -> None:
         uri = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*:", lambda scheme: scheme[0].lower(), uri)
         uri = normalise_uri(re.sub(r"^file://localhost/", "file:///", uri))
         scheme, _, rest = uri.partition("://")
@@ -32,7 +37,7 @@ class Place:
             self.host = (host if "@" in host else host.partition(":")[0]).lower()
             self.path = posixpath.normpath(re.sub("/+", "/", f"/{path}"))
         fixed = _PATTERN.split(self.path, maxsplit=1)[0]
-        self.is_pattern = fixed != self.path and not (local is not None and os.path.lexists(self.path))
+        self.is_pattern = pattern and fixed != self.path
         self.folder = posixpath.dirname(fixed) if self.is_pattern else self.path
 
     def holds(self, other: Place) -> bool:
@@ -56,19 +61,24 @@ class Place:
 
 
 def keep_apart(
-    outputs: Mapping[str, str | None], inputs: Mapping[str, str | None], *, scratch: Mapping[str, str | None] = {}
+    outputs: Mapping[str, str | None],
+    inputs: Mapping[str, str | None],
+    *,
+    scratch: Mapping[str, str | None] = {},
+    patterns: bool = False,
 ) -> None:
     """Refuse an output that is, holds or lies in an input.
 
     Args:
         outputs: URIs of what will be written, by the names that the user knows them by. None is left out.
-        inputs: URIs of what will be read; a pattern stands for every place that it matches.
+        inputs: URIs of what will be read.
+        patterns: Whether they may be patterns, which stand for every place that they match.
         scratch: Folders for temporary files, which may hold inputs but not lie in one.
 
     Raises:
         InputError: naming both.
     """
-    read = {name: Place(uri) for name, uri in inputs.items() if uri is not None}
+    read = {name: Place(uri, pattern=patterns) for name, uri in inputs.items() if uri is not None}
     for output, written in [*outputs.items(), *scratch.items()]:
         place = None if written is None else Place(written)
         for name, source in read.items():

@@ -23,7 +23,7 @@ from ivis_spark.core.knn.recall import recall_at_k
 from ivis_spark.core.knn.search import exact_neighbours
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.rows import columns as frames
-from ivis_spark.spark.rows import ingest
+from ivis_spark.spark.rows import ingest, tables
 from ivis_spark.spark.session import get_session
 
 CASES = {"mnist": (lambda data: mnist(data)[0], 15), "cytometry": (lambda data: cytometry(data)[0], 150)}
@@ -87,7 +87,7 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
     config = load_config(None, ["data.id_col=id", "data.scaling=none", *settings])
     run = storage.RunFolder(os.path.join(folder, "run"))
     with run.build("rows", {}) as stage:
-        source = frames.resolve(frames.read_table(spark, os.path.join(folder, "table"), config.data), config.data)
+        source = frames.resolve(tables.read_table(spark, os.path.join(folder, "table"), config.data), config.data)
         stage.info.update(ingest.ingest(source, config.data, stage))
     started = time.perf_counter()
     with run.build("neighbours", {}) as stage:

@@ -74,7 +74,9 @@ def test_a_column_that_is_not_there(table: Path, setting: str) -> None:
 
 def test_what_cannot_be_looked_at_is_left_to_spark(tmp_path: Path) -> None:
     for uri in ("nosuch://bucket/a.csv", str(tmp_path / "a[0-9]*.csv")):
-        assert look_at_input(uri, DataConfig(id_col="x")).format == "csv"
+        assert look_at_input(uri, DataConfig(id_col="x", glob=True)).format == "csv"
+    with pytest.raises(InputError, match=r"does not exist\. Check the path, or pass --set data\.glob=true"):
+        look_at_input(str(tmp_path / "a[0-9]*.csv"), DataConfig())
     assert look_at_input("main.a.cells", DataConfig(format="table", id_col="x")).format == "table"
     assert look_at_input(None, DataConfig(id_col="x")).format == "parquet"
     (tmp_path / "torn.parquet").write_text("PAR1")

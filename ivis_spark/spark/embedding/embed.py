@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,18 @@ class Outputs:
         """The columns with their types."""
         kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType())
         return [T.StructField(name, kind) for name in self.names]
+
+    def check_free(self, columns: Iterable[str], remedy: str) -> None:
+        """Check that a table has no such columns yet: Spark, and the tables it writes, do not tell cases apart.
+
+        Raises:
+            InputError: if it has.
+        """
+        there = {name.lower(): name for name in columns}
+        for name in self.names:
+            if name.lower() in there:
+                raise InputError(f"the table has a column {there[name.lower()]!r} already: {remedy}")
+            there[name.lower()] = name
 
     def make(self, encoder: Encoder, X: NDArray[Any]) -> list[pa.Array]:
         """Embed rows of shape (n, d): a column for each name. Runs on: executor."""

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -20,7 +21,7 @@ from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
-from ivis_spark.spark.rows import ingest
+from ivis_spark.spark.rows import ingest, tables
 from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
 # Formats whose files can be read one by one.
@@ -49,10 +50,10 @@ def input_of_rows(rows: DataFrame) -> Input:
     """Return the rows of a run, packed and scaled already."""
 
     def read(files: list[str]) -> DataFrame:
-        return rows.sparkSession.read.schema(rows.schema).parquet(*files) if files else rows
+        return tables.read_parquet(rows.sparkSession, *files, schema=rows.schema) if files else rows
 
     columns = [name for name in rows.columns if name != frames.FEATURES]
-    return Input((frames.FEATURES,), frames.input_files(rows), read, columns)
+    return Input((frames.FEATURES,), tables.input_files(rows), read, columns)
 
 
 def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder, *, invalid: str) -> Input:
@@ -82,10 +83,10 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
         config = dataclasses.replace(config, invalid="drop" if invalid == "drop" else "error")
         with_ids = ingest.with_derived_ids(ingest.packed(source, config))
         return Input((frames.FEATURES,), [], lambda _: with_ids, [frames.ID])
-    files = frames.input_files(table) if config.format in _FILE_FORMATS else []
+    files = tables.input_files(table) if config.format in _FILE_FORMATS else []
 
     def read(chosen: list[str]) -> DataFrame:
-        found = frames.read_files(table, uri, config, chosen) if chosen else table
+        found = tables.read_files(table, uri, config, chosen) if chosen else table
         return frames.decoded(found, source.feature_names, config)
 
     return Input(source.feature_names, files, read, others)
@@ -124,7 +125,7 @@ def check_same_columns(spark: SparkSession, target: Target, source: Input, confi
     files = target.data_files()
     if not files:
         return
-    folders = {tuple(part.partition("=")[0] for part in name.split("/")[:-1]) for name in files}
+    folders = {tuple(unquote(part.partition("=")[0]) for part in name.split("/")[:-1]) for name in files}
     if folders != {config.partition_by}:
         found = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
         raise InputError(
@@ -134,7 +135,7 @@ def check_same_columns(spark: SparkSession, target: Target, source: Input, confi
     outputs = _outputs(config)
     fields = [field for field in source.read([]).schema.fields if field.name not in source.features]
     new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}
-    table = frames.read_table(spark, target.uri, DataConfig(format="parquet"))
+    table = tables.read_table(spark, target.uri, DataConfig(format="parquet"))
     old = {field.name: field.dataType.simpleString() for field in table.schema.fields}
     named = config.partition_by  # their types are guessed from the names of folders
     faults = [f"{name} is only in the table" for name in old if name not in new]
@@ -172,16 +173,12 @@ def _embed_unit(
             counts=counts,
         )
         embedded.write.partitionBy(*config.partition_by).parquet(folder)
-    rows = spark.read.schema(embedded.schema).parquet(folder).count()
+    rows = tables.read_parquet(spark, folder, schema=embedded.schema).count()
     return {"rows": rows, "invalid": counts.value()}
 
 
 def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None:
-    for name in outputs.names:
-        if name in source.columns:
-            raise InputError(
-                f"the table has a column {name!r} already; name another with --set embed.output_col or embed.scores_col"
-            )
+    outputs.check_free(source.columns, "name another with --set embed.output_col or embed.scores_col")
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
         raise InputError(

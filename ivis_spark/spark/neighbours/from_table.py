@@ -20,6 +20,7 @@ from ivis_spark.core.knn.recall import Recall, recall_at_k
 from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.layout import Layout, mapped
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan, read_rows
+from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.session import arrow_batch_rows
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def take_neighbours(
             _check_ids(lists, rows)
         with layout.step("write", "write the table"):
             lists.write.mode("overwrite").parquet(storage.join(folder, "data"))
-        lists = layout.spark.read.parquet(storage.join(folder, "data"))
+        lists = read_parquet(layout.spark, storage.join(folder, "data"))
         layout.measure_only()
         with layout.step("measure", "measure recall"):
             recall = _recall(layout, lists)

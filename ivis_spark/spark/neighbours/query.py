@@ -19,6 +19,7 @@ from ivis_spark.serving.index import INDEX_FILE, PartitionedIndex
 from ivis_spark.spark.neighbours.task_plan import one_blas_thread
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest
+from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import to_list, unpack
 
@@ -50,7 +51,8 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
     if not 1 <= wanted <= opened.rows:
         raise InputError(f"k={wanted} neighbours are wanted; {index} has {opened.rows} rows: give 1 to {opened.rows}")
     config = data or DataConfig()
-    source = frames.resolve(frame, config)
+    with exact_names(frame):
+        source = frames.resolve(frame, config)
     if source.width != opened.dims:
         raise InputError(
             f"the table has {source.width} features in {source.features_text}; the index was built on {opened.dims}"

@@ -1,20 +1,17 @@
-"""The user's table: opened, its columns found and their types checked."""
+"""The columns of the user's table: found by name, whatever they are called, and their types checked."""
 
 from __future__ import annotations
 
-import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
 from pyspark.ml.functions import vector_to_array
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
-from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.rows.images import is_image, pixels
 
 ID, FEATURES, LABEL = "id", "features", "label"
@@ -43,49 +40,13 @@ class Source:
         return f"column {names!r}" if len(self.feature_names) == 1 else f"columns {names}"
 
 
-def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
-    """Open a table. Runs on: driver.
-
-    See `read_files` for a part of one.
-
-    Raises:
-        InputError: if nothing is there, or it is not of the format said.
-    """
-    options = {"header": True, "inferSchema": True} if config.format == "csv" else {}
-    reader = spark.read.format(config.format).options(**{**options, **config.options})
-    try:
-        frame = reader.table(uri) if config.format == "table" else reader.load(storage.normalise_uri(uri))
-        frame.schema  # noqa: B018 - reads the footers, so that a wrong format is known now
-        return frame
-    except Exception as err:
-        raise InputError(
-            f"input {uri!r} cannot be read as {config.format}: {deepest_cause(err)}. Check --input, and say the format "
-            "with --format"
-        ) from err
-
-
-def read_files(table: DataFrame, uri: str, config: DataConfig, files: list[str]) -> DataFrame:
-    """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
-    options = {"header": True} if config.format == "csv" else {}
-    reader = table.sparkSession.read.format(config.format).options(**{**options, **config.options})
-    fs, path = storage.filesystem(uri)
-    if fs.isdir(path):  # so that folders like day=1 stay columns
-        reader = reader.option("basePath", storage.normalise_uri(uri))
-    return reader.schema(table.schema).load(files)
-
-
-def input_files(frame: DataFrame) -> list[str]:
-    """Return the URIs of a frame's files as they are; Spark gives them with their special characters encoded."""
-    return [urllib.parse.unquote(uri) for uri in frame.inputFiles()]
-
-
 def feature_names(schema: T.StructType, config: DataConfig) -> tuple[str, ...]:
     """Return the names of the feature columns, by the rules of `resolve`, from the schema alone.
 
     Raises:
         InputError: if one is missing (lists those there are) or of a type that cannot be used.
     """
-    return _features({field.name: field.dataType for field in schema.fields}, config)[0]
+    return _features(_kinds(schema), config)[0]
 
 
 def as_array(frame: DataFrame, name: str) -> Column:
@@ -94,7 +55,7 @@ def as_array(frame: DataFrame, name: str) -> Column:
     Raises:
         InputError: if it is of another type.
     """
-    return _features({field.name: field.dataType for field in frame.schema.fields}, DataConfig(features_col=name))[1]
+    return _features(_kinds(frame.schema), DataConfig(features_col=name))[1]
 
 
 def resolve(frame: DataFrame, config: DataConfig) -> Source:
@@ -103,7 +64,7 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     Raises:
         InputError: if a column is missing (lists those there are), of a type that cannot be used, or has no elements.
     """
-    kinds = {field.name: field.dataType for field in frame.schema.fields}
+    kinds = _kinds(frame.schema)
     for option, name in (("id", config.id_col), ("label", config.label_col)):
         if name is not None:
             _require_column(name, kinds, f"data.{option}_col")
@@ -211,6 +172,19 @@ def _width(frame: DataFrame, names: tuple[str, ...]) -> int:
     if first[0] == 0:
         raise InputError(f"features column {names[0]!r} holds an empty array; every row needs the same number >= 1")
     return int(first[0])
+
+
+def _kinds(schema: T.StructType) -> dict[str, T.DataType]:
+    """Return the types of columns by name.
+
+    Raises:
+        InputError: if two have the same name.
+    """
+    names = schema.fieldNames()
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise InputError(f"the table has several columns called {', '.join(map(repr, repeated))}: rename or drop them")
+    return {field.name: field.dataType for field in schema.fields}
 
 
 def _require_column(name: str, kinds: dict[str, T.DataType], setting: str) -> None:

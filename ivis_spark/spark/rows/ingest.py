@@ -24,6 +24,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows.columns import FEATURES, ID, LABEL, Source
+from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import from_list, pack, unpack, valid_rows
@@ -76,7 +77,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     statistics = functools.reduce(FeatureStatistics.merge, parts, FeatureStatistics.empty(source.width))
     scaler = Scaler.fit(config.scaling, statistics)
     _finish(spark, raw, data, source, scaler)
-    table = spark.read.parquet(data)
+    table = read_parquet(spark, data)
     _refuse_repeated_ids(table, source)
     storage.write_json(build.path("scaler.json"), scaler.to_mapping())
     constant = np.flatnonzero(statistics.constant)
@@ -103,7 +104,7 @@ def _finish(spark: SparkSession, raw: str, data: str, source: Source, scaler: Sc
         fs.mv(raw_path, storage.filesystem(data)[1], recursive=True)
         return
     describe_job(spark, "ingest: scale rows" if source.id_col else "ingest: derive ids and scale rows")
-    table = spark.read.parquet(raw)
+    table = read_parquet(spark, raw)
     if not source.id_col:
         table = with_derived_ids(table)
     with arrow_batches(spark, 4 * source.width):

@@ -19,6 +19,7 @@ from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest as ingest_stage
+from ivis_spark.spark.rows import tables
 from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
@@ -174,17 +175,17 @@ def test_all_rows_equal_is_a_warning(spark: SparkSession, tmp_path: Path, caplog
 
 def test_unreadable_inputs(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.* cannot be read as parquet"):
-        frames.read_table(spark, str(tmp_path / "nowhere"), RAW)
+        tables.read_table(spark, str(tmp_path / "nowhere"), RAW)
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="cannot be read as parquet"):
-        frames.read_table(spark, str(tmp_path / "text.parquet"), RAW)
+        tables.read_table(spark, str(tmp_path / "text.parquet"), RAW)
     with pytest.raises(InputError, match="cannot be read as nosuch"):
-        frames.read_table(spark, str(tmp_path), DataConfig(format="nosuch"))
+        tables.read_table(spark, str(tmp_path), DataConfig(format="nosuch"))
 
 
 def test_csv_has_a_header_unless_said_otherwise(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,5\n")
-    frame = frames.read_table(spark, str(tmp_path / "t.csv"), DataConfig(format="csv"))
+    frame = tables.read_table(spark, str(tmp_path / "t.csv"), DataConfig(format="csv"))
     info, rows = ingest(frame, RAW, tmp_path / "out")
     assert info["features"] == ["a", "b"] and sorted(matrix(rows).tolist()) == [[1, 2], [3, 5]]
 

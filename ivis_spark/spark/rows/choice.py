@@ -1,0 +1,149 @@
+"""Which columns of a table are its features, which are not and why, and what in that choice looks like a mistake."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ivis_spark.config import DataConfig
+from ivis_spark.errors import InputError
+from ivis_spark.spark.rows.columns import FEATURES, feature_names
+from ivis_spark.spark.rows.identity import files_of
+
+log = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 1000
+_FEWEST_IDS = 10  # fewer whole numbers differ by chance
+_UNIQUE_SHARE = 0.95  # of an estimate with an error of 2 %
+_NAMES_SHOWN = 20
+# A cell that is a number, for Python and Java alike.
+_NUMBER = r"^\s*[-+]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[nN][aA][nN]|[iI]nf(inity)?)\s*$"
+
+
+def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
+    """Say which columns are features and which are not, and warn of those that look like a mistake.
+
+    Runs on: driver. Reads at most 1,000 rows where the features were not named, and all of the columns that then look
+    like ids or like numbers with a few bad cells among them.
+
+    Args:
+        table: The user's table.
+        config: Which columns were named.
+
+    Returns:
+        By the name of each column that is no feature, the reason.
+
+    Raises:
+        InputError: if a feature that was named is text; shows a cell that is not a number.
+    """
+    _refuse_text(table, config)
+    features = feature_names(table.schema, config)
+    named = config.features_col or config.feature_cols
+    others = "not named as a feature" if named else f"beside the column {FEATURES!r}" if features == (FEATURES,) else ""
+    left_out = {
+        field.name: _reason(field, config, others) for field in table.schema.fields if field.name not in features
+    }
+    if not others:
+        _warn_of_partitions(table, features)
+        _warn_of_ids(table, features)
+        text = [name for name in left_out if isinstance(table.schema[name].dataType, T.StringType)]
+        keys = (config.id_col, config.label_col)
+        for name, fault in _bad_cells(table, [name for name in text if name not in keys]).items():
+            left_out[name] = fault
+            log.warning("column %r is not among the features: %s", name, fault)
+    shown = [f"{name} ({reason})" for name, reason in left_out.items()]
+    log.info("features: %s; left out: %s", _list(list(features)), _list(shown) or "nothing")
+    return left_out
+
+
+def _reason(field: T.StructField, config: DataConfig, others: str) -> str:
+    if field.name == config.id_col:
+        return "the id"
+    if field.name == config.label_col:
+        return "the label"
+    return others or f"{field.dataType.simpleString()}, not a number"
+
+
+def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
+    """Warn of features that are partition columns: folders like day=1, which tell how a table is stored."""
+    folders = {
+        part.partition("=")[0].lower() for uri in files_of(table)[:1] for part in uri.split("/")[:-1] if "=" in part
+    }
+    found = [name for name in features if name.lower() in folders]
+    if found:
+        log.warning(
+            "%s: partition columns of the table, taken as features. If that is not meant, name the features with "
+            "--feature-cols",
+            ", ".join(found),
+        )
+
+
+def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
+    """Warn of features that are whole numbers, another in every row."""
+    numbered, columns = _numbered(table, features)
+    sample = numbered.select(*columns).limit(_SAMPLE_ROWS).collect()
+    suspects = {name: column for name, column in zip(features, columns, strict=True) if _like_ids(sample, column)}
+    if not suspects:
+        return
+    counts = [F.approx_count_distinct(column, 0.02).alias(column) for column in suspects.values()]
+    found = numbered.agg(F.count(F.lit(1)).alias("rows"), *counts).first()
+    unique = [name for name, column in suspects.items() if found and found[column] >= _UNIQUE_SHARE * found["rows"]]
+    if unique:
+        log.warning(
+            "%s: whole numbers, another in every row, so perhaps ids, taken as features. If they are, name the id "
+            "with --id-col, or the features with --feature-cols",
+            ", ".join(unique),
+        )
+
+
+def _like_ids(sample: list[Any], column: str) -> bool:
+    values = [row[column] for row in sample if row[column] is not None and row[column] == row[column]]
+    whole = all(value == value // 1 for value in values)
+    return whole and len(values) >= _FEWEST_IDS and len(set(values)) == len(values)
+
+
+def _refuse_text(table: DataFrame, config: DataConfig) -> None:
+    text = {field.name for field in table.schema.fields if isinstance(field.dataType, T.StringType)}
+    for name, fault in _bad_cells(table, [name for name in config.feature_cols if name in text]).items():
+        raise InputError(f"feature column {name!r} is not numeric: {fault}")
+
+
+def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """Say, of text columns whose cells are numbers for the most part, how many are not and how one looks."""
+    if not names:
+        return {}
+    numbered, columns = _numbered(table, names)
+    sample = numbered.select(*columns).limit(_SAMPLE_ROWS).collect()
+    faults = {}
+    for name, column in zip(names, columns, strict=True):
+        cells = [row[column] for row in sample if row[column] is not None]
+        if not cells or 2 * sum(re.match(_NUMBER, cell) is not None for cell in cells) < len(cells):
+            continue
+        bad = F.col(column).isNotNull() & ~F.col(column).rlike(_NUMBER)
+        example: Column = F.min(F.when(bad, F.col(column)))
+        found = numbered.agg(F.count(column), F.count(F.when(bad, 1)), example).collect()[0]
+        faults[name] = "text, though all its cells are numbers: cast it"
+        if found[1]:
+            cell = str(found[2])[:40]
+            faults[name] = (
+                f"text, since {found[1]:,} of {found[0]:,} cells {'is' if found[1] == 1 else 'are'} not a number, for "
+                f"example {cell!r}. Correct them, or read them as null: --set 'data.options={{nullValue: {cell!r}}}'"
+            )
+    return faults
+
+
+def _numbered(table: DataFrame, names: Sequence[str]) -> tuple[DataFrame, list[str]]:
+    """Return a frame whose columns are called by number, and how some of them are called then."""
+    numbered = table.toDF(*[f"c{place}" for place in range(len(table.columns))])
+    return numbered, [f"c{table.columns.index(name)}" for name in names]
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - _NAMES_SHOWN
+    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

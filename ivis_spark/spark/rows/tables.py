@@ -1,0 +1,126 @@
+"""Tables opened by Spark. A path is taken as it is: it is a pattern only where the user asks for one."""
+
+from __future__ import annotations
+
+import logging
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pyspark.sql import DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import types as T
+
+from ivis_spark import storage
+from ivis_spark.config import DataConfig
+from ivis_spark.errors import InputError
+from ivis_spark.spark.causes import deepest_cause
+
+log = logging.getLogger(__name__)
+
+# Spark's own switch, which `spark.read.table` uses: without it *, ?, [ and { in a path select other paths.
+_LITERAL = {"__globPaths__": "false"}
+_CASE = "spark.sql.caseSensitive"
+_PATTERN_CHARACTERS = frozenset("*?[]{}")
+
+
+def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
+    """Open a table. Runs on: driver.
+
+    See `read_files` for a part of one.
+
+    Raises:
+        InputError: if nothing is there, or it is not of the format said.
+    """
+    inferred = {"inferSchema": True} if config.format == "csv" else {}
+    reader = _reader(spark, config, **inferred)
+    try:
+        if config.format == "table":
+            frame = reader.table(uri)
+        else:
+            with _cases_apart(spark):
+                frame = reader.load(storage.normalise_uri(uri))
+        frame.schema  # noqa: B018 - reads the footers, so that a wrong format is known now
+        if _differ_in_case(frame.columns):
+            log.info("columns of %s differ in case only: %s is set for this session", uri, _CASE)
+            spark.conf.set(_CASE, "true")
+        return frame
+    except Exception as err:
+        reason, hint = str(deepest_cause(err)), ""
+        encoding = _encoding_of_names(spark)
+        if encoding != "UTF-8":
+            hint = (
+                f", or start Spark with LC_ALL=C.UTF-8 if names are not ASCII, since its Java takes them for {encoding}"
+            )
+        if _PATTERN_CHARACTERS & set(uri) and config.format != "table" and not config.glob:
+            hint += ", or pass --set data.glob=true if this is a pattern of several paths"
+        raise InputError(
+            f"input {uri!r} cannot be read as {config.format}: {reason}. Check --input, and say the format with "
+            f"--format{hint}"
+        ) from err
+
+
+@contextmanager
+def exact_names(frame: DataFrame) -> Iterator[None]:
+    """Let Spark tell the columns of a frame apart where some differ in case only, as it does not do by default."""
+    if not _differ_in_case(frame.columns):
+        yield
+        return
+    with _cases_apart(frame.sparkSession):
+        yield
+
+
+def _differ_in_case(names: Sequence[str]) -> bool:
+    return len({name.lower() for name in names}) < len(set(names))
+
+
+@contextmanager
+def _cases_apart(spark: SparkSession) -> Iterator[None]:
+    before = spark.conf.get(_CASE)
+    spark.conf.set(_CASE, "true")
+    try:
+        yield
+    finally:
+        spark.conf.set(_CASE, str(before))
+
+
+def read_files(table: DataFrame, uri: str, config: DataConfig, files: Sequence[str]) -> DataFrame:
+    """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
+    reader = _reader(table.sparkSession, config).options(**_LITERAL)
+    fs, path = storage.filesystem(uri)
+    if fs.isdir(path):  # so that folders like day=1 stay columns
+        reader = reader.option("basePath", storage.normalise_uri(uri))
+    return reader.schema(table.schema).load(list(files))
+
+
+def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = None) -> DataFrame:
+    """Open Parquet files or folders of ours."""
+    reader = spark.read.options(**_LITERAL)
+    return (reader if schema is None else reader.schema(schema)).parquet(*uris)
+
+
+def input_files(frame: DataFrame) -> list[str]:
+    """Return the URIs of a frame's files, as `as_named` does."""
+    return as_named(frame.inputFiles())
+
+
+def as_named(uris: Iterable[str]) -> list[str]:
+    """Return URIs of files as the files are named: Spark encodes special characters, some other sources do not."""
+    return [_as_named(str(uri)) for uri in uris]
+
+
+def _as_named(uri: str) -> str:
+    decoded = urllib.parse.unquote(uri)
+    return uri if decoded == uri or not storage.exists(*storage.filesystem(decoded)) else decoded
+
+
+def _encoding_of_names(spark: SparkSession) -> str:
+    """Return the encoding of file names on the driver, which Java takes from the locale."""
+    jvm: Any = spark.sparkContext._jvm
+    return str(jvm.java.lang.System.getProperty("sun.jnu.encoding"))
+
+
+def _reader(spark: SparkSession, config: DataConfig, **defaults: Any) -> DataFrameReader:
+    header = {"header": True} if config.format == "csv" else {}
+    literal = {} if config.glob else _LITERAL
+    return spark.read.format(config.format).options(**{**header, **defaults, **literal, **config.options})

@@ -1,0 +1,36 @@
+"""Names that mean something to a shell, a URL, Hadoop, SQL or Python, and to a table or a path are but names."""
+
+PATHS = (
+    "a b",
+    "a%20b",
+    "100%",
+    "a#b",
+    "a:b",
+    "a::b",
+    "a?",
+    "a*",
+    "a[1]",
+    "a{x,y}",
+    "a,b",
+    "a;b&c=d",
+    "a\\b",
+    "a+b",
+    "'a'\"b\"",
+    "~a",
+    "über 日本",
+)
+COLUMNS = (
+    "a.b",
+    "a b",
+    "a`b",
+    "`a`",
+    "a'b\"c",
+    "a,b",
+    "a;{}()=\t",
+    "a[0]",
+    "*",
+    "1",
+    "größe 日本",
+    "_pixels",
+    "c0",
+)

@@ -1,0 +1,87 @@
+"""Tables opened by path: whatever the path is called, it is that table and no other one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nasty_names import PATHS
+from pyspark.sql import SparkSession
+
+from ivis_spark import storage
+from ivis_spark.config import DataConfig
+from ivis_spark.errors import InputError
+from ivis_spark.spark.rows import tables
+
+pytestmark = pytest.mark.spark
+
+PARQUET = DataConfig(format="parquet")
+
+
+def write(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"x": [value]}), path)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path: Path, name: str) -> None:
+    """As folder, as file, as value of a partition; beside others that the name would match as a pattern."""
+    table = tmp_path / name
+    write(table / f"day={name.replace('%', '%25')}" / f"{name}.parquet", 7)
+    for other in ("a1", "ab", "a", "axx", "x", "y"):
+        write(tmp_path / other / "day=other" / "part.parquet", 0)
+    frame = tables.read_table(spark, str(table), PARQUET)
+    assert [tuple(row) for row in frame.collect()] == [(7, name)]
+    files = tables.input_files(frame)
+    assert [storage.digest_file(file)["bytes"] > 0 for file in files] == [True]
+    again = tables.read_files(frame, str(table), PARQUET, files)
+    assert [tuple(row) for row in again.collect()] == [(7, name)]
+    only = tables.read_table(spark, files[0], PARQUET)
+    assert [tuple(row) for row in only.collect()] == [(7,)]
+    out = storage.join(storage.normalise_uri(str(tmp_path / "out")), name)
+    frame.write.partitionBy("day").parquet(out)
+    assert [tuple(row) for row in tables.read_parquet(spark, out).collect()] == [(7, name)]
+    [(written, _)] = storage.list_files(out)
+    [file] = tables.input_files(tables.read_parquet(spark, out))
+    assert storage.filesystem(file)[1] == storage.filesystem(storage.join(out, written))[1]
+    assert os.path.exists(storage.filesystem(file)[1])
+
+
+def test_a_pattern_is_one_only_when_asked_for(spark: SparkSession, tmp_path: Path) -> None:
+    for value in (1, 2):
+        write(tmp_path / f"t{value}" / "part.parquet", value)
+    pattern = str(tmp_path / "t?")
+    with pytest.raises(InputError, match=r"or pass --set data\.glob=true"):
+        tables.read_table(spark, pattern, PARQUET)
+    globbed = DataConfig(format="parquet", glob=True)
+    frame = tables.read_table(spark, pattern, globbed)
+    assert sorted(row.x for row in frame.collect()) == [1, 2]
+    files = tables.input_files(frame)
+    assert sorted(row.x for row in tables.read_files(frame, pattern, globbed, files).collect()) == [1, 2]
+    with pytest.raises(InputError) as refused:
+        tables.read_table(spark, str(tmp_path / "nothing"), PARQUET)
+    assert "glob" not in str(refused.value)
+
+
+_READ = """
+import sys
+from ivis_spark.config import DataConfig
+from ivis_spark.spark.rows import tables
+from ivis_spark.spark.session import get_session
+spark = get_session("test", master="local[1]")
+print(tables.read_table(spark, sys.argv[1], DataConfig(format="parquet")).count(), "rows")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", ["C", "POSIX"])
+def test_names_beyond_ascii_in_the_plainest_locale(tmp_path: Path, locale: str) -> None:
+    write(tmp_path / "größe" / "日本.parquet", 1)
+    command = [sys.executable, "-c", _READ, str(tmp_path / "größe")]
+    done = subprocess.run(command, env={**os.environ, "LC_ALL": locale}, capture_output=True, check=False)
+    assert done.stdout.decode().strip() == "1 rows", done.stderr.decode()[-2000:]
