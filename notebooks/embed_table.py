@@ -2,13 +2,13 @@
 # MAGIC %md
 # MAGIC # Embed a table
 # MAGIC
-# MAGIC All stages: neighbours, triplets, training, embeddings, report. Needs a cluster with Databricks Runtime 15.4 LTS
+# MAGIC All stages: neighbours, triplets, training, embeddings, report. Needs a cluster with Databricks Runtime 17.3 LTS
 # MAGIC ML in single-user access mode, since the stages use Spark's executors directly. The next cell installs the wheel
-# MAGIC of `ivis_spark`. Stages that are finished are skipped: a notebook that was interrupted is simply run again.
+# MAGIC of `ivis_spark` and Annoy. Stages that are finished are skipped: an interrupted notebook is simply run again.
 
 # COMMAND ----------
 
-# MAGIC %pip install --quiet /Volumes/main/default/packages/ivis_spark-0.1.0-py3-none-any.whl
+# MAGIC %pip install --quiet annoy /Volumes/main/default/packages/ivis_spark-0.1.0-py3-none-any.whl
 
 # COMMAND ----------
 

@@ -73,6 +73,7 @@ VALUES: dict[str, Any] = {
     "libraries": list,
     "depends_on": list,
     "parameters": list,
+    "variables": dict,
 }
 
 
@@ -139,6 +140,15 @@ def test_variables_are_declared() -> None:
     text = (HERE / "conf" / "databricks" / "databricks.yml").read_text()
     used = {part.split("}")[0] for part in text.split("${var.")[1:]}
     assert used == set(BUNDLE["variables"])
+
+
+def test_targets_name_variables_and_files_that_are_there() -> None:
+    for target in BUNDLE["targets"].values():
+        assert set(target.get("variables", {})) <= set(BUNDLE["variables"])
+        given = {name: entry["default"] for name, entry in BUNDLE["variables"].items()} | target.get("variables", {})
+        assert (HERE / "conf" / "databricks" / given["requirements"]).is_file()
+        assert re.fullmatch(r"\d+\.\d+\.x-cpu-ml-scala2\.1[23]", given["spark_version"])
+    assert "15.4" in BUNDLE["targets"]["classic"]["variables"]["spark_version"]
 
 
 @pytest.mark.parametrize("task", job()["tasks"], ids=lambda task: task["task_key"])

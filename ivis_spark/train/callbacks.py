@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import keras
 
 from ivis_spark.config import is_import_name
 from ivis_spark.config.imports import import_named
-from ivis_spark.errors import ConfigError
+from ivis_spark.errors import ConfigError, DependencyError
 
 
 def make_callbacks(names: Sequence[str], logs: str) -> list[keras.callbacks.Callback]:
@@ -23,6 +24,7 @@ def make_callbacks(names: Sequence[str], logs: str) -> list[keras.callbacks.Call
 
     Raises:
         ConfigError: if there is no such function, or it returns something else.
+        DependencyError: if TensorBoard is missing.
     """
     return [_make_callback(name, logs) for name in names]
 
@@ -32,6 +34,8 @@ def _make_callback(name: str, logs: str) -> keras.callbacks.Callback:
         os.makedirs(logs, exist_ok=True)
         return keras.callbacks.CSVLogger(os.path.join(logs, "training.csv"), append=True)
     if name == "tensorboard":
+        if importlib.util.find_spec("tensorboard") is None:
+            raise DependencyError("the callback tensorboard needs TensorBoard: pip install 'ivis_spark[tensorboard]'")
         return keras.callbacks.TensorBoard(os.path.join(logs, "tensorboard"), write_graph=False, profile_batch=0)
     if not is_import_name(name):
         raise ConfigError(f"callback {name!r} is neither csv nor tensorboard nor of the form package.module:function")

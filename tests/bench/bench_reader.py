@@ -1,4 +1,4 @@
-"""Triplets/s of reading alone: Parquet through Petastorm into batches of 128, next to the disk's own rate.
+"""Triplets/s of reading alone: Parquet through every reader into batches of 128, next to the disk's own rate.
 
     python tests/bench/bench_reader.py [--rows 400000] [--dims 100]
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from common import Floats, parser, say
 
 from ivis_spark.config import TrainConfig
+from ivis_spark.train.plugins import load_installed
 from ivis_spark.train.reading.blocks import TripletBlocks
 from ivis_spark.train.reading.reader import block_dataset
 
@@ -32,12 +33,16 @@ def main() -> None:
     options = made.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         blocks = write_blocks(folder, options.rows, options.dims)
-        ours, limit = [], []
+        usable, limit = load_installed("ivis_spark.train.readers", "Reader")[0], []
+        ours: dict[str, list[float]] = {name: [] for name in usable}
         for _ in range(3):
             limit.append(blocks.rows / seconds_of_pyarrow(folder))
-            ours.append(rate_of_dataset(blocks))
-    say(f"d={options.dims}: {max(ours):,.0f} triplets/s ({max(ours) * 8 * options.dims / 1e9:.2f} GB/s of batches)")
-    say(f"pyarrow alone: {max(limit):,.0f} triplets/s; ratio {max(ours) / max(limit):.2f}")
+            for name in usable:
+                ours[name].append(rate_of_dataset(blocks, name))
+    for name, rates in ours.items():
+        bandwidth, share = max(rates) * 8 * options.dims / 1e9, max(rates) / max(limit)
+        say(f"{name}, d={options.dims}: {max(rates):,.0f} triplets/s ({bandwidth:.2f} GB/s), ratio {share:.2f}")
+    say(f"Parquet's own rate, by one thread: {max(limit):,.0f} triplets/s")
 
 
 def write_blocks(folder: str, rows: int, dims: int, X: Floats | None = None) -> TripletBlocks:
@@ -73,7 +78,7 @@ def near_pairs(rng: np.random.Generator, rows: int) -> bytes:
     return np.unique(pairs[pairs // BLOCK_ROWS != pairs % BLOCK_ROWS]).astype("<u4").tobytes()
 
 
-def rate_of_dataset(blocks: TripletBlocks) -> float:
+def rate_of_dataset(blocks: TripletBlocks, reader: str) -> float:
     """Take the batches of some epochs in a compiled loop, as training does."""
     import tensorflow as tf
 
@@ -86,7 +91,8 @@ def rate_of_dataset(blocks: TripletBlocks) -> float:
             total += next(batches)["stacked"][0, 0]
         return total
 
-    batches = iter(block_dataset(blocks, batch_size=BATCH, random_state=0, negatives=TrainConfig.negatives))
+    settings = {"batch_size": BATCH, "random_state": 0, "negatives": TrainConfig.negatives, "reader": reader}
+    batches = iter(block_dataset(blocks, **settings))
     drain(batches, tf.constant(steps // 4))
     started = time.perf_counter()
     drain(batches, tf.constant(EPOCHS * steps))

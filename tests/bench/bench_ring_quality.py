@@ -27,13 +27,16 @@ def main() -> None:
     made.add_argument("--epochs", type=int, default=20)
     made.add_argument("--batch", type=int, default=1024)
     made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--backends", nargs="+", default=["horovod", "tensorflow"])
     options = made.parse_args()
-    ways = {"1 process": ["train.backend=local"], "2 ranks": ["train.backend=horovod", "train.num_ranks=2"]}
+    ways = {"1 process": ["train.backend=local"]}
+    for backend in options.backends:
+        ways[f"2 ranks, {backend}"] = [f"train.backend={backend}", "train.num_ranks=2"]
     with tempfile.TemporaryDirectory() as folder:
         prepared = options.prepared or prepare(folder, options.data)
         for seed in range(options.seeds):
             for way, settings in ways.items():
-                run = os.path.join(folder, f"{way}-{seed}".replace(" ", "-"))
+                run = os.path.join(folder, f"{way}-{seed}".replace(" ", "-").replace(",", ""))
                 shutil.copytree(prepared, run)
                 shared = [f"train.epochs={options.epochs}", f"train.patience={options.epochs}"]
                 shared += [f"train.batch_size={options.batch}", f"random_state={seed}"]
@@ -43,7 +46,7 @@ def main() -> None:
                 command(run, "evaluate")
                 with open(os.path.join(run, "report", "metrics.json"), encoding="utf-8") as file:
                     figures = json.load(file)
-                say(f"seed {seed}, {way:9}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
+                say(f"seed {seed}, {way:20}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
 
 
 def prepare(folder: str, data: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.tf
 from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.config import TrainConfig  # noqa: E402
-from ivis_spark.errors import ConfigError  # noqa: E402
+from ivis_spark.errors import ConfigError, DependencyError  # noqa: E402
 from ivis_spark.nn.persistence import load_model  # noqa: E402
 from ivis_spark.train import loop  # noqa: E402
 from ivis_spark.train.callbacks import make_callbacks  # noqa: E402
@@ -143,6 +144,13 @@ def test_logs_are_published_with_the_model(tmp_path: Path) -> None:
     rows = [line.split(",") for line in (logs / "training.csv").read_text().splitlines()]
     assert rows[0][:2] == ["epoch", "loss"] and [float(row[1]) for row in rows[1:]] == pytest.approx(facts["loss"])
     assert any(file.stat().st_size > 100 for file in logs.rglob("events*"))
+
+
+def test_tensorboard_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    with pytest.raises(DependencyError, match=r"pip install 'ivis_spark\[tensorboard\]'"):
+        make_callbacks(["tensorboard"], "logs")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_a_third_reader_is_one_file(
         assert digest(local, "auto") == digest(local, "toy") == expected[0] and toy.read_by_toy >= 2
     finally:
         readers.__path__.remove(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"train.reader='toy' is not one of: auto, petastorm, pyarrow, or"):
+    with pytest.raises(ConfigError, match=r"train.reader='toy' is not one of: auto, petastorm, pyarrow, package"):
         TrainConfig(reader="toy")
 
 
