@@ -1,4 +1,4 @@
-"""ivis for tables that no machine holds, and ivis itself for the rest.
+"""ivis for tables too large for one machine, and ivis itself for the rest.
 
 Importing this package loads neither TensorFlow nor PySpark; they are loaded when a name that needs them is used.
 """

@@ -302,7 +302,7 @@ def _described(owner: Any, item: Any, value: Any) -> str:
     name = f"{owner.section}.{item.name}" if owner.section else item.name
     allowed = allowed_values(owner, item.name)
     choice = f" One of: {', '.join(allowed)}." if allowed else ""
-    return f"{name} = {'none' if value is None else value}: {item.metadata['doc']}{choice}"
+    return f"{name} = {'none' if value in (None, ()) else value}: {item.metadata['doc']}{choice}"
 
 
 def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:

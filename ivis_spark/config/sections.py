@@ -73,8 +73,8 @@ class DataConfig(Checked):
         "Column with the label, a number or an array of numbers; used by the report, and by training when "
         "train.supervision_metric is set.",
     )
-    image_height: int | None = option(None, "Height that a column of images is brought to.", low=1)
-    image_width: int | None = option(None, "Width that a column of images is brought to.", low=1)
+    image_height: int | None = option(None, "Height that images are resized to.", low=1)
+    image_width: int | None = option(None, "Width that images are resized to.", low=1)
     image_mode: Literal["rgb", "rgba", "grayscale"] = option(
         "rgb", "Channels of an image: a row is height x width x channels numbers from 0 to 255."
     )
@@ -152,7 +152,7 @@ class QueryConfig(Checked):
 
     section = "query"
 
-    k: int | None = option(None, "Neighbours of each new row; none: as many as the index was built for.", low=1)
+    k: int | None = option(None, "Neighbours of each new row; none for as many as the index was built for.", low=1)
 
 
 @dataclass(frozen=True)
@@ -224,18 +224,18 @@ class TrainConfig(Checked):
         1.0, "Temperature of infonce: lower ones look at the nearest rows only, and spread the embedding.", low=0.01
     )
     clip: float | None = option(
-        None, "Largest infonce loss of a pair: pairs further apart no longer pull; none is no limit.", low=0.0
+        None, "Maximum infonce loss of a pair: pairs further apart are no longer attracted; none disables it.", low=0.0
     )
     shared_negatives: int | None = option(
         None,
-        "Negatives of infonce: the first so many positives of a batch, shared by all its anchors. None is all rows of "
-        "the batch, which costs several times as much per step.",
+        "Negatives of infonce: the first shared_negatives positives of a batch, shared by all its anchors. None "
+        "is all rows of the batch, which costs several times as much per step.",
         low=1,
     )
     exaggeration: float = option(
         1.0,
         "Early exaggeration of infonce: in the first exaggeration_share of the epochs of a cosine schedule, attraction "
-        "counts so many times as much as repulsion; 1 is none.",
+        "counts exaggeration times as much as repulsion; 1 disables it.",
         low=1.0,
     )
     exaggeration_share: float = option(0.33, "Share of the epochs with early exaggeration.", low=0.0, high=1.0)
@@ -256,14 +256,15 @@ class TrainConfig(Checked):
     )
     epochs: int = option(
         1000,
-        f"Most passes over the anchors; auto is as many as make {STEPS:,} steps, {EPOCHS[0]} to {EPOCHS[1]}.",
+        f"Maximum number of passes over the anchors; auto is enough for {STEPS:,} steps, {EPOCHS[0]} to {EPOCHS[1]}.",
         low=1,
         auto=True,
     )
     patience: int = option(5, "Epochs without a lower loss after which training stops. Or auto.", low=1, auto=True)
     cooldown_epochs: int = option(
         8,
-        "Last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of `epochs`.",
+        "Number of last epochs, after the loss stopped falling, in which the learning rate falls to 0; at most half of "
+        "`epochs`.",
         low=0,
     )
     batch_size: int = option(
@@ -290,7 +291,7 @@ class TrainConfig(Checked):
     )
     clipnorm: float | None = option(
         None,
-        "Largest norm of the gradient of a layer's weights, to which longer ones are cut; none: as they are.",
+        "Gradients of a layer's weights are clipped to this norm; none disables clipping.",
         low=0.0,
     )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = option(
@@ -298,7 +299,7 @@ class TrainConfig(Checked):
         "How a learning rate that is a number grows with batch_size: it is taken as it is, or times the square root "
         f"of, or times batch_size / {IVIS_BATCH_SIZE}.",
     )
-    warmup_epochs: int = option(0, "First epochs, in which the learning rate rises from 0.", low=0)
+    warmup_epochs: int = option(0, "Number of first epochs, in which the learning rate rises from 0.", low=0)
     gradient_compression: Literal["none", "fp16"] = option(
         "none", "How gradients travel between ranks: fp16 halves the bytes, for slow networks."
     )
@@ -321,14 +322,14 @@ class TrainConfig(Checked):
         0, "Steps between checkpoints, rounded up to a multiple of 256 in an epoch; 0: epochs end with one.", low=0
     )
     checkpoint_seconds: float = option(
-        10.0, "Least seconds between two checkpoints; 0: none is left out.", low=0.0, operational=True
+        10.0, "Minimum seconds between two checkpoints; 0 skips none.", low=0.0, operational=True
     )
     keep_checkpoints: int = option(2, "Checkpoints kept while training; 0 makes none.", low=0, operational=True)
     max_restarts: int = option(
-        2, "Times that lost ranks are started again, from the last checkpoint.", low=0, operational=True
+        2, "How often lost ranks are restarted, from the last checkpoint.", low=0, operational=True
     )
     start_timeout_seconds: float = option(
-        300.0, "Most seconds to wait until all ranks run at once.", low=1.0, operational=True
+        300.0, "Maximum seconds to wait until all ranks run at once.", low=1.0, operational=True
     )
     stall_timeout_seconds: float = option(
         300.0, "Seconds after which a rank that others wait for counts as lost.", low=1.0, operational=True
@@ -379,8 +380,8 @@ class EmbedConfig(Checked):
     )
     unit_bytes: int | None = option(
         None,
-        "Bytes of input files after which the job notes what is done, so that a run that died goes on from there; none "
-        "is four splits of 128 MiB a core.",
+        "Bytes of input files after which the job notes what is done, so that a killed run resumes from there; none is "
+        "four splits of 128 MiB a core.",
         low=1,
     )
     partition_by: tuple[str, ...] = option((), "Columns whose values make the folders of the embedded table.")
@@ -392,7 +393,7 @@ class EvaluateConfig(Checked):
 
     section = "evaluate"
 
-    sample_rows: int = option(5_000, "Rows sampled for the quality figures.", low=10)
+    sample_rows: int = option(5_000, "Rows sampled for the quality metrics.", low=10)
     plot_rows: int = option(20_000, "Rows sampled for the interactive scatter.", low=10)
     colour_by: tuple[str, ...] = option(
         (),

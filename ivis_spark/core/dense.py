@@ -141,7 +141,7 @@ class DenseNetwork:
         """
         if X.ndim != 2 or X.shape[1] != self.n_inputs:
             raise InputError(
-                f"X has shape {X.shape}; rows of {self.n_inputs} features are wanted, as the model was trained on: "
+                f"X has shape {X.shape}; it must have rows of {self.n_inputs} features, as the model was trained on: "
                 f"pass an array of shape (n, {self.n_inputs})"
             )
         output = np.empty((len(X), self.n_outputs), dtype=np.float32)

@@ -299,7 +299,7 @@ def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
 def _finite(values: ArrayLike, name: str) -> Floats:
     points = np.asarray(values, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] == 0:
-        raise InputError(f"{name} has shape {points.shape}; (rows, dimensions) is wanted: reshape it")
+        raise InputError(f"{name} has shape {points.shape}; it must be (rows, dimensions): reshape it")
     if not np.isfinite(points).all():
         bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
         raise InputError(f"{name} holds NaN or infinity, first in row {bad}; drop or repair such rows")
@@ -329,7 +329,7 @@ def _check_count(name: str, value: int) -> None:
 def _classes(y: ArrayLike, n: int) -> tuple[NDArray[np.generic], Ints]:
     labels = np.asarray(y)
     if labels.shape != (n,):
-        raise InputError(f"y has shape {labels.shape}; ({n},) is wanted: one label a row")
+        raise InputError(f"y has shape {labels.shape}; it must be ({n},): one label per row")
     unique, codes = np.unique(labels, return_inverse=True)
     return unique, codes.astype(np.int64)
 

@@ -127,7 +127,7 @@ class Scaler:
             factor = np.asarray(mapping["factor"], dtype=np.float32)
             kind = str(mapping["kind"])
         except (KeyError, TypeError, ValueError) as err:
-            raise ArtifactError(f"the saved scaler is not readable: {err!r}; train the model anew") from err
+            raise ArtifactError(f"the saved scaler is not readable: {err!r}; train the model again") from err
         if offset.ndim != 1 or offset.shape != factor.shape:
-            raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; train the model anew")
+            raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; train the model again")
         return cls(kind, offset, factor)

@@ -47,7 +47,7 @@ def to_numbers(rows: NDArray[Any]) -> Floats:
     if rows.dtype.kind == "c":
         raise InputError(f"Complex data not supported: X is of type {rows.dtype}; make columns of both parts")
     if rows.dtype.kind not in "fiubO":
-        raise InputError(f"X is of type {rows.dtype}; numbers are wanted: encode text and categories first")
+        raise InputError(f"X is of type {rows.dtype}; X must hold numbers: encode text and categories first")
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
             return np.ascontiguousarray(rows, dtype=np.float32)

@@ -87,7 +87,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
         preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
             takes those of pipelines.
-        warm_start: Whether `fit` goes on training the model there is, instead of starting again.
+        warm_start: Whether `fit` resumes training the existing model, instead of starting again.
 
     Attributes:
         encoder_: The Keras model that embeds.

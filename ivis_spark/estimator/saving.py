@@ -22,7 +22,7 @@ from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
 # Parameters that hold objects: not saved with a model.
 _OBJECTS = ("callbacks", "neighbour_matrix")
 _CALLABLES = ("distance", "supervision_metric")
-# Attributes that are made anew from what is saved, or by the next fit.
+# Attributes that are rebuilt from what is saved, or by the next fit.
 _REMADE = ("model_", "encoder_", "head_", "supervised_model_", "neighbour_matrix_")
 
 _Self = TypeVar("_Self", bound="Saving")
@@ -101,7 +101,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
                 shutil.rmtree(folder, ignore_errors=True)
 
     def load_model(self: _Self, folder_path: str, custom_objects: Mapping[str, Any] | None = None) -> _Self:
-        """Load what `save_model` wrote, or what ivis 2 did, parameters included. `fit` then goes on training.
+        """Load what `save_model` wrote, or what ivis 2 did, parameters included. `fit` then resumes training.
 
         A function given before as `distance` or `supervision_metric` is kept.
 

@@ -48,7 +48,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         Params._dummy(),
         "runFolder",
         "URI that all executors reach. Each fit makes a run of its own below it, named by data and settings, and the "
-        "same fit goes on there where it stopped. Without it, on one machine: a temporary folder.",
+        "same fit resumes there. Without it, on one machine: a temporary folder.",
         typeConverter=TypeConverters.toString,
     )
 

@@ -1,7 +1,7 @@
 """Models that ivis 2 saved: their networks and parameters, read without running anything that stands in them.
 
 ivis 2 writes Keras 2 models as .h5 files or TensorFlow SavedModels, and a pickled optimizer. Networks come over whole;
-the optimizer does not, since reading a pickle runs it, so training goes on with a fresh one.
+the optimizer does not, since reading a pickle runs it, so training resumes with a fresh one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _load_network(folder: str, name: str, custom_objects: Mapping[str, Any] | No
 def _load_head(path: str) -> list[Any] | None:
     """Return kernel (e, c) and bias (c,) of the supervised layer, the last of the supervised model, if there is one.
 
-    The model around it holds the encoder once more, in a form that Keras 3 does not read.
+    The model around it also holds the encoder, in a form that Keras 3 does not read.
     """
     try:
         if os.path.isfile(f"{path}.h5"):

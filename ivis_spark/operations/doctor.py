@@ -37,7 +37,7 @@ _SAME_EVERYWHERE = ("python", "ivis_spark", "numpy", "pyarrow", "annoy")
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, what was found, and how to mend it."""
+    """What was looked at, how it is, what was found, and how to fix it."""
 
     name: str
     state: Literal["ok", "warn", "fail"]
@@ -87,7 +87,7 @@ def show(checks: list[Check]) -> str:
     for check in checks:
         lines.append(f"{check.state:<5} {check.name}: {check.found}")
         if check.remedy and check.state != "ok":
-            lines.append(f"      to mend: {check.remedy}")
+            lines.append(f"      to fix: {check.remedy}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ def status(root: str) -> Status:
     """Describe a run folder: its stages with rows, seconds and bytes, the quality figures, and who is writing it.
 
     Raises:
-        ArtifactError: if it holds neither a stage nor a run that goes on.
+        ArtifactError: if it holds neither a stage nor a running run.
     """
     folder = RunFolder(root)
     stages, quality = [], {}
@@ -58,7 +58,7 @@ def status(root: str) -> Status:
 
 
 def show(found: Status) -> str:
-    """Return a status as text: a table of the stages, the quality, and what goes on."""
+    """Return a status as text: a table of the stages, the quality, and what is running."""
     lines = [found.folder, ""]
     if found.stages:
         lines.append(f"{'stage':<24} {'rows':>14} {'seconds':>10} {'size':>9}  published")
@@ -69,7 +69,7 @@ def show(found: Status) -> str:
     if found.quality:
         lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
     lines += [f"running: {text}" for text in found.running]
-    lines += [f"left by a run that ended without a word: {text} (ivis-spark clean removes it)" for text in found.left]
+    lines += [f"left by a run that was killed: {text} (ivis-spark clean removes it)" for text in found.left]
     return "\n".join(lines)
 
 
@@ -101,9 +101,7 @@ def verify(root: str) -> dict[str, int]:
             faults += _altered(folder, name, manifest, pool) + _outdated(name, manifest, manifests)
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
-        raise ArtifactError(
-            f"{folder.root} is not what was published: {shown}. Build those stages anew with --overwrite"
-        )
+        raise ArtifactError(f"{folder.root} is not what was published: {shown}. Rebuild those stages with --overwrite")
     return {name: len(manifest.files) for name, manifest in manifests.items()}
 
 

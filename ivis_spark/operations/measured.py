@@ -62,7 +62,7 @@ def seconds_of(manifest: Manifest) -> float:
     """
     seconds = manifest.info.get("seconds")
     if not isinstance(seconds, (int, float)):
-        raise ArtifactError(f"the manifest of {manifest.stage!r} has no seconds; build the stage anew with --overwrite")
+        raise ArtifactError(f"the manifest of {manifest.stage!r} has no seconds; rebuild the stage with --overwrite")
     return float(seconds)
 
 

@@ -108,7 +108,7 @@ class KerasNetwork:
         """
         if X.ndim != 2 or X.shape[1] != self.n_inputs:
             raise InputError(
-                f"X has shape {X.shape}; rows of {self.n_inputs} features are wanted, as the model was trained on"
+                f"X has shape {X.shape}; it must have rows of {self.n_inputs} features, as the model was trained on"
             )
         if self._digest not in _loaded:
             _loaded[self._digest] = self._load()

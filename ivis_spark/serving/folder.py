@@ -32,7 +32,7 @@ from ivis_spark.storage import RunFolder
 STAGE = "model"
 DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.json", "serving.json", "encoder.keras"
 _FORMAT = 1
-_REMEDY = "copy the model's folder anew, or train again with --overwrite"
+_REMEDY = "copy the model's folder again, or train again with --overwrite"
 
 
 @dataclass(frozen=True)

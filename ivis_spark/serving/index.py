@@ -138,7 +138,7 @@ class PartitionedIndex:
         k = self.k if k is None else k
         most = self.rows if own is None else self.rows - 1
         if not 1 <= k <= most:
-            raise InputError(f"k={k} neighbours are wanted; the index has {self.rows} rows: give 1 to {most}")
+            raise InputError(f"k={k} is out of range: the index has {self.rows} rows, so k must be 1 to {most}")
         rows = self._checked(X, scaled=scaled)
         ids, keys = np.empty((len(rows), k), np.int64), np.empty((len(rows), k), np.float32)
         for start in range(0, len(rows), _QUERY_ROWS):
@@ -157,7 +157,7 @@ class PartitionedIndex:
         rows = np.ascontiguousarray(X if scaler is None else scaler.transform(X), dtype=np.float32)
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows).all(axis=1)).sum())
-            raise InputError(f"{bad} of {len(rows)} rows hold NaN or infinity; mend or drop them first")
+            raise InputError(f"{bad} of {len(rows)} rows hold NaN or infinity; fix or drop them first")
         return rows
 
     def _query(self, rows: Floats, k: int, probes: int | None) -> tuple[Ints, Floats]:

@@ -81,7 +81,7 @@ class PyfuncModel:
         X = np.asarray(_rows(model_input), dtype=np.float32)
         if not np.isfinite(X).all():
             bad = int((~np.isfinite(X).all(axis=1)).sum())
-            raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: mend them or leave them out")
+            raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: fix them or leave them out")
         return self._encoder(X)
 
 

@@ -40,7 +40,7 @@ def _run(batches: Iterator[pa.RecordBatch], *, body: Body) -> Iterator[pa.Record
 
 
 def _forget_zip_importers() -> None:
-    """Drop the importers of zip files; the next import from one makes it anew, from what zipimport knows of the file.
+    """Drop the importers of zip files; the next import from one makes it again, from what zipimport knows of the file.
 
     Spark's workers invalidate all importers before each task, and CPython up to 3.12 then reads the directory of a zip
     once for each package imported from it: .07 to .12 s a task for pyspark.zip.

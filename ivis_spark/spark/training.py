@@ -87,7 +87,7 @@ def train_on_ring(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
                 config.max_restarts,
             )
     raise TrainingError(
-        f"{reason}; that was the last of train.max_restarts={config.max_restarts}. The same command goes on from the "
+        f"{reason}; that was the last of train.max_restarts={config.max_restarts}. The same command resumes from the "
         f"last checkpoint"
     )
 

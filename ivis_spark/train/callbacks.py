@@ -41,5 +41,5 @@ def _make_callback(name: str, logs: str) -> keras.callbacks.Callback:
         raise ConfigError(f"callback {name!r} is neither csv nor tensorboard nor of the form package.module:function")
     callback = import_named(name, "callback")()
     if not isinstance(callback, keras.callbacks.Callback):
-        raise ConfigError(f"{name} returned a {type(callback).__name__}; a keras.callbacks.Callback is wanted")
+        raise ConfigError(f"{name} returned a {type(callback).__name__}; it must return a keras.callbacks.Callback")
     return callback

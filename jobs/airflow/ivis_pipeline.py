@@ -8,7 +8,7 @@ from place to place stands in the DAG's params, whose defaults come from the Air
      "spark_conf": {"spark.executor.memory": "8g"}}
 
 Every logical date has a run folder of its own below `runs`. Stages skip what they find finished, so a retry, or a task
-that is cleared, goes on where the one before it stopped. When the embeddings stand, the asset is updated, and its event
+that is cleared, resumes where the one before it stopped. When the embeddings stand, the asset is updated, and its event
 carries their URI for DAGs that are scheduled on it.
 """
 

@@ -184,7 +184,7 @@ def test_own_neighbours_and_own_network() -> None:
         (np.ones((15, 2)), r"k=15 .*n_rows - 2 = 13"),
         (np.ones(5), r"\(5,\)"),
         (np.ones((0, 5)), r"\(0, 5\)"),
-        (np.array([["a"], ["b"]]), "numbers are wanted"),
+        (np.array([["a"], ["b"]]), "X must hold numbers"),
         (np.where(np.eye(40, 3) == 0, 1, np.nan), r"3 of 40 rows, the first is row 0"),
         (np.where(np.eye(40, 3, -2) == 0, 1, np.inf), r"row 2"),
     ],

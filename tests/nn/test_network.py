@@ -39,5 +39,5 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"szubert", "hinton", "maaten", "mine"} <= set(network.get_base_networks())
     with pytest.raises(ConfigError, match="nonsense"):
         network.base_network("nonsense", (4,))
-    with pytest.raises(ConfigError, match="vector a row"):
+    with pytest.raises(ConfigError, match="vector per row"):
         network.triplet_network(keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 2)]))

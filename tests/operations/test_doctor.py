@@ -101,7 +101,7 @@ def test_whatever_breaks_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_show() -> None:
     lines = show([Check("a", "ok", "fine", "never shown"), Check("b", "fail", "broken", "mend it")])
-    assert lines == "ok    a: fine\nfail  b: broken\n      to mend: mend it"
+    assert lines == "ok    a: fine\nfail  b: broken\n      to fix: mend it"
 
 
 @pytest.mark.spark

@@ -95,7 +95,7 @@ def open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
     except OSError as err:
         raise OSError(
             f"the Annoy index {path!r} cannot be loaded as one of {dims} features ({err}): it is torn, or of other "
-            "data; build it anew"
+            "data; rebuild it"
         ) from err
     return index
 

@@ -192,7 +192,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         return extract_knn(self, verbose=self.verbose, n_jobs=n_jobs)
 
     def save(self, path: str) -> None:
-        """Write the index to another file; this matrix goes on with the file it has."""
+        """Write the index to another file; this matrix keeps using its own file."""
         if os.path.exists(self.index_path):
             shutil.copyfile(self.index_path, path)  # Annoy itself does not save what was built on disk
         else:
