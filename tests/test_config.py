@@ -39,6 +39,7 @@ def test_example_file_overrides_and_set_wins() -> None:
         ("neighbours.k=abc", "neighbours.k"),
         ("train.distance=cosin", r"is not one of: pn, .*; did you mean cosine\?"),
         ("neighbours.target_recall=1.5", "target_recall"),
+        ("neighbours.metric=cosin", r"is not one of: euclidean, .*; did you mean cosine\?"),
         ("triplets.block_rows=70000", "65536"),
         ("neighbours", "neighbours"),
     ],

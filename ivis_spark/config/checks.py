@@ -120,7 +120,8 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     value = _coerce(name, value, hint)
     allowed = allowed_values(owner, key)
     if allowed and value not in allowed:
-        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(allowed)}{did_you_mean(value, allowed)}")
+        hint = did_you_mean(value, [*allowed, *item.metadata.get("aliases", {})])
+        raise ConfigError(f"{name}={value!r} is not one of: {', '.join(allowed)}{hint}")
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} is not a finite number")

@@ -12,7 +12,7 @@ from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ivis_spark.config import Config, EmbedConfig, EvaluateConfig
+from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.params import ReadableParams, add_accessors, set_params
@@ -74,7 +74,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
     def _evaluate(self, dataset: DataFrame) -> float:
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if name not in METRICS:
-            raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}")
+            raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
         with exact_names(dataset):
             X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed"))

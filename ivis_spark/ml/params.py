@@ -16,7 +16,7 @@ from pyspark.ml.param import Param, Params
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader
 
 from ivis_spark import storage
-from ivis_spark.config import Config, check_value, top_settings
+from ivis_spark.config import Config, check_value, did_you_mean, top_settings
 from ivis_spark.errors import ArtifactError, ConfigError
 
 _P = TypeVar("_P", bound=Params)
@@ -95,7 +95,8 @@ def set_params(instance: Params, values: Mapping[str, Any]) -> None:
     valid = [param.name for param in instance.params]
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        raise ConfigError(f"{type(instance).__name__} has no {', '.join(unknown)}; valid: {', '.join(valid)}")
+        hint = "".join(did_you_mean(name, valid) for name in unknown) or f"; valid: {', '.join(valid)}"
+        raise ConfigError(f"{type(instance).__name__} has no {', '.join(unknown)}{hint}")
     instance._set(**values)
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 import tensorflow as tf
 
-from ivis_spark.config import LOSSES, TrainConfig
+from ivis_spark.config import LOSSES, TrainConfig, did_you_mean
 from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError
 from ivis_spark.nn.distances import DISTANCES, Tensor, euclidean_distance, squared_distances
@@ -72,8 +72,8 @@ def triplet_loss(
         return found() if isinstance(found, type) else found
     if distance not in loss_dict:
         raise ConfigError(
-            f"Loss function {distance} not registered: it must be one of {', '.join(loss_dict)}; "
-            "add yours with ivis_spark.nn.losses.register_loss"
+            f"Loss function {distance} not registered: it must be one of {', '.join(loss_dict)}"
+            f"{did_you_mean(distance, loss_dict)}; add yours with ivis_spark.nn.losses.register_loss"
         )
     loss = loss_dict[distance]
     if isinstance(loss, HingeLoss):

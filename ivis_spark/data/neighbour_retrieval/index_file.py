@@ -5,20 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import os
-import typing
 from typing import Any
 
 from annoy import AnnoyIndex
 
-from ivis_spark.config import IVIS_METRIC, Metric, NeighboursConfig
+from ivis_spark.config import IVIS_METRIC, Metric, NeighboursConfig, check_value
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.rows import as_rows, blocks
 from ivis_spark.data.threads import count_threads
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import InputError
 
 log = logging.getLogger(__name__)
-
-METRICS: tuple[str, ...] = typing.get_args(Metric)
 
 
 def build_annoy_index(
@@ -74,9 +71,7 @@ def build_annoy_index(
 
 
 def _new_index(dims: int, metric: Metric) -> AnnoyIndex:
-    if metric not in METRICS:
-        raise ConfigError(f"metric={metric!r} is not one of: {', '.join(METRICS)}")
-    return AnnoyIndex(dims, metric=metric)
+    return AnnoyIndex(dims, metric=check_value("neighbours.metric", metric))
 
 
 def open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
