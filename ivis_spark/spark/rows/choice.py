@@ -18,7 +18,8 @@ from ivis_spark.spark.rows.identity import files_of
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 1000
+_SAMPLE_ROWS, _SAMPLE_CELLS = 1000, 200_000
+_MOST_SUSPECTS = 20  # columns of a kind that are then read whole
 _FEWEST_IDS = 10  # fewer whole numbers differ by chance
 _UNIQUE_SHARE = 0.95  # of an estimate with an error of 2 %
 _NAMES_SHOWN = 20
@@ -87,8 +88,9 @@ def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
 def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
     """Warn of features that are whole numbers, another in every row."""
     numbered, columns = _numbered(table, features)
-    sample = numbered.select(*columns).limit(_SAMPLE_ROWS).collect()
-    suspects = {name: column for name, column in zip(features, columns, strict=True) if _like_ids(sample, column)}
+    sample = _sample(numbered, columns)
+    like_ids = [(name, column) for name, column in zip(features, columns, strict=True) if _like_ids(sample, column)]
+    suspects = dict(like_ids[:_MOST_SUSPECTS])
     if not suspects:
         return
     counts = [F.approx_count_distinct(column, 0.02).alias(column) for column in suspects.values()]
@@ -119,11 +121,15 @@ def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     if not names:
         return {}
     numbered, columns = _numbered(table, names)
-    sample = numbered.select(*columns).limit(_SAMPLE_ROWS).collect()
-    faults = {}
+    sample = _sample(numbered, columns)
+    faults: dict[str, str] = {}
     for name, column in zip(names, columns, strict=True):
         cells = [row[column] for row in sample if row[column] is not None]
-        if not cells or 2 * sum(re.match(_NUMBER, cell) is not None for cell in cells) < len(cells):
+        if (
+            len(faults) == _MOST_SUSPECTS
+            or not cells
+            or 2 * sum(re.match(_NUMBER, cell) is not None for cell in cells) < len(cells)
+        ):
             continue
         bad = F.col(column).isNotNull() & ~F.col(column).rlike(_NUMBER)
         example: Column = F.min(F.when(bad, F.col(column)))
@@ -136,6 +142,12 @@ def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
                 f"example {cell!r}. Correct them, or read them as null: --set 'data.options={{nullValue: {cell!r}}}'"
             )
     return faults
+
+
+def _sample(numbered: DataFrame, columns: Sequence[str]) -> list[Any]:
+    """Return the first rows, fewer of very wide tables."""
+    rows = max(2 * _FEWEST_IDS, min(_SAMPLE_ROWS, _SAMPLE_CELLS // len(columns)))
+    return numbered.select(*columns).limit(rows).collect()
 
 
 def _numbered(table: DataFrame, names: Sequence[str]) -> tuple[DataFrame, list[str]]:
