@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
@@ -115,9 +115,11 @@ def _as_named(uri: str) -> str:
 
 
 def _encoding_of_names(spark: SparkSession) -> str:
-    """Return the encoding of file names on the driver, which Java takes from the locale."""
+    """Return the encoding of file names on the driver, which Java takes from the locale; UTF-8 if it does not say."""
     jvm: Any = spark.sparkContext._jvm
-    return str(jvm.java.lang.System.getProperty("sun.jnu.encoding"))
+    with suppress(Exception):  # it must not hide the error that it may explain
+        return str(jvm.java.lang.System.getProperty("sun.jnu.encoding"))
+    return "UTF-8"
 
 
 def _reader(spark: SparkSession, config: DataConfig, **defaults: Any) -> DataFrameReader:
