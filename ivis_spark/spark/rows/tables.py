@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ from ivis_spark.spark.causes import deepest_cause
 
 log = logging.getLogger(__name__)
 
-# Spark's own switch, which `spark.read.table` uses: without it *, ?, [ and { in a path select other paths.
+# Spark's own switch, which `spark.read.table` uses: without it *, ?, [ and { in a path select other paths. It is good
+# for a single path: each of several that could be patterns is then read as often as there are of them.
 _LITERAL = {"__globPaths__": "false"}
 _CASE = "spark.sql.caseSensitive"
-_PATTERN_CHARACTERS = frozenset("*?[]{}")
+_PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
 
 def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
@@ -86,17 +88,22 @@ def _cases_apart(spark: SparkSession) -> Iterator[None]:
 
 def read_files(table: DataFrame, uri: str, config: DataConfig, files: Sequence[str]) -> DataFrame:
     """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
-    reader = _reader(table.sparkSession, config).options(**_LITERAL)
+    reader = _reader(table.sparkSession, dataclasses.replace(config, glob=True))
     fs, path = storage.filesystem(uri)
     if fs.isdir(path):  # so that folders like day=1 stay columns
         reader = reader.option("basePath", storage.normalise_uri(uri))
-    return reader.schema(table.schema).load(list(files))
+    return reader.schema(table.schema).load([_escaped(file) for file in files])
 
 
 def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = None) -> DataFrame:
     """Open Parquet files or folders of ours."""
-    reader = spark.read.options(**_LITERAL)
-    return (reader if schema is None else reader.schema(schema)).parquet(*uris)
+    reader = spark.read if schema is None else spark.read.schema(schema)
+    return reader.parquet(*map(_escaped, uris))
+
+
+def _escaped(path: str) -> str:
+    """Return the pattern that only this path matches."""
+    return "".join(f"\\{c}" if c in _PATTERN_CHARACTERS else c for c in path)
 
 
 def input_files(frame: DataFrame) -> list[str]:

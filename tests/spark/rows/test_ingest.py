@@ -175,10 +175,10 @@ def test_all_rows_equal_is_a_warning(spark: SparkSession, tmp_path: Path, caplog
 
 def test_unreadable_inputs(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere.* cannot be read as parquet"):
-        tables.read_table(spark, str(tmp_path / "nowhere"), RAW)
+        tables.read_table(spark, str(tmp_path / "nowhere"), DataConfig(format="parquet"))
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(InputError, match="cannot be read as parquet"):
-        tables.read_table(spark, str(tmp_path / "text.parquet"), RAW)
+        tables.read_table(spark, str(tmp_path / "text.parquet"), DataConfig(format="parquet"))
     with pytest.raises(InputError, match="cannot be read as nosuch"):
         tables.read_table(spark, str(tmp_path), DataConfig(format="nosuch"))
 
