@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
 ROOMS = (
     "errors config manifest storage core nn data train estimator serving spark report runtime stages pipeline "
-    "ml operations demo cli"
+    "ml operations demo cli __main__"
 ).split()
 PACKAGES = {
     "yaml": {"config"},

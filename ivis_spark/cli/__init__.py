@@ -242,6 +242,7 @@ def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, *, ke
         text = f"a package is missing: {err}. Install the extras: pip install 'ivis_spark[fit,report]'"
     else:
         text = str(deepest_cause(err))
+    text = " ".join(text.splitlines())
     log.debug("%s", text, exc_info=err)
     where = logs.path() if keep or not logs.is_temporary() else None
     sys.stderr.write(f"ivis-spark {arguments.command}: {text}{f' (log: {where})' if where else ''}\n")

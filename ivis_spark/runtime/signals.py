@@ -79,7 +79,8 @@ def raise_on_signals() -> Iterator[Guard]:
     before = {number: signal.getsignal(number) for number in (*_RAISED, signal.SIGALRM)}
     timer = signal.getitimer(signal.ITIMER_REAL)
     for number in _RAISED:
-        signal.signal(number, on_signal)
+        if before[number] is not signal.SIG_IGN:  # as a shell starts a command in the background, or nohup does
+            signal.signal(number, on_signal)
     try:
         yield guard
     finally:

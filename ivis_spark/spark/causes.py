@@ -89,11 +89,10 @@ def _message(head: str) -> str:
     """Return the class and message of a cause in a line; empty if it has no message."""
     if "Traceback (most recent call last)" in head:  # a Python worker's: its last line says what it is
         return [line.strip() for line in head.splitlines() if line.strip()][-1][:_MOST_CHARACTERS]
-    line = " ".join(head.split())
-    line = re.sub(r"^An error occurred while calling \S+ : ", "", line)
-    line = re.sub(r"^.*most recent failure: Lost task .*? executor [^)]*\): ", "", line)
-    name, colon, message = line.partition(": ")
-    message = message.removesuffix(" Details:").strip()
+    head = re.sub(r"^\s*An error occurred while calling [^\n]*\n: ", "", head).strip()
+    head = re.sub(r"^.*most recent failure: Lost task [^\n]*? executor [^)\n]*\): ", "", head, flags=re.DOTALL)
+    name, colon, message = head.partition(":")
+    message = (message.strip().splitlines() or [""])[0].removesuffix(" Details:")  # further lines are plans of queries
     if not colon or message in ("", "null"):
         return ""
     return f"{name.rpartition('.')[2]}: {message}"[:_MOST_CHARACTERS]

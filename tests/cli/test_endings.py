@@ -7,6 +7,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -99,6 +101,13 @@ def test_what_java_explains_is_in_a_log(
     assert "a.B.c(B.java:1)" in json.loads(log.read_text().splitlines()[-1])["traceback"]
 
 
+def test_a_message_of_several_lines_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends_with(monkeypatch, raising(InputError("column 'a\nb' is\ntext")), str(tmp_path / "out")) == 2
+    assert "column 'a b' is text" in only_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "text"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
 )
@@ -134,3 +143,24 @@ def test_a_signal_that_is_swallowed_at_the_very_end_still_counts(
 
     assert ends_with(monkeypatch, work, str(tmp_path / "out")) == 130
     assert "interrupted" in only_line(capsys)
+
+
+def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
+    """A module on the way interrupts, as the user does."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'ivis_spark.cli':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ivis_spark", "status", "x"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "ivis-spark: interrupted; nothing was begun\n")

@@ -116,6 +116,16 @@ with raise_on_signals():
     assert subprocess.run([sys.executable, "-c", program], timeout=25, check=False).returncode == code
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with raise_on_signals() as guard:
+            end_this_process(signal.SIGINT)
+        assert guard.signal is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_without_a_signal_nothing_happens() -> None:
     with raise_on_signals() as guard:
         guard.at_once(lambda: pytest.fail("no signal came"))

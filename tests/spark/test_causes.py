@@ -30,6 +30,12 @@ ACCOUNTS = {
         "file. Expected magic number\n" + STACK,
         "RuntimeException: file:/t/b.parquet is not a Parquet file. Expected magic number",
     ),
+    "a plan": (
+        "org.apache.spark.sql.AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be resolved.;\n'Project ['x]\n"
+        "+- Relation [id#0L] parquet\n\n" + STACK,
+        "AnalysisException: [UNRESOLVED_COLUMN] A column `x` cannot be resolved.;",
+    ),
+    "a message on the next line": ("java.io.IOException: \n  disk gone\n" + STACK, "IOException: disk gone"),
     "no cause": (LOST + "java.io.IOException: broken pipe\n" + STACK, "IOException: broken pipe"),
     "a task's own error": (LOST + PYTHON.format(error="ValueError: no such thing"), "ValueError: no such thing"),
     "a cause without words": (
