@@ -9,16 +9,40 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _PACKAGES = ("ivis_spark", "numpy", "pyarrow", "annoy", "pyspark", "petastorm", "tensorflow", "tensorflow-cpu", "keras")
 
 
 @dataclass(frozen=True)
+class Defaults:
+    """Default settings by section of the configuration: `plain`, and with what the preset sets in their place."""
+
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    preset: Mapping[str, Any] = field(default_factory=dict)
+
+    def others(self, spec: Mapping[str, Any]) -> list[str]:
+        """Return the settings `section.key` of a specification that have another value than the plain default."""
+        return [
+            f"{name}.{key}"
+            for name, settings in spec.get("config", {}).items()
+            if isinstance(settings, Mapping)
+            for key, value in settings.items()
+            if value != self.plain.get(name, {}).get(key)
+        ]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """What a published stage says of itself. `spec` (configuration and inputs) decides whether a rerun may skip it."""
+    """What a published stage says of itself.
+
+    `spec` (configuration and inputs) decides whether a rerun may skip it. `folder` holds its files, relative to the
+    stage; it is empty in format 1, where they lie beside the manifest. `made_from` has the fingerprints of all stages
+    that it was made from, directly or not. `non_defaults` names the settings that had another value than their
+    default, by the user or by a preset; None where that is not known.
+    """
 
     stage: str
     spec: dict[str, Any]
@@ -26,6 +50,9 @@ class Manifest:
     files: list[dict[str, Any]]
     versions: dict[str, str]
     created: str
+    folder: str = ""
+    made_from: dict[str, str] = field(default_factory=dict)
+    non_defaults: list[str] | None = None
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -35,14 +62,45 @@ class Manifest:
         Raises:
             ValueError: if that is none; says what is wrong.
         """
+        if isinstance(mapping, dict) and mapping.get("format_version") == 1:
+            mapping = {"folder": "", "made_from": {}, "non_defaults": None, **mapping}
         names = [item.name for item in dataclasses.fields(cls)]
         if not isinstance(mapping, dict) or set(mapping) != set(names):
             raise ValueError(f"its keys are not {', '.join(names)}")
         check_fields(mapping, stage=str, spec=dict, info=dict, files=list, versions=dict, created=str)
-        check_fields(mapping, format_version=int)
+        check_fields(mapping, format_version=int, folder=str, made_from=dict, non_defaults=(list, type(None)))
+        if mapping["folder"] and "/" in check_inside(mapping["folder"], "the stage"):
+            raise ValueError(f"it names {mapping['folder']!r}, which is not a folder of the stage")
+        check_list(list(mapping["made_from"].values()), str, "made_from")
+        check_list(mapping["non_defaults"] or [], str, "non_defaults")
         for record in mapping["files"]:
             check_record(record, "the stage")
         return cls(**mapping)
+
+    def changes(self, spec: Mapping[str, Any], defaults: Defaults) -> list[str]:
+        """Return `name: old -> new` for each setting and input in which another specification differs.
+
+        What was set counts: a setting that the writing code did not know yet is taken for its default, a default that
+        has another value since is none of the user's changes, and a setting that went counts only if it was set.
+        """
+        old, new = dict(self.spec), dict(spec)
+        if not isinstance(old.get("config"), dict) or not isinstance(new.get("config"), Mapping):
+            return differences(old, new)
+        old["config"], new["config"] = dict(old["config"]), dict(new["config"])
+        for name, settings in new["config"].items():
+            known = old["config"].get(name)
+            if not isinstance(settings, Mapping) or not isinstance(known, dict):
+                continue
+            was_set = {key for key in known if self.non_defaults is None or f"{name}.{key}" in self.non_defaults}
+            plain, preset = defaults.plain.get(name, {}), defaults.preset.get(name, {})
+            new_ones = {
+                key for key in settings.keys() - known.keys() if settings[key] in (plain.get(key), preset.get(key))
+            }
+            same = {key for key in settings.keys() & known.keys() - was_set if settings[key] == plain.get(key)}
+            gone = {key for key in known.keys() - settings.keys() if self.non_defaults is None or key not in was_set}
+            old["config"][name] = {key: value for key, value in known.items() if key not in same | gone}
+            new["config"][name] = {key: value for key, value in settings.items() if key not in same | new_ones}
+        return differences(old, new)
 
     @property
     def fingerprint(self) -> str:

@@ -57,7 +57,7 @@ for name in ("trustworthiness", "random_triplet_accuracy", "knn_accuracy"):
 
 # COMMAND ----------
 
-embeddings = spark.read.parquet(pipeline.run_folder.path("embeddings", "data"))
+embeddings = spark.read.parquet(pipeline.run_folder.data("embeddings"))
 embeddings.createOrReplaceTempView("embeddings")
 
 # COMMAND ----------

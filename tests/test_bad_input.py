@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import published
 
 from ivis_spark.cli import main
 from ivis_spark.storage import MARK
@@ -171,7 +172,7 @@ def test_null_labels_under_supervision(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def found(output: Path) -> dict[int, list[int]]:
-    table = pq.read_table(output / "neighbours" / "data")
+    table = pq.read_table(published(output, "neighbours") / "data")
     return dict(zip(table["id"].to_pylist(), table["neighbour_ids"].to_pylist(), strict=True))
 
 
@@ -205,5 +206,5 @@ def test_all_rows_equal_warns_and_says_what_to_try(tmp_path: Path, capsys: pytes
     error = capsys.readouterr().err
     assert "all 40 rows are equal in column 'values': the embedding will be one point. Check which columns" in error
     assert "the embedding seems to have collapsed" in error and "Traceback" not in error
-    figures = json.loads((tmp_path / "out" / "report" / "metrics.json").read_text())
+    figures = json.loads((published(tmp_path / "out", "report") / "metrics.json").read_text())
     assert figures["collapsed"] is True

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from runs import published
 from sklearn.datasets import load_digits
 
 from ivis_spark.cli import main
@@ -51,17 +52,17 @@ def test_run_publishes_every_stage(finished: Path) -> None:
     for stage in STAGES:
         manifest = json.loads((output / stage / "manifest.json").read_text())
         assert manifest["stage"] == stage and manifest["files"] and manifest["info"]["seconds"] > 0
-    table = pq.read_table(output / "embeddings" / "data").sort_by("id")
+    table = pq.read_table(published(output, "embeddings") / "data").sort_by("id")
     assert table.column_names == ["id", "label", "embedding"]
     assert table["id"].to_pylist() == list(range(300))
     assert table["label"].to_pylist() == load_digits().target[:300].tolist()
     embedding = np.array(table["embedding"].to_pylist())
     assert embedding.shape == (300, 2) and np.isfinite(embedding).all() and embedding.std() > 0
-    figures = json.loads((output / "report" / "metrics.json").read_text())
+    figures = json.loads((published(output, "report") / "metrics.json").read_text())
     assert 0.5 < figures["trustworthiness"] <= 1
-    assert "<html" in (output / "report" / "report.html").read_text()[:2000]
+    assert "<html" in (published(output, "report") / "report.html").read_text()[:2000]
     assert figures["recall_low"] <= figures["recall_at_k"] <= figures["recall_high"]
-    assert (output / "report" / "embedding.png").read_bytes()[:4] == b"\x89PNG"
+    assert (published(output, "report") / "embedding.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_spark_says_what_it_is_doing(finished: Path, spark: SparkSession) -> None:
@@ -116,8 +117,8 @@ def test_embed_other_rows_agrees_with_the_run(finished: Path) -> None:
     assert (
         main(["embed", "--input", str(finished / "other.parquet"), "--output", str(finished / "out"), "--quiet"]) == 0
     )
-    other = pq.read_table(finished / "out" / "embeddings-other" / "data").sort_by("id")
-    run = pq.read_table(finished / "out" / "embeddings" / "data").sort_by("id").slice(0, 50)
+    other = pq.read_table(published(finished / "out", "embeddings-other") / "data").sort_by("id")
+    run = pq.read_table(published(finished / "out", "embeddings") / "data").sort_by("id").slice(0, 50)
     assert other.column_names == ["id", "text", "embedding"]
     np.testing.assert_allclose(other["embedding"].to_pylist(), run["embedding"].to_pylist(), atol=1e-5)
 
@@ -128,7 +129,10 @@ def test_stage_by_stage_equals_run(finished: Path, tmp_path: Path) -> None:
     assert main(["neighbours", "--input", str(finished / "digits.parquet"), *columns, *out]) == 0
     for command in ("triplets", "train", "embed", "evaluate"):
         assert main([command, *out]) == 0
-    tables = [pq.read_table(f / "embeddings" / "data").sort_by("id")["embedding"] for f in (tmp_path, finished / "out")]
+    tables = [
+        pq.read_table(published(f, "embeddings") / "data").sort_by("id")["embedding"]
+        for f in (tmp_path, finished / "out")
+    ]
     assert tables[0].to_pylist() == tables[1].to_pylist()
 
 
@@ -138,7 +142,7 @@ def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pyt
     assert main([*argv, *colours]) == 2
     assert "colour_by names text, no features (features; of an array name[0]" in capsys.readouterr().err
     assert main([*argv, *colours, "--input", str(finished / "digits.parquet")]) == 0
-    page = (finished / "out" / "report" / "report.html").read_text()
+    page = (published(finished / "out", "report") / "report.html").read_text()
     options = re.findall(r"<option[^>]*>([^<]*)</option>", page)
     assert options == ["label", "features[20], scaled (minmax)", "text"]
 

@@ -55,9 +55,9 @@ CLASHES = [
 def test_output_never_touches_the_input(home: Path, output: str, source: str) -> None:
     output = output.format(home=home)
     before = snapshot(home)
-    with pytest.raises(InputError, match=r"--output .* (is|holds|lies in) --input"):
+    with pytest.raises(InputError, match=r"^\S*output .* (is|holds|lies in) \S*input"):
         Pipeline(output, Config(), get_spark=lambda: pytest.fail("not asked"), input_uri=source)
-    with pytest.raises(InputError, match=r"--log-file .* (is|holds|lies in) --input"):
+    with pytest.raises(InputError, match=r"^\S*log.file .* (is|holds|lies in) \S*input"):
         check_places(Config(), "new", input_uri=source, log_file=output)
     assert snapshot(home) == before
 

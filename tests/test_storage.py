@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fsspec
 import pytest
 from faulty_storage import FlakyFileSystem
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from ivis_spark import storage
+from ivis_spark.config import load_config
 from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.manifest import Defaults, Manifest
+from ivis_spark.operations.inspect import verify
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.storage import RunFolder
 
 SPEC = {"config": {"neighbours": {"k": 15}}, "inputs": {"rows": "abc"}}
@@ -31,7 +40,7 @@ def publish(run: RunFolder, text: str, spec: dict = SPEC) -> None:
 
 
 def read(run: RunFolder) -> str:
-    fs, path = storage.filesystem(run.path("neighbours", "data", "part-0.txt"))
+    fs, path = storage.filesystem(storage.join(run.data("neighbours"), "part-0.txt"))
     return fs.cat_file(path).decode()
 
 
@@ -62,28 +71,64 @@ def test_failed_rebuild_keeps_the_published(run: RunFolder) -> None:
     assert read(run) == "old"
 
 
-def test_rebuild_replaces(run: RunFolder) -> None:
+def test_rebuild_replaces_by_pointer(run: RunFolder) -> None:
     publish(run, "old")
+    old = run.data("neighbours")
     publish(run, "new!")
     assert read(run) == "new!"
-    fs, path = storage.filesystem(run.root)
-    assert sorted(name.rsplit("/out/")[-1] for name in fs.find(path)) == [
-        storage.MARK,
-        "neighbours/data/part-0.txt",
-        "neighbours/manifest.json",
-    ]
+    fs, path = storage.filesystem(old)
+    assert fs.cat_file(f"{path}/part-0.txt") == b"old"  # who reads the former build goes on reading it
+    [superseded] = run.garbage("neighbours")
+    assert old == run.path(superseded, "data")
+    run.discard(superseded)
+    assert run.garbage("neighbours") == [] and read(run) == "new!"
+    run.require("neighbours", "neighbours")
 
 
-def test_death_between_the_two_renames_is_mended(run: RunFolder) -> None:
+def test_a_manifest_that_cannot_be_read_keeps_the_builds(run: RunFolder) -> None:
     publish(run, "old")
-    fs, final = storage.filesystem(run.path("neighbours"))
-    _, aside = storage.filesystem(run.path(".replaced", "neighbours"))
-    fs.makedirs(fs._parent(aside), exist_ok=True)
-    fs.mv(final, aside, recursive=True)
-    assert run.set_aside() == ["neighbours"]
-    assert run.mend() == ["neighbours"] and run.set_aside() == []
-    assert run.require("neighbours", "neighbours").info["rows"] == 3
-    assert read(run) == "old"
+    storage.replace_file(run.path("neighbours", "manifest.json"), b'{"format_version": 99}')
+    assert run.garbage("neighbours") == []
+
+
+def test_removing_leaves_the_files_of_others(run: RunFolder) -> None:
+    publish(run, "old")
+    storage.write_json(run.path("neighbours", "notes.txt"), "mine")
+    run.remove("neighbours")
+    fs, path = storage.filesystem(run.path("neighbours"))
+    assert [name.rsplit("/", 1)[1] for name in fs.find(path)] == ["notes.txt"] and run.published() == []
+
+
+def test_a_pointer_whose_storage_dies_between_two_renames(tmp_path: Path) -> None:
+    """As on HDFS, where a rename takes the place of no file: the old pointer is gone, the new one not there yet."""
+
+    class Renaming(LocalFileSystem):
+        protocol = "renaming"
+
+        def mv(self, path1: str, path2: str, **_: Any) -> None:
+            assert not self.exists(path2)
+            if self.dead:
+                raise KeyboardInterrupt
+            super().mv(path1, path2)
+
+        dead = False
+
+    fsspec.register_implementation("renaming", Renaming, clobber=True)
+    run = RunFolder(f"renaming://{tmp_path}/out")
+    publish(run, "old")
+    publish(run, "new")
+    Renaming.dead = True
+    with pytest.raises(KeyboardInterrupt):
+        publish(run, "newest")
+    assert not (tmp_path / "out" / "neighbours" / "manifest.json").exists()
+    Renaming.dead = False
+    assert read(run) == "newest" and run.require("neighbours", "neighbours").info["rows"] == 6
+    publish(run, "last")
+    assert read(run) == "last"
+    cut_off = tmp_path / "out" / "rows" / "manifest.json.0.new"
+    cut_off.parent.mkdir()
+    cut_off.write_text("{")
+    assert run.manifest("rows") is None
 
 
 def test_rerun_skips_equal_and_refuses_changed(run: RunFolder) -> None:
@@ -98,7 +143,7 @@ def test_rerun_skips_equal_and_refuses_changed(run: RunFolder) -> None:
 
 def test_torn_file_is_named(run: RunFolder) -> None:
     publish(run, "abc")
-    fs, path = storage.filesystem(run.path("neighbours", "data", "part-0.txt"))
+    fs, path = storage.filesystem(storage.join(run.data("neighbours"), "part-0.txt"))
     fs.pipe_file(path, b"ab")
     with pytest.raises(ArtifactError, match=r"part-0\.txt holds 2 bytes, 3 were written"):
         run.require("neighbours", "neighbours")
@@ -170,26 +215,121 @@ def test_a_request_that_fails_is_no_absence() -> None:
     FlakyFileSystem.fail(-1)
 
 
-@pytest.mark.parametrize("kind", ["copied", "renamed"])
-def test_a_folder_that_moves_counts_only_when_whole(kind: str, tmp_path: Path) -> None:
-    root = f"memory://{uuid.uuid4().hex}" if kind == "copied" else str(tmp_path)
-    for name in ("manifest.json", "zeta"):  # which sorts after the manifest
-        storage.write_json(storage.join(root, "old", name), name)
-    fs, path = storage.filesystem(root)
+KEPT = Path(__file__).parent / "kept_runs"
 
-    class Seen:
-        """Notes what is copied, in order."""
 
-        copied: ClassVar[list[str]] = []
+@pytest.fixture
+def kept(tmp_path: Path) -> RunFolder:
+    """A run of format 1, from before builds had folders of their own."""
+    shutil.copytree(KEPT / "format-1", tmp_path / "out")
+    return RunFolder(str(tmp_path / "out"))
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(fs, name)
 
-        def copy(self, sources: list[str], targets: list[str], **options: Any) -> None:
-            self.copied.extend(targets)
-            fs.copy(sources, targets, **options)
+def test_a_run_of_an_earlier_version_is_read_as_it_is(kept: RunFolder) -> None:
+    assert kept.is_run() and kept.published() == ["embeddings", "model", "neighbours", "rows", "triplets"]
+    assert verify(kept.root)["neighbours"] == 6
+    assert kept.data("rows") == kept.path("rows", "data") and kept.outdated("embeddings") == {}
+    train = ["train.epochs=2", "train.learning_rate=0.01", "train.batch_size=16", "train.model=small_networks:tiny"]
+    config = load_config(None, ["neighbours.k=5", "data.id_col=id", "data.label_col=label", *train])
+    pipeline = Pipeline(kept.root, config, get_spark=lambda: pytest.fail("a stage would be built again"))
+    for step in (pipeline.neighbours, pipeline.triplets, pipeline.train, pipeline.embed):
+        step()
 
-    storage.move_folder(Seen(), f"{path}/old", f"{path}/new", seal="manifest.json")
-    assert [name for name, _ in storage.list_files(root)] == ["new/manifest.json", "new/zeta"]
-    wanted = [f"{path}/new/zeta", f"{path}/new/manifest.json"] if kind == "copied" else []
-    assert Seen.copied == wanted
+
+def test_a_stage_of_an_earlier_version_is_replaced(kept: RunFolder) -> None:
+    storage.write_json(kept.path("rows", "notes.txt"), "mine")
+    with pytest.raises(RuntimeError), kept.build("rows", {"new": 1}):
+        raise RuntimeError
+    kept.require("rows", "neighbours")
+    with kept.build("rows", {"new": 1}) as build:
+        storage.write_json(build.path("data", "a"), 1)
+    assert sorted(name for name, _ in storage.list_files(kept.path("rows")) if "/" not in name) == [
+        "manifest.json",
+        "notes.txt",
+    ]
+    assert kept.garbage("rows") == [] and kept.outdated("neighbours") == {"neighbours": ["rows"]}
+    assert set(kept.outdated("embeddings")) == {"neighbours", "triplets"}
+    kept.remove("neighbours")
+    assert not Path(kept.path("neighbours").removeprefix("file://")).exists()
+
+
+def test_an_input_that_is_replaced_meanwhile(run: RunFolder) -> None:
+    def rows(number: int) -> str:
+        with run.build("rows", {"n": number}):
+            pass
+        manifest = run.manifest("rows")
+        assert manifest is not None
+        return manifest.fingerprint
+
+    spec = {"inputs": {"rows": rows(1)}}
+    with pytest.raises(ArtifactError, match="was replaced while 'neighbours' was made from it"):
+        with run.build("neighbours", spec):
+            rows(2)
+    assert run.manifest("neighbours") is None and not run.garbage("neighbours")
+
+
+def test_only_what_was_set_is_compared() -> None:
+    then = Defaults({"train": {"k": 1, "gone": 2, "set": 0, "moved": 5, "rate": 1}})
+    now = Defaults({"train": {"k": 1, "new": "x", "set": 0, "moved": 6, "rate": 1}}, {"train": {"new": "by preset"}})
+
+    def manifest(settings: dict[str, Any], non_defaults: list[str] | None) -> Manifest:
+        return Manifest("a", {"config": {"train": settings}, "inputs": {}}, {}, [], {}, "", non_defaults=non_defaults)
+
+    def changes(old: dict[str, Any], new: dict[str, Any], *, known: bool = True) -> list[str]:
+        set_then = then.others({"config": {"train": old}}) if known else None
+        found = manifest(old, set_then).changes({"config": {"train": new}, "inputs": {}}, now)
+        return [text.removeprefix("config.train.") for text in found]
+
+    old = {"k": 1, "gone": 2, "set": 0, "moved": 5, "rate": 1}
+    new = {"k": 1, "new": "x", "set": 0, "moved": 6, "rate": 1}
+    assert changes(old, new) == []  # a field came, one went, and a default changed
+    assert changes(old, {**new, "new": "by preset"}) == []
+    assert changes(old, {**new, "new": "set"}) == ["new: None -> 'set'"]
+    assert changes({**old, "gone": 3}, new) == ["gone: 3 -> None"]
+    assert changes({**old, "moved": 7}, new) == ["moved: 7 -> 6"]
+    assert changes(old, {**new, "moved": 7}) == ["moved: 5 -> 7"]
+    assert changes({**old, "rate": 2}, new) == ["rate: 2 -> 1"]  # set then, also by a preset, and not now
+    assert changes(old, new, known=False) == ["moved: 5 -> 6"]  # a manifest that does not say what was set
+
+
+class CountingFileSystem(MemoryFileSystem):
+    """Counts requests, by what they do; folders of objects are listed in one."""
+
+    protocol = "counting"
+    requests: ClassVar[Counter[str]] = Counter()
+
+    def info(self, path: str, **options: Any) -> Any:
+        self.requests["info"] += 1
+        return super().info(path, **options)
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        self.requests["list"] += 1
+        return super().ls(path, detail=detail, **options)
+
+    def pipe_file(self, path: str, value: bytes, *arguments: Any, **options: Any) -> None:
+        self.requests["write"] += 1
+        super().pipe_file(path, value, *arguments, **options)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self.requests["open"] += mode == "rb"
+        return super()._open(path, mode, **options)
+
+
+def test_requests_do_not_grow_with_files_but_for_one_each() -> None:
+    fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
+    counts = []
+    for files in (10, 200):
+        run = RunFolder(f"counting://{uuid.uuid4().hex}/out")
+        CountingFileSystem.requests.clear()
+        with run.build("rows", SPEC) as build:
+            for number in range(files):
+                storage.write_json(build.path("data", f"{number}"), number)
+        run.require("rows", "neighbours")
+        counts.append(dict(CountingFileSystem.requests))
+        many = [f"{run.data('rows')}/{number}" for number in range(files)]
+        CountingFileSystem.requests.clear()
+        assert len(storage.describe_files(many)) == files
+        assert sum(CountingFileSystem.requests.values()) < 5
+    few, many_files = counts
+    assert many_files["write"] - few["write"] == many_files["open"] - few["open"] == 190  # written once, digested once
+    assert many_files["info"] == few["info"] and many_files["list"] == few["list"]

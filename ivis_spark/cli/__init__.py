@@ -146,9 +146,9 @@ def _published(arguments: argparse.Namespace, pipeline: Pipeline) -> str:
     if command in ("embed", "query"):
         manifest = getattr(pipeline, command)(arguments.name)
         what = "embeddings" if command == "embed" else "rows with their neighbours"
-        return f"{manifest.info['rows']:,} {what}: {pipeline.run_folder.path(manifest.stage, 'data')}"
+        return f"{manifest.info['rows']:,} {what}: {pipeline.run_folder.uri(manifest, 'data')}"
     manifest = getattr(pipeline, command)()
-    where = f"{manifest.stage}: {pipeline.run_folder.path(manifest.stage)}"
+    where = f"{manifest.stage}: {pipeline.run_folder.uri(manifest)}"
     return f"{where}\n{_summary(pipeline, manifest)}" if command == "evaluate" else where
 
 
@@ -180,10 +180,10 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
     folder, metrics = pipeline.run_folder, report.info
     lines = [
         "",
-        f"embeddings  {folder.path('embeddings', 'data')}",
-        f"model       {folder.path('model')}",
-        f"report      {folder.path('report', 'report.html')}",
-        f"picture     {folder.path('report', 'embedding.png')}",
+        f"embeddings  {folder.data('embeddings')}",
+        f"model       {folder.uri(folder.require('model', 'train'))}",
+        f"report      {folder.uri(report, 'report.html')}",
+        f"picture     {folder.uri(report, 'embedding.png')}",
         "",
     ]
     names = {

@@ -189,6 +189,14 @@ class Config(Checked):
         operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
         return {key: item for key, item in value.items() if key not in operational}
 
+    def default_settings(self, name: str, *, preset: bool) -> Any:
+        """Return what `result_settings` gives where nothing is set, or nothing but the preset."""
+        section = _sections().get(name)
+        if section is None:
+            return getattr(type(self), name)
+        changed = PRESETS[self.preset].get(name, {}) if preset else {}
+        return plain(dataclasses.asdict(_with_preset(section, None, changed)))
+
 
 def _steps_for(rows: int, train: TrainConfig) -> dict[str, int]:
     """Return the epochs and the batch size that suit a number of rows, each if it is `auto`."""

@@ -9,7 +9,7 @@ from typing import Any
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
 from ivis_spark.runtime.lock import owners
-from ivis_spark.storage import MANIFEST, Manifest, RunFolder
+from ivis_spark.storage import Manifest, RunFolder
 
 _THREADS = 8  # digesting waits for storage
 _QUALITY = {
@@ -39,16 +39,16 @@ def status(root: str) -> Status:
     """
     folder = RunFolder(root)
     stages, quality = [], {}
-    for name, manifest in _manifests(folder).items():
-        stages.append(_stage(name, manifest))
+    for manifest in _manifests(folder).values():
+        stages.append(_stage(folder, manifest))
         quality.update({text: manifest.info[key] for key, text in _QUALITY.items() if key in manifest.info})
         if isinstance(manifest.info.get("recall"), dict):
             quality["recall"] = manifest.info["recall"].get("value")
     locks = owners(folder.root)
-    running = [str(owner) for owner in locks.values() if not owner.is_dead()]
-    left = [f"lock of {owner}" for owner in locks.values() if owner.is_dead()]
+    running = [str(owner) for owner in locks.values() if not owner.seems_dead()]
+    left = [f"lock of {owner}" for owner in locks.values() if owner.seems_dead()]
     if not running:
-        left += folder.unfinished() + [f"{name} (moved aside)" for name in folder.set_aside()]
+        left += [name for stage in folder.stages() for name in folder.garbage(stage)]
     if not stages and not running and not left:
         raise ArtifactError(
             f"{folder.root} holds no run; its stages are made by: ivis-spark run --input ... --output ..."
@@ -68,8 +68,10 @@ def show(found: Status) -> str:
         lines.append(f"{line}  {stage['created']}")
     if found.quality:
         lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
+    tables = [f"{stage['stage']:<24} {stage['table']}" for stage in found.stages if stage["table"]]
+    lines += ["", *tables] if tables else []
     lines += [f"running: {text}" for text in found.running]
-    lines += [f"left by a run that was killed: {text} (ivis-spark clean removes it)" for text in found.left]
+    lines += [f"no longer needed: {text} (ivis-spark clean removes it)" for text in found.left]
     return "\n".join(lines)
 
 
@@ -98,7 +100,7 @@ def verify(root: str) -> dict[str, int]:
     faults = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, manifest in manifests.items():
-            faults += _altered(folder, name, manifest, pool) + _outdated(name, manifest, manifests)
+            faults += _altered(folder, name, manifest, pool) + _outdated(folder, name)
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
         raise ArtifactError(f"{folder.root} is not what was published: {shown}. Rebuild those stages with --overwrite")
@@ -110,9 +112,12 @@ def _manifests(folder: RunFolder) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _stage(name: str, manifest: Manifest) -> dict[str, Any]:
+def _stage(folder: RunFolder, manifest: Manifest) -> dict[str, Any]:
+    table = any(record["path"].startswith("data/") for record in manifest.files)
     return {
-        "stage": name,
+        "stage": manifest.stage,
+        "uri": folder.uri(manifest),
+        "table": folder.uri(manifest, "data") if table else None,
         "rows": _number(manifest.info.get("rows")),
         "seconds": _number(manifest.info.get("seconds")),
         "bytes": sum(record["bytes"] for record in manifest.files),
@@ -128,12 +133,13 @@ def _number(value: Any) -> Any:
 
 
 def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolExecutor) -> list[str]:
-    present = dict(storage.list_files(folder.path(name)))
+    present = dict(storage.list_files(folder.uri(manifest)))
     records = {record["path"]: record for record in manifest.files}
     faults = [f"{name}/{path} is missing" for path in sorted(records.keys() - present.keys())]
-    faults += [f"{name}/{path} is not in the manifest" for path in sorted(present.keys() - records.keys() - {MANIFEST})]
+    if manifest.folder:  # else there may be other builds beside the files
+        faults += [f"{name}/{path} is not in the manifest" for path in sorted(present.keys() - records.keys())]
     whole = sorted(records.keys() & present.keys())
-    digests = pool.map(storage.digest_file, [folder.path(name, path) for path in whole])
+    digests = pool.map(storage.digest_file, [folder.uri(manifest, path) for path in whole])
     for path, digest in zip(whole, digests, strict=True):
         wanted = {key: records[path][key] for key in ("bytes", "sha256")}
         if digest != wanted:
@@ -141,12 +147,6 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
     return faults
 
 
-def _outdated(name: str, manifest: Manifest, manifests: dict[str, Manifest]) -> list[str]:
+def _outdated(folder: RunFolder, name: str) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    inputs = manifest.spec.get("inputs")
-    if not isinstance(inputs, dict):
-        return []
-    changed = [
-        stage for stage, digest in inputs.items() if stage in manifests and manifests[stage].fingerprint != digest
-    ]
-    return [f"{name} was made from a {stage!r} that has been replaced" for stage in changed]
+    return [f"{name} was made from a {stage!r} that has been replaced" for stage in folder.outdated(name).get(name, [])]

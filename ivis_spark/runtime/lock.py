@@ -2,7 +2,9 @@
 
 A small file `<run folder>/.lock-<name>.json` names its owner: host, process, and the time of its last heartbeat. It is
 made so that only one can make it; on filesystems that cannot do that the last writer wins and the loser sees it.
-A lock whose process is gone, or whose heartbeat has stopped, is taken over.
+A lock is taken over if its process is gone, which only the table of processes that it runs in can tell (two containers
+may have one hostname), or if its heartbeat has stopped. Clocks of two machines may differ, so a heartbeat that looks
+old is watched before it counts as stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0  # twelve heartbeats: storage that is slow for a minute must not cost a run its lock
+WATCH_S = 2.5 * HEARTBEAT_S  # how long a heartbeat is watched that looks old by this machine's clock
 _SETTLE_S = 1.0  # what a write of another run that wants the lock too may take to be seen
 _YEAR_10000 = 253402300800.0  # beyond which no time has a name
 PREFIX = ".lock-"
@@ -35,7 +39,11 @@ PREFIX = ".lock-"
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. Times are seconds since 1970 by the owner's clock; `born` tells a process from a later one."""
+    """Who holds a lock.
+
+    Times are seconds since 1970 by the owner's clock; `born` tells a process from a later one of the same number;
+    `processes` names the table of processes that the number belongs to.
+    """
 
     token: str
     host: str
@@ -44,32 +52,43 @@ class Owner:
     born: str | None
     started: float
     heartbeat: float
+    processes: str | None = None
 
     @classmethod
     def me(cls) -> Owner:
         """Describe this process."""
-        now = time.time()
-        return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _user(), _born(os.getpid()), now, now)
+        now, pid = time.time(), os.getpid()
+        return cls(uuid.uuid4().hex, socket.gethostname(), pid, _user(), _born(pid), now, now, _processes())
 
     @classmethod
     def from_mapping(cls, mapping: Any) -> Owner:
         """Make an owner of what JSON gave. Raises ValueError if that is none."""
-        owner = check_fields(mapping, token=str, host=str, pid=int, user=str, born=(str, type(None)))
+        text = (str, type(None))
+        owner = check_fields(mapping, token=str, host=str, pid=int, user=str, born=text)
+        check_fields({"processes": None, **mapping}, processes=text)
         times = check_fields(mapping, started=(int, float), heartbeat=(int, float))
         if not all(0 <= times[name] < _YEAR_10000 for name in ("started", "heartbeat")) or owner["pid"] < 1:
             raise ValueError("its times or its process cannot be")
         return cls(**owner)
 
-    def is_dead(self) -> bool:
-        """Tell whether the owner is known to be gone, or has not been heard of for `STALE_S`."""
-        if self.host == socket.gethostname() and not _is_running(self.pid, self.born):
-            return True
-        return time.time() - self.heartbeat > STALE_S
+    def is_gone(self) -> bool:
+        """Tell whether the owner's process is known to have ended. A torn lock is nobody's."""
+        here = self.host == socket.gethostname() and self.processes is not None and self.processes == _processes()
+        return not self.token or (here and not _is_running(self.pid, self.born))
+
+    def is_silent(self) -> bool:
+        """Tell whether the last heartbeat is more than `STALE_S` from now, by this machine's clock."""
+        return abs(time.time() - self.heartbeat) > STALE_S
+
+    def seems_dead(self) -> bool:
+        """Tell whether the owner is gone, or silent; only `RunLock` watches whether a silent one is alive."""
+        return self.is_gone() or self.is_silent()
 
     def __str__(self) -> str:
-        ago = max(0, time.time() - self.heartbeat)
+        ago = time.time() - self.heartbeat
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.started))
-        return f"process {self.pid} of {self.user} on {self.host}, since {since} UTC, last heartbeat {ago:.0f} s ago"
+        last = f"last heartbeat {ago:.0f} s ago" if ago > -HEARTBEAT_S else f"its clock is {-ago:.0f} s ahead"
+        return f"process {self.pid} of {self.user} on {self.host}, since {since} UTC, {last}"
 
 
 class RunLock:
@@ -91,8 +110,9 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         before = read_owner(self.uri)
-        if before is not None and not before.is_dead():
-            raise self._refused(before)
+        if before is not None and not before.is_gone():
+            if not before.is_silent() or _beats(self.uri, before):
+                raise self._refused(before)
         if before is not None:
             log.warning("the lock of a run that ended without a word is taken over: %s", before)
         alone = self._create(replace=before is not None)
@@ -126,10 +146,10 @@ class RunLock:
         folder = self.uri.rpartition("/")[0]
         if owner is None:
             return ArtifactError(f"the lock {self.uri} of this run was removed; start the run again")
-        wait = max(0, STALE_S - (time.time() - owner.heartbeat))
+        wait = STALE_S - (time.time() - owner.heartbeat)
+        rest = f"start again in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "start again"
         return ArtifactError(
-            f"{folder} is being written by {owner}. Wait for it, choose another --output, or, if it is dead, start "
-            f"again in {wait:.0f} s, when its lock can be taken over"
+            f"{folder} is being written by {owner}. Wait for it, choose another --output, or, if it is dead, {rest}"
         )
 
     def _create(self, *, replace: bool) -> bool:
@@ -183,12 +203,29 @@ def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owne
     return Owner("", "a host unknown", 0, "somebody unknown", None, 0.0, 0.0)
 
 
+def _beats(uri: str, owner: Owner) -> bool:
+    """Watch whether the heartbeat of an owner goes on, whatever the clocks say."""
+    log.info("looking whether a run is alive: %s", owner)
+    until = time.monotonic() + WATCH_S
+    while time.monotonic() < until:
+        time.sleep(min(1.0, WATCH_S / 5))
+        now = read_owner(uri)
+        if now is None or (now.token, now.heartbeat) != (owner.token, owner.heartbeat):
+            return now is not None
+    return False
+
+
 def owners(root: str) -> dict[str, Owner]:
     """Return the locks of a run folder by URI, dead ones too."""
     names = storage.children(*storage.filesystem(root))
     uris = [storage.join(storage.normalise_uri(root), name) for name in names if name.startswith(PREFIX)]
     found = {uri: read_owner(uri) for uri in uris if uri.endswith(".json")}
     return {uri: owner for uri, owner in found.items() if owner is not None}
+
+
+def lock_names(uris: Iterable[str]) -> list[str]:
+    """Return the names of locks by the URIs that `owners` gives."""
+    return [uri.rpartition("/")[2][len(PREFIX) : -len(".json")] for uri in uris]
 
 
 def _encode(owner: Owner) -> bytes:
@@ -215,6 +252,15 @@ def _is_running(pid: int, born: str | None) -> bool:
     except (PermissionError, OverflowError):
         return True
     return born is None or _born(pid) in (None, born)
+
+
+def _processes() -> str | None:
+    """Return what names the table of processes that this one is in: this start of the machine, and the namespace."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _born(pid: int) -> str | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import Defaults
 from ivis_spark.runtime import logs
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.runtime.tracking import Tracker
-from ivis_spark.storage import Manifest, RunFolder, StageBuild
+from ivis_spark.storage import Manifest, MapFiles, RunFolder, StageBuild
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class StageRunner:
         build: Callable[[StageBuild], None],
         *,
         lock: str,
-        map_files: Callable[[Callable[[str], Any], list[str]], Iterable[Any]],
+        defaults: Defaults,
+        map_files: MapFiles,
+        after: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Build a stage unless it stands with the same settings and input; return its manifest.
 
@@ -50,26 +54,26 @@ class StageRunner:
             spec: Configuration and inputs.
             build: Writes the stage below the build's `uri`.
             lock: Name of the lock to hold; a command that holds one already needs no other.
+            defaults: Default settings; only what was set decides whether it is published with the same.
             map_files: How to digest many files.
+            after: Called when it is published, still under the lock.
 
         Raises:
             ArtifactError: if it stands with other settings and is not to be overwritten, or another run holds the lock.
         """
         logs.enter_stage(name)
         self.folder.check()
-        self._mend()
         command = self._commands.get(name, "embed")
-        if self.folder.is_current(name, spec, overwrite=self._overwrite):
+        if self.folder.is_current(name, spec, overwrite=self._overwrite, defaults=defaults):
             log.info("%s: already published, skipped", name)
         else:
             log.info("%s: started", name)
             started = time.monotonic()
-            with (
-                self.locked(lock) as held,
-                self.folder.build(name, spec, map_files=map_files, check=held.check) as stage,
-            ):
-                build(stage)
-                stage.info["run_id"] = logs.run_id()
+            with self.locked(lock) as held:
+                with self.folder.build(name, spec, defaults=defaults, map_files=map_files, check=held.check) as stage:
+                    build(stage)
+                    stage.info["run_id"] = logs.run_id()
+                after()
             log.info("%s: published in %.1f s", name, time.monotonic() - started)
         manifest = self.folder.require(name, command)
         if self.tracker is not None:
@@ -77,13 +81,23 @@ class StageRunner:
         return manifest
 
     def require(self, name: str) -> Manifest:
-        """Return the manifest of a stage that must stand.
+        """Return the manifest of a stage that must be published, made from what is published now.
 
         Raises:
-            ArtifactError: if it does not (names the command that makes it), or is not whole.
+            ArtifactError: if it is not published (names the command that makes it), is not whole, or belongs to stages
+                that were replaced since (names the commands to run again).
         """
-        self._mend()
-        return self.folder.require(name, self._commands[name])
+        manifest = self.folder.require(name, self._commands[name])
+        outdated = self.folder.outdated(name)
+        if outdated:
+            first = next(stage for stage in self._commands if stage in outdated)
+            again = [f"ivis-spark {self._commands[stage]}" for stage in self._commands if stage in outdated]
+            raise ArtifactError(
+                f"{self.folder.root}: {first!r} was made from {' and '.join(map(repr, outdated[first]))} that "
+                f"{'have' if len(outdated[first]) > 1 else 'has'} been replaced since. Run again, with --overwrite: "
+                f"{', then '.join(again)}"
+            )
+        return manifest
 
     @contextlib.contextmanager
     def locked(self, name: str = "run") -> Iterator[RunLock]:
@@ -98,10 +112,3 @@ class StageRunner:
                 yield lock
             finally:
                 self._lock = None
-
-    def _mend(self) -> None:
-        """Bring back what a run had set aside when it died; one that lives holds the lock and does so itself."""
-        if self.folder.set_aside():
-            with self.locked():
-                for name in self.folder.mend():
-                    log.warning("%s: brought back; a run died while it was being replaced", name)

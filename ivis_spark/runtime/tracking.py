@@ -56,7 +56,7 @@ class Tracker:
             for name, value, step in _metrics(manifest):
                 self._client.log_metric(run_id, name, value, step=step)
             if manifest.stage == "report":
-                with storage.local_copy(self._folder.path("report")) as local:
+                with storage.local_copy(self._folder.uri(manifest)) as local:
                     self._client.log_artifacts(run_id, local, "report")
             self._client.set_tag(run_id, tag, manifest.created)
 

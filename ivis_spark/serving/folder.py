@@ -6,7 +6,7 @@
 | `dense.npz`, `head.npz` | the same networks as plain arrays; `dense.npz` only of a chain of dense layers |
 | `scaler.json` | scaling of the features; missing if the network takes rows as they are |
 | `serving.json` | shape of a row, dimensions of the embedding, names of the features, size of images |
-| `manifest.json` | settings, figures, and the digest of every file above |
+| `manifest.json`, in the folder above | settings, figures, and the digest of every file here |
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
-from ivis_spark.storage import RunFolder
+from ivis_spark.storage import Manifest, RunFolder
 
 STAGE = "model"
 DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.json", "serving.json", "encoder.keras"
@@ -95,24 +95,28 @@ class ModelFolder:
             yield folder
 
 
-def read_model(root: str) -> ModelFolder:
+def read_model(root: str, manifest: Manifest | None = None) -> ModelFolder:
     """Read the model of a run folder, or of a folder that `write_model` wrote. Runs on: driver.
+
+    Args:
+        root: URI of the folder.
+        manifest: That of the model, if it was read before: another may be published meanwhile.
 
     Raises:
         ArtifactError: if there is none, it is of a newer format, or a file is missing or altered (names the file).
     """
     run = RunFolder(root)
-    manifest = run.require(STAGE, "train")
+    manifest = manifest or run.require(STAGE, "train")
     files = {}
     for record in manifest.files:
-        uri = run.path(STAGE, record["path"])
+        uri = run.uri(manifest, record["path"])
         fs, path = storage.filesystem(uri)
         content: bytes = fs.cat_file(path)
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
             raise ArtifactError(f"{uri} was altered: its digest is not the one in the manifest; {_REMEDY}")
         files[record["path"]] = content
     model = ModelFolder(manifest.spec, manifest.info, files)
-    _check(model, run.path(STAGE))
+    _check(model, run.uri(manifest))
     return model
 
 

@@ -65,7 +65,7 @@ class PartitionedIndex:
         """Open a published index; reads `index.json` and the router, and no cell yet.
 
         Args:
-            uri: `RUN/neighbours/index`, or the run folder, local or anywhere fsspec reaches.
+            uri: The run folder, or the folder of the index itself, local or anywhere fsspec reaches.
 
         Raises:
             ArtifactError: if there is no index, a file is torn or altered, or it is of a newer format.
@@ -258,9 +258,10 @@ def read_cell(value: Any) -> dict[str, Any]:
 
 
 def _index_folder(uri: str) -> str:
-    """Return the folder of the index, given it, its stage or its run."""
-    for inner in ("", "index", "neighbours/index"):
-        folder = storage.join(uri, inner) if inner else uri
+    """Return the folder of the index, given it or its run."""
+    run = storage.RunFolder(uri)
+    manifest = run.manifest("neighbours")
+    for folder in [uri] if manifest is None else [run.uri(manifest, "index")]:
         fs, path = storage.filesystem(storage.join(folder, INDEX_FILE))
         if storage.exists(fs, path):
             return folder

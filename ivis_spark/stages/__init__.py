@@ -1,6 +1,6 @@
 """One file per stage: its specification (what decides its result) and its body. `pipeline.py` gives their order.
 
-| stage | reads | publishes |
+| stage | reads | publishes in its folder |
 |---|---|---|
 | rows | the input table | `rows/data` (id, features, label), `rows/scaler.json` |
 | neighbours | rows | `neighbours/data` (id, neighbour_ids, distances), `neighbours/index` |
@@ -23,3 +23,11 @@ COMMANDS = {
     "embeddings": "embed",
     "report": "evaluate",
 }
+
+
+def lock_of(stage: str) -> str:
+    """Return the lock under which a stage is published.
+
+    Tables beside the run's own may be made side by side; the stages of a run may not be built twice at once.
+    """
+    return "run" if stage in STAGES else stage

@@ -29,18 +29,16 @@ def publish(run: Run, name: str | None) -> Manifest:
     other = _other_table(run, model)
     name = run.name_of("embed", "embeddings", name or (None if other else "embeddings"), own=other is None)
     spec = _spec(run, fingerprint, other)
-    work = run.folder.path(".building", f"{name}-{storage.fingerprint(spec)}")
+    work = run.folder.work(name, storage.fingerprint(spec))
 
     def build(stage: StageBuild) -> None:
-        source = embed_job.input_of_rows(run.table("rows")) if other is None else other[0]
+        source = _input(run, other)
         encoder = model.encoder(scaled=other is None)
         done, info = embed_job.embed_input(run.get_spark(), source, encoder, run.config.embed, work)
         units.move(done, stage.path("data"))
         stage.info.update(info)
 
-    manifest = run.publish(name, spec, build)
-    units.remove(work)
-    return manifest
+    return run.publish(name, spec, build, after=lambda: storage.remove_folder(work))
 
 
 def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     fingerprint, model = _model(run)
     other = _other_table(run, model, target=uri)
     target = Target(uri, mode, run.config.embed.partition_by)
-    source = embed_job.input_of_rows(run.table("rows")) if other is None else other[0]
+    source = _input(run, other)
     encoder = model.encoder(scaled=other is None)
     spec = {**_spec(run, fingerprint, other), "mode": mode}
     embed = functools.partial(embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed)
@@ -64,9 +62,16 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     return {**info, "done_before": before}
 
 
+def _input(run: Run, other: tuple[Input, dict[str, Any]] | None) -> Input:
+    from ivis_spark.spark.embedding import job as embed_job
+
+    return embed_job.input_of_rows(run.table(run.require("rows"))) if other is None else other[0]
+
+
 def _model(run: Run) -> tuple[str, ModelFolder]:
     """Return the fingerprint of the model and the model itself, its files checked."""
-    return run.require("model").fingerprint, read_model(run.folder.root)
+    manifest = run.require("model")
+    return manifest.fingerprint, read_model(run.folder.root, manifest)
 
 
 def _spec(run: Run, model: str, other: tuple[Input, dict[str, Any]] | None) -> dict[str, Any]:

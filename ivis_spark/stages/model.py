@@ -27,16 +27,14 @@ def publish(run: Run) -> Manifest:
         from ivis_spark.serving.folder import add_serving_files
 
         stage.info.update(_train(run, _job(run, rows, triplets, stage.uri, checkpoints)))
-        scaler = storage.read_json(run.folder.path("rows", SCALER))
+        scaler = storage.read_json(run.folder.uri(rows, SCALER))
         with storage.local_copy(stage.uri) as folder:
             images = rows.info.get("images")
             add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images)
             if folder != storage.local_path(stage.uri):
                 storage.put_folder(folder, stage.uri)
 
-    manifest = run.publish("model", spec, build)
-    storage.remove_folder(run.folder.path(_CHECKPOINTS))
-    return manifest
+    return run.publish("model", spec, build, after=lambda: storage.remove_folder(run.folder.path(_CHECKPOINTS)))
 
 
 def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoint_uri: str) -> TrainingJob:
@@ -51,7 +49,7 @@ def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoin
         )
     names = ("file_blocks", "block_rows", "dims", "draws", "labelled", "negatives")
     blocks = TripletBlocks(
-        run.folder.path("triplets", "data"),
+        run.folder.uri(triplets, "data"),
         **{name: triplets.info[name] for name in names},
         group_blocks=triplets.spec["config"]["triplets"]["group_blocks"],
     )

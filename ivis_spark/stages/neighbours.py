@@ -30,15 +30,15 @@ def publish(run: Run) -> Manifest:
 
         seed = run.config.random_state
         if config.by_label:
-            labelled = run.table("rows").select("id", "label")
+            labelled = run.table(rows).select("id", "label")
             stage.info.update(build_label_neighbours(labelled, k=config.k, random_state=seed, folder=stage.uri))
             return
-        frame = run.table("rows").select("id", "features")
+        frame = run.table(rows).select("id", "features")
         if config.table is not None:
             table = _given_table(run, config.table)
             stage.info.update(take_neighbours(frame, table, config, random_state=seed, folder=stage.uri))
             return
-        scaler = storage.read_json(run.folder.path("rows", SCALER), Scaler.from_mapping)
+        scaler = storage.read_json(run.folder.uri(rows, SCALER), Scaler.from_mapping)
         stage.info.update(build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler))
 
     return run.publish("neighbours", run.spec("neighbours", "random_state", **inputs), build)

@@ -25,7 +25,7 @@ def publish(run: Run, name: str | None) -> Manifest:
 
         describe_job(run.get_spark(), "query")
         with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
-            index, data = run.folder.path("neighbours", "index"), run.input.columns_like(rows, table)
+            index, data = run.folder.uri(neighbours, "index"), run.input.columns_like(rows, table)
             query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 

@@ -36,8 +36,8 @@ def publish(run: Run) -> Manifest:
         with _scratch_folder() as folder:
             figures = report.evaluate(
                 run.get_spark(),
-                rows=run.table("rows"),
-                embeddings=run.table("embeddings"),
+                rows=run.table(needed["rows"]),
+                embeddings=run.table(needed["embeddings"]),
                 training=_curves(needed["model"].info),
                 neighbours=needed["neighbours"].info,
                 config=run.config.evaluate,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.manifest import Defaults
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.causes import task_errors
-from ivis_spark.stages import STAGES
+from ivis_spark.stages import STAGES, lock_of
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_files
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 SCALER = "scaler.json"
+_THREADS = 8  # digesting waits for storage
 _DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 64 << 20
 
 
@@ -50,12 +52,29 @@ class Run:
         """Return what decides a stage's result: sections of the configuration, and what it reads."""
         return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
 
-    def publish(self, name: str, spec: dict[str, Any], build: Callable[[StageBuild], None]) -> Manifest:
-        """Publish a stage unless it is already published with this specification."""
-        # Other tables may be embedded side by side; the stages of a run may not be built twice at once.
-        lock = "run" if name in STAGES else name
+    def publish(
+        self,
+        name: str,
+        spec: dict[str, Any],
+        build: Callable[[StageBuild], None],
+        *,
+        after: Callable[[], None] = lambda: None,
+    ) -> Manifest:
+        """Publish a stage unless it is already published with this specification; `after` removes what it left."""
+        plain, preset = (
+            {section: self.config.default_settings(section, preset=preset) for section in spec["config"]}
+            for preset in (False, True)
+        )
         with task_errors():
-            return self.runner.publish(name, spec, build, lock=lock, map_files=self.map_files)
+            return self.runner.publish(
+                name,
+                spec,
+                build,
+                lock=lock_of(name),
+                defaults=Defaults(plain, preset),
+                map_files=self.map_files,
+                after=after,
+            )
 
     def name_of(self, section: str, prefix: str, given: str | None, *, own: bool = False) -> str:
         """Return the name of the folder for what is made from the input table: that given, or one by the table's name.
@@ -104,17 +123,18 @@ class Run:
             check_files(files_of(table), output)
         return self.input.fingerprint(table)
 
-    def table(self, stage: str) -> DataFrame:
+    def table(self, manifest: Manifest) -> DataFrame:
         """Return the table that a stage published."""
         from ivis_spark.spark.rows.tables import read_parquet
 
-        return read_parquet(self.get_spark(), self.folder.path(stage, "data"))
+        return read_parquet(self.get_spark(), self.folder.uri(manifest, "data"))
 
-    def map_files(self, function: Callable[[str], Any], uris: list[str]) -> list[Any]:
-        """Apply a function to files: here if they are few and small, else in Spark tasks."""
-        size = sum(storage.filesystem(uri)[0].size(storage.filesystem(uri)[1]) for uri in uris)
+    def map_files(self, function: Callable[[str], Any], files: Mapping[str, int]) -> list[Any]:
+        """Apply a function to files, given with their bytes: here if they are few and small, else in Spark tasks."""
+        uris, size = list(files), sum(files.values())
         if size < _DIGEST_ON_EXECUTORS_BYTES:
-            return [function(uri) for uri in uris]
+            with ThreadPoolExecutor(_THREADS) as pool:
+                return list(pool.map(function, uris))
         # An index has many small files, and a task costs more than reading one; large files stand side by side in the
         # list, so each task gets every n-th.
         tasks = min(len(uris), -(-size // _DIGEST_TASK_BYTES))

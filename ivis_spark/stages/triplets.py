@@ -16,8 +16,8 @@ def publish(run: Run) -> Manifest:
 
         stage.info.update(
             build_triplets(
-                run.table("rows"),
-                run.table("neighbours"),
+                run.table(rows),
+                run.table(neighbours),
                 run.config.triplets,
                 n_rows=rows.info["rows"],
                 random_state=run.config.random_state,

@@ -5,11 +5,12 @@ absences.
 """
 
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerprint, installed_versions
-from ivis_spark.storage.careful import children, exists, find, move_folder, protocol
+from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.files import (
     check_writable,
     describe_files,
     digest_file,
+    encode_json,
     filesystem,
     keep_only,
     list_files,
@@ -20,17 +21,19 @@ from ivis_spark.storage.files import (
     put_folder,
     read_json,
     remove_folder,
+    replace_file,
     write_json,
 )
 from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.places import Place, keep_apart
-from ivis_spark.storage.run_folder import MANIFEST, MARK, RunFolder, StageBuild
+from ivis_spark.storage.run_folder import MANIFEST, MARK, MapFiles, RunFolder, StageBuild
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "MARK",
     "Manifest",
+    "MapFiles",
     "Place",
     "RunFolder",
     "StageBuild",
@@ -39,6 +42,7 @@ __all__ = [
     "describe_files",
     "differences",
     "digest_file",
+    "encode_json",
     "exists",
     "filesystem",
     "find",
@@ -50,7 +54,6 @@ __all__ = [
     "list_files",
     "local_copy",
     "local_path",
-    "move_folder",
     "normalise_uri",
     "parse_json",
     "protocol",
@@ -58,5 +61,6 @@ __all__ = [
     "put_folder",
     "read_json",
     "remove_folder",
+    "replace_file",
     "write_json",
 ]

@@ -1,8 +1,7 @@
 """What fsspec does leniently, done so that a fault is an error and not an absence.
 
-fsspec's own `exists` answers no to whatever goes wrong, its `find` and `walk` leave folders out that they could not
-list, and its `mv` of a folder on an object store is a copy of file after file: one failed request would then count as a
-stage that is not there, or as a table of fewer rows.
+fsspec's own `exists` answers no to whatever goes wrong, and its `find` and `walk` leave folders out that they could not
+list: one failed request would then count as a stage that is not there, or as a table of fewer rows.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any
-
-# A rename of a folder is one step on these.
-_RENAMING = frozenset({"file", "local", "hdfs", "arrow_hdfs", "webhdfs", "viewfs", "sftp", "dbfs"})
 
 
 def exists(fs: Any, path: str) -> bool:
@@ -59,28 +55,6 @@ def children(fs: Any, path: str) -> list[str]:
     if not exists(fs, path):
         return []
     return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
-
-
-def move_folder(fs: Any, source: str, target: str, *, seal: str) -> None:
-    """Move a folder to where none stands.
-
-    Args:
-        fs: The filesystem.
-        source: The folder.
-        target: Where to.
-        seal: The file without which the folder does not count. Where a move is a copy, it comes last to the new place
-            and goes first from the old one, so that neither counts while it is in parts.
-    """
-    if protocol(fs) in _RENAMING:
-        fs.mv(source, target, recursive=True)
-        return
-    names = sorted(find(fs, source), key=lambda name: (name == seal, name))
-    for some in (names[:-1], names[-1:]):
-        if some:
-            fs.copy([f"{source}/{name}" for name in some], [f"{target}/{name}" for name in some], on_error="raise")
-    if exists(fs, f"{source}/{seal}"):
-        fs.rm_file(f"{source}/{seal}")
-    fs.rm(source, recursive=True)
 
 
 def protocol(fs: Any) -> str:

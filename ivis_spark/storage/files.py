@@ -18,14 +18,17 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
 
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
-from ivis_spark.storage.careful import exists, find, protocol
+from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.literal import literal
 from ivis_spark.storage.names import join, normalise_uri
 
 _REBUILD = "rebuild its stage with --overwrite"
 _DIGEST_CHUNK_BYTES = 1 << 20
+_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})  # as pyarrow names them; fsspec's own clients of them are async
+_NEW = ".new"
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
@@ -95,11 +98,55 @@ def put_file(local: str, uri: str, *, parents: bool = True, move: bool = False) 
     return record
 
 
+def encode_json(value: Any) -> bytes:
+    """Return a value as readable JSON."""
+    return json.dumps(value, indent=2, sort_keys=True, default=str).encode()
+
+
 def write_json(uri: str, value: Any) -> None:
     """Write a value as readable JSON."""
     fs, path = filesystem(uri)
     fs.makedirs(fs._parent(path), exist_ok=True)
-    fs.pipe_file(path, json.dumps(value, indent=2, sort_keys=True, default=str).encode())
+    fs.pipe_file(path, encode_json(value))
+
+
+def replace_file(uri: str, content: bytes) -> None:
+    """Write a file so that it is whole, the old one or the new one, whenever the process dies.
+
+    An object store does so by itself. Elsewhere the new file is renamed; where a rename takes the place of no other
+    file, as on HDFS, the old one goes first, and `read_replaced` reads the new one by its first name until it is moved.
+    """
+    fs, path = filesystem(uri)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    if _puts_whole(fs):
+        fs.pipe_file(path, content)
+        return
+    new = f"{path}.{uuid.uuid4().hex[:12]}{_NEW}"
+    fs.pipe_file(new, content)
+    if local_path(uri) is None and exists(fs, path):
+        fs.rm_file(path)
+    fs.mv(new, path)
+
+
+def read_replaced(uri: str) -> bytes | None:
+    """Read what `replace_file` wrote; None if it is not there."""
+    fs, path = filesystem(uri)
+    if exists(fs, path):
+        return bytes(fs.cat_file(path))
+    if not _puts_whole(fs) and local_path(uri) is None:
+        folder, _, name = path.rpartition("/")
+        for new in children(fs, folder):
+            if new.startswith(f"{name}.") and new.endswith(_NEW):
+                content = bytes(fs.cat_file(f"{folder}/{new}"))
+                with contextlib.suppress(ValueError):
+                    json.loads(content)  # else it was cut off while it was written
+                    return content
+    return None
+
+
+def _puts_whole(fs: Any) -> bool:
+    """Tell whether a file that is written appears whole or not at all."""
+    return getattr(fs, "async_impl", False) or isinstance(fs, MemoryFileSystem) or protocol(fs) in _OBJECT_STORES
 
 
 def read_json(uri: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:
@@ -186,10 +233,12 @@ def describe_files(uris: Iterable[str]) -> list[list[Any]]:
         fs, path = filesystem(folder)
         names = list(group)
         # Asking for each of many files takes a request each.
-        listed = {entry["name"].rstrip("/"): entry for entry in fs.ls(path, detail=True)} if len(names) > 9 else {}
+        fs.invalidate_cache()
+        listing = fs.ls(path, detail=True) if len(names) > 9 else []
+        listed = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in listing}
         for uri in names:
             plain = filesystem(uri)[1]
-            entry = listed.get(plain) or fs.info(plain)
+            entry = listed.get(posixpath.basename(plain)) or fs.info(plain)
             entries = {"": entry} if entry["type"] == "file" else find(fs, plain)
             found += [[join(normalise_uri(uri), name), *_state(each)] for name, each in entries.items()]
     return sorted(found)

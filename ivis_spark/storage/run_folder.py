@@ -1,8 +1,10 @@
-"""The run folder: one folder a stage, published whole or not at all, each with a manifest.
+"""The run folder: one folder per stage, published whole or not at all, by a pointer.
 
-A stage is built under `<root>/.building/<stage>-<token>`, its manifest is written last, and only then the folder is
-renamed to `<root>/<stage>`. What stood there before is first moved aside and comes back should the second rename
-fail. So a stage without a manifest does not exist, and a fault loses nothing that was published.
+A stage is built in `<root>/<stage>/<token>/`, a folder that nobody else writes. `<root>/<stage>/manifest.json`, one
+small file that is written last, names that folder and every file in it; replacing it publishes the next build. Nothing
+is moved over anything, so a fault at any moment leaves the former build or the new one. What no manifest names is
+garbage, which `clean` removes. Format 1, before tokens, had the files beside the manifest: such stages are read as they
+are, and the next build of the stage takes their place.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import posixpath
+import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +21,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, installed_versions
-from ivis_spark.storage.careful import children, exists, move_folder
-from ivis_spark.storage.files import digest_file, filesystem, list_files, remove_folder, write_json
+from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions
+from ivis_spark.storage.careful import children, exists
+from ivis_spark.storage.files import (
+    digest_file,
+    encode_json,
+    filesystem,
+    list_files,
+    local_path,
+    read_replaced,
+    remove_folder,
+    replace_file,
+)
 from ivis_spark.storage.names import join, normalise_uri
 
 MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
-_BUILDING, _REPLACED = ".building", ".replaced"
+_TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")
+_WORK = "work-"
+
+NO_DEFAULTS = Defaults()
+MapFiles = Callable[[Callable[[str], Any], Mapping[str, int]], Iterable[Any]]
 
 
 @dataclass
@@ -63,7 +79,7 @@ class RunFolder:
         Raises:
             InputError: names what is in it.
         """
-        names = self._children()
+        names = [name for name in self._children() if not name.startswith(MARK)]  # a mark may have been cut off
         if names and not self.is_run():
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise InputError(
@@ -81,11 +97,30 @@ class RunFolder:
             if exists(fs, mark):
                 return
             self.check()
-            write_json(self.path(MARK), {"format": FORMAT_VERSION})
+            replace_file(self.path(MARK), encode_json({"format": FORMAT_VERSION}))
         except OSError as err:
             raise InputError(
                 f"the run folder {self.root} cannot be written: {err.strerror or err}; choose another folder"
             ) from err
+
+    def uri(self, manifest: Manifest, *parts: str) -> str:
+        """Return the URI of something that a published stage holds."""
+        return self.path(manifest.stage, *filter(None, (manifest.folder,)), *parts)
+
+    def data(self, stage: str) -> str:
+        """Return the URI of the table that a stage published, for any reader of Parquet.
+
+        Raises:
+            ArtifactError: if the stage is not published.
+        """
+        manifest = self.manifest(stage)
+        if manifest is None:
+            raise ArtifactError(f"{self.root} has no {stage!r}")
+        return self.uri(manifest, "data")
+
+    def work(self, stage: str, key: str) -> str:
+        """Return the URI of a folder for parts of a stage that outlive the process, like finished units of a job."""
+        return self.path(stage, f"{_WORK}{key}")
 
     def manifest(self, stage: str) -> Manifest | None:
         """Return the manifest of a stage, or None if it is not published.
@@ -93,18 +128,21 @@ class RunFolder:
         Raises:
             ArtifactError: if the manifest is torn or of a newer format.
         """
-        fs, path = filesystem(self.path(stage, MANIFEST))
-        if not exists(fs, path):
+        content = read_replaced(self.path(stage, MANIFEST))
+        if content is None:
             return None
         try:
-            loaded = json.loads(fs.cat_file(path))
+            loaded = json.loads(content)
             newer = isinstance(loaded, dict) and isinstance(loaded.get("format_version"), int)
             if newer and loaded["format_version"] > FORMAT_VERSION:
                 raise ArtifactError(
                     f"{self.path(stage, MANIFEST)} has format {loaded['format_version']}; this version reads up to "
                     f"{FORMAT_VERSION}: update ivis_spark"
                 )
-            return Manifest.from_mapping(loaded)
+            manifest = Manifest.from_mapping(loaded)
+            if manifest.stage != stage:
+                raise ValueError(f"it is that of {manifest.stage!r}")
+            return manifest
         except (ValueError, RecursionError) as err:  # an OSError says nothing about the manifest
             raise ArtifactError(
                 f"{self.path(stage, MANIFEST)} is not a manifest ({err}); rebuild the stage with --overwrite"
@@ -120,18 +158,57 @@ class RunFolder:
         manifest = self.manifest(stage)
         if manifest is None:
             raise ArtifactError(f"{self.root} has no {stage!r}; make it first: ivis-spark {command} --output ...")
-        sizes = dict(list_files(self.path(stage)))
+        sizes = dict(list_files(self.uri(manifest)))
         for record in manifest.files:
             found = sizes.get(record["path"])
             if found != record["bytes"]:
                 state = "is missing" if found is None else f"holds {found} bytes, {record['bytes']} were written"
                 raise ArtifactError(
-                    f"{self.path(stage, record['path'])} {state}; rebuild it: ivis-spark {command} --overwrite"
+                    f"{self.uri(manifest, record['path'])} {state}; rebuild it: ivis-spark {command} --overwrite"
                 )
         return manifest
 
-    def is_current(self, stage: str, spec: Mapping[str, Any], *, overwrite: bool) -> bool:
+    def made_from(self, spec: Mapping[str, Any]) -> dict[str, str]:
+        """Return the fingerprints of all published stages that go into a stage, directly or not, by its inputs."""
+        found: dict[str, str] = {}
+        for stage, digest in _inputs(spec).items():
+            manifest = self.manifest(stage)
+            if manifest is not None:
+                found |= {**manifest.made_from, stage: digest}
+        return found
+
+    def outdated(self, stage: str) -> dict[str, list[str]]:
+        """Return which of a stage and all that it was made from do not belong to what is published now.
+
+        Returns:
+            By each such stage, those it was made from that were replaced since; empty if all belong together.
+        """
+        found: dict[str, list[str]] = {}
+        manifests: dict[str, Manifest | None] = {}
+
+        def look(name: str) -> Manifest | None:
+            if name not in manifests:
+                manifest = manifests[name] = self.manifest(name)
+                if manifest is not None:
+                    parents = {**_inputs(manifest.spec), **manifest.made_from}
+                    replaced = [n for n, digest in parents.items() if (now := look(n)) and now.fingerprint != digest]
+                    if replaced:
+                        found[name] = replaced
+            return manifests[name]
+
+        look(stage)
+        return found
+
+    def is_current(
+        self, stage: str, spec: Mapping[str, Any], *, overwrite: bool, defaults: Defaults = NO_DEFAULTS
+    ) -> bool:
         """Tell whether a stage is published with this very configuration and input.
+
+        Args:
+            stage: Name of the folder.
+            spec: Configuration and inputs.
+            overwrite: Whether it may be published with others.
+            defaults: Default settings; only what was set is compared.
 
         Raises:
             ArtifactError: if it is published with another one and `overwrite` is off; the message shows the difference.
@@ -144,14 +221,14 @@ class RunFolder:
             return False
         if published is None:
             return False
-        changes = differences(published.spec, dict(spec))
+        changes = published.changes(spec, defaults)
         if not changes:
             return True
         if overwrite:
             return False
         raise ArtifactError(
             f"{self.path(stage)} was made with other settings or input: {'; '.join(changes)}. Choose another --output, "
-            "take the change back, or pass --overwrite to build it anew"
+            "revert the change, or pass --overwrite to rebuild"
         )
 
     @contextlib.contextmanager
@@ -160,7 +237,8 @@ class RunFolder:
         stage: str,
         spec: Mapping[str, Any],
         *,
-        map_files: Callable[[Callable[[str], Any], list[str]], Iterable[Any]] = map,
+        defaults: Defaults = NO_DEFAULTS,
+        map_files: MapFiles = lambda function, files: map(function, files),
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[StageBuild]:
         """Build a stage and publish it when the block ends without an exception.
@@ -168,111 +246,136 @@ class RunFolder:
         Args:
             stage: Name of the folder.
             spec: Configuration and inputs, kept in the manifest and compared on a rerun.
-            map_files: How to digest many files; Spark's tasks where there are many.
+            defaults: Default settings, from which those that were set are told.
+            map_files: How to digest files, given by URI with their bytes; Spark's tasks where there are many.
             check: Called last before publishing; what it raises keeps the stage from being published.
 
         Yields:
-            The build; what is written below its `uri` is what will stand in the folder.
+            The build; what is written below its `uri` is what will be published.
         """
         self.claim()
-        building = self.path(_BUILDING, f"{stage}-{uuid.uuid4().hex[:12]}")
+        token = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:12]}"
+        building = self.path(stage, token)
         fs, path = filesystem(building)
         fs.makedirs(path, exist_ok=True)
-        started = time.time()
+        started, made_from = time.time(), self.made_from(spec)
         try:
             build = StageBuild(building)
             yield build
-            names = [name for name, _ in list_files(building)]
-            digests = list(map_files(digest_file, [join(building, name) for name in names]))
+            files = list_files(building)
+            digests = list(map_files(digest_file, {join(building, name): size for name, size in files}))
             manifest = Manifest(
                 stage=stage,
                 spec=dict(spec),
                 info={**build.info, "seconds": round(time.time() - started, 3)},
-                files=[{"path": name, **digest} for name, digest in zip(names, digests, strict=True)],
+                files=[{"path": name, **digest} for (name, _), digest in zip(files, digests, strict=True)],
                 versions=installed_versions(),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                folder=token,
+                made_from=made_from,
+                non_defaults=defaults.others(spec),
             )
-            write_json(join(building, MANIFEST), dataclasses.asdict(manifest))
             check()
-            self._swap(stage, building)
-        finally:
-            remove_folder(building)
-            _remove_if_empty(fs, fs._parent(path))
+            self._check_inputs(stage, made_from)
+        except BaseException:
+            self.discard(f"{stage}/{token}")
+            raise
+        former = self._former(stage)
+        # A request that fails may have been served: from here on the build is left to `clean`.
+        replace_file(self.path(stage, MANIFEST), encode_json(dataclasses.asdict(manifest)))
+        self._remove_files(stage, former)
 
-    def _swap(self, stage: str, building: str) -> None:
-        """Put a finished build in the place of the stage; the old one stays aside until the new one stands."""
-        fs, new = filesystem(building)
-        _, final = filesystem(self.path(stage))
-        _, aside = filesystem(self.path(_REPLACED, stage))
-        if not exists(fs, posixpath.join(final, MANIFEST)):
-            remove_folder(self.path(stage))  # of a publication that died; what it had set aside stays until this stands
-        else:
-            self.remove(posixpath.join(_REPLACED, stage))
-            fs.makedirs(fs._parent(aside), exist_ok=True)
-            move_folder(fs, final, aside, seal=MANIFEST)
-        move_folder(fs, new, final, seal=MANIFEST)
-        self._forget(stage)
+    def _check_inputs(self, stage: str, made_from: Mapping[str, str]) -> None:
+        """Raise ArtifactError if a stage that goes into this one was replaced since."""
+        for name, digest in made_from.items():
+            manifest = self.manifest(name)
+            if manifest is not None and manifest.fingerprint != digest:
+                raise ArtifactError(
+                    f"{self.path(name)} was replaced while {stage!r} was made from it: run the same command again"
+                )
 
     def remove(self, stage: str) -> None:
-        """Remove a stage; its manifest first, so that half of it never counts."""
-        for part in (self.path(stage, MANIFEST), self.path(stage)):
-            remove_folder(part)
+        """Remove a stage, its manifest first, and the builds of it that no manifest names; other files stay."""
+        former = self._former(stage)
+        fs, path = filesystem(self.path(stage, MANIFEST))
+        if exists(fs, path):
+            fs.rm_file(path)
+        self._remove_files(stage, former)
+        for name in self.garbage(stage):
+            self.discard(name)
+        self._remove_empty(stage)
 
-    def _forget(self, stage: str) -> None:
-        self.remove(posixpath.join(_REPLACED, stage))
-        fs, replaced = filesystem(self.path(_REPLACED))
-        _remove_if_empty(fs, replaced)
+    def discard(self, name: str) -> None:
+        """Remove garbage by the name that `garbage` gave it, and the folder of its stage if that is empty then."""
+        remove_folder(self.path(name))
+        self._remove_empty(name.rpartition("/")[0])
+
+    def garbage(self, stage: str) -> list[str]:
+        """Return what no manifest names of a stage, relative to the run folder: superseded builds, parts of a job.
+
+        It is garbage, and not work in progress, only while nobody else can publish the stage. Of a stage whose manifest
+        cannot be read nothing is.
+        """
+        try:
+            manifest = self.manifest(stage)
+        except ArtifactError:
+            return []
+        kept = None if manifest is None else manifest.folder
+        names = [name for name in self._children(stage) if name != kept]
+        left = [n for n in names if _TOKEN.fullmatch(n) or n.startswith((_WORK, f"{MANIFEST}."))]
+        return [f"{stage}/{name}" for name in left]
+
+    def _former(self, stage: str) -> list[str]:
+        """Return the files of a stage in format 1, which lie beside its manifest."""
+        with contextlib.suppress(ArtifactError):
+            manifest = self.manifest(stage)
+            if manifest is not None and not manifest.folder:
+                return [record["path"] for record in manifest.files]
+        return []
+
+    def _remove_files(self, stage: str, names: list[str]) -> None:
+        for name in names:
+            fs, path = filesystem(self.path(stage, name))
+            if exists(fs, path):
+                fs.rm_file(path)
+        for folder in sorted({name.rpartition("/")[0] for name in names} - {""}, reverse=True):
+            self._remove_empty(f"{stage}/{folder}")
+
+    def _remove_empty(self, name: str) -> None:
+        """Remove a folder of this disk if it is empty; elsewhere what is written into it meanwhile would go too."""
+        folder = local_path(self.path(name))
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
     def exists(self) -> bool:
         """Tell whether the folder is there."""
         fs, root = filesystem(self.root)
         return exists(fs, root)
 
-    def set_aside(self) -> list[str]:
-        """Return the stages that are moved aside: by a run that is publishing right now, or by one that died then."""
-        return self._children(_REPLACED)
-
-    def unfinished(self) -> list[str]:
-        """Return the folders of builds that go on, or that a killed run left, relative to the run folder."""
-        return [posixpath.join(_BUILDING, name) for name in self._children(_BUILDING)]
+    def stages(self) -> list[str]:
+        """Return the folders that may hold a stage, published or not."""
+        return [name for name in self._children() if not name.startswith(".")]
 
     def published(self) -> list[str]:
         """Return the names of the stages that have a manifest."""
-        fs, root = filesystem(self.root)
-        names = [name for name in self._children() if not name.startswith(".")]
-        return [name for name in names if exists(fs, posixpath.join(root, name, MANIFEST))]
-
-    def torn(self) -> list[str]:
-        """Return the folders that stand where stages do and have no manifest: what a removal that died left."""
-        names = [name for name in self._children() if not name.startswith(".")]
-        return [name for name in names if name not in self.published()]
-
-    def mend(self) -> list[str]:
-        """Bring back stages that a run moved aside before it died; return their names. Only the lock's owner may."""
-        back = []
-        for stage in self.set_aside():
-            fs, aside = filesystem(self.path(_REPLACED, stage))
-            _, final = filesystem(self.path(stage))
-            if exists(fs, posixpath.join(aside, MANIFEST)) and not exists(fs, posixpath.join(final, MANIFEST)):
-                remove_folder(self.path(stage))
-                move_folder(fs, aside, final, seal=MANIFEST)
-                back.append(stage)
-            self._forget(stage)
-        return back
+        return [name for name in self.stages() if MANIFEST in self._children(name)]
 
     def _published_here(self) -> list[str]:
         """Return the folders that hold a manifest of ours."""
-        found = []
-        for name in self._children():
+        found: list[str] = []
+        for name in self.stages():
             with contextlib.suppress(ArtifactError):
                 manifest = self.manifest(name)
-                found += [name] if manifest is not None and manifest.stage == name else []
+                found += [name] if manifest is not None else []
         return found
 
     def _children(self, *parts: str) -> list[str]:
         return children(*filesystem(self.path(*parts)))
 
 
-def _remove_if_empty(fs: Any, path: str) -> None:
-    if exists(fs, path) and not fs.ls(path, detail=False):
-        fs.rmdir(path)
+def _inputs(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fingerprints of the stages among the inputs of a specification; other inputs are mappings."""
+    inputs = spec.get("inputs")
+    named = inputs.items() if isinstance(inputs, Mapping) else ()
+    return {name: digest for name, digest in named if isinstance(digest, str) and "/" not in name}

@@ -60,10 +60,10 @@ def arguments(stage: str, params: dict[str, Any], variable: dict[str, Any], dag_
 
 
 def tell_where(context: Any, result: Any = None) -> None:
-    """Write into the asset's event where the embeddings of this run are."""
+    """Write into the asset's event the manifest of this run's embeddings, whose `folder` holds the table `data`."""
     variable = context["var"]["json"].get("ivis_spark", {})
     folder = run_folder(context["params"], variable, context["dag_run"])
-    context["outlet_events"][EMBEDDINGS].extra = {"uri": f"{folder}/embeddings/data"}
+    context["outlet_events"][EMBEDDINGS].extra = {"uri": f"{folder}/embeddings/manifest.json"}
 
 
 def from_settings(name: str) -> str:

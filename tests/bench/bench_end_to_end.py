@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from common import mnist, parser, run_python, say, write_table
 
 from ivis_spark.core import metrics
+from ivis_spark.storage import RunFolder
 
 K, PATIENCE = 15, 3
 # ivis's loss and stopping rule in the place of our preset's, a learning rate that suits them, and a bound:
@@ -58,7 +59,7 @@ def main() -> None:
         table, output = os.path.join(folder, "table"), os.path.join(folder, "run")
         write_table(table, X, labels)
         ours = run_ours(table, output, [*SAME_LOSS, *options.set], options.heap)
-        embedded = pq.read_table(os.path.join(output, "embeddings", "data")).sort_by("id")
+        embedded = pq.read_table(RunFolder(output).data("embeddings").removeprefix("file://")).sort_by("id")
         Z = np.stack(embedded["embedding"].to_numpy())
         say(f"ivis_spark: {ours:.1f} s; " + told(quality(X, Z, labels)))
         for stage in ("rows", "neighbours", "triplets", "model", "embeddings", "report"):

@@ -91,11 +91,11 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
         stage.info.update(ingest.ingest(source, config.data, stage))
     started = time.perf_counter()
     with run.build("neighbours", {}) as stage:
-        rows = spark.read.parquet(run.path("rows", "data")).select("id", "features")
+        rows = spark.read.parquet(run.data("rows")).select("id", "features")
         info = build_neighbours(rows, config.neighbours, random_state=0, folder=stage.uri)
         stage.info.update(info)
     taken = time.perf_counter() - started
-    table = pq.read_table(run.path("neighbours", "data").removeprefix("file://")).sort_by("id")
+    table = pq.read_table(run.data("neighbours").removeprefix("file://")).sort_by("id")
     found = table["neighbour_ids"].combine_chunks().flatten().to_numpy().reshape(-1, k)
     kept = ("n_cells", "largest_cell", "median_cell", "overlap", "replicas", "backend", "step_seconds")
     return taken, found, {name: info[name] for name in kept}

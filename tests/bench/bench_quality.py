@@ -28,6 +28,8 @@ import pyarrow.parquet as pq
 from bench_end_to_end import IVIS, PATIENCE, K, quality, run_ours
 from common import cytometry, mnist, parser, run_python, say, write_table
 
+from ivis_spark.storage import RunFolder
+
 OURS = {"fast": ["preset=fast"], "ivis": ["preset=ivis", f"train.patience={PATIENCE}"]}
 EMBED = """
 import importlib.metadata, json, sys, time
@@ -109,7 +111,7 @@ def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace)
         output = os.path.join(scratch, "run")
         settings = [*OURS[preset], f"neighbours.k={K}", f"random_state={seed}", "data.scaling=none", *options.set]
         seconds = run_ours(os.path.join(folder, "table"), output, settings, options.heap)
-        embedded = pq.read_table(os.path.join(output, "embeddings", "data")).sort_by("id")
+        embedded = pq.read_table(RunFolder(output).data("embeddings").removeprefix("file://")).sort_by("id")
     np.save(os.path.join(folder, "Z.npy"), np.stack(embedded["embedding"].to_numpy()))
     return {"total": seconds, "version": commit()}
 

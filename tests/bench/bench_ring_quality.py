@@ -8,7 +8,6 @@ the report measures both.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,8 @@ import sys
 import tempfile
 
 from common import mnist, parser, say, write_table
+
+from ivis_spark.storage import RunFolder, read_json
 
 FIGURES = ("trustworthiness", "knn_accuracy", "random_triplet_accuracy", "centroid_correlation")
 
@@ -44,8 +45,8 @@ def main() -> None:
                 command(run, "train", "--master", "local-cluster[2,1,1024]", *pairs)
                 command(run, "embed")
                 command(run, "evaluate")
-                with open(os.path.join(run, "report", "metrics.json"), encoding="utf-8") as file:
-                    figures = json.load(file)
+                folder = RunFolder(run)
+                figures = read_json(folder.uri(folder.require("report", "evaluate"), "metrics.json"))
                 say(f"seed {seed}, {way:20}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
 
 

@@ -134,7 +134,7 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
     variable |= {"jobs": str(ROOT / "jobs"), "py_files": str(wheel)}
     folder = tmp_path / "runs" / f"{DATE}T000000"
     killed = start(environment, variable, params, tmp_path / "first.log")
-    wait_for(folder / ".building", "model-*", killed, tmp_path / "first.log")
+    wait_for(folder / "model", "2*", killed, tmp_path / "first.log")
     end_all(killed)
     finished = {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES[:3]}
     assert not (folder / "model").exists()
@@ -149,6 +149,6 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
         for stages in (STAGES[:3], STAGES[3:])
     )
     events = run_in_airflow(EVENTS, environment)
-    assert [event["uri"] for event in events] == [f"{folder}/embeddings/data"]
+    assert [event["uri"] for event in events] == [f"{folder}/embeddings/manifest.json"]
     assert len(before) == len(after) == 1 and before != after  # Airflow's ids of its two runs
     assert all(run_id.startswith("manual__") for run_id in before | after)

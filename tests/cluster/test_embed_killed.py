@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import published
 
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.serving.folder import ModelFolder, write_model
@@ -59,11 +60,11 @@ def test_killed_driver(tmp_path: Path, into: str) -> None:
     files = {"serving.json": serving, "dense.npz": network.to_bytes()}
     write_model(str(tmp_path / "run"), ModelFolder({"config": {}, "inputs": {}}, {}, files))
     target = ("--target", str(tmp_path / "target")) if into == "target" else ()
-    data = tmp_path / "target" if into == "target" else tmp_path / "run" / "embeddings-table" / "data"
     records = tmp_path / "target" if into == "target" else tmp_path / "run"
 
     kill_when(start(tmp_path, *target), records, FILES // 4)
-    assert not list(data.glob("*.parquet"))
+    assert not list((tmp_path / "target").glob("*.parquet"))
+    assert not (tmp_path / "run" / "embeddings-table" / "manifest.json").exists()
     kill_when(start(tmp_path, *target), records, FILES // 2)
     kept = {path: path.stat().st_mtime_ns for path in noted(records)}
     last = start(tmp_path, *target)
@@ -72,6 +73,7 @@ def test_killed_driver(tmp_path: Path, into: str) -> None:
             assert not path.exists() or path.stat().st_mtime_ns == stamp, "a finished unit was done again"
         time.sleep(0.05)
     assert last.returncode == 0
+    data = tmp_path / "target" if into == "target" else published(tmp_path / "run", "embeddings-table") / "data"
     found = pq.read_table(data).sort_by("id")
     np.testing.assert_array_equal(found["id"].to_numpy(), np.arange(FILES * ROWS))
     np.testing.assert_allclose(np.array(found["embedding"].to_pylist()), network(X), atol=1e-6)

@@ -1,7 +1,7 @@
 """A process that dies between any two operations on the storage: what is published is whole, and the next run ends it.
 
-Each operation that changes the storage is a fault point, in everything of ours that writes: publishing, mending,
-cleaning, checkpoints, tables that embeddings are put into, and the stages that Spark works for.
+Each operation that changes the storage is a fault point, in everything of ours that writes: publishing, cleaning,
+checkpoints, tables that embeddings are put into, and the stages that Spark works for.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 from fault_table import FaultTable
 from faulty_storage import bury, dies_after, each_death
 from fsspec.implementations.memory import MemoryFileSystem
-from runs import ids
-from small_stages import TABLES, Table, mended, publish, text_of
+from runs import ids, published
+from small_stages import TABLES, Table, publish, text_of
 
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, load_config
@@ -75,8 +75,6 @@ def test_publication(folders: Folders, table: FaultTable, before: str | None) ->
             with fault.attempt():
                 fault.look(folders.root)
                 bury(folders.root)  # the lock of the dead is taken over
-                mended(folders.root)
-                fault.look(folders.root)
                 seen.append(text_of(folders.root, fault))
                 publish(folders.root, "newest")
                 assert text_of(folders.root, fault) == "newest"
@@ -84,7 +82,6 @@ def test_publication(folders: Folders, table: FaultTable, before: str | None) ->
 
 
 def test_two_deaths_in_a_row(folders: Folders, table: FaultTable) -> None:
-    """The second in a process that published without mending first, as who saves a model does."""
     prepare = folders.new(lambda root: publish(root, "old"))
     with table.fault(f"killed twice at the same operation of a rebuild ({kind_of(folders)})") as fault:
         for operations in each_death(lambda: publish(folders.root, "new"), prepare):
@@ -93,30 +90,10 @@ def test_two_deaths_in_a_row(folders: Folders, table: FaultTable) -> None:
                 dies_after(operations, lambda: publish(folders.root, "newer"))
                 fault.look(folders.root)
                 bury(folders.root)
-                mended(folders.root)
                 assert text_of(folders.root, fault) in ("old", "new", "newer")
-                fault.look(folders.root)
-
-
-def set_aside(root: str) -> None:
-    """Put a stage where a run that died between two renames leaves it, with parts of the new one in its place."""
-    publish(root, "old")
-    folder = RunFolder(root)
-    fs, final = storage.filesystem(folder.path("rows"))
-    _, aside = storage.filesystem(folder.path(".replaced", "rows"))
-    fs.makedirs(fs._parent(aside), exist_ok=True)
-    storage.move_folder(fs, final, aside, seal=storage.MANIFEST)
-    storage.write_json(folder.path("rows", "data", "part-0"), "new")
-
-
-def test_mending(folders: Folders, table: FaultTable) -> None:
-    with table.fault(f"killed after each operation of mending a run folder ({kind_of(folders)})") as fault:
-        for _ in each_death(lambda: mended(folders.root), folders.new(set_aside)):
-            with fault.attempt():
-                fault.look(folders.root)
-                bury(folders.root)
-                mended(folders.root)
-                assert text_of(folders.root, fault) == "old"
+                clean(folders.root)
+                assert text_of(folders.root, fault) in ("old", "new", "newer")
+                assert RunFolder(folders.root).garbage("rows") == []
                 fault.look(folders.root)
 
 
@@ -125,7 +102,8 @@ def test_cleaning(folders: Folders, table: FaultTable) -> None:
         publish(root, "old")
         with RunFolder(root).build("kept", {"text": "kept"}) as build:
             storage.write_json(build.path("data"), [1])
-        storage.write_json(RunFolder(root).path(".building", "rows-0", "data"), [1])
+        publish(root, "new")  # so that a superseded build goes, too
+        storage.write_json(storage.join(RunFolder(root).work("kept", "0"), "units", "0"), [1])
 
     with table.fault(f"killed after each operation of clean --stages ({kind_of(folders)})") as fault:
         for _ in each_death(lambda: clean(folders.root, stages=["rows"]), folders.new(prepare)):
@@ -133,8 +111,8 @@ def test_cleaning(folders: Folders, table: FaultTable) -> None:
                 fault.look(folders.root)
                 bury(folders.root)
                 there = RunFolder(folders.root)
-                clean(folders.root, stages=[name for name in ("rows",) if name in (*there.published(), *there.torn())])
-                assert there.published() == ["kept"] and not there.torn() and not there.unfinished()
+                clean(folders.root, stages=[name for name in ("rows",) if name in there.published()])
+                assert there.published() == ["kept"] and not any(map(there.garbage, ("rows", "kept")))
                 fault.look(folders.root)
 
 
@@ -245,7 +223,7 @@ class SparkStage:
             {"rows": pipeline.ingest, "neighbours": pipeline.neighbours, "embeddings": pipeline.embed}[name]()
 
     def rows(self) -> list[int]:
-        return ids(self._target() if self.name == "table" else self.output / self.name / "data")
+        return ids(self._target() if self.name == "table" else published(self.output, self.name) / "data")
 
     def _target(self) -> Path:
         return self.output.with_suffix(".table")

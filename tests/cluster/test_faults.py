@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import pytest
 from fault_table import FaultTable
-from runs import STAGES, Run, embeddings, ids
+from runs import STAGES, Run, embeddings, ids, published
 
 from ivis_spark import storage
 from ivis_spark.cli import main
@@ -52,7 +52,7 @@ def test_driver_killed_in_each_stage(source: str, finished: Path, tmp_path: Path
                 fault.look(output)
                 assert not (output / stage / "manifest.json").exists(), "it ended before it could be killed"
         Run(source, output).finish()
-        fault.compare(ids(output / "embeddings" / "data"), ids(source))
+        fault.compare(ids(published(output, "embeddings") / "data"), ids(source))
         np.testing.assert_array_equal(embeddings(output), embeddings(finished))
 
 
@@ -87,7 +87,7 @@ def test_executor_killed_in_each_stage(source: str, finished: Path, tmp_path: Pa
         assert run.process.wait(timeout=60) == 0, "".join(run.text)[-4000:]
         assert killed == stages
         fault.look(output)
-        fault.compare(ids(output / "embeddings" / "data"), ids(source))
+        fault.compare(ids(published(output, "embeddings") / "data"), ids(source))
         np.testing.assert_allclose(embeddings(output), embeddings(finished), atol=1e-5)
 
 
@@ -110,15 +110,15 @@ def test_disk_full(source: str, finished: Path, small_disk: Path, table: FaultTa
         code, said = run.end(), "".join(run.text).splitlines()[-1]
         assert code == 1 and said.startswith("ivis-spark run: ") and "No space left" in said, said
         fault.look(output)
-        assert any((output / stage).exists() for stage in STAGES) and not (output / ".building").exists()
+        assert any((output / stage).exists() for stage in STAGES)
         subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
         Run(source, output, "--log-file", "/dev/null").finish()
-        fault.compare(ids(output / "embeddings" / "data"), ids(source))
+        fault.compare(ids(published(output, "embeddings") / "data"), ids(source))
         np.testing.assert_array_equal(embeddings(output), embeddings(finished))
 
 
 def biggest_file(stage: Path) -> Path:
-    files = [path for path in stage.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    files = [path for path in published(stage.parent, stage.name).rglob("*") if path.is_file()]
     return max((path for path in files if not path.name.startswith((".", "_"))), key=lambda path: path.stat().st_size)
 
 
@@ -168,7 +168,7 @@ def test_two_runs_on_one_output(source: str, finished: Path, tmp_path: Path, tab
         fault.look(output)
         first.finish()
         fault.look(output)
-        fault.compare(ids(output / "embeddings" / "data"), ids(source))
+        fault.compare(ids(published(output, "embeddings") / "data"), ids(source))
         np.testing.assert_array_equal(embeddings(output), embeddings(finished))
 
 
@@ -196,7 +196,7 @@ keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Lambda(code)(inputs))).sa
 
 def alter_manifest(stage: Path, name: str, **facts: Any) -> None:
     """Change what the manifest says of a file, or list one more: a careful attacker mends size and digest."""
-    manifest = stage / "manifest.json"
+    manifest = stage.parent / "manifest.json"
     told = json.loads(manifest.read_text())
     entries = {entry["path"]: entry for entry in told["files"]}
     entries[name] = {**entries.get(name, {"path": name}), **facts}
@@ -211,7 +211,10 @@ def test_hostile_model_folder(
 
     mark, output = tmp_path / "was-here", tmp_path / "out"
     shutil.copytree(finished, output)
-    model, embed = output / "model", ("embed", "--output", str(output), "--overwrite", "--name", "again", "--quiet")
+    model, embed = (
+        published(output, "model"),
+        ("embed", "--output", str(output), "--overwrite", "--name", "again", "--quiet"),
+    )
     with table.fault("hostile model: pickle, facts of no shape, path out of it, Lambda") as fault:
         with fault.attempt():
             np.savez(model / "dense.npz", activations=np.array([Bomb(mark)], dtype=object))
@@ -221,7 +224,7 @@ def test_hostile_model_folder(
         with fault.attempt():
             (model / "serving.json").write_text("[]")
             alter_manifest(model, "serving.json", **storage.digest_file(str(model / "serving.json")))
-            assert "model/serving.json is not what was written" in refuses(capsys, *embed)
+            assert "serving.json is not what was written" in refuses(capsys, *embed)
         with fault.attempt():
             alter_manifest(model, "../../../../etc/passwd", bytes=1, sha256="0")
             assert "is not below the stage" in refuses(capsys, "verify", str(output))

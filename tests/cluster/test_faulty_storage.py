@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from fault_table import Fault, FaultTable
 from faulty_storage import FullFileSystem, bury, each_failure, write_as_executor
-from small_stages import TABLES, Table, mended, publish, text_of
+from small_stages import TABLES, Table, publish, text_of
 
 from ivis_spark.operations.inspect import verify
 from ivis_spark.runtime import lock
@@ -64,7 +64,6 @@ def test_full_storage(table: FaultTable) -> None:
             with fault.attempt():
                 fault.look(root)
                 bury(root)
-                mended(root)
                 assert text_of(root, fault) in ("old", "new")
                 publish(root, "newest")
                 assert text_of(root, fault) == "newest"
@@ -100,12 +99,11 @@ def test_each_request_of_a_publication_fails_once(table: FaultTable, before: str
         for failed in requests.attempts(each_failure(lambda: publish(root, "new"), prepare)):
             fault.look(root)
             bury(root)
-            mended(root)
             assert text_of(root, fault) in ({before, "new"} if failed else {"new"})
             publish(root, "newest")
             assert text_of(root, fault) == "newest"
             fault.look(root)
-        assert {"write", "copy", "read", "open", "list", "look", "remove"} <= requests.kinds.keys()
+        assert {"write", "read", "open", "list", "look", "remove"} <= requests.kinds.keys()
 
 
 @pytest.mark.parametrize("mode", TABLES)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import venv_pack
 from clusters import ROOT, Cluster, environment, spark_home
+from runs import published
 
 from ivis_spark.config import Config
 from ivis_spark.demo import write_digits
@@ -118,10 +119,10 @@ def test_all_jobs(cluster: Cluster, submit: Submit, tmp_path: Path) -> None:
     for job, stage in STAGES.items():
         submit(small(cluster), JOBS / f"{job}.py", *options, *(table if job == "neighbours" else []))
         assert (output / stage / "manifest.json").exists()
-    assert pq.read_table(output / "embeddings" / "data").num_rows == 1797
+    assert pq.read_table(published(output, "embeddings") / "data").num_rows == 1797
     assert json.loads((output / "model" / "manifest.json").read_text())["info"]["ranks"] == 2
     submit(small(cluster), JOBS / "query.py", *options, *table, "--name", "queries")
-    assert pq.read_table(output / "queries" / "data").num_rows == 1797
+    assert pq.read_table(published(output, "queries") / "data").num_rows == 1797
     assert set(verify(str(output))) == {"rows", *STAGES.values(), "queries"}
     assert {path.stem for path in JOBS.glob("*.py")} == {"run", "query", *STAGES}, "submit it here too"
 

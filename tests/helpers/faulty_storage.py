@@ -34,6 +34,10 @@ class DyingFileSystem:
     def __init__(self, fs: Any, deaths: Deaths) -> None:
         self._fs, self._deaths = fs, deaths
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # what kind of filesystem it is decides how files are replaced
+        return type(self._fs)
+
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._fs, name)
         if not callable(found):
@@ -88,19 +92,19 @@ class Deaths:
 
 def dies_after(operations: int | None, work: Callable[[], Any]) -> tuple[bool, int]:
     """Do some work in a process that dies after so many operations; tell whether it did, and how many were done."""
-    deaths, plain = Deaths(operations), storage.filesystem
+    deaths, plain = Deaths(operations), fsspec.core.url_to_fs
 
-    def dying(uri: str) -> tuple[Any, str]:
-        fs, path = plain(uri)
+    def dying(uri: str, **options: Any) -> tuple[Any, str]:
+        fs, path = plain(uri, **options)
         return DyingFileSystem(fs, deaths), path
 
-    storage.filesystem = dying  # type: ignore[assignment]
+    fsspec.core.url_to_fs = dying
     try:
         work()
     except Killed:
         return True, deaths.done
     finally:
-        storage.filesystem = plain
+        fsspec.core.url_to_fs = plain
     return False, deaths.done
 
 

@@ -54,8 +54,14 @@ class Run:
         self.process.wait(timeout=60)
 
 
+def published(output: Path | str, stage: str) -> Path:
+    """Return the folder of what a stage published."""
+    folder = Path(str(output)) / stage
+    return folder / json.loads((folder / "manifest.json").read_text())["folder"]
+
+
 def embeddings(output: Path) -> Any:
-    table = pq.read_table(output / "embeddings" / "data").sort_by("id")
+    table = pq.read_table(published(output, "embeddings") / "data").sort_by("id")
     return np.array(table["embedding"].to_pylist(), dtype=np.float32)
 
 

@@ -19,7 +19,9 @@ ROWS = 40
 
 
 def publish(root: str, text: str, write: Callable[[str, Any], None] = storage.write_json) -> None:
-    with RunLock(root), RunFolder(root).build("rows", {"text": text}) as build:
+    folder = RunFolder(root)
+    folder.claim()
+    with RunLock(root), folder.build("rows", {"text": text}) as build:
         for number in range(2):
             write(build.path("data", f"part-{number}"), [text] * ROWS)
 
@@ -31,16 +33,10 @@ def text_of(root: str, fault: Fault | None = None) -> str | None:
     if manifest is None:
         return None
     text: str = manifest.spec["text"]
-    found = [storage.read_json(folder.path("rows", "data", f"part-{number}")) for number in (0, 1)]
+    found = [storage.read_json(folder.uri(manifest, "data", f"part-{number}")) for number in (0, 1)]
     if fault is not None:
         fault.compare([word for words in found for word in words], [text] * 2 * ROWS)
     return text
-
-
-def mended(root: str) -> None:
-    """Do what the next run does first."""
-    with RunLock(root):
-        RunFolder(root).mend()
 
 
 TABLES = ("append", "overwrite", "replace")

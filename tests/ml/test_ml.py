@@ -14,6 +14,7 @@ from pyspark.ml.linalg import Vectors
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from runs import published
 
 from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, config, embed_udf
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
@@ -193,7 +194,7 @@ def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
     path = tmp_path / "model"
     fitted.save(str(path))
     for name in ("dense.npz", "head.npz", "scaler.json", "encoder.keras", "model.json", "serving.json"):
-        file = path / "model" / name
+        file = published(path, "model") / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ArtifactError, match=rf"{name} was altered"):
@@ -205,7 +206,7 @@ def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
     manifest = path / "model" / "manifest.json"
     newer = json.loads(manifest.read_text()) | {"format_version": 99}
     manifest.write_text(json.dumps(newer))
-    with pytest.raises(ArtifactError, match="has format 99; this version reads up to 1: update ivis_spark"):
+    with pytest.raises(ArtifactError, match="has format 99; this version reads up to 2: update ivis_spark"):
         IvisModel.load(str(path))
 
 

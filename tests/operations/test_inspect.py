@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import published
 
 from ivis_spark import storage
 from ivis_spark.cli import main
@@ -50,10 +51,10 @@ def test_verify(root: Path) -> None:
 
 
 def test_verify_names_every_fault(root: Path) -> None:
-    altered = root / "rows" / "data" / "part-0"
+    altered = published(root, "rows") / "data" / "part-0"
     altered.write_bytes(altered.read_bytes().replace(b"rows", b"ROWS"))  # of the same size: only the digest tells
-    (root / "neighbours" / "data" / "part-0").unlink()
-    (root / "model" / "data" / "foreign").write_text("x")
+    (published(root, "neighbours") / "data" / "part-0").unlink()
+    (published(root, "model") / "data" / "foreign").write_text("x")
     with pytest.raises(ArtifactError) as caught:
         verify(str(root))
     for text in (
@@ -72,7 +73,9 @@ def test_verify_sees_a_replaced_input(root: Path) -> None:
 
 
 def leave_wreck(root: Path) -> None:
-    """Leave what a run killed while it builds leaves: its lock, a half-built folder, a stage moved aside."""
+    """Leave what a run killed while it builds leaves: its lock, a half-built folder; and a build superseded before."""
+    with RunFolder(str(root)).build("model", {"config": {}, "inputs": {}, "text": "new"}) as build:
+        storage.write_json(build.path("data", "part-0"), [])
     program = (
         "import os, sys; from ivis_spark.runtime.lock import RunLock; from ivis_spark.storage import RunFolder\n"
         "folder = RunFolder(sys.argv[1])\n"
@@ -80,26 +83,37 @@ def leave_wreck(root: Path) -> None:
         "    open(os.path.join(build.uri.removeprefix('file://'), 'half'), 'w').close(); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", program, str(root)], check=False)
-    (root / ".replaced").mkdir()
-    (root / "model").rename(root / ".replaced" / "model")
 
 
-def test_clean_mends_a_wreck(root: Path) -> None:
+def test_clean_removes_what_no_manifest_names(root: Path) -> None:
     leave_wreck(root)
-    found = status(str(root))
-    lock, building, aside = found.left
-    assert lock.startswith("lock of process") and building.startswith(".building/triplets-")
-    assert aside == "model (moved aside)"
+    lock, superseded, half_built = status(str(root)).left
+    assert lock.startswith("lock of process")
+    assert superseded.startswith("model/") and half_built.startswith("triplets/")
     before = sorted(path for path in root.rglob("*"))
-    told = clean(str(root), dry_run=True)
+    planned = clean(str(root), dry_run=True)
     assert before == sorted(path for path in root.rglob("*"))
-    lock, brought, building = clean(str(root))
-    assert [brought, building] == told[1:] and lock.split(",")[:2] == told[0].split(",")[:2]  # the heartbeat ages
-    assert "run.json: removed, the lock of process" in lock and brought == "model: brought back"
-    assert ".building/triplets-" in building and building.endswith(": removed")
+    done = clean(str(root))
+    assert done[1:] == planned[1:] == [f"file://{root}/{name}: removed" for name in (superseded, half_built)]
+    assert done[0].split(",")[:2] == planned[0].split(",")[:2]  # the heartbeat ages
+    assert "run.json: removed, the lock of process" in done[0]
     assert sorted(path.name for path in root.iterdir()) == [storage.MARK, "model", "neighbours", "rows"]
     verify(str(root))
     assert clean(str(root)) == []
+
+
+def test_clean_takes_nothing_that_is_being_built(root: Path) -> None:
+    """Also what is built beside the run, under a lock of its own, after `clean` looked for locks."""
+    folder = RunFolder(str(root))
+    with RunLock(folder.root, "embeddings-x"), folder.build("embeddings-x", {}) as build:
+        with pytest.raises(ArtifactError, match="is being written by"):
+            clean(str(root))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ivis_spark.operations.clean.owners", lambda root: {})
+            with pytest.raises(ArtifactError, match="is being written by"):
+                clean(str(root))
+        storage.write_json(build.path("data", "a"), 1)
+    folder.require("embeddings-x", "embed")
 
 
 def test_clean_leaves_a_living_run_alone(root: Path) -> None:
@@ -120,9 +134,10 @@ def test_clean_stages(root: Path) -> None:
 def test_commands(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(root), "--json"]) == 0
     stages = json.loads(capsys.readouterr().out)["stages"]
+    assert {stage["table"] for stage in stages} == {RunFolder(str(root)).data(stage["stage"]) for stage in stages}
     assert {stage["stage"]: stage["rows"] for stage in stages} == {"rows": 1234, "neighbours": None, "model": None}
     assert main(["verify", str(root)]) == 0
-    (root / "rows" / "data" / "part-0").write_text("")
+    (published(root, "rows") / "data" / "part-0").write_text("")
     assert main(["verify", str(root)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was altered" in error

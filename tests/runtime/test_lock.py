@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
 from ivis_spark.runtime import lock
-from ivis_spark.runtime.lock import RunLock, owners, read_owner
+from ivis_spark.runtime.lock import Owner, RunLock, owners, read_owner
 
 HOLD = """
 import sys, time
@@ -51,6 +52,7 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def _short_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_SETTLE_S", 0.05)
+    monkeypatch.setattr(lock, "WATCH_S", 0.3)
 
 
 @pytest.fixture
@@ -114,6 +116,52 @@ def test_a_later_process_with_the_same_number_is_not_the_owner(root: str) -> Non
         change(root, born="1")
         with RunLock(root) as second:
             second.check()
+
+
+def test_the_same_hostname_with_other_processes(root: str) -> None:
+    """As two containers that are both called `localhost`: a number that is nobody's here says nothing of theirs."""
+    with RunLock(root):
+        change(root, pid=2**22 + 1, processes="another boot pid:[1]")
+        with pytest.raises(ArtifactError, match="is being written by process 4194305"):
+            RunLock(root).__enter__()
+        change(root, processes=None)  # of a version that did not say, or without /proc
+        with pytest.raises(ArtifactError, match="is being written by process 4194305"):
+            RunLock(root).__enter__()
+        change(root, processes=lock._processes())
+        with RunLock(root) as second:
+            second.check()
+
+
+@pytest.mark.parametrize("off", [-3600, 3600], ids=["behind", "ahead"])
+def test_clocks_that_differ(root: str, off: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A living owner elsewhere keeps its lock whatever its clock says; a dead one loses it."""
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    change_clock = time.time
+    monkeypatch.setattr(lock.Owner, "me", classmethod(lambda cls: owner_elsewhere(off)))
+    with RunLock(root) as first:
+        with monkeypatch.context() as patch:
+            beats = [0]
+
+            def theirs() -> float:
+                beats[0] += 1
+                return change_clock() + off if threading.current_thread() is first._thread else change_clock()
+
+            patch.setattr(lock.time, "time", theirs)
+            time.sleep(0.2)
+            assert abs(read_owner(first.uri).heartbeat - change_clock() - off) < 60  # type: ignore[union-attr]
+            with pytest.raises(ArtifactError, match="is being written by process"):
+                RunLock(root).__enter__()
+        first._stop.set()
+        first._thread.join()
+        change(root, heartbeat=change_clock() + off)
+        with RunLock(root):
+            with pytest.raises(ArtifactError):
+                first.check()
+
+
+def owner_elsewhere(off: float) -> Owner:
+    now = time.time() + off
+    return Owner(uuid.uuid4().hex, "elsewhere", 1, "somebody", "1", now, now, "another boot pid:[1]")
 
 
 def test_heartbeat_is_written(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

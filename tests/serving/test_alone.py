@@ -33,6 +33,7 @@ import pyarrow, pyspark
 from ivis_spark import IvisModel, cli, embed_udf
 from ivis_spark.serving.folder import ModelFolder
 from ivis_spark.spark.session import get_session
+from ivis_spark.storage import RunFolder
 
 sys.path.insert(0, sys.argv[2])
 from small_model import small_model
@@ -60,7 +61,7 @@ done["sql"] = check(spark.sql("SELECT id, ivis_embed(features) AS embedding FROM
 frame.write.parquet(folder + "/table")
 code = cli.main(["embed", "--input", folder + "/table", "--output", folder + "/model", "--quiet"])
 assert code == 0, code
-done["job"] = check(spark.read.parquet(folder + "/model/embeddings-table/data"))
+done["job"] = check(spark.read.parquet(RunFolder(folder + "/model").data("embeddings-table")))
 print("RESULT", json.dumps({**done, "pyspark": pyspark.__version__, "pyarrow": pyarrow.__version__}))
 """
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from runs import published
 
 from ivis_spark import Config, Pipeline
 from ivis_spark.config import DataConfig
@@ -61,11 +62,11 @@ def test_arrays_reach_the_head_in_order(
     run.triplets()
     info, width = run.run_folder.require("triplets", "triplets").info, len(labels[0])
     assert info["labelled"] == width
-    stored = pq.read_table(tmp_path / "run" / "rows" / "data").to_pydict()
+    stored = pq.read_table(published(tmp_path / "run", "rows") / "data").to_pydict()
     by_vector = {vector: label for vector, label in zip(stored["features"], stored["label"], strict=True)}
     assert by_vector[stored["features"][0]] == pytest.approx(labels[stored["id"][0] // 3])
     names = ("file_blocks", "block_rows", "dims", "draws", "labelled")
-    folder = run.run_folder.path("triplets", "data")
+    folder = run.run_folder.data("triplets")
     more = {"group_blocks": 2} if "group_blocks" in TripletBlocks.__dataclass_fields__ else {}
     blocks = TripletBlocks(folder, **{name: info[name] for name in names}, **more)
     steps = blocks.steps_per_epoch(32)
@@ -74,7 +75,7 @@ def test_arrays_reach_the_head_in_order(
         expected = [by_vector[row.tobytes()] for row in anchors]
         np.testing.assert_allclose(batch["label"], expected, rtol=1e-6)
     run.train()
-    assert load_model(str(tmp_path / "run" / "model")).head.output_shape == (None, width)
+    assert load_model(str(published(tmp_path / "run", "model"))).head.output_shape == (None, width)
 
 
 def test_arrays_of_other_lengths_and_nulls_are_refused(spark: SparkSession, tmp_path: Path) -> None:
@@ -131,9 +132,9 @@ def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
     run = pipeline(spark, tmp_path, labels, "int")
     run.neighbours()
     run.triplets()
-    stored = pq.read_table(tmp_path / "run" / "rows" / "data").to_pydict()
+    stored = pq.read_table(published(tmp_path / "run", "rows") / "data").to_pydict()
     label_of = dict(zip(stored["features"], stored["label"], strict=True))
-    for block in pq.read_table(tmp_path / "run" / "triplets" / "data").to_pylist():
+    for block in pq.read_table(published(tmp_path / "run", "triplets") / "data").to_pylist():
         rows = {name: np.frombuffer(block[name], "<f4").reshape(-1, D) for name in ("anchor", "positive_0")}
         anchor, positive = ([label_of[row.tobytes()] for row in rows[name]] for name in ("anchor", "positive_0"))
         near, n = near_in_block(np.frombuffer(block["near"], "<u4"), np.arange(len(anchor))), len(anchor)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_inside, check_list
-from ivis_spark.spark.embedding.units import Unit, move_file, remove, write_record
+from ivis_spark.spark.embedding.units import Unit, move_file, write_record
 
 Mode = Literal["append", "overwrite", "replace"]
 MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
@@ -125,7 +125,7 @@ class Target:
                     self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.done"))
         write_record(self._own(f"{name}.done"), {**facts, "files": [target for _, target in journal["moves"]]})
         self._remove_file(uri)
-        remove(self._own(f"work-{journal['key']}"))
+        storage.remove_folder(self._own(f"work-{journal['key']}"))
 
     def _remove_file(self, uri: str) -> None:
         fs, path = storage.filesystem(uri)

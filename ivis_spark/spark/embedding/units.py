@@ -37,13 +37,13 @@ def plan_units(files: list[str], unit_bytes: int) -> list[list[str]]:
     """Deal files, in the order of their names, to units of about `unit_bytes`."""
     units: list[list[str]] = []
     filled = unit_bytes
+    sizes = {uri.rstrip("/"): size for uri, size, _ in storage.describe_files(files)}
     for uri in sorted(files):
         if filled >= unit_bytes:
             units.append([])
             filled = 0
         units[-1].append(uri)
-        fs, path = storage.filesystem(uri)
-        filled += fs.size(path)
+        filled += sizes[storage.normalise_uri(uri)]
     return units
 
 
@@ -100,16 +100,6 @@ def move_file(source: str, target: str) -> None:
     fs.mv(old, new)
 
 
-def remove(work: str) -> None:
-    """Remove a work folder that is no longer needed, and the folder that it stood in if that is empty then."""
-    fs, path = storage.filesystem(work)
-    if storage.exists(fs, path):
-        fs.rm(path, recursive=True)
-        parent = fs._parent(path)
-        if not fs.ls(parent, detail=False):
-            fs.rmdir(parent)
-
-
 def _finished(work: str, uri: str, files: list[str]) -> Unit | None:
     """Return a unit if it is done, of these very files of the input, and all that it wrote is there."""
     record = read_record(uri, _read_unit)
@@ -149,8 +139,5 @@ def _read_unit(value: Any) -> dict[str, Any]:
 
 
 def write_record(uri: str, value: Any) -> None:
-    """Write a record so that it stands whole or not at all."""
-    building = f"{uri}.{uuid.uuid4().hex[:8]}.tmp"
-    storage.write_json(building, value)
-    fs, old = storage.filesystem(building)
-    fs.mv(old, storage.filesystem(uri)[1])
+    """Write a record so that it is there whole or not at all."""
+    storage.replace_file(uri, storage.encode_json(value))

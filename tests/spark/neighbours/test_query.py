@@ -13,6 +13,7 @@ import fsspec
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
+from runs import published
 from scipy.spatial.distance import cdist
 
 from ivis_spark.config import Config, DataConfig, NeighboursConfig
@@ -131,7 +132,7 @@ def test_an_index_elsewhere_is_copied_and_read(built: dict[tuple[str, str], str]
         fs = fsspec.filesystem("memory")
         fs.put(built[kind] + "/", "/far/neighbours/index/", recursive=True)
         expected = PartitionedIndex.load(built[kind]).query(NEW, 3)
-        found = PartitionedIndex.load("memory://far").query(NEW, 3)
+        found = PartitionedIndex.load("memory://far/neighbours/index").query(NEW, 3)
         fs.rm("/far", recursive=True)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -167,13 +168,13 @@ def test_a_harmed_file_is_named(
         path.unlink()
     text = rf"index file .*{name} (is not what was written: \d+ bytes|cannot be read).*; build the neighbours anew"
     with pytest.raises(ArtifactError, match=text):
-        PartitionedIndex.load(str(tmp_path)).query(X, 3)
+        PartitionedIndex.load(str(tmp_path / "index")).query(X, 3)
     if harm == "flipped":
         from ivis_spark.spark.causes import task_errors
 
         table = spark.createDataFrame([(row.tolist(),) for row in X[:500]], "features array<float>")
         with pytest.raises(ArtifactError, match=text), task_errors():
-            query(table, str(tmp_path), 3).collect()
+            query(table, str(tmp_path / "index"), 3).collect()
 
 
 def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str, str], str], tmp_path: Path) -> None:
@@ -209,7 +210,7 @@ def test_pipeline_queries_its_own_index(spark: SparkSession, tmp_path: Path) -> 
     pipeline("old").neighbours()
     manifest = pipeline("new").query()
     assert manifest.stage == "queries-new" and manifest.info["rows"] == 50
-    found = spark.read.parquet(str(tmp_path / "run" / "queries-new" / "data")).orderBy("id").collect()
+    found = spark.read.parquet(str(published(tmp_path / "run", "queries-new") / "data")).orderBy("id").collect()
     assert [row["neighbour_ids"][0] for row in found] == list(range(50))
     assert all(len(row["neighbour_ids"]) == 2 and row["distances"][0] == 0 for row in found)
     assert pipeline("new").query().created == manifest.created

@@ -122,10 +122,10 @@ def test_convolutional_network_from_a_table_of_images_to_the_scores_of_another(
     assert trained.triplets().info["dims"] == 64
     assert trained.train().info["epochs"] == 20
     trained.embed()
-    embedded = spark.read.parquet(f"{run}/embeddings/data")
+    embedded = spark.read.parquet(trained.run_folder.data("embeddings"))
     assert accuracy(embedded, kinds["train"]) > 0.95
     pipeline("new", {"embed": SETTINGS["embed"]}).embed()  # the model knows what its images are like
-    new = spark.read.parquet(f"{run}/embeddings-new/data")
+    new = spark.read.parquet(trained.run_folder.data("embeddings-new"))
     assert new.columns == ["id", "path", "y", "embedding", "scores"]
     assert accuracy(new, kinds["new"]) > 0.9
     model = IvisModel.from_run(run, scoresCol="scores")

@@ -13,6 +13,7 @@ import pytest
 from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from runs import published
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
@@ -32,7 +33,7 @@ def ingest(frame: DataFrame, config: DataConfig, folder: Path) -> tuple[dict[str
     run = storage.RunFolder(str(folder))
     with run.build("rows", {}) as build:
         info = ingest_stage.ingest(frames.resolve(frame, config), config, build)
-    return info, pq.read_table(folder / "rows" / "data").sort_by("id")
+    return info, pq.read_table(published(folder, "rows") / "data").sort_by("id")
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -81,7 +82,7 @@ def test_scaling_is_learnt_over_all_partitions(spark: SparkSession, tmp_path: Pa
     _, rows = ingest(frame, DataConfig(id_col="id"), tmp_path)
     expected = [[0, 0, 0], [0.5, 0, 1], [1, 0, 0.5], [0.25, 0, 0]]
     np.testing.assert_allclose(matrix(rows), expected, atol=1e-6)
-    scaler = storage.read_json(str(tmp_path / "rows" / "scaler.json"))
+    scaler = storage.read_json(str(published(tmp_path, "rows") / "scaler.json"))
     assert scaler["kind"] == "minmax" and scaler["offset"] == [0, 1, 5]
 
 
