@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
-from ivis_spark.cli.options import LOG_FILE, make_config, make_parser, spark_settings
+from ivis_spark.cli.options import LOG_FILE, make_config, parse, spark_settings
 from ivis_spark.config import Config
 from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
@@ -40,7 +40,7 @@ _RESUMES = "what was published stays, and the same command resumes from there"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Runs on: driver."""
     speak_python(False)
-    arguments = make_parser().parse_args(argv)
+    arguments = parse(argv)
     code, guard, keep = 1, Guard(), False
 
     def says_more(_: logging.LogRecord) -> bool:

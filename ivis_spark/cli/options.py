@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ivis_spark.config import Config, describe, load_config
+from ivis_spark.config import Config, describe, did_you_mean, load_config, setting_names
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations import commands as operations
 from ivis_spark.runtime import logs
@@ -69,6 +69,26 @@ def make_parser() -> argparse.ArgumentParser:
         _add_options(command, name)
     operations.add_commands(commands.add_parser)
     return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command; a wrong one ends the process with exit code 2 and says what was meant."""
+    parser = make_parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_not_an_option(unknown[0], arguments))
+    return arguments
+
+
+def _not_an_option(text: str, arguments: argparse.Namespace) -> str:
+    option = text.partition("=")[0]
+    key = option.lstrip("-").replace("-", "_")
+    same = [name for name in setting_names() if key in (name, name.rpartition(".")[2])]
+    if same:
+        hint = f"; did you mean {' or '.join(f'--set {name}=...' for name in same)}?"
+    else:
+        hint = did_you_mean(option, [f"--{name.replace('_', '-')}" for name in vars(arguments) if name != "command"])
+    return f"{arguments.command} has no option {option}{hint or f'; see ivis-spark {arguments.command} --help'}"
 
 
 def make_config(arguments: argparse.Namespace) -> Config:

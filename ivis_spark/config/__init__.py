@@ -76,6 +76,7 @@ __all__ = [
     "is_import_name",
     "load_config",
     "section_from_mapping",
+    "setting_names",
     "top_settings",
 ]
 
@@ -320,6 +321,12 @@ def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:
         for name, value in found[section].items():
             if value != others[section][name]:
                 yield f"{section}.{name}", "none" if value is None else value
+
+
+def setting_names() -> list[str]:
+    """Return the names of all settings, `section.key`."""
+    inner = [f"{name}.{item.name}" for name, owner in _sections().items() for item in dataclasses.fields(owner)]
+    return inner + [item.name for item in top_settings()]
 
 
 def top_settings() -> list[Any]:

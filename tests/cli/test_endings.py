@@ -145,6 +145,23 @@ def test_a_signal_that_is_swallowed_at_the_very_end_still_counts(
     assert "interrupted" in only_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "3"], "train has no option --epochs; did you mean --set train.epochs=...?"),
+        (["--k=3"], "did you mean --set neighbours.k=... or --set query.k=... or --set evaluate.k=...?"),
+        (["--embedding-dims=3"], "did you mean --set train.embedding_dims=...?"),
+        (["--overwite"], "train has no option --overwite; did you mean --overwrite?"),
+        (["--zzz"], "train has no option --zzz; see ivis-spark train --help"),
+        (["stray"], "train has no option stray"),
+    ],
+)
+def test_an_option_that_is_none(capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--output", "out", *options])
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     """A module on the way interrupts, as the user does."""
     (tmp_path / "sitecustomize.py").write_text(
