@@ -21,18 +21,17 @@ from hypothesis import strategies as st
 from ivis_spark import storage
 from ivis_spark.config import Config, load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.core.knn.index import make_index
-from ivis_spark.core.knn.quantiser import Router
+from ivis_spark.core.knn.index import IndexSettings, LeafIndex
+from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
 from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
 from ivis_spark.serving.folder import DENSE, SCALER, SERVING, ModelFolder, read_model, write_model
-from ivis_spark.serving.index import PartitionedIndex
+from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.embedding.units import run_units
-from ivis_spark.spark.neighbours.index_files import publish_index
 from ivis_spark.storage import Manifest, RunFolder
 
 ANYTHING = st.recursive(
@@ -306,23 +305,17 @@ def test_model_folder_with_any_facts(serving: bytes, scaler: bytes | None) -> No
 
 
 def write_index(folder: Path) -> dict[str, Any]:
-    """Write an index of three rows in one cell; return what `index.json` says."""
-    rows = np.eye(3, dtype=np.float32)
-    uri, files = f"file://{folder}", {}
-    put(f"{uri}/cell.ids.npy", b"")
-    np.save(folder / "cell.ids.npy", np.arange(3))
-    index = make_index("exact", rows, "euclidean", n_trees=1, search_k=-1, seed=0)
-    index.save(str(folder / f"cell{index.suffix}"))
-    for kind, suffix in (("ids", ".ids.npy"), ("vectors", index.suffix)):
-        files[kind] = {"path": f"cell{suffix}", **storage.digest_file(str(folder / f"cell{suffix}"))}
-    storage.write_json(
-        f"{uri}/cells-0-0.json", {"partition": 0, "cells": [{"cell": 0, "home_rows": 3, "files": files}]}
-    )
-    head = {"backend": "exact", "metric": "euclidean", "dims": 3, "rows": 3, "k": 1, "search_k": -1}
-    head |= {"probes": {"cells": 1, "cut": None, "recall": 1.0}, "scaler": None}
-    router = Router.make("euclidean", rows[:1], np.ones(1, np.int64), np.ones(1, np.float32), 1.0)
-    publish_index(uri, router, head)
-    return json.loads((folder / "index.json").read_text())
+    """Write an index of three rows in one region; return what `index.json` says."""
+    rows, files = np.eye(3, dtype=np.float32), {}
+    for suffix in LeafIndex.build(rows, np.arange(3), "euclidean", IndexSettings(10, 1)).save(str(folder / "region")):
+        files[suffix] = {"path": f"region{suffix}", **storage.digest_file(str(folder / f"region{suffix}"))}
+    names = Regions.one("euclidean", 3).save(str(folder))
+    quantiser = [{"path": name, **storage.digest_file(str(folder / name))} for name in names]
+    head = {"format": INDEX_FORMAT, "backend": "leaves", "metric": "euclidean", "dims": 3, "rows": 3, "k": 1}
+    head |= {"recall": 1.0, "scaler": None, "quantiser": quantiser}
+    head |= {"regions": [{"region": 0, "rows": 3, "home": 3, "effort": None, "files": files}]}
+    (folder / "index.json").write_text(json.dumps(head))
+    return head
 
 
 @MANY
@@ -340,33 +333,24 @@ def test_index_of_any_json(tmp_path: Path, data: st.DataObject) -> None:
     assert ids.shape == (1, 1)
 
 
-@pytest.mark.parametrize("spoil", [lambda head: head.pop("router"), lambda head: head["cells"][0].update(cell=9)])
+@pytest.mark.parametrize(
+    "spoil", [lambda head: head.pop("quantiser"), lambda head: head["regions"][0].update(region=9)]
+)
 def test_index_that_lacks_something_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
     head = write_index(tmp_path)
     spoil(head)
     (tmp_path / "index.json").write_text(json.dumps(head))
-    with pytest.raises(ArtifactError, match=r"index\.json .*build the neighbours anew"):
+    with pytest.raises(ArtifactError, match=r"index\.json .*rebuild the neighbours"):
         PartitionedIndex.load(str(tmp_path))
 
 
 @MANY
 @given(content=st.binary(max_size=200), head=ANYTHING)
-def test_router_of_any_bytes(tmp_path: Path, content: bytes, head: Any) -> None:
-    (tmp_path / "router.json").write_text(json.dumps(head))
-    (tmp_path / "router.npz").write_bytes(content)
+def test_regions_of_any_bytes(tmp_path: Path, content: bytes, head: Any) -> None:
+    (tmp_path / "regions.json").write_text(json.dumps(head))
+    (tmp_path / "regions.npz").write_bytes(content)
     with pytest.raises(ArtifactError):
-        Router.load(str(tmp_path))
-
-
-def test_a_report_of_cells_that_was_cut_off_is_no_index(tmp_path: Path) -> None:
-    """What an attempt left that died while it wrote: another attempt's report counts, or none."""
-    torn = '{"partition": 0, "cells": [{"cell": 0, "ho'
-    (tmp_path / "cells-0-0-dead.json").write_text(torn)
-    assert len(write_index(tmp_path)["cells"]) == 1
-    (tmp_path / "cells-0-0.json").write_text(torn)
-    router = Router.make("euclidean", np.ones((1, 3)), np.ones(1, np.int64), np.ones(1, np.float32), 1.0)
-    with pytest.raises(ArtifactError, match="hold 0 of 3 rows"):
-        publish_index(f"file://{tmp_path}", router, {"rows": 3})
+        Regions.load(str(tmp_path))
 
 
 def write_unit(files: list[str], folder: str) -> dict[str, Any]:

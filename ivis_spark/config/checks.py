@@ -23,6 +23,9 @@ from ivis_spark.errors import ConfigError
 AUTO = "auto"
 # Settings that were renamed, and what they are called now; whoever sets the old name is told the new one.
 RENAMED = {
+    "neighbours.max_cell_rows": "neighbours.region_rows and neighbours.leaf_rows",
+    "neighbours.overlap": "neighbours.max_regions",
+    "neighbours.overlap_cut": "neighbours.max_regions",
     "triplets.draws": "triplets.positives_per_anchor",
     "evaluate.draws": "evaluate.n_pairs and evaluate.n_triplets",
 }

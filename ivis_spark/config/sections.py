@@ -9,7 +9,6 @@ from ivis_spark.config.checks import AUTO, Checked, option
 from ivis_spark.errors import ConfigError
 
 Metric = Literal["euclidean", "angular", "manhattan", "hamming", "dot"]
-IndexBackend = Literal["auto", "annoy", "exact"]
 # The networks and the units of their layers, by which `plan` counts operations; of those registered later, none.
 NETWORK_UNITS: dict[str, tuple[int, ...]] = {
     "szubert": (128, 128, 128),
@@ -97,7 +96,7 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class NeighboursConfig(Checked):
-    """Approximate nearest neighbours of every row, searched inside overlapping cells."""
+    """Approximate nearest neighbours of every row, searched in regions and leaves."""
 
     section = "neighbours"
 
@@ -110,8 +109,10 @@ class NeighboursConfig(Checked):
     metric: Metric = option(
         "euclidean", "Distance between rows; cosine is another name of angular.", aliases={"cosine": "angular"}
     )
-    backend: IndexBackend = option(
-        "auto", "Index of a cell: annoy, exact (one matrix product), or auto, which picks the cheaper by cell size."
+    backend: str = option(
+        "auto",
+        "Index library of a region: leaves (matrix products, the most accurate and fastest), annoy, one that was "
+        "registered, or auto, which picks the cheapest by measured costs.",
     )
     table: str | None = option(
         None,
@@ -120,30 +121,36 @@ class NeighboursConfig(Checked):
     )
     target_recall: float = option(
         0.95,
-        "Recall@k that the stage must reach: the overlap of the cells is chosen for it, and it is an error if the "
-        "lower end of the 95 % interval of the measured recall is below it.",
+        "Recall@k that the stage must reach: effort is chosen for it, and it is an error if the lower end of the 95 % "
+        "interval of the measured recall is below it.",
         low=0.0,
         high=1.0,
     )
     recall_sample: int = option(
         500,
-        "Rows whose exact neighbours are searched to measure the recall, and as many others to choose the overlap by; "
-        "cells are learnt from neither.",
+        "Rows whose exact neighbours are searched to measure the recall; nothing is learnt or chosen by them.",
         low=1,
     )
-    max_cell_rows: int = option(2000, "Most rows that call a cell their nearest; bounds the memory of a task.", low=2)
-    overlap: int = option(12, "Most cells that a row lies in, nearest first; the fewest that do are.", low=1)
-    overlap_cut: float = option(
-        1.0,
-        "A row joins a further cell only when it is at most this far behind the border to it, in units of the mean "
-        "distance of a cell's rows to their centroid; the smallest cut that suffices is used.",
-        low=0.0,
+    region_rows: int | None = option(
+        None,
+        "Rows of a region, which one task holds and searches; none: a sixteenth of the table, at least 16,384 rows and "
+        "at most 64 MiB of them.",
+        low=2,
+    )
+    leaf_rows: int = option(
+        256, "Rows of a leaf: a region is searched by comparing each row with the rows of its nearest leaves.", low=2
+    )
+    max_regions: int = option(
+        8,
+        "Most regions that hold a row: the nearest, and further ones where it is close behind the border, by the "
+        "smallest margin that reaches target_recall.",
+        low=1,
     )
     by_label: bool = option(
         False, "Rows with the same label are neighbours: k of them are drawn for each row, and no search is made."
     )
     n_trees: int = option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
-    search_k: int = option(-1, "Nodes Annoy inspects a query; -1 is n_trees * k.", low=-1)
+    search_k: int = option(-1, "Nodes that Annoy inspects per query, at least; -1 is n_trees * k.", low=-1)
 
 
 @dataclass(frozen=True)

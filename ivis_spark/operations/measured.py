@@ -91,7 +91,7 @@ def show_plan(
     )
     biggest = max(stage.local_bytes(cluster) for stage in stages)
     lines += ["", f"local disk of an executor for shuffles: {size_text(biggest)}"]
-    lines += [f"memory of the driver for cells and samples: {size_text(driver)}", "", "formulas (N rows, d dims):"]
+    lines += [f"memory of the driver for regions and samples: {size_text(driver)}", "", "formulas (N rows, d dims):"]
     lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
     rates = dataclasses.asdict(Rates()).items()
     lines.append("measured rates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates))
@@ -106,7 +106,5 @@ def _assumptions(manifests: dict[str, Manifest]) -> Assumptions:
     found, epochs, base = manifests["neighbours"].info, manifests["model"].info.get("epochs"), Assumptions()
     return Assumptions(
         copies=found.get("replicas") or base.copies,
-        ask_home=bool(found.get("ask_home")),
         epochs=epochs or base.epochs,
-        surveys=base.surveys,
     )

@@ -14,14 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ivis_spark.config import NETWORK_UNITS, Config
-from ivis_spark.core.knn.quantiser import SPREAD
-from ivis_spark.core.knn.search import cell_limits
+from ivis_spark.core.knn.sizes import BuildSizes, build_sizes
 from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ConfigError
 
 _TASK_BYTES = 256 << 20  # as in the neighbours stage
-# Counts and sums of cells and of pairs of near cells, measured; at 100,000 cells 160 MB, and as many index files.
-_DRIVER_BYTES_A_CELL, _MOST_CELLS = 1600.0, 100_000
 # Widths of the hidden layers, here again since nn/networks.py needs TensorFlow; a test holds them equal.
 _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
@@ -32,10 +29,9 @@ class Rates:
 
     Attributes:
         rows: (starting Spark and Python, a row, a value of it) to check, scale and write.
-        route: (a stage of many jobs, a row, a value times the square root of cells) to survey and assign; a survey is
-            one more pass.
-        search: (a pair of rows compared, a value of it).
-        list: A neighbour written or merged.
+        search: (a stage of several jobs, a row, a value of it) to find regions, exact neighbours of a sample, and the
+            neighbours of every row.
+        list: A neighbour ranked and written.
         triplets: (the stage, a vector fetched, a value of it).
         train: (starting TensorFlow, a triplet, a floating-point operation).
         embed: (the stage, a row, a floating-point operation).
@@ -43,9 +39,8 @@ class Rates:
     """
 
     rows: tuple[float, float, float] = (6.0, 2e-6, 1e-7)
-    route: tuple[float, float, float] = (5.0, 5e-6, 2e-9)
-    search: tuple[float, float] = (1e-9, 4e-11)
-    list: float = 1e-6
+    search: tuple[float, float, float] = (5.0, 8e-6, 3.5e-7)
+    list: float = 7e-7
     triplets: tuple[float, float, float] = (3.0, 6e-6, 1.3e-7)
     train: tuple[float, float, float] = (6.0, 9e-6, 8e-12)
     embed: tuple[float, float, float] = (1.0, 4e-6, 2e-11)
@@ -107,10 +102,8 @@ class StagePlan:
 class Assumptions:
     """What the table itself decides, and a plan can only assume."""
 
-    copies: float = 1.7  # cells that hold a row; 1.2 to 3 in tables looked at, more in noise of many dimensions
-    ask_home: bool = False  # whether a row is looked for in its own cell alone, as in tables of few cells
+    copies: float = 1.7  # regions that hold a row; 1 to 2 in tables looked at, more in noise of many dimensions
     epochs: int = 30  # until the loss stops falling, by patience
-    surveys: int = 2  # passes until the cells are balanced
 
 
 @dataclass(frozen=True)
@@ -128,8 +121,8 @@ class _Job:
         return 4.0 * self.dims
 
     @property
-    def cells(self) -> int:
-        return _cells(self.rows, self.config)
+    def build(self) -> BuildSizes:
+        return build_sizes(self.rows, self.dims, self.config.neighbours, copies=self.assumed.copies)
 
     @property
     def flops(self) -> float:
@@ -185,18 +178,13 @@ def make_plan(
 
 
 def driver_bytes(rows: float, dims: int, config: Config) -> float:
-    """Return what the driver holds at most: arrays by cell, and the samples of the report or of measuring recall."""
-    cells = _cells(rows, config)
-    sample = max(config.evaluate.sample_rows, config.neighbours.recall_sample) * 4.0 * dims
-    return _DRIVER_BYTES_A_CELL * cells + 2 * sample
+    """Return what the driver holds at most: samples to learn from and measure by, and those of the report."""
+    build = build_sizes(rows, dims, config.neighbours, copies=Assumptions.copies)
+    return build.driver + 2 * config.evaluate.sample_rows * 4.0 * dims
 
 
 def _bytes(text: str) -> float:
     return float(text[:-1]) * {"g": 1 << 30, "m": 1 << 20, "t": 1 << 40}[text[-1:].lower()]
-
-
-def _cells(rows: float, config: Config) -> int:
-    return max(1, round(rows / (SPREAD * cell_limits(config.neighbours).most)))
 
 
 def _rows(job: _Job) -> StagePlan:
@@ -213,29 +201,16 @@ def _rows(job: _Job) -> StagePlan:
 
 
 def _neighbours(job: _Job) -> StagePlan:
-    copies, k, rates = job.assumed.copies if job.cells > 1 else 1.0, job.config.neighbours.k, job.rates
-    cell_rows = copies * job.rows / job.cells
-    biggest = copies * cell_limits(job.config.neighbours).most
-    shuffled = copies * job.rows * (job.vector + 9)
-    asked = 1.0 if job.assumed.ask_home else copies
-    lists = asked * job.rows * k * 12
-    tasks = max(1, min(job.cells, max(2 * job.cluster.slots, math.ceil(shuffled / _TASK_BYTES))))
-    passes = 1 + (job.assumed.surveys if job.cells > 1 else 0)
-    start, row, value = rates.route
-    core = passes * job.rows * (row + value * job.dims * math.sqrt(job.cells))
-    core += asked * job.rows * cell_rows * (rates.search[0] + rates.search[1] * job.dims)
-    core += asked * job.rows * k * rates.list
-    advice = []
-    if job.cells > _MOST_CELLS:
-        larger = math.ceil(job.rows / (SPREAD * _MOST_CELLS) / 1000) * 1000
-        advice.append(f"{job.cells:,} index files: pass --set neighbours.max_cell_rows={larger}")
+    build, k, rates = job.build, job.config.neighbours.k, job.rates
+    copies = job.assumed.copies if build.regions > 1 else 1.0
+    tasks = max(build.tasks, min(build.regions, 2 * job.cluster.slots))
+    start, row, value = rates.search
+    core = job.rows * (row + value * job.dims + rates.list * k)
     return StagePlan(
-        "neighbours", tasks, shuffled + lists, job.rows * (job.vector + 12 * k),
-        _PYTHON_BYTES + 2 * biggest * job.vector + 96e6, *job.times("neighbours", start, core, tasks),
-        f"C = N / ({SPREAD} max_cell_rows) = {job.cells:,} cells, c = {copies:g} copies, {asked:g} of them asked; "
-        f"shuffles c N (4 d + 9) + 12 {asked:g} N k B; stores N (4 d + 12 k) B; seconds {passes} N (a + b d sqrt C) + "
-        f"({asked:g} N)(c N / C)(e + f d) + g {asked:g} N k",
-        advice,
+        "neighbours", tasks, copies * job.rows * (job.vector + 9), job.rows * (copies * (job.vector + 8) + 12 * k),
+        _PYTHON_BYTES + build.task, *job.times("neighbours", start, core, tasks),
+        f"R = {build.regions:,} regions, c = {copies:g} copies; shuffles c N (4 d + 9) B; stores N (c (4 d + 8) + "
+        "12 k) B; seconds N (a + b d + e k)",
     )  # fmt: skip
 
 
@@ -319,7 +294,7 @@ def _limits_passed(stage: StagePlan, job: _Job) -> Iterator[str]:
     room = 0.67 * job.cluster.memory / slots
     if stage.task_bytes > room:
         cure = {
-            "neighbours": "lower neighbours.max_cell_rows",
+            "neighbours": "lower neighbours.region_rows",
             "triplets": "lower triplets.block_rows",
             "embeddings": "lower embed.batch_rows",
             "model": "lower triplets.block_rows or triplets.group_blocks",

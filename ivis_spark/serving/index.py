@@ -1,15 +1,17 @@
 """The index that a build of the neighbours leaves: search new rows in it, in any Python process, without Spark.
 
-Only the cells nearest to the rows asked for are opened, by mmap, once; each file's digest is checked before.
+A row is searched in its home region, of whose file only the leaves near the row are read; what is read is checked.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import typing
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,67 +19,63 @@ import numpy.typing as npt
 
 from ivis_spark import storage
 from ivis_spark.config import Metric
-from ivis_spark.core.knn.index import INDEXES, CellIndex, load_index
+from ivis_spark.core.knn.index import INDEXES, RegionIndex
+from ivis_spark.core.knn.leaves import Leaf
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
-from ivis_spark.core.knn.quantiser import Router
+from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_record
 
 INDEX_FILE = "index.json"
-INDEX_FORMAT = 2
-_REMEDY = "build the neighbours anew"
+INDEX_FORMAT = 3
+_REMEDY = "rebuild the neighbours"
 _QUERY_ROWS = 4096
-_CACHE_BYTES = 1 << 30  # of open cells; the least recently used are closed first
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """An open cell: ids int64 (n,), ascending, and the index of those rows."""
-
-    ids: Ints
-    index: CellIndex
-    size: int
+_CACHE_BYTES = 256 << 20  # of leaves that were read; the least recently used are dropped first
+_OPEN_REGIONS = 64  # whose heads are kept
 
 
 class PartitionedIndex:
-    """Balanced cells with an index each, as the stage `neighbours` published them.
+    """Regions with an index each, as the stage `neighbours` published them.
 
-    Runs on: driver, executor, or any process. Not thread-safe. Memory: the cells that were asked, up to 1 GiB of files.
+    Runs on: driver, executor, or any process. Not thread-safe. Memory: the leaves that were read, up to 256 MiB; of an
+    Annoy index the regions that were asked, by mmap.
 
     Args:
-        uri: Folder with `index.json`, the router and the files of the cells.
+        uri: Folder with `index.json`, the quantiser and the files of the regions.
         head: Content of `index.json`.
-        router: Cells.
+        regions: The quantiser.
     """
 
-    def __init__(self, uri: str, head: dict[str, Any], router: Router) -> None:
-        self.uri, self._head, self._router = uri, head, router
-        self._cells = {int(cell["cell"]): cell for cell in head["cells"]}
-        self._home_rows = np.zeros(router.n_cells, dtype=np.int64)
-        for number, cell in self._cells.items():
-            self._home_rows[number] = cell["home_rows"]
-        self._open: OrderedDict[int, _Cell] = OrderedDict()
+    def __init__(self, uri: str, head: dict[str, Any], regions: Regions) -> None:
+        self.uri, self.regions, self._head = uri, regions, head
+        self._records = {int(record["region"]): record for record in head["regions"]}
+        self._rows = np.zeros(len(regions), np.int64)
+        for number, record in self._records.items():
+            self._rows[number] = record["rows"]
+        self._open: OrderedDict[int, RegionIndex] = OrderedDict()
+        self._leaves: OrderedDict[tuple[int, int], Leaf] = OrderedDict()
+        self._bytes = 0
 
     @classmethod
     def load(cls, uri: str) -> PartitionedIndex:
-        """Open a published index; reads `index.json` and the router, and no cell yet.
+        """Open a published index; reads `index.json` and the quantiser, and no region yet.
 
         Args:
             uri: The run folder, or the folder of the index itself, local or anywhere fsspec reaches.
 
         Raises:
-            ArtifactError: if there is no index, a file is torn or altered, or it is of a newer format.
+            ArtifactError: if there is no index, a file is torn or altered, or it is of another format.
         """
         uri = _index_folder(storage.normalise_uri(uri))
         head = storage.read_json(storage.join(uri, INDEX_FILE), read_head, remedy=_REMEDY)
-        with tempfile.TemporaryDirectory(prefix="ivis-spark-router-") as folder:
-            paths = [_fetch(uri, record, folder) for record in head["router"]]
-            router = Router.load(os.path.dirname(paths[0]))
-        if max((cell["cell"] for cell in head["cells"]), default=0) >= router.n_cells:
-            raise ArtifactError(f"{uri}/{INDEX_FILE} lists cells that its router does not have; {_REMEDY}")
-        return cls(uri, head, router)
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-regions-") as folder:
+            paths = [_fetch(uri, record, folder) for record in head["quantiser"]]
+            regions = Regions.load(os.path.dirname(paths[0]))
+        if max((record["region"] for record in head["regions"]), default=0) >= len(regions):
+            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that its quantiser does not have; {_REMEDY}")
+        return cls(uri, head, regions)
 
     @property
     def metric(self) -> str:
@@ -101,8 +99,8 @@ class PartitionedIndex:
 
     @property
     def recall(self) -> float:
-        """Share of the true `k` neighbours that a query finds, as estimated on the rows of the build."""
-        return float(self._head["probes"]["recall"])
+        """Share of the true `k` neighbours that the build found for rows held out; a query looks as far."""
+        return float(self._head["recall"])
 
     @property
     def scaler(self) -> Scaler | None:
@@ -116,7 +114,7 @@ class PartitionedIndex:
         *,
         scaled: bool = False,
         own: Ints | None = None,
-        probes: int | None = None,
+        exact: bool = False,
     ) -> tuple[Ints, Floats]:
         """Find the nearest rows of the index.
 
@@ -125,15 +123,15 @@ class PartitionedIndex:
             k: Neighbours wanted; that of the build if left out.
             scaled: Whether X went through the scaler of the index already.
             own: int64, shape (n,): ids of the rows, to leave each itself out if it is in the index.
-            probes: Most cells to search a row; what the build measured to reach its recall if left out.
+            exact: Whether to compare with every row of the index, however long that takes.
 
         Returns:
-            ids int64 (n, k) and distances float32 (n, k), nearest first, ties by id. Where the nearest cells hold too
-            few rows, the next ones are searched too, so that every row gets k.
+            ids int64 (n, k) and distances float32 (n, k), nearest first, ties by id. Where a region holds too few
+            rows, further ones are searched too, so that every row gets k.
 
         Raises:
             InputError: if X has another width or is not finite, or k is not less than the rows of the index.
-            ArtifactError: if a file of a cell is missing, torn or altered; names it.
+            ArtifactError: if a file of a region is missing, torn or altered; names it.
         """
         k = self.k if k is None else k
         most = self.rows if own is None else self.rows - 1
@@ -144,15 +142,19 @@ class PartitionedIndex:
         for start in range(0, len(rows), _QUERY_ROWS):
             part = slice(start, start + _QUERY_ROWS)
             if own is None:
-                ids[part], keys[part] = self._query(rows[part], k, probes)
+                ids[part], keys[part] = self._query(rows[part], k, exact)
             else:
-                ids[part], keys[part] = without_self(*self._query(rows[part], k + 1, probes), own[part], k)
+                ids[part], keys[part] = without_self(*self._query(rows[part], k + 1, exact), own[part], k)
         return ids, Space(self.metric).distances(keys)
+
+    def home(self, X: npt.NDArray[Any]) -> Ints:
+        """Return int64 (n,): the region in which a query looks for the neighbours of each row, given as in `query`."""
+        return self.regions.home(self._checked(X, scaled=False), np.zeros(len(X), np.int64))
 
     def _checked(self, X: npt.NDArray[Any], *, scaled: bool) -> Floats:
         X = np.asarray(X)
         if X.ndim != 2 or X.shape[1] != self.dims:
-            raise InputError(f"rows of shape {X.shape} were given; the index wants (n, {self.dims})")
+            raise InputError(f"X has shape {X.shape}; the index needs (n, {self.dims})")
         scaler = None if scaled else self.scaler
         rows = np.ascontiguousarray(X if scaler is None else scaler.transform(X), dtype=np.float32)
         if not np.isfinite(rows).all():
@@ -160,65 +162,93 @@ class PartitionedIndex:
             raise InputError(f"{bad} of {len(rows)} rows hold NaN or infinity; fix or drop them first")
         return rows
 
-    def _query(self, rows: Floats, k: int, probes: int | None) -> tuple[Ints, Floats]:
+    def _query(self, rows: Floats, k: int, exact: bool) -> tuple[Ints, Floats]:
         """Search a block of rows: ids (n, k) and keys (n, k)."""
-        asking, cells = self._probed(rows, k, probes)
-        order = np.argsort(cells, kind="stable")
-        asking, cells = asking[order], cells[order]
-        ids, keys = np.full((len(cells), k), NO_ID, np.int64), np.full((len(cells), k), np.inf, np.float32)
-        bounds = np.flatnonzero(np.diff(cells, prepend=-1))
-        for start, stop in zip(bounds, np.append(bounds[1:], len(cells)), strict=True):
-            cell = self._cell(int(cells[start]))
-            width = min(k, len(cell.ids))
-            numbers, near = cell.index.query(rows[asking[start:stop]], width)
-            ids[start:stop, :width], keys[start:stop, :width] = cell.ids[numbers], near
+        home = self.regions.home(rows, np.zeros(len(rows), np.int64))
+        asking, regions = np.arange(len(rows)), home
+        # Regions share the rows at their borders, so that only all of them hold k different rows for sure.
+        everywhere = np.full(len(rows), exact) | (self._rows[home] < k)
+        if everywhere.any():
+            few, numbers = np.flatnonzero(everywhere), np.fromiter(self._records, np.int64)
+            asking = np.concatenate([asking[~everywhere], np.repeat(few, len(numbers))])
+            regions = np.concatenate([regions[~everywhere], np.tile(numbers, len(few))])
+        order = np.argsort(regions, kind="stable")
+        asking, regions = asking[order], regions[order]
+        ids, keys = np.full((len(regions), k), NO_ID, np.int64), np.full((len(regions), k), np.inf, np.float32)
+        bounds = np.flatnonzero(np.diff(regions, prepend=-1, append=-2))
+        for start, stop in itertools.pairwise(bounds):
+            number = int(regions[start])
+            index, width = self._region(number), min(k, int(self._rows[number]))
+            effort = self._records[number]["effort"]
+            effort = index.efforts[-1] if exact or effort is None else effort
+            found = index.query(rows[asking[start:stop]], width, effort)
+            ids[start:stop, :width], keys[start:stop, :width] = found
+        if not everywhere.any():
+            back = np.argsort(asking, kind="stable")
+            return ids[back], keys[back]
         _, ids, keys = merge_top_k(asking, ids, keys, k)
         return ids, keys
 
-    def _probed(self, rows: Floats, k: int, probes: int | None) -> tuple[Ints, npt.NDArray[np.int32]]:
-        """Return (row, cell) pairs: the cells to search, without empty ones."""
-        chosen = self._head["probes"]
-        cut = float("inf") if probes is not None or chosen["cut"] is None else chosen["cut"]
-        zeros = np.zeros(len(rows), np.int64)
-        found, cells, _ = self._router.assign(
-            rows,
-            zeros,
-            overlap=probes or chosen["cells"],
-            cut=cut,
-            as_queries=Space(self.metric).asymmetric,
-            cell_rows=self._home_rows,
-            least=k,
-        )
-        enough = np.bincount(found, weights=self._home_rows[cells], minlength=len(rows)) >= k
-        if not enough.all():  # cells that share a centroid are not ranked beside each other: ask all
-            short = np.flatnonzero(~enough)
-            everywhere = np.fromiter(self._cells, np.int32)
-            kept = enough[found]
-            found = np.concatenate([found[kept], np.repeat(short, len(everywhere))])
-            cells = np.concatenate([cells[kept], np.tile(everywhere, len(short))])
-        filled = np.isin(cells, np.fromiter(self._cells, np.int32))
-        return found[filled], cells[filled]
-
-    def _cell(self, number: int) -> _Cell:
-        """Return a cell, opened when it is first asked for."""
+    def _region(self, number: int) -> RegionIndex:
+        """Return a region's index, opened when it is first asked for."""
         if number not in self._open:
-            self._open[number] = self._load_cell(self._cells[number])
-            while sum(cell.size for cell in self._open.values()) > _CACHE_BYTES and len(self._open) > 1:
+            if number not in self._records:
+                raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {_REMEDY}")
+            files = _Files(self, self._records[number])
+            try:
+                index = INDEXES[str(self._head["backend"])].load(files, self.metric, self.dims)
+            except UNREADABLE as err:
+                raise ArtifactError(f"index file {files.names} cannot be read ({err}); {_REMEDY}") from err
+            self._open[number] = index
+            while len(self._open) > _OPEN_REGIONS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)
         return self._open[number]
 
-    def _load_cell(self, record: dict[str, Any]) -> _Cell:
-        files = record["files"]
-        with tempfile.TemporaryDirectory(prefix="ivis-spark-cell-") as folder:  # what is open by mmap outlives it
-            ids, vectors = (_fetch(self.uri, files[kind], folder) for kind in ("ids", "vectors"))
-            search_k = int(self._head["search_k"])
-            try:
-                numbers = np.load(ids, allow_pickle=False)
-                index = load_index(str(self._head["backend"]), vectors, self.metric, self.dims, search_k=search_k)
-            except UNREADABLE as err:
-                raise ArtifactError(f"cell {record['cell']} of {self.uri} cannot be read ({err}); {_REMEDY}") from err
-        return _Cell(numbers, index, sum(int(file["bytes"]) for file in files.values()))
+    def kept_leaf(self, key: tuple[int, int], read: Callable[[], Leaf]) -> Leaf:
+        """Return a leaf of a region, read unless it was read lately."""
+        if key not in self._leaves:
+            self._leaves[key] = read()
+            self._bytes += sum(array.nbytes for array in self._leaves[key])
+            while self._bytes > _CACHE_BYTES and len(self._leaves) > 1:
+                self._bytes -= sum(array.nbytes for array in self._leaves.popitem(last=False)[1])
+        self._leaves.move_to_end(key)
+        return self._leaves[key]
+
+
+class _Files:
+    """The files of one region, as `core.knn.index.RegionFiles`."""
+
+    def __init__(self, index: PartitionedIndex, record: dict[str, Any]) -> None:
+        self._index, self._region, self._files = index, int(record["region"]), record["files"]
+
+    @property
+    def names(self) -> str:
+        """URIs of the files."""
+        return ", ".join(storage.join(self._index.uri, file["path"]) for file in self._files.values())
+
+    @contextmanager
+    def local(self, suffix: str) -> Iterator[str]:
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-region-") as folder:
+            yield _fetch(self._index.uri, self._files[suffix], folder)
+
+    def part(self, suffix: str, start: int, stop: int) -> bytes:
+        source = storage.join(self._index.uri, self._files[suffix]["path"])
+        try:
+            path = storage.local_path(source)
+            if path is None:
+                fs, remote = storage.filesystem(source)
+                return bytes(fs.cat_file(remote, start=start, end=stop))
+            with open(path, "rb") as file:
+                return os.pread(file.fileno(), stop - start, start)
+        except OSError as err:
+            raise ArtifactError(f"index file {source} cannot be read ({err}); {_REMEDY}") from err
+
+    def leaf(self, number: int, read: Callable[[], Leaf]) -> Leaf:
+        try:
+            return self._index.kept_leaf((self._region, number), read)
+        except ValueError as err:
+            raise ArtifactError(f"index file {self.names} cannot be read ({err}); {_REMEDY}") from err
 
 
 def read_head(value: Any) -> dict[str, Any]:
@@ -231,30 +261,24 @@ def read_head(value: Any) -> dict[str, Any]:
     found = value.get("format") if isinstance(value, dict) else None
     if found != INDEX_FORMAT:
         raise ArtifactError(f"it holds an index of format {found}; this version reads {INDEX_FORMAT}: {_REMEDY}")
-    numbers = {"dims": int, "rows": int, "k": int, "search_k": int}
-    head = check_fields(value, backend=str, metric=str, probes=dict, router=list, cells=list, **numbers)
+    head = check_fields(
+        value, backend=str, metric=str, quantiser=list, regions=list, dims=int, rows=int, k=int, recall=(int, float)
+    )
     if head["backend"] not in INDEXES or head["metric"] not in typing.get_args(Metric):
         raise ValueError(f"it is of backend {head['backend']!r} and metric {head['metric']!r}")
-    check_fields(head["probes"], cells=int, cut=(int, float, type(None)), recall=(int, float))
-    if min(head["dims"], head["rows"], head["k"], head["probes"]["cells"]) < 1:
-        raise ValueError("dims, rows, k or probes is not positive")
+    if min(head["dims"], head["rows"], head["k"]) < 1:
+        raise ValueError("dims, rows or k is not positive")
     if head.get("scaler"):
         Scaler.from_mapping(head["scaler"])
-    if sorted(check_record(record, "the index")["path"] for record in head["router"]) != Router.FILES:
-        raise ValueError(f"router is not {' and '.join(Router.FILES)}")
-    for cell in head["cells"]:
-        read_cell(cell)
+    if sorted(check_record(record, "the index")["path"] for record in head["quantiser"]) != sorted(Regions.FILES):
+        raise ValueError(f"quantiser is not {' and '.join(Regions.FILES)}")
+    for value in head["regions"]:
+        record = check_fields(value, region=int, rows=int, effort=(int, float, type(None)), files=dict)
+        for file in record["files"].values():
+            check_record(file, "the index")
+        if record["region"] < 0 or record["rows"] < 1 or not record["files"]:
+            raise ValueError("a region has no number, rows or files")
     return head
-
-
-def read_cell(value: Any) -> dict[str, Any]:
-    """Return the record of a cell's files. Raises ValueError if it is none."""
-    cell = check_fields(value, cell=int, home_rows=int, files=dict)
-    for kind in ("ids", "vectors"):
-        check_record(cell["files"].get(kind), "the index")
-    if cell["cell"] < 0 or cell["home_rows"] < 0:
-        raise ValueError("a cell's number or rows are negative")
-    return cell
 
 
 def _index_folder(uri: str) -> str:

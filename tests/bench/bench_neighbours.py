@@ -19,8 +19,8 @@ from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
+from ivis_spark.core.knn.index import exact_neighbours
 from ivis_spark.core.knn.recall import recall_at_k
-from ivis_spark.core.knn.search import exact_neighbours
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest, tables
@@ -52,7 +52,7 @@ def main() -> None:
     made = parser(__doc__, ivis=True)
     made.add_argument("--only", choices=list(CASES), action="append")
     made.add_argument("--target-recall", type=float)
-    made.add_argument("--set", action="append", default=[], help="a setting, like neighbours.max_cell_rows=1000")
+    made.add_argument("--set", action="append", default=[], help="a setting, like neighbours.leaf_rows=400")
     options = made.parse_args()
     spark = get_session("bench-neighbours")
     for name in options.only or ["mnist", "cytometry"]:
@@ -97,7 +97,7 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
     taken = time.perf_counter() - started
     table = pq.read_table(run.data("neighbours").removeprefix("file://")).sort_by("id")
     found = table["neighbour_ids"].combine_chunks().flatten().to_numpy().reshape(-1, k)
-    kept = ("n_cells", "largest_cell", "median_cell", "overlap", "replicas", "backend", "step_seconds")
+    kept = ("n_regions", "largest_region", "median_region", "replicas", "recall", "backend", "step_seconds")
     return taken, found, {name: info[name] for name in kept}
 
 

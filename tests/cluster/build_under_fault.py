@@ -2,8 +2,8 @@
 
     python build_under_fault.py FOLDER FAULT
 
-FAULT is `none`, `speculation`, or the sub-stage in which an executor is killed by its process id: `count`, `survey`,
-`assign`, `search` or `merge`. Prints `RESULT <JSON>`: what was killed, and the files of the stage.
+FAULT is `none`, `speculation`, or the sub-stage in which an executor is killed by its process id: `count`, `exact`,
+`assign` or `search`. Prints `RESULT <JSON>`: what was killed, and the files of the stage.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ivis_spark.config import NeighboursConfig
 from ivis_spark.spark import session
 from ivis_spark.spark.neighbours.stage import build_neighbours
 
-SEARCH_STEPS = ("assign", "search", "merge")  # Spark stages, in order, of the one search job
+SEARCH_STEPS = ("assign", "search")  # Spark stages, in order, of the one search job
 SPECULATION = {
     "spark.speculation": "true",
     "spark.speculation.interval": "20ms",
@@ -51,7 +51,7 @@ def main(folder: str, fault: str) -> None:
     rows = spark.read.parquet(write_rows(os.path.join(folder, "rows")))
     killer = Killer(spark, fault)
     killer.start()
-    config = NeighboursConfig(k=10, max_cell_rows=800, overlap=3, target_recall=0.9)
+    config = NeighboursConfig(k=10, region_rows=800, leaf_rows=100, target_recall=0.9)
     info = build_neighbours(rows, config, random_state=0, folder=f"file://{folder}/out")
     killer.stop.set()
     killer.join()
@@ -83,7 +83,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         """Watch Spark's status a hundred times a second."""
-        wanted = self.fault in ("count", "survey", *SEARCH_STEPS)
+        wanted = self.fault in ("count", "exact", *SEARCH_STEPS)
         while wanted and not self.killed and not self.stop.wait(0.01):
             if self.fault == self._running():
                 pid = executors()[0]
@@ -102,7 +102,7 @@ class Killer(threading.Thread):
                 return step
             if stage not in self._search_stages:
                 self._search_stages.append(stage)
-            return SEARCH_STEPS[min(self._search_stages.index(stage), 2)]
+            return SEARCH_STEPS[min(self._search_stages.index(stage), 1)]
         return ""
 
 

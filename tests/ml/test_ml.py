@@ -34,8 +34,8 @@ def test_params_are_those_of_the_configuration() -> None:
     assert estimator.getK() == 7 and estimator.getEmbeddingDims() == 3
     assert estimator.getOrDefault("learningRate") == config.Config().train.learning_rate
     assert estimator.getOrDefault("neighboursBackend") == config.NeighboursConfig.backend
-    doc = {f.name: f.metadata["doc"] for f in config.NeighboursConfig.__dataclass_fields__.values()}["max_cell_rows"]
-    assert f"maxCellRows: {doc} (default: {config.NeighboursConfig.max_cell_rows})" in estimator.explainParams()
+    doc = {f.name: f.metadata["doc"] for f in config.NeighboursConfig.__dataclass_fields__.values()}["leaf_rows"]
+    assert f"leafRows: {doc} (default: {config.NeighboursConfig.leaf_rows})" in estimator.explainParams()
     assert estimator.config().neighbours.k == 7 and estimator.config().train.embedding_dims == 3
     assert estimator.setBatchSize(np.int64(64)).config().train.batch_size == 64
     assert IvisEstimator(k=7, preset="ivis").config() == config.load_config(None, ["neighbours.k=7", "preset=ivis"])

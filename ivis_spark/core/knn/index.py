@@ -1,15 +1,14 @@
-"""Indexes of one cell behind one small interface: exact (a matrix product and a partial sort) and Annoy.
+"""Index libraries behind one small interface: leaves (ours) and Annoy. Another joins by `register_index`.
 
-A cell's rows are numbered 0..n-1; `query` returns such numbers and keys (see `core.spaces`) computed exactly from
-differences, so two indexes that find the same rows return the same bits. Ties go to the lower number; where more rows
-tie for the last places than there are, which of them are found is up to the index.
+An index holds the rows of one region. Its effort says how much of it a query looks at; `calibrate` finds the least
+that reaches a recall.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -17,343 +16,345 @@ import numpy as np
 import numpy.typing as npt
 from annoy import AnnoyIndex as _Annoy
 
-from ivis_spark.core.knn.metrics import Floats, Ints, Space, Target
-from ivis_spark.errors import ArtifactError
+from ivis_spark.core.knn.leaves import ALL, Leaf, Leaves
+from ivis_spark.core.knn.merge import NO_ID, merge_top_k, ties_by_id, without_self
+from ivis_spark.core.knn.metrics import Floats, Ints, Space
+from ivis_spark.core.knn.recall import shares_found
+from ivis_spark.core.knn.topk import in_order
+from ivis_spark.errors import ConfigError
 
-_BLOCK_BYTES = 4 << 20  # of keys: what fits the second-level caches while it is searched
-_NARROW = 384  # below this many columns a plain partial sort is as fast as the sampled threshold
-_STRIDE = 16
+_MARGINS = (
+    0.03,
+    0.06,
+    0.09,
+    0.12,
+    0.15,
+    0.18,
+    0.21,
+    0.24,
+    0.27,
+    0.3,
+    0.34,
+    0.38,
+    0.44,
+    0.5,
+    0.6,
+    0.7,
+    0.85,
+    1,
+    1.5,
+    ALL,
+)
 _ANNOY_MAX_SEED = 2**31 - 1
-_ANNOY_STEP = 1024
+_EXACT_ROWS = 8192
 
 
-class CellIndex(Protocol):
-    """What the search, the query and the tests ask of an index."""
+@dataclass(frozen=True)
+class IndexSettings:
+    """What an index may be built with.
 
-    suffix: str
-
-    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
-        """Return numbers int64 (q, k) and keys float32 (q, k), nearest first; k must not exceed the rows."""
-        ...
-
-    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
-        """Yield what `query` returns for the cell's own rows, some rows at a time, in order."""
-        ...
-
-    def save(self, path: str) -> None:
-        """Write one local file that the class's `load` opens by mmap."""
-        ...
-
-
-class ExactIndex:
-    """All rows of a cell, searched exactly.
-
-    Args:
-        X: Rows as they came, shape (n, d).
-        metric: str.
+    Attributes:
+        leaf_rows: Rows wanted in a leaf.
+        n_trees: Annoy's trees.
+        search_k: Nodes that Annoy inspects at least; -1 is n_trees * k.
+        seed: Seed of everything drawn.
     """
 
-    suffix = ".vectors.npy"
+    leaf_rows: int
+    n_trees: int
+    search_k: int = -1
+    seed: int = 0
 
-    def __init__(self, X: npt.NDArray[Any], metric: str) -> None:
-        self._space = Space(metric)
-        self._rows = self._space.prepare(X)
-        self._target: Target | None = None
 
-    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
-        """Return the nearest rows, as `CellIndex.query`. Memory: O(block)."""
-        queries, step = self._space.prepare(Q), self._step()
-        parts = [queries[start : start + step] for start in range(0, len(queries), step)]
-        found = [self._pick(part, self._ready().rank_keys(part), k) for part in parts]
-        if not found:
-            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
-        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found])
+class RegionFiles(Protocol):
+    """Where the files of a saved index are read from; each is checked against its record."""
 
-    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
-        """Yield the nearest rows of the cell's own, as `CellIndex.query_all`."""
-        start = 0
-        for keys in self._ready().rank_keys_of_all(self._step()):
-            yield self._pick(self._rows[start : start + len(keys)], keys, k)
-            start += len(keys)
+    def local(self, suffix: str) -> AbstractContextManager[str]:
+        """Give the path of a file, copied to this machine if need be; a file opened by mmap may then go."""
+        ...
 
-    def _step(self) -> int:
-        return max(16, _BLOCK_BYTES // (4 * max(1, len(self._rows))))
+    def part(self, suffix: str, start: int, stop: int) -> bytes:
+        """Return some bytes of a file, without a check."""
+        ...
 
-    def _ready(self) -> Target:
-        if self._target is None:
-            self._target = self._space.target(self._rows)
-        return self._target
+    def leaf(self, number: int, read: Callable[[], Leaf]) -> Leaf:
+        """Return a leaf's ids and rows, read unless they were kept."""
+        ...
 
-    def _pick(self, queries: Floats, rank_keys: Floats, k: int) -> tuple[Ints, Floats]:
-        """Choose candidates by rounded keys, then rank them by exact ones."""
-        found = smallest_columns(rank_keys, min(len(self._rows), k + 2 + k // 16))
-        return _in_order(found, self._space.pair_keys(queries, self._rows, found), k)
 
-    def save(self, path: str) -> None:
-        """Write the prepared rows as an .npy file."""
-        with open(path, "wb") as file:
-            np.save(file, self._rows)
+class RegionIndex(Protocol):
+    """The rows of one region, ready to be searched.
+
+    Attributes:
+        metric: Metric of the rows.
+        efforts: Efforts in ascending order; the last one looks at everything.
+    """
+
+    metric: str
+    efforts: Sequence[float]
+
+    def query(self, Q: npt.NDArray[Any], k: int, effort: float) -> tuple[Ints, Floats]:
+        """Return ids int64 (q, k) and keys float32 (q, k), nearest first, ties by id; k is at most the rows."""
+        ...
+
+    def save(self, path: str) -> list[str]:
+        """Write files that start with a local path; return what follows it in each name."""
+        ...
+
+
+class LeafIndex:
+    """Leaves with the ids of their rows.
+
+    Args:
+        leaves: Leaves.
+        ids: int64 (n,): in the order of the leaves.
+    """
+
+    suffix = ".leaves"
+
+    def __init__(self, leaves: Leaves, ids: Callable[[Ints], Ints]) -> None:
+        self.leaves, self._ids = leaves, ids
+        self.metric: str = leaves.metric
+        self.efforts: Sequence[float] = _MARGINS
 
     @classmethod
-    def load(cls, path: str, metric: str, dims: int) -> ExactIndex:
-        """Open a saved index by mmap. Raises ArtifactError if it is not one."""
-        try:
-            rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as err:
-            raise ArtifactError(f"index file {path} cannot be read ({err}); build the neighbours anew") from err
-        if rows.ndim != 2 or rows.shape[1] != dims:
-            raise ArtifactError(f"index file {path} holds shape {rows.shape}, not (rows, {dims}); build it anew")
-        index = cls.__new__(cls)
-        index._space, index._rows, index._target = Space(metric), rows, None
-        return index
+    def build(cls, X: npt.NDArray[Any], ids: Ints, metric: str, settings: IndexSettings) -> LeafIndex:
+        """Group rows, float32 (n, d), with ids int64 (n,)."""
+        leaves, order = Leaves.build(X, metric, leaf_rows=settings.leaf_rows, seed=settings.seed)
+        ordered = ids[order]
+        return cls(leaves, lambda numbers: ordered[numbers])
+
+    def query(self, Q: npt.NDArray[Any], k: int, effort: float) -> tuple[Ints, Floats]:
+        """Return near rows, as `RegionIndex.query`."""
+        numbers, keys = self.leaves.query(Q, k, effort)
+        return ties_by_id(self._ids(numbers), keys)
+
+    def save(self, path: str) -> list[str]:
+        """Write one file: a head with what says where rows are, then the ids and rows of each leaf."""
+        ids = self._ids(np.arange(len(self.leaves)))
+        with open(path + self.suffix, "wb") as file:
+            for chunk in self.leaves.dump(ids):
+                file.write(chunk)
+        return [self.suffix]
+
+    @classmethod
+    def load(cls, files: RegionFiles, metric: str, dims: int) -> LeafIndex:
+        """Open a saved index; leaves are read as they are asked for."""
+        leaves, read = Leaves.load(lambda start, stop: files.part(cls.suffix, start, stop), files.leaf)
+        if leaves.metric != metric or len(leaves.centre) != dims:
+            raise ValueError(f"it holds rows of {len(leaves.centre)} features, compared by {leaves.metric}")
+
+        def ids_of(numbers: Ints) -> Ints:
+            leaf = np.searchsorted(leaves.starts, numbers, side="right") - 1
+            out = np.empty(numbers.shape, np.int64)
+            for number in np.unique(leaf):
+                here = leaf == number
+                out[here] = read(int(number))[0][numbers[here] - leaves.starts[number]]
+            return out
+
+        return cls(leaves, ids_of)
 
 
 class AnnoyIndex:
-    """An Annoy forest over a cell. Built in one thread, so that `seed` decides every split.
+    """An Annoy forest over a region, built in one thread so that the seed decides every split.
 
-    Args:
-        X: Rows as they came, shape (n, d).
-        metric: str.
-        n_trees: Trees of the forest.
-        search_k: Nodes inspected a query; -1 is n_trees * k.
-        seed: Seed of the splits.
+    Its effort is `search_k`, the nodes inspected per query.
     """
 
-    suffix = ".ann"
+    suffixes = (".ann", ".ids.npy")
 
-    def __init__(self, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int = -1, seed: int = 0) -> None:
-        self._space, self._search_k = Space(metric), search_k
-        self._rows: Floats = self._space.prepare(X)
-        self._index = _Annoy(self._rows.shape[1], cast(Any, metric))
-        self._index.set_seed(seed % _ANNOY_MAX_SEED)
-        for number, row in enumerate(self._rows):
-            self._index.add_item(number, row)
-        self._index.build(n_trees, n_jobs=1)
-
-    def query(self, Q: npt.NDArray[Any], k: int) -> tuple[Ints, Floats]:
-        """Return near rows, as `CellIndex.query`; queries for which Annoy finds fewer than k are searched exactly."""
-        queries = self._space.prepare(Q)
-        numbers = np.zeros((len(queries), k), dtype=np.int64)
-        short = []
-        for at, query in enumerate(queries):
-            found = self._index.get_nns_by_vector(query, k, self._search_k)
-            if len(found) < k:
-                short.append(at)
-            else:
-                numbers[at] = found
-        if short:
-            exact = ExactIndex.__new__(ExactIndex)
-            exact._space, exact._rows, exact._target = self._space, self._rows, None
-            numbers[short] = exact.query(queries[short], k)[0]
-        numbers.sort(axis=1)
-        return _in_order(numbers, self._space.pair_keys(queries, self._rows, numbers), k)
-
-    def query_all(self, k: int) -> Iterator[tuple[Ints, Floats]]:
-        """Yield the near rows of the cell's own, as `CellIndex.query_all`."""
-        for start in range(0, len(self._rows), _ANNOY_STEP):
-            yield self.query(self._rows[start : start + _ANNOY_STEP], k)
-
-    def save(self, path: str) -> None:
-        """Write Annoy's own file."""
-        self._index.save(path)
+    def __init__(self, index: _Annoy, ids: Ints, metric: str, least: int) -> None:
+        self._index, self._ids, self._space = index, ids, Space(metric)
+        self.metric: str = metric
+        most = max(2 * least, 2 * len(ids) * max(1, index.get_n_trees()))
+        steps = int(np.ceil(np.log2(most / max(1, least)))) + 1
+        self.efforts: Sequence[float] = [float(min(most, least * 2**step)) for step in range(steps)]
 
     @classmethod
-    def load(cls, path: str, metric: str, dims: int, *, search_k: int = -1) -> AnnoyIndex:
-        """Open a saved index by mmap. Raises ArtifactError if Annoy cannot read it."""
-        index = cls.__new__(cls)
-        index._space, index._search_k, index._index = Space(metric), search_k, _Annoy(dims, cast(Any, metric))
-        try:
-            index._index.load(path)
-        except OSError as err:
-            raise ArtifactError(f"index file {path} cannot be read ({err}); build the neighbours anew") from err
-        count = index._index.get_n_items()
-        rows = np.array([index._index.get_item_vector(number) for number in range(count)], dtype=np.float32)
-        index._rows = rows.reshape(count, dims)
-        return index
+    def build(cls, X: npt.NDArray[Any], ids: Ints, metric: str, settings: IndexSettings) -> AnnoyIndex:
+        """Index rows, float32 (n, d), with ids int64 (n,)."""
+        rows = Space(metric).prepare(X)
+        index = _Annoy(rows.shape[1], cast(Any, metric))
+        index.set_seed(settings.seed % _ANNOY_MAX_SEED)
+        for number, row in enumerate(rows):
+            index.add_item(number, row)
+        index.build(settings.n_trees, n_jobs=1)
+        least = settings.search_k if settings.search_k > 0 else 16 * settings.n_trees
+        return cls(index, ids, metric, least)
+
+    def query(self, Q: npt.NDArray[Any], k: int, effort: float) -> tuple[Ints, Floats]:
+        """Return near rows, as `RegionIndex.query`; rows for which Annoy finds fewer than k are searched exactly."""
+        queries = self._space.prepare(Q)
+        nodes = max(int(effort), self._index.get_n_trees() * k) if effort < self.efforts[-1] else 2**31 - 1
+        numbers = np.zeros((len(queries), k), np.int64)
+        short = []
+        for place, query in enumerate(queries):
+            near = self._index.get_nns_by_vector(query, k, nodes)
+            if len(near) < k:
+                short.append(place)
+            else:
+                numbers[place] = near
+        if short:
+            everything = self._vectors(np.arange(len(self._ids)))
+            numbers[short] = Leaves.single(everything, self._space.metric).query(queries[short], k, ALL)[0]
+        used, inverse = np.unique(numbers, return_inverse=True)
+        keys = self._space.pair_keys(queries, self._vectors(used), inverse.reshape(numbers.shape))
+        numbers, keys = in_order(numbers, keys, k)
+        return ties_by_id(self._ids[numbers], keys)
+
+    def _vectors(self, numbers: Ints) -> Floats:
+        rows = [self._index.get_item_vector(int(number)) for number in numbers]
+        return np.array(rows, np.float32).reshape(len(rows), self._index.f)
+
+    def save(self, path: str) -> list[str]:
+        """Write Annoy's own file, and the ids."""
+        self._index.save(path + self.suffixes[0])
+        with open(path + self.suffixes[1], "wb") as file:
+            np.save(file, self._ids)
+        return list(self.suffixes)
+
+    @classmethod
+    def load(cls, files: RegionFiles, metric: str, dims: int) -> AnnoyIndex:
+        """Open a saved index by mmap."""
+        index = _Annoy(dims, cast(Any, metric))
+        with files.local(cls.suffixes[0]) as path, files.local(cls.suffixes[1]) as ids:
+            index.load(path)
+            return cls(index, np.load(ids, allow_pickle=False), metric, 1)
+
+
+@dataclass(frozen=True)
+class IndexKind:
+    """All that the stage and queries need to know of an index library.
+
+    Attributes:
+        build: Makes an index of rows (n, d) with ids (n,) under a metric.
+        load: Opens a saved one.
+        cost: Microseconds of a core to index and search one row, by dims, rows of the region, k and settings.
+    """
+
+    build: Callable[[npt.NDArray[Any], Ints, str, IndexSettings], RegionIndex]
+    load: Callable[[RegionFiles, str, int], RegionIndex]
+    cost: Callable[[int, int, int, IndexSettings], float]
+
+
+# Microseconds on one core of a 2020s server: tests/bench/bench_index_costs.py measures them again.
+_LEAF_ROW, _LEAF_PAIRS, _LEAF_PAIR, _LEAF_PAIR_VALUE, _LEAF_NEIGHBOUR = 15.0, 5.0, 0.004, 0.00004, 0.2
+_ANNOY_NODE, _ANNOY_NODE_VALUE = 0.15, 0.0006
+_ANNOY_TREE, _ANNOY_TREE_VALUE = 1.0, 0.0011
+
+
+def _leaf_cost(dims: int, rows: int, k: int, settings: IndexSettings) -> float:
+    pairs = min(rows, _LEAF_PAIRS * max(settings.leaf_rows, k))
+    return _LEAF_ROW + pairs * (_LEAF_PAIR + _LEAF_PAIR_VALUE * dims) + _LEAF_NEIGHBOUR * k
+
+
+def _annoy_cost(dims: int, rows: int, k: int, settings: IndexSettings) -> float:
+    nodes = min(rows, settings.n_trees * k if settings.search_k < 0 else settings.search_k)
+    splitting = settings.n_trees * (_ANNOY_TREE + _ANNOY_TREE_VALUE * dims)
+    return float(nodes * (_ANNOY_NODE + _ANNOY_NODE_VALUE * dims) + splitting * np.log2(max(2, rows)))
+
+
+INDEXES: dict[str, IndexKind] = {
+    "leaves": IndexKind(LeafIndex.build, LeafIndex.load, _leaf_cost),
+    "annoy": IndexKind(AnnoyIndex.build, AnnoyIndex.load, _annoy_cost),
+}
+
+
+def register_index(name: str, kind: IndexKind) -> None:
+    """Add an index library under the name that `neighbours.backend` gives it; in executors too, so on import."""
+    INDEXES[name] = kind
+
+
+def index_kind(name: str) -> IndexKind:
+    """Return an index library by name.
+
+    Raises:
+        ConfigError: if there is none of that name; lists those there are.
+    """
+    if name not in INDEXES:
+        raise ConfigError(f"neighbours.backend={name!r} is not one of: auto, {', '.join(INDEXES)}")
+    return INDEXES[name]
 
 
 @dataclass(frozen=True)
 class BackendChoice:
-    """Which index was picked, and why in words."""
+    """Which index library was picked, and why."""
 
     backend: str
     reason: str
 
 
-@dataclass(frozen=True)
-class IndexSettings:
-    """What an index may be built with: Annoy's trees, nodes a query (-1: n_trees * k) and the seed of its splits."""
-
-    n_trees: int
-    search_k: int
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class IndexKind:
-    """All that the stage, the query and `auto` need to know of an index. A new one joins by `register_index`.
-
-    Attributes:
-        build: Makes an index of rows (n, d) under a metric.
-        load: Opens a saved one by mmap: path, metric, dims, search_k.
-        cost: Microseconds a row of building and searching: metric, dims, rows of the cell, k, settings.
-        keeps_home: Whether it is so cheap to build that it is kept anew for only the rows at home in a cell.
-    """
-
-    build: Callable[[npt.NDArray[Any], str, IndexSettings], CellIndex]
-    load: Callable[[str, str, int, int], CellIndex]
-    cost: Callable[[str, int, int, int, IndexSettings], float]
-    keeps_home: bool = False
+def choose_backend(requested: str, dims: int, rows: int, k: int, settings: IndexSettings) -> BackendChoice:
+    """Pick the library that searches a region faster, by measured costs; `requested` if it is not `auto`."""
+    costs = {name: kind.cost(dims, rows, k, settings) for name, kind in INDEXES.items()}
+    listed = ", ".join(f"{name} about {cost:.0f} us per row" for name, cost in costs.items())
+    if requested != "auto":
+        index_kind(requested)
+        return BackendChoice(requested, f"requested ({listed})")
+    return BackendChoice(min(costs, key=lambda name: costs[name]), f"lowest estimated cost ({listed})")
 
 
-# Microseconds on one core of a 2020s server: tests/bench/bench_index_costs.py measures them anew.
-_EXACT_PER_VALUE = {"manhattan": 0.00045}
-_EXACT_PER_VALUE_PRODUCT = 0.00004
-_EXACT_PER_COLUMN = 0.004
-_ANNOY_PER_NODE = 0.15
-_ANNOY_PER_NODE_VALUE = 0.0006
-_ANNOY_BUILD_PER_TREE_VALUE = 0.0011
-_ANNOY_BUILD_PER_TREE = 1.0
-
-
-def _exact_cost(metric: str, dims: int, cell_rows: int, k: int, settings: IndexSettings) -> float:
-    return cell_rows * (_EXACT_PER_COLUMN + _EXACT_PER_VALUE.get(metric, _EXACT_PER_VALUE_PRODUCT) * dims)
-
-
-def _annoy_cost(metric: str, dims: int, cell_rows: int, k: int, settings: IndexSettings) -> float:
-    nodes = min(cell_rows, settings.n_trees * k if settings.search_k < 0 else settings.search_k)
-    searching = nodes * (_ANNOY_PER_NODE + _ANNOY_PER_NODE_VALUE * dims)
-    splitting = settings.n_trees * (_ANNOY_BUILD_PER_TREE + _ANNOY_BUILD_PER_TREE_VALUE * dims)
-    return float(searching + splitting * np.log2(max(2, cell_rows)))
-
-
-INDEXES: dict[str, IndexKind] = {
-    "exact": IndexKind(
-        build=lambda X, metric, settings: ExactIndex(X, metric),
-        load=lambda path, metric, dims, search_k: ExactIndex.load(path, metric, dims),
-        cost=_exact_cost,
-        keeps_home=True,
-    ),
-    "annoy": IndexKind(
-        build=lambda X, metric, settings: AnnoyIndex(X, metric, **dataclasses.asdict(settings)),
-        load=lambda path, metric, dims, search_k: AnnoyIndex.load(path, metric, dims, search_k=search_k),
-        cost=_annoy_cost,
-    ),
-}
-
-
-def register_index(name: str, kind: IndexKind) -> None:
-    """Add an index under the name that `neighbours.backend` gives it; in executors too, so from an imported module."""
-    INDEXES[name] = kind
-
-
-def estimate_costs(metric: str, *, dims: int, cell_rows: int, k: int, n_trees: int, search_k: int) -> dict[str, float]:
-    """Return the microseconds a row, on one core, that each index is expected to take."""
-    settings = IndexSettings(n_trees, search_k)
-    return {name: kind.cost(metric, dims, cell_rows, k, settings) for name, kind in INDEXES.items()}
-
-
-def choose_backend(
-    metric: str, *, dims: int, cell_rows: int, k: int, n_trees: int, search_k: int, requested: str = "auto"
-) -> BackendChoice:
-    """Pick the index that searches a cell faster, by a model whose constants were measured.
+def calibrate(index: RegionIndex, X: Floats, ids: Ints, sample: Ints, k: int, target: float) -> float:
+    """Return the least effort whose recall, on rows of the region, is at least the target.
 
     Args:
-        metric: str.
-        dims: Features of a row.
-        cell_rows: Rows of a typical cell, those that overlap into it included.
+        index: Index of the region.
+        X: Its rows, float32 (n, d).
+        ids: int64 (n,): their ids, ascending.
+        sample: Positions of the rows to measure on, int64 (q,).
+        k: Neighbours of a row.
+        target: Recall wanted inside the region; 1 takes the last effort.
+    """
+    low, high = 0, len(index.efforts) - 1
+    if target >= 1 or not len(sample):
+        return index.efforts[-1]
+    _, true_keys = exact_neighbours(X[sample], X, k, index.metric, own=ids[sample], ids=ids)
+    while low < high:
+        middle = (low + high) // 2
+        near, keys = index.query(X[sample], k + 1, index.efforts[middle])
+        shares = shares_found(without_self(near, keys, ids[sample], k)[1], true_keys)
+        low, high = (low, middle) if shares.mean() >= target else (middle + 1, high)
+    return index.efforts[low]
+
+
+def exact_neighbours(
+    queries: Floats, X: Floats, k: int, metric: str, *, own: Ints | None = None, ids: Ints | None = None
+) -> tuple[Ints, Floats]:
+    """Search all rows for the nearest of each query, a block at a time.
+
+    Args:
+        queries: Shape (q, d).
+        X: Shape (n, d).
         k: Neighbours wanted.
-        n_trees: Annoy's trees.
-        search_k: Annoy's nodes a query; -1 is n_trees * k.
-        requested: `auto`, or the name of an index, which is then taken.
+        metric: Metric.
+        own: int64 (q,): ids of the queries, to leave themselves out; None if they are not rows of X.
+        ids: int64 (n,): ids of the rows; their numbers if left out.
+
+    Returns:
+        ids int64 (q, k) and keys float32 (q, k); see `Space.distances`.
     """
-    found = estimate_costs(metric, dims=dims, cell_rows=cell_rows, k=k, n_trees=n_trees, search_k=search_k)
-    listed = ", ".join(f"{name} about {cost:.0f} us a row" for name, cost in found.items())
-    costs = f"{cell_rows} rows a cell, {dims} dims, k={k}: {listed}"
-    if requested != "auto":
-        return BackendChoice(requested, f"asked for ({costs})")
-    return BackendChoice(min(found, key=lambda name: found[name]), f"cheaper by the cost model ({costs})")
+    ids = np.arange(len(X)) if ids is None else ids
+    own = np.full(len(queries), NO_ID) if own is None else own
+    rows = np.arange(len(queries))
+    best_ids = np.full((len(queries), k), NO_ID, dtype=np.int64)
+    best_keys = np.full((len(queries), k), np.inf, dtype=np.float32)
+    for start in range(0, len(X), _EXACT_ROWS):
+        part = slice(start, start + _EXACT_ROWS)
+        block = Leaves.single(X[part], metric)
+        numbers, keys = block.query(queries, min(k + 1, len(block)), ALL)
+        near, keys = without_self(ids[part][numbers], keys, own, k)
+        both = np.concatenate([best_ids, near]), np.concatenate([best_keys, keys])
+        _, best_ids, best_keys = merge_top_k(np.concatenate([rows, rows]), *both, k)
+    return best_ids, best_keys
 
 
-def make_index(backend: str, X: npt.NDArray[Any], metric: str, *, n_trees: int, search_k: int, seed: int) -> CellIndex:
-    """Build an index of the rows of a cell."""
-    return INDEXES[backend].build(X, metric, IndexSettings(n_trees, search_k, seed))
-
-
-def load_index(backend: str, path: str, metric: str, dims: int, *, search_k: int) -> CellIndex:
-    """Open a saved index by mmap.
-
-    Raises:
-        ArtifactError: if the file is missing or cannot be read.
-    """
-    if not os.path.exists(path):
-        raise ArtifactError(f"index file {path} is missing; build the neighbours anew")
-    return INDEXES[backend].load(path, metric, dims, search_k)
-
-
-def smallest_columns(keys: Floats, k: int) -> Ints:
-    """Return the columns of the k smallest keys of each row, in any order: int64, shape (q, k).
-
-    A partial sort moves every column; here a threshold from a sample of the columns discards most of them first, at
-    the speed of a comparison. Rows for which the guess was too low are sorted in full.
-    """
-    rows, columns = keys.shape
-    if k >= columns:
-        return np.broadcast_to(np.arange(columns), keys.shape)
-    if columns < max(_NARROW, 4 * k):
-        return np.argpartition(keys, k - 1, axis=1)[:, :k]
-    expected = k / _STRIDE
-    rank = min(int(expected + 2.5 * np.sqrt(expected) + 1), keys[:, ::_STRIDE].shape[1] - 1)
-    limit = np.partition(keys[:, ::_STRIDE], rank, axis=1)[:, rank]
-    flat = np.flatnonzero(keys <= limit[:, None])
-    row = flat // columns
-    counts = np.bincount(row, minlength=rows)
-    place = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-    few = np.full((rows, int(counts.max())), np.inf, dtype=np.float32)
-    few[row, place] = keys.reshape(-1)[flat]
-    candidates = np.zeros(few.shape, dtype=np.int64)
-    candidates[row, place] = flat - row * columns
-    if few.shape[1] <= k:
-        return np.argpartition(keys, k - 1, axis=1)[:, :k]
-    picked = np.argpartition(few, k - 1, axis=1)[:, :k]
-    found = np.take_along_axis(candidates, picked, axis=1)
-    short = counts < k
-    if short.any():
-        found[short] = np.argpartition(keys[short], k - 1, axis=1)[:, :k]
-    return found
-
-
-def sortable_bits(keys: Floats, *, signed: bool) -> npt.NDArray[np.uint32]:
-    """Return uint32 that order as the float32 keys do. Without negative keys the bits themselves do."""
-    bits = (keys + np.float32(0)).view(np.uint32)  # + 0 makes -0 one with 0
-    return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)) if signed else bits
-
-
-def bits_to_keys(bits: npt.NDArray[np.uint32], *, signed: bool) -> Floats:
-    """Undo `sortable_bits`."""
-    if signed:
-        bits = np.where(bits >> 31, bits & np.uint32(0x7FFFFFFF), ~bits)
-    return bits.view(np.float32)
-
-
-def pack(keys: Floats, numbers: npt.NDArray[Any], *, signed: bool) -> npt.NDArray[np.uint64]:
-    """Return uint64 that order by key, then by number (below 2**32): one sort does for both."""
-    packed = sortable_bits(keys, signed=signed).astype(np.uint64)
-    packed <<= np.uint64(32)
-    packed |= numbers.view(np.uint64) if numbers.dtype == np.int64 else numbers.astype(np.uint64)
-    return packed
-
-
-def unpack(packed: npt.NDArray[np.uint64], *, signed: bool) -> tuple[Ints, Floats]:
-    """Return the numbers int64 and keys float32 of what `pack` made."""
-    halves = np.ascontiguousarray(packed).view(np.uint32).reshape(*packed.shape, 2)
-    low, high = (0, 1) if np.little_endian else (1, 0)
-    return halves[..., low].astype(np.int64), bits_to_keys(np.ascontiguousarray(halves[..., high]), signed=signed)
-
-
-def _in_order(numbers: Ints, keys: Floats, k: int) -> tuple[Ints, Floats]:
-    """Sort candidates by (key, number) and keep k of them."""
-    signed = bool((keys < 0).any())
-    packed = pack(keys, numbers, signed=signed)
-    packed.sort(axis=1)
-    return unpack(packed[:, :k], signed=signed)
+@contextmanager
+def blas_threads(limit: int) -> Iterator[int]:
+    """Give BLAS `limit` threads and yield how many Python threads to run beside each other."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        yield 1  # BLAS uses all cores by itself; threads on top of it would only compete
+        return
+    with threadpoolctl.threadpool_limits(limit):
+        yield os.cpu_count() or 1

@@ -6,12 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
-from ivis_spark.core.knn.nearest import pairwise
 
 _BLOCK_ROWS = 4096
-_LLOYD_ROUNDS = 8
-_MOST_PIECES = 128  # of one split: more cells come from splitting the pieces
+_LLOYD_ROUNDS = 5
+_MOST_PIECES = 128  # of one split: more come from splitting the pieces
 _SEEDS_PER_PIECE = 32
+
+
+def kmeans(rows: Floats, count: int, space: Space, rng: np.random.Generator) -> Floats:
+    """Return at most `count` centroids of the rows, from random starts: for counts too large to spread them out."""
+    if count < 2 or len(rows) < 2:
+        return means(rows, np.zeros(len(rows), np.int64), space)
+    starts = np.unique(rows[rng.choice(len(rows), min(count, len(rows)), replace=False)], axis=0)
+    return lloyd(rows, starts, space)
 
 
 def split_rows(members: Floats, pieces: int, space: Space, rng: np.random.Generator) -> Floats:
@@ -64,5 +71,5 @@ def lloyd(rows: Floats, centroids: Floats, space: Space) -> Floats:
 def nearest_numbers(rows: Floats, centroids: Floats, space: Space) -> Ints:
     """Return the number of the centroid nearest to each row."""
     blocks = range(0, len(rows), _BLOCK_ROWS)
-    parts = [pairwise(rows[at : at + _BLOCK_ROWS], centroids, space).argmin(axis=1) for at in blocks]
-    return np.concatenate(parts)
+    parts = [space.distance_keys(rows[at : at + _BLOCK_ROWS], centroids).argmin(axis=1) for at in blocks]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -8,12 +8,22 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ivis_spark.core.knn.index import pack, unpack
 from ivis_spark.core.knn.metrics import Floats, Ints
+from ivis_spark.core.knn.topk import pack, unpack
 
 NO_ID = -(2**63)  # not -1, which a table may hold as an id
 _MERGE_ROWS = 8192
 _NONE = np.uint64(2**64 - 1)
+
+
+def ties_by_id(ids: Ints, keys: Floats) -> tuple[Ints, Floats]:
+    """Return lists that are sorted by key with equal keys sorted by id."""
+    tied = (keys[:, 1:] == keys[:, :-1]).any(axis=1)
+    if tied.any():
+        order = np.lexsort((ids[tied], keys[tied]), axis=1)
+        ids = ids.copy()
+        ids[tied] = np.take_along_axis(ids[tied], order, axis=1)
+    return ids, keys
 
 
 def without_self(ids: Ints, keys: Floats, own: Ints, k: int) -> tuple[Ints, Floats]:

@@ -9,7 +9,6 @@ angular, the distance for manhattan and hamming, the negated product for dot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,6 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-_EPSILON = np.finfo(np.float32).eps
-_SYMMETRIC_DIMS = 48  # with fewer, the plain product is as fast
-_SYMMETRIC_BYTES = 160 << 20
 _CENTRE_ROWS = 64  # sampled for the centre, which need not be exact
 _GATHER_BYTES = 4 << 20  # about what a core's second-level cache holds
 
@@ -49,9 +45,62 @@ class Space:
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
         return (rows / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
 
-    def target(self, X: Floats) -> Target:
-        """Make prepared rows ready to be compared with many queries."""
-        return Target(self, X)
+    def target(self, X: Floats, centre: Floats | None = None) -> Target:
+        """Make prepared rows ready to be compared with many queries; `centre` is taken off both, their own if None."""
+        return Target(self, X, middle(X) if centre is None else centre)
+
+    def extend(self, Q: Floats, centre: Floats) -> Floats:
+        """Return prepared queries, (q, d), as `Target.rank_keys` takes them: less the centre, and a column of ones."""
+        if self.metric == "manhattan":
+            return Q
+        extended = np.empty((len(Q), Q.shape[1] + 1), dtype=np.float32)
+        np.subtract(Q, centre if self.centred else np.float32(0), out=extended[:, :-1])
+        extended[:, -1] = 1
+        return extended
+
+    @property
+    def centred(self) -> bool:
+        """Whether rows may be moved."""
+        return self.metric in ("euclidean", "hamming")
+
+    @property
+    def routing(self) -> Space:
+        """The space in which routed rows are compared."""
+        return Space("manhattan" if self.metric == "manhattan" else "euclidean")
+
+    def distance_keys(self, Q: Floats, X: Floats) -> Floats:
+        """Return float32 (q, n): squared euclidean or L1 distances, within rounding, none negative."""
+        target = self.target(X)
+        extended = self.extend(Q, target.centre)
+        keys = target.rank_keys(extended)
+        if self.metric != "manhattan":
+            keys += np.einsum("ij,ij->i", extended[:, :-1], extended[:, :-1])[:, None]
+        return np.asarray(np.maximum(keys, 0, out=keys))
+
+    def border(self, keys: Floats, between: Floats) -> Floats:
+        """Return how far rows are behind the borders between their nearest point and others.
+
+        Args:
+            keys: float32 (n, w), of the euclidean or manhattan space: to points, the nearest first.
+            between: float32 (n, w): from the nearest point to them. For L1, half the difference stands for the border.
+        """
+        behind = np.maximum(keys - keys[:, :1], 0) / 2
+        if self.metric == "manhattan":
+            return behind
+        return np.asarray(behind / np.sqrt(np.maximum(between, np.finfo(np.float32).tiny)))
+
+    def reach(self, rank_keys: Floats, Q: Floats, centre: Floats, norm_bound: float) -> Floats:
+        """Return the routed distance, float32 (q,), of what has these rank keys (q,) from prepared queries."""
+        if self.metric == "manhattan":
+            return rank_keys
+        if self.metric == "angular":
+            return np.asarray(np.sqrt(np.maximum(rank_keys + 1, 0)))
+        if self.metric == "dot":
+            norms = np.sqrt(np.einsum("ij,ij->i", Q, Q))
+            squared = 2 * norm_bound * (norm_bound + rank_keys / np.where(norms > 0, norms, 1))
+            return np.sqrt(np.maximum(squared, 0)).astype(np.float32)
+        shifted = Q - centre
+        return np.asarray(np.sqrt(np.maximum(rank_keys + np.einsum("ij,ij->i", shifted, shifted), 0)))
 
     def pair_keys(self, Q: Floats, X: Floats, positions: Ints) -> Floats:
         """Return the keys of given pairs, computed from differences and so free of cancellation.
@@ -107,7 +156,7 @@ class Space:
         return self.metric == "dot"
 
     def route_rows(self, X: Floats, norm_bound: float) -> Floats:
-        """Return prepared rows in the space that cells are laid out in, where nearer means likelier a neighbour.
+        """Return prepared rows in the space that leaves are laid out in, where nearer means likelier a neighbour.
 
         For dot that is the sphere of radius `norm_bound`, reached by one more coordinate (Bachrach et al., RecSys
         2014): there the largest product and the smallest distance are the same. Longer rows are pulled onto it.
@@ -128,73 +177,38 @@ class Space:
 
 
 class Target:
-    """Prepared rows with what makes comparing them to blocks of queries one matrix product."""
+    """Prepared rows with what makes comparing them to blocks of queries one matrix product.
 
-    def __init__(self, space: Space, X: Floats) -> None:
-        self.space, self.rows = space, X
+    Centred, |x|^2 is no larger than the distances themselves, so that |x|^2 - 2 qx cancels little.
+    """
+
+    def __init__(self, space: Space, X: Floats, centre: Floats) -> None:
+        self.space, self.centre = space, centre
         if space.metric == "manhattan":
-            self._manhattan_columns = np.ascontiguousarray(X.T)
+            self._columns = np.ascontiguousarray(X.T)
             return
-        # Centred, |x|^2 is no larger than the distances themselves, so that |x|^2 - 2 qx cancels little. The median,
-        # because one far row would pull a mean away from all others.
-        centred = space.metric in ("euclidean", "hamming") and len(X) > 0
-        few = X[:: max(1, len(X) // _CENTRE_ROWS)]
-        self._centre = np.median(few, axis=0).astype(np.float32) if centred else None
-        self._shifted = X if self._centre is None else X - self._centre
-        if space.metric == "angular":
-            self._last = np.ones(len(X), dtype=np.float32)
-        elif space.metric == "dot":
-            self._last = np.zeros(len(X), dtype=np.float32)
-        else:
-            self._last = np.einsum("ij,ij->i", self._shifted, self._shifted)
-        self._scale = np.float32(-1 if space.metric == "dot" else -2)
-        self._columns: Floats | None = None
+        shifted = X - centre if space.centred else X
+        extended = np.empty((len(X), X.shape[1] + 1), np.float32)
+        np.multiply(shifted, np.float32(-1 if space.metric == "dot" else -2), out=extended[:, :-1])
+        # |x|^2 rides along as one more feature: no pass over the product is needed for it
+        extended[:, -1] = np.einsum("ij,ij->i", shifted, shifted) if space.centred else space.metric == "angular"
+        self._columns = extended.T
 
-    def rank_keys(self, Q: Floats) -> Floats:
-        """Return float32 (q, n) that orders the rows of each query as their keys do, within rounding."""
-        if self.space.metric == "manhattan":
-            return _manhattan(Q, self._manhattan_columns)
-        if self._columns is None:  # |x|^2 rides along as one more feature: no pass over the product is needed for it
-            self._columns = np.concatenate([self._scale * self._shifted, self._last[:, None]], axis=1).T
-        longer = np.empty((len(Q), Q.shape[1] + 1), dtype=np.float32)
-        np.subtract(Q, np.float32(0) if self._centre is None else self._centre, out=longer[:, :-1])
-        longer[:, -1] = 1
-        return np.asarray(longer @ self._columns)
+    def rank_keys(self, extended: Floats) -> Floats:
+        """Return float32 (q, n) that orders the rows of each query, given by `extend`, as their keys do.
 
-    def rank_keys_of_all(self, step: int) -> Iterator[Floats]:
-        """Yield `rank_keys` of the rows themselves, `step` rows at a time.
-
-        Where it pays, the product of the rows with themselves is made at once: BLAS then computes half of it.
+        Within rounding; |q|^2 is left out.
         """
-        n, dims = self.rows.shape
-        if self.space.metric == "manhattan" or dims < _SYMMETRIC_DIMS or 4 * n * n > _SYMMETRIC_BYTES:
-            for start in range(0, n, step):
-                yield self.rank_keys(self.rows[start : start + step])
-            return
-        product = self._shifted @ self._shifted.T
-        for start in range(0, n, step):
-            part = product[start : start + step]
-            part *= self._scale
-            part += self._last
-            yield part
-
-    def squared(self, Q: Floats) -> Floats:
-        """Return float32 (q, n): squared euclidean distances, within rounding, none negative."""
-        shifted = Q if self._centre is None else Q - self._centre
-        keys = self.rank_keys(Q) + np.einsum("ij,ij->i", shifted, shifted)[:, None]
-        return np.asarray(np.maximum(keys, 0))
-
-    def slack(self, Q: Floats, keys: Floats) -> Floats:
-        """Return float32 like `keys`, shape (q, c): how far they may be from those of `pair_keys`, by rounding.
-
-        For keys of `squared`, or of `rank_keys` under manhattan.
-        """
-        scale = _EPSILON * np.float32(8 + 2 * self.rows.shape[1] ** 0.5)  # r errors add up like a random walk
         if self.space.metric == "manhattan":
-            return np.asarray(scale * keys)
-        shifted = Q if self._centre is None else Q - self._centre
-        lengths = np.sqrt(np.einsum("ij,ij->i", shifted, shifted))[:, None]
-        return np.asarray(scale * np.square(2 * lengths + np.sqrt(keys)))  # |x| <= |q| + |q - x|
+            return _manhattan(extended, self._columns)
+        return np.asarray(extended @ self._columns)
+
+
+def middle(X: Floats) -> Floats:
+    """Return the median of some rows, float32 (d,): one far row would pull a mean away from all others."""
+    if not len(X):
+        return np.zeros(X.shape[1], np.float32)
+    return np.median(X[:: max(1, len(X) // _CENTRE_ROWS)], axis=0).astype(np.float32)
 
 
 def _manhattan(Q: Floats, columns: Floats) -> Floats:

@@ -72,18 +72,21 @@ class Recall:
         return {"value": self.value, "ci95": [self.low, self.high], "sample": self.sample, "tail": self.tail}
 
 
-def recall_at_k(found_keys: Floats, true_keys: Floats, *, n_rows: int) -> Recall:
-    """Return the share of the true k nearest that was found; a row as near as the k-th counts as one of them.
+def shares_found(found_keys: Floats, true_keys: Floats) -> npt.NDArray[np.float64]:
+    """Return the share (q,) of the true k nearest that was found; a row as near as the k-th counts as one of them.
 
     Args:
         found_keys: float32 (q, k); infinity where none was found.
         true_keys: float32 (q, k), from `exact_neighbours`.
-        n_rows: Rows that the q were drawn from.
     """
     limit = true_keys.max(axis=1, keepdims=True)
     limit = limit + _TIE * np.abs(limit)
-    shares = (found_keys <= limit).mean(axis=1, dtype=np.float64)
-    return Recall.of_shares(shares, k=true_keys.shape[1], n_rows=n_rows)
+    return np.asarray((found_keys <= limit).mean(axis=1, dtype=np.float64))
+
+
+def recall_at_k(found_keys: Floats, true_keys: Floats, *, n_rows: int) -> Recall:
+    """Return the recall of sampled rows, by `shares_found`, that were drawn from `n_rows`."""
+    return Recall.of_shares(shares_found(found_keys, true_keys), k=true_keys.shape[1], n_rows=n_rows)
 
 
 def check_recall(recall: Recall, target: float, remedy: str) -> None:

@@ -52,7 +52,7 @@ def find_neighbours(
 ) -> Neighbours:
     """Find the neighbours of every row.
 
-    Rows in memory are searched by cells, without an index on disk. Annoy is used when an index is given, when the rows
+    Rows in memory are searched by leaves, without an index on disk. Annoy is used when an index is given, when the rows
     are not in memory, or when the neighbours must not be (`precompute=False`). An index made here is removed when it is
     no longer needed.
 

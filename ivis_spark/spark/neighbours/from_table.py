@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -15,13 +16,15 @@ from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.metrics import Space
-from ivis_spark.core.knn.recall import Recall, recall_at_k
+from ivis_spark.core.knn.recall import Recall
+from ivis_spark.core.knn.search import keys_of_pairs
 from ivis_spark.errors import InputError
-from ivis_spark.spark.neighbours.layout import Layout, mapped
-from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan, read_rows
+from ivis_spark.spark.neighbours.stage import RowFacts
+from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, read_rows
+from ivis_spark.spark.neighbours.truth import RowSample
 from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.session import arrow_batch_rows
+from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +52,20 @@ def take_neighbours(
         InputError: if a column is missing or of another type, a list is null, short, holds the row itself or an id
             twice, or the ids of the table, or in its lists, are not those of the rows; names a count and an example.
     """
-    layout = Layout(rows, config, random_state)
-    with arrow_batch_rows(layout.spark, RECORDS_PER_BATCH):
-        layout.count()
-        with layout.step("check", "check the table"):
+    facts = RowFacts(rows, config, random_state)
+    with arrow_batch_rows(facts.spark, RECORDS_PER_BATCH):
+        facts.count()
+        with facts.step("check", "check the table"):
             lists = _checked_types(table)
             _check_lists(lists, config.k)
             lists = lists.select("id", F.slice("neighbour_ids", 1, config.k).alias("neighbour_ids"))
             _check_ids(lists, rows)
-        with layout.step("write", "write the table"):
+        with facts.step("write", "write the table"):
             lists.write.mode("overwrite").parquet(storage.join(folder, "data"))
-        lists = read_parquet(layout.spark, storage.join(folder, "data"))
-        layout.measure_only()
-        with layout.step("measure", "measure recall"):
-            recall = _recall(layout, lists)
+        lists = read_parquet(facts.spark, storage.join(folder, "data"))
+        facts.find_truth(facts.draw(min(config.recall_sample, facts.n_rows))[0])
+        with facts.step("measure", "measure recall"):
+            recall = _recall(facts, lists)
     if recall.low < config.target_recall:
         log.warning(
             "neighbours: the recall of the given table is %.4f (%.4f to %.4f), neighbours.target_recall=%s",
@@ -71,8 +74,8 @@ def take_neighbours(
             recall.high,
             config.target_recall,
         )
-    figures = {"rows": layout.n_rows, "dims": layout.dims, "k": config.k, "metric": config.metric, "backend": "given"}
-    return {**figures, "recall": recall.to_mapping(), "step_seconds": dict(layout.seconds)}
+    figures = {"rows": facts.n_rows, "dims": facts.dims, "k": config.k, "metric": config.metric, "backend": "given"}
+    return {**figures, "recall": recall.to_mapping(), "step_seconds": dict(facts.seconds)}
 
 
 def _checked_types(table: DataFrame) -> DataFrame:
@@ -127,34 +130,30 @@ def _check_ids(lists: DataFrame, rows: DataFrame) -> None:
             )
 
 
-def _recall(layout: Layout, lists: DataFrame) -> Recall:
+def _recall(facts: RowFacts, lists: DataFrame) -> Recall:
     """Compare the lists of the sampled rows, by distance, with their exact neighbours."""
-    asked, true_keys = layout.asked, layout.true_keys
-    if true_keys is None:
-        raise RuntimeError("the exact neighbours are found before the recall is measured")
-    some = lists.where(F.col("id").isin([int(number) for number in asked.ids]))
+    sample = facts.held_out
+    some = lists.where(F.col("id").isin([int(number) for number in sample.ids]))
     pairs = some.select(F.col("id").alias("asking"), F.explode("neighbour_ids").alias("id"))
-    plan = layout.spark.sparkContext.broadcast(layout.plan())
-    wanted = layout.rows.join(F.broadcast(pairs), "id").select("asking", "features", "id")
-    records = mapped(wanted, pair_keys, "asking long, key float", plan=plan).collect()
-    plan.unpersist()
+    broadcast = facts.spark.sparkContext.broadcast(sample)
+    wanted = facts.rows.join(F.broadcast(pairs), "id").select("asking", "features", "id")
+    body = functools.partial(_pair_keys, sample=broadcast, metric=facts.config.metric)
+    records = map_arrow(wanted, body, "asking long, key float").collect()
+    broadcast.unpersist()
     found: dict[int, list[float]] = {}
     for record in records:
         found.setdefault(record["asking"], []).append(record["key"])
-    keys = np.array([sorted(found[int(number)]) for number in asked.ids], dtype=np.float32)
-    return recall_at_k(keys, true_keys, n_rows=layout.n_rows)
+    return facts.recall_of(sample.ids, np.array([sorted(found[int(number)]) for number in sample.ids], np.float32))
 
 
-def pair_keys(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
-    """Compute the key of each (asked row, neighbour). Runs on: executor. Memory: O(batch)."""
-    p = plan.value
-    space = Space(p.config.metric)
-    asked = space.prepare(p.asked_rows)
+def _pair_keys(
+    batches: Iterable[pa.RecordBatch], *, sample: Broadcast[RowSample], metric: str
+) -> Iterator[pa.RecordBatch]:
+    """Compute the key of each (sampled row, neighbour). Runs on: executor. Memory: O(batch)."""
+    order = np.argsort(sample.value.ids)
+    ids, rows = sample.value.ids[order], sample.value.rows[order]
     for batch in batches:
-        if not batch.num_rows:
-            continue
-        _, rows = read_rows(batch, p.dims)
-        asking = batch.column("asking").to_numpy()
-        place = np.searchsorted(p.asked_ids, asking)[:, None]
-        keys = space.pair_keys(space.prepare(rows), asked, place)[:, 0]
-        yield pa.RecordBatch.from_arrays([batch.column("asking"), pa.array(keys)], ["asking", "key"])
+        if batch.num_rows:
+            asking = batch.column("asking").to_numpy()
+            keys = keys_of_pairs(metric, read_rows(batch, rows.shape[1])[1], rows[np.searchsorted(ids, asking)])
+            yield pa.RecordBatch.from_arrays([batch.column("asking"), pa.array(keys)], ["asking", "key"])

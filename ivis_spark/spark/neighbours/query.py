@@ -1,6 +1,6 @@
 """Neighbours of new rows in a published index: the stage's own product, of use without any training.
 
-A task searches the batches it is given; its Python worker opens each cell once, by mmap, whatever the tasks it runs.
+Rows go to their home regions by a shuffle, so that a task reads the leaves of few regions, each once.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import to_list, unpack
 
-FOUND_SCHEMA = "id long, neighbour_ids array<long>, distances array<float>"
+_SCHEMA = "id long, neighbour_ids array<long>, distances array<float>"
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
 
 def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfig | None = None) -> DataFrame:
     """Find the nearest indexed rows of each row of a table. Lazy.
 
-    Runs on: driver; holds cells, no rows.
+    Runs on: driver; holds what says where regions are, no rows.
 
     Args:
         frame: Rows as they were before the build scaled them, in any form that `data` may name.
         index: URI of a run folder, or of the folder `neighbours/index` in it.
-        k: Neighbours wanted; as many as the build found for its own rows if left out.
+        k: Neighbours of each row; as many as the build found for its own rows if left out.
         data: Which columns are features and id, and what to do with invalid rows; ids are derived without one.
 
     Returns:
@@ -47,9 +47,9 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         InputError: if the columns do not fit it, or k is not less than its rows.
     """
     opened = PartitionedIndex.load(index)
-    wanted = opened.k if k is None else k
-    if not 1 <= wanted <= opened.rows:
-        raise InputError(f"k={wanted} neighbours are wanted; {index} has {opened.rows} rows: give 1 to {opened.rows}")
+    k = opened.k if k is None else k
+    if not 1 <= k <= opened.rows:
+        raise InputError(f"k={k} is out of range: {index} has {opened.rows} rows, so k must be 1 to {opened.rows}")
     config = data or DataConfig()
     with exact_names(frame):
         source = frames.resolve(frame, config)
@@ -61,31 +61,45 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
     if source.id_col is None:
         rows = ingest.with_derived_ids(rows)
     digest = str(storage.digest_file(storage.join(opened.uri, INDEX_FILE))["sha256"])
-    body = functools.partial(query_batches, uri=opened.uri, digest=digest, k=wanted)
-    return map_arrow(rows.select("id", "features"), body, FOUND_SCHEMA)
+    rows = rows.select("id", "features")
+    if len(opened.regions) > 1:
+        body = functools.partial(_with_regions, uri=opened.uri, digest=digest)
+        rows = map_arrow(rows, body, "id long, features binary, region int")
+        rows = rows.repartition("region").sortWithinPartitions("region")
+    return map_arrow(rows, functools.partial(_search, uri=opened.uri, digest=digest, k=k), _SCHEMA)
 
 
-def query_batches(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int) -> Iterator[pa.RecordBatch]:
-    """Search the rows of each batch. Runs on: executor. Memory: O(batch x k) and the open cells."""
+def _with_regions(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str) -> Iterator[pa.RecordBatch]:
+    """Add the home region of each row. Runs on: executor. Memory: O(batch)."""
     index = _index(uri, digest)
     with one_blas_thread():
         for batch in batches:
-            if not batch.num_rows:
-                continue
-            ids, distances = index.query(unpack(batch.column("features")), k)
-            offsets = np.arange(0, ids.size + 1, k, dtype=np.int32)
-            lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.reshape(-1)))
-            yield pa.RecordBatch.from_arrays(
-                [batch.column("id"), lists, to_list(distances)], ["id", "neighbour_ids", "distances"]
-            )
+            rows = unpack(batch.column("features"))
+            regions = pa.array(index.home(rows) if batch.num_rows else np.zeros(0, np.int64), pa.int32())
+            columns = [batch.column("id"), batch.column("features").cast(pa.binary()), regions]
+            yield pa.RecordBatch.from_arrays(columns, ["id", "features", "region"])
+
+
+def _search(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int) -> Iterator[pa.RecordBatch]:
+    """Search the rows of each batch. Runs on: executor. Memory: O(batch x k) and the leaves that are kept."""
+    index = _index(uri, digest)
+    with one_blas_thread():
+        for batch in batches:
+            if batch.num_rows:
+                ids, distances = index.query(unpack(batch.column("features")), k)
+                offsets = np.arange(0, ids.size + 1, k, dtype=np.int32)
+                lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.reshape(-1)))
+                yield pa.RecordBatch.from_arrays(
+                    [batch.column("id"), lists, to_list(distances)], ["id", "neighbour_ids", "distances"]
+                )
 
 
 def _index(uri: str, digest: str) -> PartitionedIndex:
-    """Return the index, opened once a worker; anew if it was published anew since."""
+    """Return the index, opened once per worker; again if it was published again since."""
     if uri not in _opened or _opened[uri][0] != digest:
         found = str(storage.digest_file(storage.join(uri, INDEX_FILE))["sha256"])
         if found != digest:
-            raise ArtifactError(f"{uri} was built anew while it was queried; run the query again")
+            raise ArtifactError(f"{uri} was rebuilt while it was queried; run the query again")
         _opened.clear()
         _opened[uri] = (digest, PartitionedIndex.load(uri))
     return _opened[uri][1]

@@ -1,40 +1,58 @@
-"""The neighbours stage: sample, route, survey, choose the overlap, then assign -> search -> merge in one Spark job.
+"""The neighbours stage: sample, learn regions, choose how far they overlap, then assign -> search -> write in one job.
 
-Before anything is searched, one pass counts the rows of every cell and finds the exact neighbours of a sample. That
-tells which overlap reaches the wanted recall at the least cost; the recall reached is measured on the result.
+A row's list is made whole in its home region, so that lists never meet in a shuffle: rows travel once, with a copy to
+each further region that they are close to. What the driver holds grows with regions (at most some thousand) alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import heapq
+import json
 import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.index import BackendChoice, choose_backend
+from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
-from ivis_spark.core.knn.search import remedy
+from ivis_spark.core.knn.regions import Regions, choose_margin, region_rows, sample_size
+from ivis_spark.core.knn.search import (
+    ROUNDS,
+    aimed_recall,
+    check_k,
+    leaves_nothing_out,
+    pick_backend,
+    raised_target,
+    remedy,
+    sample_rows,
+)
+from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import IvisError
-from ivis_spark.spark.neighbours import merge
-from ivis_spark.spark.neighbours import tasks as cells
-from ivis_spark.spark.neighbours.index_files import publish_index
-from ivis_spark.spark.neighbours.layout import TASK_BYTES, Layout, mapped
-from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH
+from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
+from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.neighbours import tasks
+from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan
+from ivis_spark.spark.neighbours.truth import ExactLists, RowSample, draw_rows, exact_lists
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import arrow_batch_rows
+from ivis_spark.spark.session import arrow_batch_rows, describe_job
+from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
-_BUCKET_BYTES = 32 << 20
-_ROUNDS = 3  # of the search, each with more effort, where the recall is too low
+_REQUESTS = 32  # of storage, at once
 
 
 def build_neighbours(
@@ -49,188 +67,273 @@ def build_neighbours(
         config: Settings of the stage.
         random_state: Seed; with it the result is the same for any partitioning of `rows`.
         folder: URI to build in: `data/` gets the Parquet table (`id`, `neighbour_ids`, `distances`), `index/` the
-            router, one index a cell and `index.json`.
+            regions, the index of each and `index.json`.
         scaler: What `rows` went through, kept with the index so that new rows go through it too.
 
     Returns:
-        Figures for the manifest: rows, dims, k, metric, backend, cells, overlap, recall, step_seconds.
+        Facts for the manifest: rows, dims, k, metric, backend, regions, replicas, recall, step_seconds.
 
     Raises:
         InputError: if k is not less than the number of rows.
+        ConfigError: if there is no such index library.
         IvisError: if the recall wanted is not reached.
     """
-    layout = Layout(rows.select("id", "features"), config, random_state)
-    with arrow_batch_rows(layout.spark, RECORDS_PER_BATCH):
-        layout.count()
-        if layout.one_block:
-            layout.take_one_cell()
-        else:
-            layout.learn()
-            layout.survey()
-        return _Search(layout, folder, scaler).run()
+    return _Build(rows.select("id", "features"), config, random_state, folder).run(scaler)
 
 
-class _Search:
-    """The search of a layout, and what it leaves. Lives on the driver only."""
+class RowFacts:
+    """Rows of a build: their number and width, and the exact neighbours of a sample of them. Lives on the driver.
 
-    def __init__(self, layout: Layout, folder: str, scaler: Scaler | None) -> None:
-        self.layout, self.folder, self.scaler = layout, folder, scaler
-        self.short_rows = 0
+    Args:
+        rows: Columns `id` and `features`.
+        config: Settings of the stage.
+        random_state: Seed.
+    """
+
+    def __init__(self, rows: DataFrame, config: NeighboursConfig, random_state: int) -> None:
+        self.rows, self.config, self.random_state = rows, config, random_state
+        self.spark: SparkSession = rows.sparkSession
+        self.seconds: dict[str, float] = {}
+        self.n_rows = self.dims = 0
+        self.held_out = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.true_keys: Floats | None = None
+
+    @contextmanager
+    def step(self, name: str, text: str) -> Iterator[None]:
+        """Name Spark's jobs, time them, and raise what a task raised on purpose."""
+        describe_job(self.spark, f"neighbours: {text}")
+        started = time.perf_counter()
+        with task_errors():
+            yield
+        taken = time.perf_counter() - started
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken, 3)
+        rate = f", {self.n_rows / taken:,.0f} rows/s" if self.n_rows and taken >= 0.1 else ""
+        log.info("neighbours: %s: %.1f s%s", text, taken, rate)
+
+    def count(self) -> None:
+        """Count the rows and look at their width."""
+        with self.step("count", "count rows"):
+            self.n_rows = self.rows.count()
+            first = self.rows.select(F.length("features").alias("bytes")).first()  # not of all: those are large
+        self.dims = 0 if first is None else int(first["bytes"]) // 4
+        check_k(self.config.k, self.n_rows)
+
+    def draw(self, measure: int, choose: int = 0, learn: int = 0) -> tuple[RowSample, RowSample]:
+        """Draw disjoint samples: one that is held out to measure the recall, and those to choose by and learn from."""
+        with self.step("sample", f"sample {measure + choose + learn} rows"):
+            size = measure + choose + learn
+            drawn = draw_rows(self.rows, size, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
+        self.held_out = drawn.part(0, measure)
+        return drawn.part(measure, measure + choose), drawn.part(measure + choose)
+
+    def find_truth(self, others: RowSample) -> ExactLists:
+        """Find the exact neighbours of the rows held out, and return those of others, one more than k of each."""
+        asked = self.held_out.joined(others)
+        with self.step("truth", f"exact neighbours of {len(asked.ids)} rows"):
+            found = exact_lists(self.rows, asked, self.config.k + 1, self.config.metric)
+        held_out = len(self.held_out.ids)
+        self.true_keys = found.keys[:held_out, : self.config.k]
+        return ExactLists(found.ids[held_out:], found.keys[held_out:])
+
+    def recall_of(self, ids: Ints, keys: Floats) -> Recall:
+        """Return the recall of lists found for the rows held out, given in any order; exact if none were."""
+        if self.true_keys is None:
+            return Recall.exact(self.n_rows)
+        order, given = np.argsort(self.held_out.ids), np.argsort(ids)
+        if not np.array_equal(self.held_out.ids[order], ids[given]):
+            raise IvisError("rows of the sample were not searched; are ids unique and rows stable?")
+        return recall_at_k(keys[given], self.true_keys[order], n_rows=self.n_rows)
+
+
+class _Build:
+    """One build, from rows to files. Lives on the driver."""
+
+    def __init__(self, rows: DataFrame, config: NeighboursConfig, random_state: int, folder: str) -> None:
+        self.facts, self.config, self.folder = RowFacts(rows, config, random_state), config, folder
+        self.rows, self.spark, self.random_state = rows, self.facts.spark, random_state
+        self.regions = Regions.one(config.metric, 1)
+        self.learnt = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.depths: Floats = np.zeros((0, 1), np.float32)
+        self.margin, self.shared = 0.0, 1.0
         self.written: list[Any] = []
 
-    def run(self) -> dict[str, Any]:
-        """Assign, search, merge and write; measure; where the recall is too low, search again with more effort."""
-        config, choice = self.layout.config, self.layout.known_choice()
-        picked = self._pick_backend(config, int(np.median(choice.cell_rows)))
-        log.info("neighbours: %s index, %s", picked.backend, picked.reason)
-        for attempt in range(_ROUNDS):
-            self._search_job(config, picked.backend)
-            recall = self._recall()
-            if recall.low >= config.target_recall or attempt == _ROUNDS - 1:
-                break
-            raised = self._raise_effort(config, picked.backend, recall)
-            if raised is None:
-                break
-            config = raised
-        choice = self.layout.known_choice()
-        check_recall(recall, config.target_recall, remedy(choice))
-        with self.layout.step("index", "write the index"):
-            self._publish_index(picked.backend, config)
-        return self._figures(dataclasses.asdict(picked), recall, config)
+    def run(self, scaler: Scaler | None) -> dict[str, Any]:
+        """Learn, search, measure; where the recall is too low, search again with more effort; publish the index."""
+        facts, config = self.facts, self.config
+        with arrow_batch_rows(self.spark, RECORDS_PER_BATCH):
+            facts.count()
+            wanted = region_rows(config, facts.n_rows, facts.dims)
+            backend = pick_backend(config, min(wanted, facts.n_rows), facts.dims)
+            self._learn(wanted, backend)
+            target = config.target_recall
+            for attempt in range(ROUNDS):
+                aim = aimed_recall(target, len(facts.held_out.ids))
+                self._search(backend, aim)
+                recall = self._recall()
+                if recall.low >= config.target_recall or attempt == ROUNDS - 1:
+                    break
+                log.info("neighbours: recall %.4f is too low: search again with more effort", recall.value)
+                target = raised_target(target, recall.low, config.target_recall)
+        check_recall(recall, config.target_recall, remedy(backend))
+        with facts.step("index", "write the index"):
+            self._publish_index(backend, recall, scaler)
+        return self._facts(backend, recall)
 
-    def _pick_backend(self, config: NeighboursConfig, cell_rows: int) -> BackendChoice:
-        if self.layout.one_block and config.backend == "auto":
-            return BackendChoice("exact", f"all {self.layout.n_rows} rows are one cell, so that nothing is missed")
-        return choose_backend(
-            config.metric,
-            dims=self.layout.dims,
-            cell_rows=cell_rows,
-            k=config.k,
-            n_trees=config.n_trees,
-            search_k=config.search_k,
-            requested=config.backend,
+    def _learn(self, wanted: int, backend: str) -> None:
+        """Learn regions, and how deep the neighbours of some rows lie behind their borders."""
+        facts, config = self.facts, self.config
+        self.regions = Regions.one(config.metric, facts.dims)
+        size, measure = sample_size(facts.n_rows, facts.dims, wanted), sample_rows(config, facts.n_rows)
+        if not size:
+            if not leaves_nothing_out(config, backend, facts.n_rows):
+                facts.find_truth(facts.draw(measure)[0])
+            return
+        choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
+        with facts.step("regions", "learn regions"):
+            self.regions = Regions.learn(
+                self.learnt.rows,
+                facts.n_rows,
+                config.metric,
+                region_rows=wanted,
+                least_rows=2 * (config.k + 1),
+                seed=self.random_state,
+            )
+        near = facts.find_truth(choosing)
+        places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
+        # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
+        counts = near.keys[:, places] < near.keys[:, config.k :]
+        with facts.step("choose", "places of neighbours"):
+            self.depths = np.where(counts, self._depths(choosing, near.ids[:, places]), np.float32(np.nan))
+
+    def _depths(self, choosing: RowSample, near: Ints) -> Floats:
+        """Return how deep neighbours, int64 (q, m), are behind the border of the home of the row they belong to."""
+        wanted = self.spark.createDataFrame([(int(number),) for number in np.unique(near)], "id long")
+        records = self.rows.join(F.broadcast(wanted), "id", "left_semi").collect()
+        records.sort(key=lambda row: row["id"])
+        found = RowSample.of(records, self.facts.dims)
+        regions, depths = self.regions.depths(found.rows, found.ids, self.config.max_regions)
+        # By centroid: of equal rows, dealt to several regions, any does.
+        centroid_of = self.regions.centroid_of
+        home = centroid_of[self.regions.home(choosing.rows, choosing.ids)]
+        place = np.searchsorted(found.ids, near)
+        reached = np.where(centroid_of[regions][place] == home[:, None, None], depths[place], np.float32(np.inf))
+        return np.asarray(reached.min(axis=2))
+
+    def _search(self, backend: str, aim: float) -> None:
+        """Search all regions and write lists and indexes, in one job."""
+        facts, config = self.facts, self.config
+        if len(self.depths):
+            # Neighbours are missed in two places: half of them where regions meet
+            self.margin, self.shared = choose_margin(self.depths, 1 - (1 - aim) / 2)
+            log.info("neighbours: margin %.3f: %.4f of the neighbours in reach", self.margin, self.shared)
+        expected = self._expected_rows()
+        n_tasks = self._tasks(float(expected.sum()) * (4 * facts.dims + 9))
+        plan = Plan(
+            config=config,
+            regions=self.regions,
+            dims=facts.dims,
+            random_state=self.random_state,
+            backend=backend,
+            folder=self.folder,
+            margin=self.margin,
+            target=1.0 if facts.true_keys is None else min(aim / max(self.shared, 1e-6), 1 - (1 - aim) / 4),
+            region_tasks=_deal(expected, n_tasks),
+            held_out=np.sort(facts.held_out.ids),
         )
-
-    def _raise_effort(self, config: NeighboursConfig, backend: str, recall: Recall) -> NeighboursConfig | None:
-        """Search more of each cell, or more cells, next time; None if there is nothing to raise."""
-        nodes = config.search_k if config.search_k > 0 else config.n_trees * config.k
-        if backend == "annoy" and nodes < self.layout.known_choice().cell_rows.max():
-            log.info("neighbours: recall %.4f with search_k=%d: again with %d", recall.value, nodes, 3 * nodes)
-            return dataclasses.replace(config, search_k=3 * nodes)
-        before = self.layout.known_choice()
-        wanted = min(1.0, before.recall + 2 * (config.target_recall - recall.low))
-        choice = self.layout.choice = self.layout.choose(wanted)
-        if (choice.overlap, choice.cut, choice.ask_home) == (before.overlap, before.cut, before.ask_home):
-            return None
-        log.info("neighbours: recall %.4f with overlap %d: again with %d", recall.value, before.overlap, choice.overlap)
-        return config
-
-    def _search_job(self, config: NeighboursConfig, backend: str) -> None:
-        choice, router = self.layout.known_choice(), self.layout.known_router()
         attempts = storage.join(self.folder, "attempts")
         for folder in (storage.join(self.folder, "index"), attempts):
             storage.remove_folder(folder)
             fs, path = storage.filesystem(folder)
             fs.makedirs(path)
-        size = choice.copies * self.layout.n_rows * (4 * self.layout.dims + 9)
-        tasks = _tasks(self.layout.spark, router.n_cells, size)
-        lists = choice.lists * self.layout.n_rows * config.k * (8 if self.layout.low_id is not None else 12)
-        merges = _tasks(self.layout.spark, max(1, self.layout.n_rows // 256), lists)
-        buckets = max(merges, int(np.ceil(lists / _BUCKET_BYTES)))
-        plan = dataclasses.replace(
-            self.layout.plan(),
-            config=config,
-            backend=backend,
-            folder=storage.join(self.folder, "index"),
-            overlap=choice.overlap,
-            cut=choice.cut,
-            ask_home=choice.ask_home,
-            cell_tasks=_deal(choice.cell_rows.astype(np.float64) ** 2, tasks),
-            bucket_tasks=np.arange(buckets, dtype=np.int32) % np.int32(merges),
-        )
-        broadcast = self.layout.spark.sparkContext.broadcast(plan)
-        with self.layout.step("search", f"search {router.n_cells} cells"):
-            assigned = mapped(self.layout.rows, cells.assign_rows, cells.CELL_SCHEMA, plan=broadcast)
-            ordered = _by_task(assigned, tasks).sortWithinPartitions("cell", "role")
-            found = mapped(ordered, cells.search_cells, merge.BUCKET_SCHEMA, plan=broadcast)
-            bucketed = _by_task(found, merges).sortWithinPartitions("bucket")
-            body = functools.partial(merge.write_table, folder=attempts)
-            self._take(mapped(bucketed, body, merge.WRITTEN_SCHEMA, plan=broadcast).collect(), attempts)
+        broadcast = self.spark.sparkContext.broadcast(plan)
+        with facts.step("search", f"search {len(self.regions)} regions"):
+            body = functools.partial(tasks.assign_rows, plan=broadcast)
+            assigned = map_arrow(self.rows, body, tasks.REGION_SCHEMA)
+            parts = repartition_by_group(assigned, "task", n_tasks) if n_tasks > 1 else assigned.repartition(1)
+            body = functools.partial(tasks.search_regions, plan=broadcast)
+            searched = map_arrow(parts.sortWithinPartitions("region"), body, tasks.WRITTEN_SCHEMA)
+            self._take(searched.collect(), attempts)
         broadcast.unpersist()
+
+    def _expected_rows(self) -> npt.NDArray[np.float64]:
+        """Return about how many rows lie in each region, by the sample it was learnt from."""
+        if not len(self.learnt.ids):
+            return np.full(len(self.regions), float(self.facts.n_rows))
+        sample = self.learnt
+        _, regions, _ = self.regions.assign(sample.rows, sample.ids, width=self.config.max_regions, margin=self.margin)
+        return np.bincount(regions, minlength=len(self.regions)) * (self.facts.n_rows / len(sample.ids))
+
+    def _tasks(self, size: float) -> int:
+        """Return how many tasks search: a few a core, more if one would hold too much, never more than regions."""
+        return max(1, min(len(self.regions), max(2 * cores(self.spark), int(np.ceil(size / TASK_BYTES)))))
 
     def _take(self, written: list[Any], attempts: str) -> None:
         """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""
         self.written = written
-        rows, self.short_rows = sum(row["rows"] for row in written), sum(row["short"] for row in written)
-        if rows != self.layout.n_rows:
+        rows = sum(row["rows"] for row in written)
+        if rows != self.facts.n_rows:
             raise IvisError(
-                f"{self.layout.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?"
+                f"{self.facts.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?"
             )
         data = storage.join(self.folder, "data")
         storage.remove_folder(data)
         fs, source = storage.filesystem(attempts)
         _, target = storage.filesystem(data)
         fs.makedirs(target, exist_ok=True)
-        for row in written:
-            fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}")
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(lambda row: fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}"), written))
         storage.remove_folder(attempts)
 
     def _recall(self) -> Recall:
-        """Compare what was written for the sampled rows with their exact neighbours."""
-        true_keys = self.layout.true_keys
-        if true_keys is None:
-            return Recall.exact(self.layout.n_rows)
-        ids = np.concatenate([np.frombuffer(row["asked"], np.int64) for row in self.written])
+        """Compare what was written for the rows held out with their exact neighbours."""
+        ids = np.concatenate([np.frombuffer(row["held_out"], np.int64) for row in self.written])
         keys = np.concatenate([np.frombuffer(row["keys"], np.float32) for row in self.written])
-        found = keys.reshape(len(ids), self.layout.config.k)[np.argsort(ids)]
-        measured = np.isin(np.sort(ids), self.layout.measured_ids)
-        return recall_at_k(found[measured], true_keys, n_rows=self.layout.n_rows)
+        return self.facts.recall_of(ids, keys.reshape(len(ids), self.config.k))
 
-    def _publish_index(self, backend: str, config: NeighboursConfig) -> None:
-        probes = self.layout.probes()
-        head = {"backend": backend, "metric": config.metric, "dims": self.layout.dims, "rows": self.layout.n_rows}
-        head |= {"k": config.k, "search_k": config.search_k, "probes": dataclasses.asdict(probes)}
-        head |= {"scaler": None if self.scaler is None else self.scaler.to_mapping()}
-        publish_index(storage.join(self.folder, "index"), self.layout.known_router(), head)
+    def _records(self) -> list[dict[str, Any]]:
+        regions = (record for row in self.written for record in json.loads(row["regions"]))
+        return sorted(regions, key=lambda record: int(record["region"]))
 
-    def _figures(self, picked: dict[str, Any], recall: Recall, config: NeighboursConfig) -> dict[str, Any]:
-        choice = self.layout.known_choice()
+    def _publish_index(self, backend: str, recall: Recall, scaler: Scaler | None) -> None:
+        """Write the regions and `index.json`, and remove what attempts left that did not count."""
+        folder, records = storage.join(self.folder, "index"), self._records()
+        storage.keep_only(folder, [file["path"] for record in records for file in record["files"].values()])
+        head = {"format": INDEX_FORMAT, "backend": backend, "metric": self.config.metric, "dims": self.facts.dims}
+        head |= {"rows": self.facts.n_rows, "k": self.config.k, "recall": recall.value}
+        head |= {"scaler": None if scaler is None else scaler.to_mapping(), "regions": records}
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-regions-") as local:
+            names = sorted(self.regions.save(local))
+            head["quantiser"] = [{**storage.digest_file(os.path.join(local, name)), "path": name} for name in names]
+            with open(os.path.join(local, INDEX_FILE), "w", encoding="utf-8") as file:
+                json.dump(head, file)
+            storage.put_folder(local, folder)
+
+    def _facts(self, backend: str, recall: Recall) -> dict[str, Any]:
+        records = self._records()
+        rows = np.array([record["rows"] for record in records])
         return {
-            "rows": self.layout.n_rows,
-            "dims": self.layout.dims,
-            "k": config.k,
-            "metric": config.metric,
-            "backend": picked["backend"],
-            "backend_reason": picked["reason"],
-            "search_k": config.search_k,
-            "n_cells": self.layout.known_router().n_cells,
-            "short_rows": self.short_rows,
-            "largest_cell": int(choice.cell_rows.max()),
-            "median_cell": float(np.median(choice.cell_rows)),
-            "overlap": choice.overlap,
-            "overlap_cut": round(choice.cut, 4),
-            "ask_home": choice.ask_home,
-            "replicas": round(choice.copies, 4),
-            "recall": {**recall.to_mapping(), "expected": choice.recall},
-            "step_seconds": dict(self.layout.seconds),
+            "rows": self.facts.n_rows,
+            "dims": self.facts.dims,
+            "k": self.config.k,
+            "metric": self.config.metric,
+            "backend": backend,
+            "n_regions": len(self.regions),
+            "largest_region": int(rows.max()),
+            "median_region": float(np.median(rows)),
+            "margin": round(self.margin, 4),
+            "replicas": round(float(rows.sum()) / self.facts.n_rows, 4),
+            "short_rows": sum(row["short"] for row in self.written),
+            "recall": recall.to_mapping(),
+            "step_seconds": dict(self.facts.seconds),
         }
 
 
-def _by_task(frame: DataFrame, tasks: int) -> DataFrame:
-    return repartition_by_group(frame, "task", tasks) if tasks > 1 else frame.repartition(1)
-
-
-def _tasks(spark: SparkSession, pieces: int, size: float) -> int:
-    """Return how many tasks to use: a few a core, more if one would hold too much, never more than pieces."""
-    return max(1, min(pieces, max(2 * cores(spark), int(np.ceil(size / TASK_BYTES)))))
-
-
 def _deal(costs: npt.NDArray[np.float64], tasks: int) -> npt.NDArray[np.int32]:
-    """Deal pieces to tasks, the costliest first, each to the task with the least so far."""
+    """Deal regions to tasks, the costliest first, each to the task with the least so far."""
     loads = [(0.0, task) for task in range(tasks)]
     dealt = np.zeros(len(costs), dtype=np.int32)
     for piece in np.argsort(-costs, kind="stable"):
         load, task = heapq.heappop(loads)
         dealt[piece] = task
-        heapq.heappush(loads, (load + float(costs[piece]), task))
+        heapq.heappush(loads, (load + float(costs[piece]) + 1, task))
     return dealt

@@ -1,4 +1,4 @@
-"""What every task of a build of the neighbours knows, and how a task reads its rows."""
+"""What every task of a build of the neighbours knows, and how rows travel: packed, some in one binary."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,56 +15,43 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn.index import blas_threads
 from ivis_spark.core.knn.metrics import Floats, Ints
-from ivis_spark.core.knn.quantiser import Router
+from ivis_spark.core.knn.regions import Regions
 
 BLOCK_BYTES = 128 << 10
 RECORDS_PER_BATCH = 256  # of Arrow, so that a batch of full blocks stays at 32 MB
 _BUFFER_BYTES = 32 << 20
-
-BOTH, DATA_ONLY, QUERY_ONLY = 0, 1, 2  # sorted: a cell's rows to search arrive before those that only ask
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What every task of a build needs to know; broadcast once. Its size grows with cells, not with rows.
+    """What every task of a build needs to know; broadcast once. Its size grows with regions, not with rows.
 
     Attributes:
         config: The section's configuration.
-        router: Cells.
+        regions: Regions.
         dims: Features of a row.
         random_state: Seed.
-        backend: Index of a cell.
-        folder: URI of the index files.
-        overlap: Most cells of a row; cut: depth behind the border up to which a further cell is taken.
-        ask_home: Whether a row asks in its nearest cell alone.
-        cell_tasks: int32, shape (n_cells,): number of the task that searches each cell.
-        bucket_tasks: int32, shape (n_buckets,): the same for the merge.
-        low_id: Smallest id, if all ids above it fit 32 bits; else None.
-        home_rows: int64, shape (n_cells,): rows that call each cell their nearest.
-        asked_ids, asked_rows: rows whose exact neighbours measure the recall: int64 (q,), float32 (q, d).
+        backend: Index library.
+        folder: URI of the stage.
+        margin: Depth behind the border up to which a row is a guest in a further region.
+        target: Recall wanted inside a region.
+        region_tasks: int32, shape (n_regions,): number of the task that searches each region.
+        held_out: int64 (m,): ids of the rows that measure the recall.
     """
 
     config: NeighboursConfig
-    router: Router
+    regions: Regions
     dims: int
     random_state: int
-    backend: str = "exact"
-    folder: str = ""
-    overlap: int = 1
-    cut: float = 0.0
-    ask_home: bool = False
-    cell_tasks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(1, np.int32))
-    bucket_tasks: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(1, np.int32))
-    low_id: int | None = None
-    home_rows: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
-    asked_ids: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-    asked_rows: Floats = field(default_factory=lambda: np.zeros((0, 1), np.float32))
-
-    @property
-    def truth_width(self) -> int:
-        """Exact neighbours kept of an asked row: one more than k tells whether the last ones tie."""
-        return self.config.k + 1
+    backend: str
+    folder: str
+    margin: float
+    target: float
+    region_tasks: npt.NDArray[np.int32]
+    held_out: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
@@ -87,27 +74,52 @@ def task_folder(purpose: str) -> Iterator[str]:
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Keep BLAS to one thread: Spark already runs one Python process a core."""
-    try:
-        import threadpoolctl
-    except ImportError:
-        yield
-        return
-    with threadpoolctl.threadpool_limits(1):
+    with blas_threads(1):
         yield
 
 
-def grouped(batches: Iterable[pa.RecordBatch], key: str) -> Iterator[tuple[int, Iterator[tuple[int, bytes]]]]:
-    """Group sorted records by `key`, without holding more than a batch; yields (role, block) of each group."""
+def pack_rows(regions: Ints, ids: Ints, rows: Floats, home: Flags, tasks: npt.NDArray[Any]) -> Iterator[pa.RecordBatch]:
+    """Pack rows into blocks of one region each, of some rows: ids, then rows, then which are at home."""
+    order = np.argsort(regions, kind="stable")
+    regions, ids, rows, home = regions[order], ids[order], rows[order], home[order]
+    blocks = list(_runs(regions, max(1, BLOCK_BYTES // (4 * rows.shape[1]))))
+    for at in range(0, len(blocks), RECORDS_PER_BATCH):
+        some = blocks[at : at + RECORDS_PER_BATCH]
+        names = regions[[start for start, _ in some]]
+        parts = [(ids[start:stop], rows[start:stop], home[start:stop]) for start, stop in some]
+        yield pa.RecordBatch.from_pydict(
+            {
+                "task": pa.array(tasks[names], pa.int32()),
+                "region": pa.array(names, pa.int32()),
+                "block": _binary_array(parts),
+            }
+        )
 
-    def records() -> Iterator[tuple[int, int, bytes]]:
+
+def unpack_rows(blocks: Iterable[Any], dims: int) -> tuple[Ints, Floats, Flags]:
+    """Return the ids, rows and home flags of some blocks, sorted by id."""
+    parts = []
+    for block in blocks:
+        view = memoryview(block)
+        count = len(view) // (9 + 4 * dims)
+        middle = 8 * count + 4 * count * dims
+        rows = np.frombuffer(view[8 * count : middle], np.float32).reshape(count, dims)
+        parts.append((np.frombuffer(view[: 8 * count], np.int64), rows, np.frombuffer(view[middle:], np.bool_)))
+    ids, rows, home = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(ids)
+    return ids[order], rows[order], home[order]
+
+
+def by_region(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Any]]]:
+    """Group records that are sorted by region, without holding more than a batch; yields the blocks of each."""
+
+    def records() -> Iterator[tuple[int, Any]]:
         for batch in batches:
-            names = batch.column(key).to_pylist()
-            roles = batch.column("role").to_pylist() if "role" in batch.schema.names else [BOTH] * len(names)
-            for name, role, block in zip(names, roles, batch.column("block"), strict=True):
-                yield name, role, block.as_buffer()
+            for region, block in zip(batch.column("region").to_pylist(), batch.column("block"), strict=True):
+                yield region, block.as_buffer()
 
-    for name, group in itertools.groupby(records(), key=lambda record: record[0]):
-        yield name, ((role, block) for _, role, block in group)
+    for region, group in itertools.groupby(records(), key=lambda record: record[0]):
+        yield region, (block for _, block in group)
 
 
 def buffered(batches: Iterable[pa.RecordBatch], dims: int) -> Iterator[tuple[Ints, Floats]]:
@@ -129,7 +141,7 @@ def _joined(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
 
-def runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:
+def _runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of runs of equal keys, cut at `longest`."""
     bounds = np.flatnonzero(np.diff(keys, prepend=-1, append=-2))
     for start, stop in itertools.pairwise(bounds):
@@ -137,7 +149,7 @@ def runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:
             yield at, min(stop, at + longest)
 
 
-def binary_array(values: list[tuple[npt.NDArray[Any], ...]]) -> pa.Array:
+def _binary_array(values: Sequence[tuple[npt.NDArray[Any], ...]]) -> pa.Array:
     """Make a binary column, each value the bytes of some arrays in turn. They are copied once."""
     sizes = [sum(part.nbytes for part in value) for value in values]
     offsets = np.cumsum([0, *sizes]).astype(np.int32)

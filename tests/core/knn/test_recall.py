@@ -7,8 +7,9 @@ import pytest
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn import search
+from ivis_spark.core.knn.index import exact_neighbours
 from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
-from ivis_spark.core.knn.search import all_neighbours, exact_neighbours
+from ivis_spark.core.knn.search import all_neighbours
 from ivis_spark.errors import IvisError
 
 
@@ -63,7 +64,7 @@ def test_measured_recall_holds_over_data_sets_and_seeds(monkeypatch: pytest.Monk
         X = mixture(seed)
         _, true = exact_neighbours(X, X, 10, "euclidean", own=np.arange(len(X)))
         for random_state in (1, 2):
-            config = NeighboursConfig(k=10, max_cell_rows=1000, target_recall=0.8, recall_sample=300)
+            config = NeighboursConfig(k=10, leaf_rows=100, target_recall=0.8, recall_sample=300)
             _, distances = all_neighbours(X, config, random_state=random_state)
             truth = recall_at_k(distances**2, true, n_rows=len(X)).value
             inside.append(stated[-1].low <= truth <= stated[-1].high)

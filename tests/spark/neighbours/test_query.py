@@ -26,7 +26,7 @@ from ivis_spark.spark.neighbours.query import query
 from ivis_spark.spark.neighbours.stage import build_neighbours
 
 pytestmark = pytest.mark.spark
-KINDS = [("euclidean", "exact"), ("euclidean", "annoy"), ("dot", "exact"), ("hamming", "exact")]
+KINDS = [("euclidean", "leaves"), ("euclidean", "annoy"), ("dot", "leaves"), ("hamming", "leaves")]
 
 
 def clusters(n: int, seed: int) -> np.ndarray:
@@ -49,7 +49,9 @@ def built(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> I
     uris = {}
     for metric, backend in KINDS:
         folder = tmp_path_factory.mktemp(f"{metric}-{backend}")
-        config = NeighboursConfig(k=10, metric=metric, backend=backend, max_cell_rows=500, n_trees=20, search_k=2000)
+        config = NeighboursConfig(
+            k=10, metric=metric, backend=backend, region_rows=600, leaf_rows=50, n_trees=10, target_recall=0.9
+        )
         build_neighbours(rows, config, random_state=0, folder=f"file://{folder}", scaler=SCALER)
         uris[metric, backend] = str(folder / "index")
     rows.unpersist()
@@ -75,17 +77,17 @@ def test_new_rows_find_their_neighbours(built: dict[tuple[str, str], str], kind:
     np.testing.assert_allclose(distances, near, rtol=1e-4, atol=1e-4)
     limit = np.sort(-truth if kind[0] == "dot" else truth, axis=1)[:, 9:10]
     hit = (-near if kind[0] == "dot" else near) <= limit + 1e-6
-    assert hit.mean() > 0.93 and abs(hit.mean() - index.recall) < 0.06
+    assert hit.mean() > 0.88 and abs(hit.mean() - index.recall) < 0.06
 
 
-def test_all_cells_searched_is_exact(built: dict[tuple[str, str], str]) -> None:
-    index = PartitionedIndex.load(built["euclidean", "exact"])
-    ids, _ = index.query(NEW, 25, probes=10_000)
+def test_an_exact_query_is_exact(built: dict[tuple[str, str], str]) -> None:
+    index = PartitionedIndex.load(built["euclidean", "leaves"])
+    ids, _ = index.query(NEW, 25, exact=True)
     assert np.array_equal(ids // 10 - 1, true_distances(NEW, "euclidean").argsort(axis=1)[:, :25])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_neighbours_than_a_cell_holds_come_from_the_next(
+def test_more_neighbours_than_a_region_holds_come_from_others(
     built: dict[tuple[str, str], str], kind: tuple[str, str]
 ) -> None:
     index = PartitionedIndex.load(built[kind])
@@ -95,9 +97,9 @@ def test_more_neighbours_than_a_cell_holds_come_from_the_next(
 
 
 def test_own_rows_leave_themselves_out(built: dict[tuple[str, str], str]) -> None:
-    index = PartitionedIndex.load(built["euclidean", "exact"])
+    index = PartitionedIndex.load(built["euclidean", "leaves"])
     own = np.arange(1, 201) * 10
-    ids, _ = index.query(X[:200], 10, own=own, probes=10_000)
+    ids, _ = index.query(X[:200], 10, own=own, exact=True)
     truth = true_distances(X[:200], "euclidean")
     truth[np.arange(200), np.arange(200)] = np.inf
     assert np.array_equal(ids // 10 - 1, truth.argsort(axis=1)[:, :10])
@@ -105,14 +107,25 @@ def test_own_rows_leave_themselves_out(built: dict[tuple[str, str], str]) -> Non
     assert np.array_equal(index.query(SCALER.transform(X[:200]), 1, scaled=True)[0][:, 0], own)
 
 
-def test_few_cells_are_kept_open(built: dict[tuple[str, str], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    index = PartitionedIndex.load(built["euclidean", "exact"])
+def test_few_leaves_are_read_and_kept(built: dict[tuple[str, str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row reads the head of its region and some leaves; what is kept has a limit, and changes no answer."""
+    uri = built["euclidean", "leaves"]
+    read: list[int] = []
+    part = partitioned._Files.part
+    monkeypatch.setattr(
+        partitioned._Files, "part", lambda self, suffix, a, b: read.append(b - a) or part(self, suffix, a, b)
+    )
+    index = PartitionedIndex.load(uri)
+    index.query(NEW[:1])
+    (size,) = {file["bytes"] for record in index._head["regions"] if record["region"] in index._open
+               for file in record["files"].values()}  # fmt: skip
+    assert len(index._open) == 1 and sum(read) < 0.8 * size
     expected = index.query(NEW)
-    assert len(index._open) > 3
+    again = PartitionedIndex.load(uri)
     monkeypatch.setattr(partitioned, "_CACHE_BYTES", 1)
-    again = PartitionedIndex.load(built["euclidean", "exact"])
+    monkeypatch.setattr(partitioned, "_OPEN_REGIONS", 1)
     assert all(np.array_equal(a, b) for a, b in zip(again.query(NEW), expected, strict=True))
-    assert len(again._open) == 1
+    assert len(again._open) == len(again._leaves) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -148,43 +161,40 @@ def test_python_needs_no_spark(built: dict[tuple[str, str], str]) -> None:
     assert done.stdout.strip() == "(2, 3) []"
 
 
-@pytest.mark.parametrize("harm", ["flipped", "torn", "gone", "router"])
+@pytest.mark.parametrize("harm", ["flipped", "torn", "gone", "quantiser"])
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_a_harmed_file_is_named(
     spark: SparkSession, built: dict[tuple[str, str], str], kind: tuple[str, str], harm: str, tmp_path: Path
 ) -> None:
     shutil.copytree(built[kind], tmp_path / "index")
     head = json.loads((tmp_path / "index" / "index.json").read_text())
-    name = (
-        "router.npz"
-        if harm == "router"
-        else max(head["cells"], key=lambda cell: cell["rows"])["files"]["vectors"]["path"]
-    )
+    files = max(head["regions"], key=lambda record: record["rows"])["files"]
+    name = "regions.npz" if harm == "quantiser" else next(iter(files.values()))["path"]
     path = tmp_path / "index" / name
     body = bytearray(path.read_bytes())
     body[len(body) // 2] ^= 1
     path.write_bytes(bytes(body[: len(body) // 2]) if harm == "torn" else bytes(body))
     if harm == "gone":
         path.unlink()
-    text = rf"index file .*{name} (is not what was written: \d+ bytes|cannot be read).*; build the neighbours anew"
+    text = rf"index file .*{name}.* (is not what was written|cannot be read).*; rebuild the neighbours"
     with pytest.raises(ArtifactError, match=text):
         PartitionedIndex.load(str(tmp_path / "index")).query(X, 3)
     if harm == "flipped":
         from ivis_spark.spark.causes import task_errors
 
-        table = spark.createDataFrame([(row.tolist(),) for row in X[:500]], "features array<float>")
+        table = spark.createDataFrame([(row.tolist(),) for row in X[::4]], "features array<float>")
         with pytest.raises(ArtifactError, match=text), task_errors():
             query(table, str(tmp_path / "index"), 3).collect()
 
 
 def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str, str], str], tmp_path: Path) -> None:
-    uri = built["euclidean", "exact"]
+    uri = built["euclidean", "leaves"]
     index = PartitionedIndex.load(uri)
-    with pytest.raises(InputError, match=r"shape \(3, 5\) were given; the index wants \(n, 6\)"):
+    with pytest.raises(InputError, match=r"shape \(3, 5\); the index needs \(n, 6\)"):
         index.query(np.zeros((3, 5)))
     with pytest.raises(InputError, match=r"1 of 3 rows hold NaN"):
         index.query(np.array([[0.0] * 6, [np.nan] * 6, [1.0] * 6]))
-    with pytest.raises(InputError, match=r"k=5001 neighbours .* 5000 rows: give 1 to 5000"):
+    with pytest.raises(InputError, match=r"k=5001 is out of range: .* 5000 rows, so k must be 1 to 5000"):
         index.query(NEW, 5001)
     with pytest.raises(ArtifactError, match=r"holds no index; build it first"):
         PartitionedIndex.load(str(tmp_path))
@@ -193,7 +203,7 @@ def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str
         query(table, uri)
     shutil.copytree(uri, tmp_path / "index")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 2: build"):
+    with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 3: rebuild"):
         PartitionedIndex.load(str(tmp_path))
 
 

@@ -1,7 +1,9 @@
-"""The neighbours stage: exact where it can be, many cells where it must be, the same for any partitioning."""
+"""The neighbours stage: exact where it can be, regions where it must be, the same for any partitioning."""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,12 @@ from pyspark.sql import SparkSession
 from sklearn.neighbors import NearestNeighbors
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.errors import IvisError
+from ivis_spark.core.knn.regions import MOST_REGIONS
+from ivis_spark.core.knn.sizes import TASK_BYTES, build_sizes
+from ivis_spark.errors import ConfigError, InputError, IvisError
+from ivis_spark.spark.neighbours import stage
 from ivis_spark.spark.neighbours.stage import build_neighbours
+from ivis_spark.spark.neighbours.task_plan import BLOCK_BYTES, RECORDS_PER_BATCH
 
 pytestmark = pytest.mark.spark
 
@@ -33,76 +39,94 @@ def clusters(n: int) -> np.ndarray:
     return (rng.normal(size=(12, 6))[rng.integers(0, 12, n)] * 4 + rng.normal(size=(n, 6))).astype(np.float32)
 
 
-@pytest.mark.parametrize("backend", ["exact", "annoy"])
-def test_many_cells_reach_the_target(spark: SparkSession, tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize("backend", ["leaves", "annoy"])
+def test_many_regions_reach_the_target(spark: SparkSession, tmp_path: Path, backend: str) -> None:
+    """True recall, the interval that was stated, and what the manifest says of the regions."""
     X = clusters(6000)
-    info, found = build(spark, X, tmp_path, k=10, max_cell_rows=600, backend=backend, target_recall=0.95)
+    settings = {"region_rows": 600, "leaf_rows": 50, "n_trees": 10, "backend": backend, "target_recall": 0.9}
+    info, found = build(spark, X, tmp_path, k=10, **settings)
     truth = NearestNeighbors(n_neighbors=11).fit(X).kneighbors(X, return_distance=False)[:, 1:]
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
-    assert recall > 0.93
-    assert abs(recall - info["recall"]["value"]) < 0.03
-    assert info["n_cells"] > 5
+    assert recall >= 0.9 and info["recall"]["ci95"][0] >= 0.9
+    assert info["recall"]["ci95"][0] - 0.005 <= recall <= info["recall"]["ci95"][1] + 0.005
+    assert info["recall"]["sample"] == 500 and 0 <= info["recall"]["tail"] < 0.05
+    assert info["n_regions"] > 5 and 1 < info["replicas"] < 3 and info["backend"] == backend
+    assert info["largest_region"] < 4 * info["median_region"]
     assert not (found == np.arange(len(X))[:, None]).any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "index"]
+    files = {path.name for path in (tmp_path / "index").iterdir()}
+    assert len(files) == info["n_regions"] * (2 if backend == "annoy" else 1) + 3
 
 
-@pytest.mark.parametrize(("metric", "target"), [("euclidean", 0.9), ("dot", 0.96)])
-def test_partitions_and_indexes_do_not_matter(spark: SparkSession, tmp_path: Path, metric: str, target: float) -> None:
-    """Bit by bit: 40 features, so that products round, and Annoy looking at every row of a cell."""
+@pytest.mark.parametrize("metric", ["euclidean", "hamming", "dot"])  # all five in tests/core/knn/test_regions.py
+def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, metric: str) -> None:
+    """Bit by bit, lists and index: 40 features, so that products round."""
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(12, 40))[rng.integers(0, 12, 5000)] + rng.normal(size=(5000, 40))).astype(np.float32)
-    settings: dict[str, object] = {"k": 5, "max_cell_rows": 500, "metric": metric, "overlap": 4}
-    cases = [(1, "exact"), (16, "exact"), (2, "annoy")]
-    tables = []
-    for cut, backend in cases:
-        folder = tmp_path / f"{cut}-{backend}"
-        full = {"n_trees": 2, "search_k": 1_000_000} if backend == "annoy" else {}
-        info, _ = build(spark, X, folder, cut=cut, backend=backend, target_recall=target, **settings, **full)
-        assert info["n_cells"] > 5 and info["replicas"] > 1
-        tables.append(pq.read_table(folder / "data").sort_by("id"))
-    assert all(table.equals(tables[0]) for table in tables)
+    settings: dict[str, object] = {"k": 5, "region_rows": 200, "metric": metric, "target_recall": 0.6, "leaf_rows": 50}
+    tables, files = [], []
+    for cut in (1, 16):
+        info, _ = build(spark, X, tmp_path / str(cut), cut=cut, **settings)
+        assert info["n_regions"] > 4 and info["replicas"] > 1
+        tables.append(pq.read_table(tmp_path / str(cut) / "data").sort_by("id"))
+        index = json.loads((tmp_path / str(cut) / "index" / "index.json").read_text())
+        files.append([file["sha256"] for record in index["regions"] for file in record["files"].values()])
+    assert tables[0].equals(tables[1])
+    assert files[0] == files[1]
 
 
-def test_partitions_do_not_matter_where_rows_tie(spark: SparkSession, tmp_path: Path) -> None:
-    """Of rows equally far any may be the k-th; their distances are the same."""
-    X = np.random.default_rng(0).integers(0, 3, (5000, 8)).astype(np.float32)
-    infos, distances = [], []
-    for cut in (1, 7):
-        infos.append(build(spark, X, tmp_path / str(cut), cut=cut, k=5, max_cell_rows=500, target_recall=0.5)[0])
-        table = pq.read_table(tmp_path / str(cut) / "data").sort_by("id")
-        distances.append(table["distances"].to_pylist())
-    assert distances[0] == distances[1]
-    assert [infos[0][name] for name in ("n_cells", "overlap", "overlap_cut", "replicas")] == [
-        infos[1][name] for name in ("n_cells", "overlap", "overlap_cut", "replicas")
-    ]
-
-
-def test_a_low_recall_is_searched_again_with_more_effort(spark: SparkSession, tmp_path: Path) -> None:
-    X = clusters(4500)
-    settings: dict[str, object] = {"backend": "annoy", "n_trees": 3, "search_k": 20, "target_recall": 0.9}
-    info, _ = build(spark, X, tmp_path, k=10, max_cell_rows=800, **settings)
-    assert info["search_k"] in (60, 180) and info["recall"]["ci95"][0] >= 0.9
+def test_a_low_recall_is_searched_again_with_more_effort(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "aimed_recall", lambda target, sample: target - 0.1)
+    config = {"target_recall": 0.9, "region_rows": 600, "leaf_rows": 50}
+    info, _ = build(spark, clusters(4500), tmp_path, k=10, **config)
+    assert info["recall"]["ci95"][0] >= 0.9
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "index"]
 
 
 def test_a_recall_out_of_reach_says_what_to_change(spark: SparkSession, tmp_path: Path) -> None:
     X = np.random.default_rng(0).normal(size=(4500, 30)).astype(np.float32)
-    text = r"recall@k is 0\.\d+, .* on 500 .*target_recall=0.99.* up to 1 cells: raise neighbours.overlap"
+    text = r"recall@k is 0\.\d+, .* on 500 .*target_recall=0.99. Raise neighbours.max_regions or neighbours.region_rows"
     with pytest.raises(IvisError, match=text):
-        build(spark, X, tmp_path, k=10, max_cell_rows=400, overlap=1, target_recall=0.99)
+        build(spark, X, tmp_path, k=10, region_rows=400, max_regions=1, target_recall=0.99)
 
 
-def test_one_cell_is_exact(spark: SparkSession, tmp_path: Path) -> None:
+def test_few_rows_are_searched_exactly(spark: SparkSession, tmp_path: Path) -> None:
     X = clusters(200)
     info, found = build(spark, X, tmp_path, k=7)
     truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X, return_distance=False)[:, 1:]
     assert np.array_equal(np.sort(found), np.sort(truth))
-    assert info["recall"]["value"] == 1
-    assert info["backend"] == "exact" and "all 200 rows are one cell" in info["backend_reason"]
+    assert info["recall"] == {"value": 1.0, "ci95": [1.0, 1.0], "sample": 200, "tail": 0.0}
+    assert (info["backend"], info["n_regions"]) == ("leaves", 1)
 
 
 def test_many_equal_rows_reach_the_target(spark: SparkSession, tmp_path: Path) -> None:
-    X = np.concatenate([np.zeros((3000, 6), np.float32), clusters(2000)])
-    info, found = build(spark, X, tmp_path, k=5, max_cell_rows=500)
-    assert found.shape == (5000, 5)
-    assert (found[:3000] < 3000).all()
-    assert info["recall"]["value"] > 0.95
+    """Equal rows are dealt to several regions; none of these is large, and all find equal rows."""
+    X = np.concatenate([np.zeros((4000, 6), np.float32), clusters(2000)])
+    info, found = build(spark, X, tmp_path, k=5, region_rows=500, leaf_rows=50)
+    assert found.shape == (6000, 5) and all(len(set(line)) == 5 for line in found.tolist())
+    assert (found[:4000] < 4000).all()
+    assert info["recall"]["value"] > 0.95 and info["largest_region"] < 3 * 500
+
+
+def test_a_table_without_rows_enough_or_such_an_index_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"neighbours\.k=5 must be less than the number of rows, 5: lower"):
+        build(spark, clusters(5), tmp_path, k=5)
+    with pytest.raises(ConfigError, match=r"neighbours.backend='faiss' is not one of: auto, leaves, annoy"):
+        build(spark, clusters(50), tmp_path, k=5, backend="faiss")
+
+
+@pytest.mark.parametrize(("rows", "dims"), [(10**9, 128), (10**8, 784), (3 * 10**9, 64)])
+def test_nothing_grows_beyond_memory(rows: int, dims: int) -> None:
+    """Every structure of a build, by the constants of the code: under 1 GiB, and the driver in all under 4 GiB."""
+    sizes = build_sizes(rows, dims, NeighboursConfig(), copies=2.0)
+    assert sizes.regions <= MOST_REGIONS
+    for name in ("sample", "quantiser", "asked", "lists", "places", "records", "region", "region_lists"):
+        assert 0 < getattr(sizes, name) < 2**30, name
+    assert sizes.driver < 4 * 2**30 and sizes.task < 2 * 2**30
+    folded = math.ceil((rows * dims * 4 / TASK_BYTES) ** 0.5)  # partitions of a fold, each a record of lists
+    assert folded * sizes.lists < 2**30
+    blocks = RECORDS_PER_BATCH * max(BLOCK_BYTES, 4 * dims + 9)
+    assert blocks < 2**30 and sizes.quantiser < 2**30
+    assert rows / sizes.tasks * (4 * dims + 9) < 2**30

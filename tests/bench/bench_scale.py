@@ -1,9 +1,11 @@
-"""Neighbours of a synthetic mixture that no process may hold: rows a second, peak memory, bytes shuffled.
+"""Neighbours at scale, in miniature: rows a second, recall and its tail, peak memory, bytes shuffled, files.
 
-    python tests/bench/bench_neighbours_scale.py [--rows 5000000] [--master 'local-cluster[2,1,2048]'] [--work DIR]
+    python tests/bench/bench_scale.py [--case rows] [--rows 10000000] [--master 'local-cluster[2,1,2048]'] [--work DIR]
 
-Two executors, each a JVM of 1 GB with a Python worker of at most 1 GB beside it, and a driver of 1 GB. Recall is the
-stage's own, against exact search for a sample of rows.
+Cases: `rows`, many rows of a mixture; `counts`, as many regions, files and records as 1e9 rows x 128 have, of some
+hundred rows each; `sample`, rows of 784 features whose regions are learnt from a hundredth of the usual sample, which
+must make fewer regions and deal no rows by number. Two executors, each a JVM of 1 GB with a Python worker beside it,
+and a driver of 1 GB. Recall is the stage's own, against exact search for a sample of rows.
 """
 
 from __future__ import annotations
@@ -24,47 +26,79 @@ import pyarrow.parquet as pq
 from common import parser, say
 
 from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn import regions as quantiser
+from ivis_spark.core.knn.regions import Regions
+from ivis_spark.core.knn.sizes import build_sizes
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.session import get_session
 
-_FILE_ROWS = 125_000
+_FILE_BYTES = 64 << 20
+SHOWN = ("n_regions", "largest_region", "median_region", "margin", "replicas", "step_seconds")
 
 
 def main() -> None:
     """Write the rows, build, and print what it took."""
     made = parser(__doc__, data=False)
-    made.add_argument("--rows", type=int, default=5_000_000)
-    made.add_argument("--dims", type=int, default=32)
+    made.add_argument("--case", choices=["rows", "counts", "sample"], default="rows")
+    made.add_argument("--rows", type=int)
     made.add_argument("--k", type=int, default=15)
-    made.add_argument("--target-recall", type=float, default=0.95)
+    made.add_argument("--target-recall", type=float, default=0.93)
     made.add_argument("--master", default="local-cluster[2,1,2048]")
     made.add_argument("--work", help="folder for the table and what Spark spills")
     options = made.parse_args()
+    rows, dims = {"rows": (10_000_000, 32), "counts": (1_000_000, 8), "sample": (1_000_000, 784)}[options.case]
+    rows = options.rows or rows
+    settings = {"k": options.k, "target_recall": options.target_recall}
+    if options.case == "counts":
+        regions = build_sizes(1e9, 128, NeighboursConfig(), copies=1.0).regions
+        settings |= {"region_rows": rows // regions, "leaf_rows": 64}
+    if options.case == "sample":
+        quantiser.SAMPLE_BYTES //= 100
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        write_mixture(os.path.join(folder, "rows"), options.rows, options.dims)
-        settings = {
-            "spark.driver.memory": "1g",
-            "spark.executor.memory": "1g",
-            "spark.local.dir": os.path.join(folder, "spill"),
-            "spark.ui.enabled": "false",
-        }
-        spark = get_session("bench-neighbours-scale", master=options.master, settings=settings)
-        config = NeighboursConfig(k=options.k, target_recall=options.target_recall)
-        started = time.perf_counter()
-        with watched_memory() as peak:
-            rows = spark.read.parquet(os.path.join(folder, "rows"))
-            info = build_neighbours(rows, config, random_state=0, folder=f"file://{folder}/neighbours")
-        seconds = time.perf_counter() - started
-        say(f"{options.rows:,} x {options.dims}, k={options.k}: {seconds:.0f} s, {options.rows / seconds:,.0f} rows/s")
-        say(f"recall {info['recall']['value']:.4f}, short rows {info['short_rows']}")
-        say("peak MB: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(peak.items())))
-        say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB")
-        say(
-            json.dumps(
-                {name: info[name] for name in ("n_cells", "largest_cell", "median_cell", "replicas", "step_seconds")}
-            )
-        )
-        spark.stop()
+        write_mixture(os.path.join(folder, "rows"), rows, dims)
+        build(folder, rows, dims, settings, options.master)
+
+
+def build(folder: str, rows: int, dims: int, settings: dict[str, Any], master: str) -> None:
+    """Build in a session of its own, and print what it took."""
+    spark_settings = {
+        "spark.driver.memory": "1g",
+        "spark.executor.memory": "1g",
+        "spark.local.dir": os.path.join(folder, "spill"),
+        "spark.ui.enabled": "false",
+    }
+    spark = get_session("bench-scale", master=master, settings=spark_settings)
+    started, cpu = time.perf_counter(), processor_seconds()
+    with watched_memory() as peak:
+        table = spark.read.parquet(os.path.join(folder, "rows"))
+        info = build_neighbours(table, NeighboursConfig(**settings), random_state=0, folder=f"file://{folder}/out")
+        cpu = processor_seconds() - cpu
+    seconds = time.perf_counter() - started
+    say(f"{rows:,} x {dims}, {settings}: {seconds:.0f} s, {cpu:.0f} core-seconds, {rows / cpu:,.0f} rows/s a core")
+    say(f"recall {info['recall']}, short rows {info['short_rows']}")
+    say("peak MB: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(peak.items())))
+    files = sum(len(names) for _, _, names in os.walk(os.path.join(folder, "out")))
+    say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB, {files} files")
+    say(json.dumps({name: info[name] for name in SHOWN}))
+    dealt = int((Regions.load(os.path.join(folder, "out", "index")).parts > 1).sum())
+    say(
+        f"largest region {info['largest_region'] / info['median_region']:.2f} times the median; {dealt} dealt by number"
+    )
+    spark.stop()
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of all processes of this session so far, those that ended included."""
+    ticks = 0
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as stat:
+                parts = stat.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(parts[3]) == os.getsid(0):
+            ticks += sum(map(int, parts[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def write_mixture(path: str, rows: int, dims: int) -> None:
@@ -73,14 +107,17 @@ def write_mixture(path: str, rows: int, dims: int) -> None:
     weights = 1 / np.arange(1, 201)
     centres, widths = rng.random((200, dims)), 0.02 + 0.1 * rng.random(200)
     os.makedirs(path)
-    for number, start in enumerate(range(0, rows, _FILE_ROWS)):
-        ids = np.arange(start, min(rows, start + _FILE_ROWS))
+    step = _FILE_BYTES // (4 * dims)
+    for number, start in enumerate(range(0, rows, step)):
+        ids = np.arange(start, min(rows, start + step))
         labels = rng.choice(200, len(ids), p=weights / weights.sum())
         X = (centres[labels] + rng.standard_normal((len(ids), dims)) * widths[labels][:, None]).astype("<f4")
         offsets = np.arange(0, X.nbytes + 1, 4 * dims, dtype=np.int32)
         packed = pa.Array.from_buffers(pa.binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(X.tobytes())])
         table = pa.table({"id": ids, "features": packed})
-        pq.write_table(table, os.path.join(path, f"part-{number:04d}.parquet"), row_group_size=65_536)
+        pq.write_table(
+            table, os.path.join(path, f"part-{number:04d}.parquet"), row_group_size=max(1024, (8 << 20) // (4 * dims))
+        )
 
 
 @contextmanager

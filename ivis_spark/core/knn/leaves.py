@@ -1,0 +1,336 @@
+"""Leaves: the rows of a region in groups of some hundred, each compared with query rows by one matrix product.
+
+A query row is compared with its nearest leaf first. The distance to the k-th row found there bounds how far its
+neighbours can be: a further leaf is searched if the border to it is nearer than a share of that distance, the margin.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ivis_spark.core.knn.kmeans import kmeans, nearest_numbers, split_rows
+from ivis_spark.core.knn.metrics import Floats, Ints, Space, middle
+from ivis_spark.core.knn.topk import bits_to_keys, in_order, smallest_columns, sortable_bits
+
+Flags = npt.NDArray[np.bool_]
+Leaf = tuple[Ints, Floats]
+
+_LEARN_PER_LEAF = 24
+_HEAVY = 4  # times the wanted rows: such leaves are split again
+_SPLIT_ROUNDS = 6
+_PROBES = 64  # most leaves a row is searched in, unless they hold too few rows
+_ROUNDS = (4, _PROBES)  # after so many leaves, the nearest first, the bound of each row is drawn tighter
+_START_BYTES = 8  # of a file: how long its head is, and the checksum of that
+_ROW_BITS, _KEY_BITS = 14, 28  # of a packed candidate; the other bits number the rows
+ALL = float("inf")  # the margin that searches every leaf
+
+
+@dataclass(frozen=True, eq=False)
+class Leaves:
+    """Rows grouped in leaves, numbered in their order.
+
+    Attributes:
+        metric: Metric of the rows.
+        centroids: float32 (m, r), in the routing space of the metric.
+        starts: int64 (m + 1,): leaf i has the rows starts[i] to starts[i + 1].
+        centre: float32 (d,), taken off before products so that these cancel little.
+        norm_bound: Largest norm of the rows, for dot; else 0.
+        read: Returns the rows, prepared by the metric's `Space`, of a leaf: float32 (n, d).
+    """
+
+    metric: str
+    centroids: Floats
+    starts: Ints
+    centre: Floats
+    norm_bound: float
+    read: Callable[[int], Floats]
+
+    @classmethod
+    def build(cls, X: npt.NDArray[Any], metric: str, *, leaf_rows: int, seed: int) -> tuple[Leaves, Ints]:
+        """Group rows; return the leaves and, int64 (n,), which row each number stands for.
+
+        Args:
+            X: Rows as they came, shape (n, d).
+            metric: Metric.
+            leaf_rows: Rows wanted in a leaf.
+            seed: Seed.
+        """
+        space = Space(metric)
+        rows = space.prepare(X)
+        bound = space.norm_bound(rows)
+        routed = space.route_rows(rows, bound)
+        centroids, home = _learn(routed, space.routing, leaf_rows, np.random.default_rng(seed))
+        order = np.argsort(home, kind="stable")
+        starts = np.searchsorted(home[order], np.arange(len(centroids) + 1))
+        rows = rows[order]
+        return cls(
+            metric, centroids, starts, middle(rows), bound, lambda leaf: rows[starts[leaf] : starts[leaf + 1]]
+        ), order
+
+    @classmethod
+    def single(cls, X: npt.NDArray[Any], metric: str) -> Leaves:
+        """Return one leaf with all rows, in their order."""
+        space = Space(metric)
+        rows = space.prepare(X)
+        centroid = space.route_queries(np.zeros((1, rows.shape[1]), np.float32), 0.0)
+        return cls(metric, centroid, np.array([0, len(rows)]), middle(rows), 0.0, lambda leaf: rows)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def dump(self, ids: Ints) -> Iterator[bytes | memoryview]:
+        """Yield the bytes of a file: what a head is like, the head, and the ids and rows of each leaf in turn.
+
+        Args:
+            ids: int64 (n,): of the rows, in the order of the leaves.
+        """
+        leaves = range(len(self.centroids))
+        named = [np.ascontiguousarray(ids[self.starts[i] : self.starts[i + 1]], "<i8") for i in leaves]
+        rows = [np.ascontiguousarray(self.read(leaf), "<f4") for leaf in leaves]  # views: no copy
+        sums = [zlib.crc32(own.data, zlib.crc32(name.data)) for name, own in zip(named, rows, strict=True)]
+        room = io.BytesIO()
+        arrays: dict[str, Any] = {"centroids": self.centroids, "starts": self.starts, "centre": self.centre}
+        arrays |= {"sums": np.array(sums, np.uint32), "norm_bound": self.norm_bound, "metric": self.metric}
+        np.savez(room, **arrays)
+        head = room.getvalue()
+        yield np.array([len(head), zlib.crc32(head)], "<u4").tobytes() + head
+        for name, own in zip(named, rows, strict=True):
+            yield name.data
+            yield own.data
+
+    @classmethod
+    def load(
+        cls, part: Callable[[int, int], bytes], keep: Callable[[int, Callable[[], Leaf]], Leaf]
+    ) -> tuple[Leaves, Callable[[int], Leaf]]:
+        """Open what `dump` gave; leaves are read when they are asked for.
+
+        Args:
+            part: Returns the bytes of the file from one place to another.
+            keep: Given a leaf's number and what reads it, returns it, read or remembered.
+
+        Returns:
+            The leaves, and a function that returns the ids int64 (n,) and rows float32 (n, d) of one.
+
+        Raises:
+            ValueError: if the head is not what was written; the function, if a leaf is not.
+        """
+        length, checksum = np.frombuffer(part(0, _START_BYTES), "<u4").tolist()
+        first = _START_BYTES + length
+        if zlib.crc32(body := part(_START_BYTES, first)) != checksum:
+            raise ValueError("its head is not what was written")
+        with np.load(io.BytesIO(body), allow_pickle=False) as head:
+            centroids, starts, centre, sums = (head[name] for name in ("centroids", "starts", "centre", "sums"))
+            metric, bound = str(head["metric"]), float(head["norm_bound"])
+        width = 8 + 4 * len(centre)
+
+        def read(number: int) -> Leaf:
+            body = part(first + int(starts[number]) * width, first + int(starts[number + 1]) * width)
+            rows = int(starts[number + 1] - starts[number])
+            if len(body) != rows * width or zlib.crc32(body) != sums[number]:
+                raise ValueError(f"leaf {number} is not what was written")
+            values = np.frombuffer(body, "<f4", offset=8 * rows).reshape(rows, len(centre))
+            return np.frombuffer(body, "<i8", count=rows), values
+
+        def kept(number: int) -> Leaf:
+            return keep(number, lambda: read(number))
+
+        return cls(metric, centroids, starts, centre, bound, lambda number: kept(number)[1]), kept
+
+    def query(self, Q: npt.NDArray[Any], k: int, margin: float) -> tuple[Ints, Floats]:
+        """Return the numbers int64 (q, k) and keys float32 (q, k) of near rows, nearest first, ties by number.
+
+        Args:
+            Q: Rows as they came, shape (q, d).
+            k: Rows wanted, at most all: further leaves are searched until a row has as many.
+            margin: As above, 0 to 1; `ALL` searches every leaf.
+        """
+        queries = Space(self.metric).prepare(Q)
+        step = 1 << _ROW_BITS
+        parts = [self._block(queries[at : at + step], k, margin) for at in range(0, len(queries), step)]
+        if not parts:
+            return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _block(self, queries: Floats, k: int, margin: float) -> tuple[Ints, Floats]:
+        space, width = Space(self.metric), len(self.centroids) if margin == ALL else _PROBES
+        probes = self._probes(queries, k, width)
+        extended = space.extend(queries, self.centre)
+        wide = min(k + 2 + k // 16, len(self))  # keys of products are rounded, so a few more are ranked again
+        found = _Candidates(len(queries), wide, len(self).bit_length())
+        self._search(extended, probes.leaves, probes.needed, found)
+        done = probes.needed
+        for stop in (width,) if margin == ALL else _ROUNDS:
+            chosen = ~done
+            if margin != ALL:
+                reach = space.reach(found.limit(k), queries, self.centre, self.norm_bound)
+                chosen &= probes.depth < (reach * np.float32(margin))[:, None]
+                chosen[:, stop:] = False
+            self._search(extended, probes.leaves, chosen, found)
+            done = done | chosen
+        return self._exact(queries, *found.best(), k)
+
+    def _probes(self, queries: Floats, k: int, width: int) -> _Probes:
+        """Rank the leaves of each row, as many as are needed for k rows at least."""
+        space = Space(self.metric)
+        routed = space.route_queries(queries, self.norm_bound)
+        keys = space.routing.distance_keys(routed, self.centroids)
+        sizes = np.diff(self.starts)
+        while True:
+            width = min(width, len(self.centroids))
+            leaves = smallest_columns(keys, width)
+            near = np.take_along_axis(keys, leaves, axis=1)
+            order = np.lexsort((leaves, near), axis=1)
+            leaves, near = np.take_along_axis(leaves, order, axis=1), np.take_along_axis(near, order, axis=1)
+            rows = sizes[leaves]
+            before = np.cumsum(rows, axis=1) - rows
+            if width == len(self.centroids) or (before[:, -1] + rows[:, -1] >= k).all():
+                break
+            width *= 4
+        needed = before < k
+        return _Probes(leaves, space.routing.border(near, self._between(leaves)), needed)
+
+    def _between(self, leaves: Ints) -> Floats:
+        """Return the keys between the nearest leaf of each row and its others."""
+        space = Space(self.metric).routing
+        first, place = np.unique(leaves[:, 0], return_inverse=True)
+        table = space.distance_keys(self.centroids[first], self.centroids)
+        return np.asarray(table[place[:, None], leaves])
+
+    def _search(self, extended: Floats, leaves: Ints, chosen: Flags, found: _Candidates) -> None:
+        """Compare rows with the leaves chosen for each, and keep those nearer than what they have."""
+        space = Space(self.metric)
+        row, place = np.nonzero(chosen)
+        leaf = leaves[row, place]
+        order = np.argsort(leaf, kind="stable")
+        row, leaf = row[order], leaf[order]
+        bounds = np.flatnonzero(np.diff(leaf, prepend=-1, append=-2))
+        for start, stop in itertools.pairwise(bounds):
+            number = int(leaf[start])
+            if self.starts[number] == self.starts[number + 1]:
+                continue
+            target = space.target(self.read(number), self.centre)
+            asking = row[start:stop]
+            found.add(asking, target.rank_keys(extended[asking]), int(self.starts[number]))
+        found.settle()
+
+    def _exact(self, queries: Floats, numbers: Ints, missing: Flags, k: int) -> tuple[Ints, Floats]:
+        """Rank candidates by keys computed from differences."""
+        used, place = np.unique(numbers, return_inverse=True)
+        leaf = np.searchsorted(self.starts, used, side="right") - 1
+        rows = np.empty((len(used), len(self.centre)), np.float32)
+        bounds = np.flatnonzero(np.diff(leaf, prepend=-1, append=-2))
+        for start, stop in itertools.pairwise(bounds):
+            inside = used[start:stop] - self.starts[leaf[start]]
+            rows[start:stop] = self.read(int(leaf[start]))[inside]
+        keys = Space(self.metric).pair_keys(queries, rows, place.reshape(numbers.shape))
+        keys[missing] = np.inf
+        return in_order(numbers, keys, k)
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """Leaves near rows, (q, w), nearest first; how far behind the border each is; and whether its rows are needed."""
+
+    leaves: Ints
+    depth: Floats
+    needed: Flags
+
+
+class _Candidates:
+    """The nearest rows that a block of query rows has met.
+
+    They are packed as query row, key and number, so that one sort of integers ranks all of them.
+
+    Args:
+        rows: Query rows.
+        width: Candidates kept for each.
+        number_bits: Bits of the largest number.
+    """
+
+    def __init__(self, rows: int, width: int, number_bits: int) -> None:
+        self._rows, self._width, self._bits = rows, width, np.uint64(number_bits)
+        self._key_bits = min(_KEY_BITS, 64 - _ROW_BITS - number_bits)
+        self._parts: list[npt.NDArray[np.uint64]] = []
+        self._best = np.zeros(0, np.uint64)
+        self._counts = np.zeros(rows, np.int64)
+        self._limit = np.full(rows, np.inf, np.float32)
+
+    def add(self, row: Ints, keys: Floats, first: int) -> None:
+        """Take the keys (q, n) of query rows `row` and of the rows numbered from `first`."""
+        limit = self._limit[row]
+        if np.isinf(limit).all() and keys.shape[1] > self._width:
+            column = smallest_columns(keys, self._width)
+            near, row = np.take_along_axis(keys, column, axis=1).reshape(-1), np.repeat(row, self._width)
+            column = column.reshape(-1)
+        else:
+            flat = np.flatnonzero(keys <= limit[:, None])
+            place = flat // keys.shape[1]
+            near, row, column = keys.reshape(-1)[flat], row[place], flat - place * keys.shape[1]
+        packed = row.astype(np.uint64) << np.uint64(64 - _ROW_BITS)
+        bits = sortable_bits(near, signed=True) >> np.uint32(32 - self._key_bits)
+        packed |= bits.astype(np.uint64) << self._bits
+        packed |= (column + first).astype(np.uint64)
+        self._parts.append(packed)
+
+    def settle(self) -> None:
+        """Keep the nearest of each query row."""
+        found = np.concatenate([self._best, *self._parts])
+        self._parts.clear()
+        found.sort()
+        row = (found >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
+        place = np.arange(len(found)) - np.searchsorted(row, np.arange(self._rows))[row]
+        kept = place < self._width
+        self._best, self._counts = found[kept], np.bincount(row[kept], minlength=self._rows)
+        self._limit = self.limit(self._width)
+
+    def limit(self, k: int) -> Floats:
+        """Return, rounded up, the key of the k-th candidate of each row; infinity where there are fewer."""
+        starts = np.cumsum(self._counts) - self._counts
+        full = self._counts >= k
+        last = self._best[(starts + k - 1)[full]] >> self._bits
+        bits = (last & np.uint64((1 << self._key_bits) - 1)) + np.uint64(1)
+        bits = np.minimum(bits << np.uint64(32 - self._key_bits), np.uint64(2**32 - 1))
+        limit = np.full(self._rows, np.inf, np.float32)
+        limit[full] = bits_to_keys(bits.astype(np.uint32), signed=True)
+        return limit
+
+    def best(self) -> tuple[Ints, Flags]:
+        """Return the numbers kept, int64 (q, width), and which places hold none."""
+        missing = np.arange(self._width) >= self._counts[:, None]
+        numbers = np.zeros(missing.shape, np.int64)
+        numbers[~missing] = (self._best & np.uint64((1 << int(self._bits)) - 1)).astype(np.int64)
+        return numbers, missing
+
+
+def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
+    """Return centroids and the leaf of each row; equal rows beyond some leaves' worth are dealt by number."""
+    wanted = max(1, round(len(routed) / leaf_rows))
+    drawn = rng.choice(len(routed), min(len(routed), wanted * _LEARN_PER_LEAF), replace=False)
+    centroids = kmeans(routed[np.sort(drawn)], wanted, space, rng)
+    for _ in range(_SPLIT_ROUNDS):
+        home = nearest_numbers(routed, centroids, space)
+        counts = np.bincount(home, minlength=len(centroids))
+        heavy = np.flatnonzero(counts > _HEAVY * leaf_rows)
+        pieces = [split_rows(routed[home == leaf], round(counts[leaf] / leaf_rows), space, rng) for leaf in heavy]
+        if all(len(piece) == 1 for piece in pieces):
+            break
+        kept = np.setdiff1d(np.flatnonzero(counts), heavy)
+        centroids = np.concatenate([centroids[kept], *pieces])
+    home = nearest_numbers(routed, centroids, space)
+    counts = np.bincount(home, minlength=len(centroids))
+    for leaf in np.flatnonzero(counts > _HEAVY * leaf_rows):
+        rows = np.flatnonzero(home == leaf)
+        if (routed[rows] == routed[rows[0]]).all():
+            home[rows[leaf_rows:]] = len(centroids) + np.arange(len(rows) - leaf_rows) // leaf_rows
+            centroids = np.concatenate(
+                [centroids, np.repeat(centroids[[leaf]], -(-len(rows) // leaf_rows) - 1, axis=0)]
+            )
+    return np.ascontiguousarray(centroids), home

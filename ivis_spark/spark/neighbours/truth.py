@@ -1,0 +1,138 @@
+"""Samples of rows on the driver, and the exact neighbours of some of them among all rows of the table.
+
+Three disjoint samples are drawn by a hash of the ids, the same for any partitioning: regions are learnt from one, the
+margin between them is chosen by another, and the recall is measured on the third.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark import Broadcast
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from ivis_spark.core.knn.index import exact_neighbours
+from ivis_spark.core.knn.merge import NO_ID, merge_top_k
+from ivis_spark.core.knn.metrics import Floats, Ints
+from ivis_spark.spark.neighbours.task_plan import buffered, one_blas_thread
+from ivis_spark.spark.tasks import map_arrow
+
+_LOW = -(2**63)  # of xxhash64
+_FOLDED_AT_ONCE = 16  # records that go straight to the driver; more are folded in tasks first
+_SCHEMA = "ids binary, keys binary"
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """ids int64 (n,), rows float32 (n, d)."""
+
+    ids: Ints
+    rows: Floats
+
+    @classmethod
+    def of(cls, records: list[Any], dims: int) -> RowSample:
+        """Make one of collected `id`, `features`."""
+        ids = np.array([record["id"] for record in records], dtype=np.int64)
+        body = b"".join(record["features"] for record in records)
+        return cls(ids, np.frombuffer(body, np.float32).reshape(len(records), dims))
+
+    def part(self, start: int, stop: int | None = None) -> RowSample:
+        """Return some of the rows."""
+        return RowSample(self.ids[start:stop], self.rows[start:stop])
+
+    def joined(self, other: RowSample) -> RowSample:
+        """Return these rows and others."""
+        return RowSample(np.concatenate([self.ids, other.ids]), np.concatenate([self.rows, other.rows]))
+
+
+@dataclass(frozen=True)
+class ExactLists:
+    """Exact neighbours of the rows asked: ids int64 (q, k) and keys float32 (q, k), nearest first."""
+
+    ids: Ints
+    keys: Floats
+
+    @classmethod
+    def empty(cls, asked: int, k: int) -> ExactLists:
+        """Neighbours before any row was seen."""
+        return cls(np.full((asked, k), NO_ID, dtype=np.int64), np.full((asked, k), np.inf, dtype=np.float32))
+
+    def merge(self, other: ExactLists) -> ExactLists:
+        """Keep the nearest of both."""
+        rows = np.tile(np.arange(len(self.ids)), 2)
+        both = np.concatenate([self.ids, other.ids]), np.concatenate([self.keys, other.keys])
+        return ExactLists(*merge_top_k(rows, *both, self.ids.shape[1])[1:])
+
+    def to_batch(self) -> pa.RecordBatch:
+        """Pack into one record."""
+        return pa.RecordBatch.from_pydict({"ids": [self.ids.tobytes()], "keys": [self.keys.tobytes()]})
+
+    def merge_records(self, records: Iterable[Any]) -> ExactLists:
+        """Merge what `to_batch` packed."""
+        merged = self
+        for record in records:
+            ids, keys = np.frombuffer(record["ids"], np.int64), np.frombuffer(record["keys"], np.float32)
+            merged = merged.merge(ExactLists(ids.reshape(self.ids.shape), keys.reshape(self.ids.shape)))
+        return merged
+
+
+def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) -> RowSample:
+    """Draw rows, in the order of their hashes: any part of the draw is a draw too.
+
+    Runs on: driver. Memory: O(size).
+
+    Args:
+        rows: Columns `id`, `features`.
+        size: Rows wanted.
+        n_rows: Rows there are.
+        dims: Features of a row.
+        seed: Seed.
+    """
+    share = min(1.0, (size + 4 * size**0.5 + 10) / n_rows)
+    drawn = rows.withColumn("draw", F.xxhash64("id", F.lit(seed)))
+    if share < 1:
+        drawn = drawn.where(F.col("draw") < F.lit(_LOW + int(share * 2**64)))
+    records = drawn.collect()
+    records.sort(key=lambda row: (row["draw"], row["id"]))
+    return RowSample.of(records[:size], dims)
+
+
+def exact_lists(rows: DataFrame, asked: RowSample, k: int, metric: str) -> ExactLists:
+    """Find the k nearest other rows of each row asked among all. Runs on: driver. Memory: O(asked x k)."""
+    context = rows.sparkSession.sparkContext
+    broadcast = context.broadcast(asked)
+    none = ExactLists.empty(len(asked.ids), k)
+    found = map_arrow(rows, functools.partial(_search_rows, asked=broadcast, k=k, metric=metric), _SCHEMA)
+    parts = rows.rdd.getNumPartitions()
+    if parts > _FOLDED_AT_ONCE:
+        fold = functools.partial(_fold, asked=len(asked.ids), k=k)
+        found = map_arrow(found.repartition(math.ceil(parts**0.5)), fold, _SCHEMA)
+    merged = none.merge_records(found.collect())
+    broadcast.unpersist()
+    return merged
+
+
+def _search_rows(
+    batches: Iterable[pa.RecordBatch], *, asked: Broadcast[RowSample], k: int, metric: str
+) -> Iterator[pa.RecordBatch]:
+    """Find the nearest rows in this partition. Runs on: executor. Memory: O(batch + asked x k)."""
+    sample = asked.value
+    merged = ExactLists.empty(len(sample.ids), k)
+    with one_blas_thread():
+        for ids, rows in buffered(batches, sample.rows.shape[1]):
+            near = exact_neighbours(sample.rows, rows, k, metric, own=sample.ids, ids=ids)
+            merged = merged.merge(ExactLists(*near))
+    yield merged.to_batch()
+
+
+def _fold(batches: Iterable[pa.RecordBatch], *, asked: int, k: int) -> Iterator[pa.RecordBatch]:
+    """Merge the lists of several partitions. Runs on: executor."""
+    merged = ExactLists.empty(asked, k)
+    yield merged.merge_records(record for batch in batches for record in batch.to_pylist()).to_batch()
