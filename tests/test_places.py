@@ -14,7 +14,7 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.operations.clean import clean
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.stages.places import check_files, check_places
+from ivis_spark.stages.places import check_places, check_table
 from ivis_spark.storage import RunFolder
 
 
@@ -152,17 +152,17 @@ def test_temporary_files_stay_out_of_the_input(home: Path, monkeypatch: pytest.M
 
 
 def test_a_table_by_name(home: Path) -> None:
-    """The catalog's name says nothing of its place; its files do."""
+    """The catalog's name says nothing of its place; its files and what it was opened by do."""
     config = load_config(None, ["data.format=table"])
     Pipeline("t", config, get_spark=lambda: None, input_uri="t")  # type: ignore[arg-type, return-value]
     file = f"file://{home}/t/day=1/a.parquet"
     for output in ("t", "link", "t/day=1", "."):
-        with pytest.raises(InputError, match="holds the input table"):
-            check_files([file], output)
-    check_files([file], "t/out")  # beside files that happen to lie there
-    (home / "t" / "_SUCCESS").write_text("")
-    with pytest.raises(InputError, match="lies in the input table"):
-        check_files([file], "t/out")
+        with pytest.raises(InputError, match=r"holds the input table|is the input table"):
+            check_table([file], [], output)
+    for output in ("t/out", "link/out"):
+        check_table([file], [file], output)  # beside the one file that is read
+        with pytest.raises(InputError, match="lies in the input table"):
+            check_table([file], [f"file:{home}/t"], output)
 
 
 def users_folder(folder: Path) -> Path:

@@ -11,7 +11,6 @@ from ivis_spark.errors import InputError
 from ivis_spark.storage import Place
 
 _SCRATCH = ("spark.local.dir", "spark.eventLog.dir", "spark.sql.warehouse.dir")
-_TABLE_MARKS = ("_SUCCESS", "_delta_log")  # a folder with one of these is a table as a whole
 
 
 def check_places(
@@ -52,26 +51,23 @@ def check_places(
     storage.keep_apart({"--log-file": log_file}, {"--target": target})
 
 
-def check_files(files: Iterable[str], output: str) -> None:
-    """Refuse to write where the files of a table lie, which a name in a catalog or a DataFrame does not tell.
+def check_table(files: Iterable[str], roots: Iterable[str], output: str) -> None:
+    """Refuse to write where a table is read from, which a name in a catalog or a DataFrame does not tell.
 
     Args:
         files: URIs of the table's files.
+        roots: URIs of the files and folders that the table was opened by.
         output: The run folder or a target.
 
     Raises:
-        InputError: naming the folder of the files.
+        InputError: naming both places.
     """
-    place = Place(output)
-    for folder in {uri.rpartition("/")[0] for uri in files}:
-        root = folder
-        while "=" in root.rpartition("/")[2]:  # day=1/hour=2
-            root = root.rpartition("/")[0]
-        inside = Place(root).holds(place) and any(
-            name in storage.children(*storage.filesystem(root)) for name in _TABLE_MARKS
-        )
-        if inside or place.holds(Place(folder)):
+    folders = {uri.rpartition("/")[0] for uri in files}
+    for root in roots:
+        storage.keep_apart({output: output}, {"the input table": root})
+    for folder in folders:
+        if Place(output).holds(Place(folder)):
             raise InputError(
-                f"{output} {'lies in' if inside else 'holds'} the input table, whose files are in {folder}: writing "
-                "there would alter it. Choose another place"
+                f"{output} holds the input table, whose files are in {folder}: writing there would alter it. Choose "
+                "another place"
             )

@@ -16,7 +16,7 @@ from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages import STAGES, lock_of
 from ivis_spark.stages.input_table import InputTable
-from ivis_spark.stages.places import check_files
+from ivis_spark.stages.places import check_table
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
@@ -117,10 +117,10 @@ class Run:
         Raises:
             InputError: if its files lie in the run folder or another output, or the other way round.
         """
-        from ivis_spark.spark.rows.identity import files_of
+        from ivis_spark.spark.rows.identity import files_of, roots_of
 
         for output in (self.folder.root, *outputs):
-            check_files(files_of(table), output)
+            check_table(files_of(table), roots_of(table), output)
         return self.input.fingerprint(table)
 
     def table(self, manifest: Manifest) -> DataFrame:

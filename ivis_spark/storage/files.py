@@ -27,7 +27,9 @@ from ivis_spark.storage.names import join, normalise_uri
 
 _REBUILD = "rebuild its stage with --overwrite"
 _DIGEST_CHUNK_BYTES = 1 << 20
-_OBJECT_STORES = frozenset({"s3", "gcs", "abfs"})  # as pyarrow names them; fsspec's own clients of them are async
+_OBJECT_STORES = frozenset(
+    {"s3", "gcs", "abfs", "memory"}
+)  # as pyarrow names them; fsspec's own clients of them are async
 _NEW = ".new"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -53,6 +53,17 @@ def files_of(table: DataFrame) -> list[str]:
     """Return the URIs of the files that a table is made from, also where it is cached."""
     leaves = _plan(table).collectLeaves()
     return [uri for number in range(leaves.size()) for uri in _files(leaves.apply(number)) or []]
+
+
+def roots_of(table: DataFrame) -> list[str]:
+    """Return the URIs of the files and folders by which the sources of a table were opened."""
+    leaves = _plan(table).collectLeaves()
+    found = []
+    for number in range(leaves.size()):
+        with suppress(Py4JError):  # not a relation of files
+            roots = leaves.apply(number).relation().location().rootPaths()
+            found += [roots.apply(place).toString() for place in range(roots.size())]
+    return found
 
 
 def _plan(table: DataFrame) -> Any:

@@ -200,8 +200,12 @@ def test_a_target_that_is_the_input(spark: SparkSession, run: Path, tmp_path: Pa
     try:
         config = load_config(None, ["data.format=table"])
         by_name = Pipeline(str(run), config, get_spark=lambda: spark, input_uri="named")
-        with pytest.raises(InputError, match="holds the input table, whose files are in"):
-            by_name.embed_into(str(table), mode)
+        for target in (table, table / "new"):  # there is no mark of a table in it
+            with pytest.raises(InputError, match="the input table"):
+                by_name.embed_into(str(target), mode)
+        frame = Pipeline(str(run), load_config(None), get_spark=lambda: spark, source=spark.read.parquet(str(table)))
+        with pytest.raises(InputError, match="lies in the input table"):
+            frame.embed_into(str(table / "new"), mode)
     finally:
         spark.sql("DROP TABLE named")
     assert before == {path: path.read_bytes() for path in table.iterdir()}
