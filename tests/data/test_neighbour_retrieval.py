@@ -66,7 +66,14 @@ def test_saved_loaded_pickled_unloaded_deleted(tmp_path: Path) -> None:
     loaded = AnnoyKnnMatrix.load(copied, X.shape, k=4, metric="euclidean")
     assert list(loaded) == expected
     assert list(pickle.loads(pickle.dumps(loaded))) == expected
-    loaded.delete_index(parent=True)
+    mine = tmp_path / "deep" / "mine.txt"
+    mine.write_text("")
+    matrix.save(copied)
+    AnnoyKnnMatrix.load(copied, X.shape, k=4, metric="euclidean").delete_index(parent=True)
+    assert list(mine.parent.iterdir()) == [mine]
+    mine.unlink()
+    matrix.save(copied)
+    AnnoyKnnMatrix.load(copied, X.shape, k=4, metric="euclidean").delete_index(parent=True)
     assert not Path(copied).parent.exists()
     matrix.unload()
     again = AnnoyKnnMatrix.load(str(tmp_path / "annoy.index"), X.shape, k=4, metric="euclidean")

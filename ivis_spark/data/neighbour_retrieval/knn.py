@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -203,12 +204,12 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         self.index.unload()
 
     def delete_index(self, parent: bool = False) -> None:
-        """Unload the index and remove its file, or with `parent` the folder it stands in."""
+        """Unload the index and remove its file, and with `parent` the folder it stands in if nothing else does."""
         self.index.unload()
+        os.remove(self.index_path)
         if parent:
-            shutil.rmtree(os.path.dirname(os.path.abspath(self.index_path)))
-        else:
-            os.remove(self.index_path)
+            with contextlib.suppress(OSError):  # there are files of others
+                os.rmdir(os.path.dirname(os.path.abspath(self.index_path)))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is on disk, and what can be searched again."""
