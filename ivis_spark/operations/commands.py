@@ -15,16 +15,16 @@ from ivis_spark.operations.inspect import show, status, verify
 
 COMMANDS = {
     "plan": (
-        "What a run will need: tasks, bytes, memory a task, core-hours, and what to change.",
+        "Estimate what a run needs: tasks, bytes, memory per task, core-hours; and what to change.",
         "plan --rows 1e9 --dims 128 --executors 50x16 --executor-memory 64g --set neighbours.k=20",
     ),
     "doctor": (
-        "Can this machine, or this cluster, run the stages? Each fault with its remedy.",
+        "Check whether this machine, or this cluster, can run the stages; a remedy for each fault.",
         "doctor --output hdfs:///runs/digits --master spark://host:7077",
     ),
-    "status": ("What a run folder holds: stages, rows, times, quality, and who is writing it.", "status runs/digits"),
+    "status": ("Show what a run folder holds: stages, rows, times, quality, and who is writing it.", "status runs/digits"),
     "verify": ("Read every published file and compare it with the digest in its manifest.", "verify runs/digits"),
-    "clean": ("Remove what killed runs left, and stages named.", "clean runs/digits --stages triplets"),
+    "clean": ("Remove what killed runs left behind, and the stages you name.", "clean runs/digits --stages triplets"),
 }
 
 
@@ -71,29 +71,29 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
 
 def _plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rows", type=float, required=True, metavar="N", help="rows of the table, like 1e9")
-    command.add_argument("--dims", type=int, required=True, metavar="D", help="features of a row")
-    command.add_argument("--executors", default="1x4", metavar="ExC", help="executors x cores of each (default: 1x4)")
-    command.add_argument("--executor-memory", default="8g", metavar="M", help="memory of an executor (default: 8g)")
-    command.add_argument("--executor-disk", metavar="M", help="disk of an executor for shuffles, to be compared with")
+    command.add_argument("--dims", type=int, required=True, metavar="D", help="features per row")
+    command.add_argument("--executors", default="1x4", metavar="ExC", help="executors x cores per executor (default: 1x4)")
+    command.add_argument("--executor-memory", default="8g", metavar="M", help="memory per executor (default: 8g)")
+    command.add_argument("--executor-disk", metavar="M", help="disk per executor for shuffles, to compare with the estimate")
     command.add_argument("--config", metavar="FILE", help="settings of the run, as for `run`")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
-    command.add_argument("--measured", metavar="DIR", help="a finished run of a part of the table, to take rates from")
-    command.add_argument("--measured-cores", type=int, metavar="N", help="the cores that run had")
+    command.add_argument("--measured", metavar="DIR", help="a finished run on a part of the table, to take rates from")
+    command.add_argument("--measured-cores", type=int, metavar="N", help="the number of cores that run had")
 
 
 def _doctor_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--output", metavar="DIR", help="run folder to try: written, renamed, read, from executors too"
+        "--output", metavar="DIR", help="run folder to test: write, rename and read, also from executors"
     )
-    command.add_argument("--master", metavar="URL", help="Spark master; its executors are looked at too")
+    command.add_argument("--master", metavar="URL", help="Spark master; its executors are checked too")
     command.add_argument(
         "--spark-conf", metavar="KEY=VALUE", action="append", default=[], help="a Spark setting; repeatable"
     )
 
 
 def _clean_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--stages", default="", metavar="A,B", help="published stages to remove too")
-    command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    command.add_argument("--stages", default="", metavar="A,B", help="published stages to remove")
+    command.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
 
 
 def _plan(arguments: argparse.Namespace) -> str:
