@@ -31,6 +31,8 @@ def test_example_file_overrides_and_set_wins() -> None:
         ("neighbours.kk=3", r"neighbours has no setting 'kk'; did you mean neighbours\.k\?"),
         ("epochs=3", r"the configuration has no setting 'epochs'; did you mean train\.epochs\?"),
         ("train.k=3", r"did you mean neighbours\.k or query\.k or evaluate\.k\?"),
+        ("cls=3", "has no setting 'cls'"),
+        ("train.self=3", "train has no setting 'self'"),
         ("query.nothing=3", "query has no setting 'nothing'; valid: k"),
         ("nothing.k=3", "has no setting 'nothing'; valid: data, neighbours"),
         ("train.learning_rate=fast", "must be a number, for example 0.001"),
@@ -92,6 +94,9 @@ def test_sections_given_in_python_leave_the_rest_to_the_preset() -> None:
     assert changed == load_config(None, ["train.patience=7"])
     for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert dataclasses.replace(copied, preset="fast") == changed
+    assert Config(preset="ivis", train={"patience": 7}) == ours  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"train=3 must be a section of settings"):
+        Config(train=3)  # type: ignore[arg-type]
     kept = dataclasses.replace(Config().train, epochs=3)
     assert Config(preset="ivis", train=kept).train == kept
 

@@ -148,6 +148,8 @@ class Config(Checked):
         preset = PRESETS[check_field(type(self), "preset", self.preset)]
         for name, section in _sections().items():
             passed = getattr(self, name)
+            if isinstance(passed, Mapping):
+                passed = section_from_mapping(section, passed)
             if passed is None or isinstance(passed, section):
                 object.__setattr__(self, name, _with_preset(section, passed, preset.get(name, {})))
         super().__post_init__()
@@ -158,10 +160,7 @@ class Config(Checked):
 
         Raises: ConfigError: if a key is unknown (the message lists the valid ones) or a value is not allowed.
         """
-        values, sections = {str(key): value for key, value in mapping.items()}, _sections()
-        for key in sections.keys() & values.keys():
-            values[key] = section_from_mapping(sections[key], values[key])
-        return cls(**values)
+        return cls(**{str(key): value for key, value in mapping.items()})
 
     def for_rows(self, rows: int) -> Config:
         """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""

@@ -91,7 +91,7 @@ class Checked:
     section = ""
     given: ClassVar[frozenset[str]]  # of each instance: names of the settings that were passed to it
 
-    def __new__(cls, *args: Any, **settings: Any) -> Any:
+    def __new__(cls, /, *args: Any, **settings: Any) -> Any:
         """Note which settings are passed, so that a preset can decide the others."""
         names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
         refuse_unknown(cls.section, settings, names)

@@ -22,7 +22,10 @@ COMMANDS = {
         "Check whether this machine, or this cluster, can run the stages; a remedy for each fault.",
         "doctor --output hdfs:///runs/digits --master spark://host:7077",
     ),
-    "status": ("Show what a run folder holds: stages, rows, times, quality, and who is writing it.", "status runs/digits"),
+    "status": (
+        "Show what a run folder holds: stages, rows, times, quality, and who is writing it.",
+        "status runs/digits",
+    ),
     "verify": ("Read every published file and compare it with the digest in its manifest.", "verify runs/digits"),
     "clean": ("Remove what killed runs left behind, and the stages you name.", "clean runs/digits --stages triplets"),
 }
@@ -72,9 +75,13 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
 def _plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rows", type=float, required=True, metavar="N", help="rows of the table, like 1e9")
     command.add_argument("--dims", type=int, required=True, metavar="D", help="features per row")
-    command.add_argument("--executors", default="1x4", metavar="ExC", help="executors x cores per executor (default: 1x4)")
+    command.add_argument(
+        "--executors", default="1x4", metavar="ExC", help="executors x cores per executor (default: 1x4)"
+    )
     command.add_argument("--executor-memory", default="8g", metavar="M", help="memory per executor (default: 8g)")
-    command.add_argument("--executor-disk", metavar="M", help="disk per executor for shuffles, to compare with the estimate")
+    command.add_argument(
+        "--executor-disk", metavar="M", help="disk per executor for shuffles, to compare with the estimate"
+    )
     command.add_argument("--config", metavar="FILE", help="settings of the run, as for `run`")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
     command.add_argument("--measured", metavar="DIR", help="a finished run on a part of the table, to take rates from")
