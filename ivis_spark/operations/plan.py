@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ivis_spark.config import NETWORK_UNITS, Config
-from ivis_spark.core.knn.sizes import BuildSizes, build_sizes
+from ivis_spark.core.knn.sizes import TASK_BYTES, BuildSizes, build_sizes
 from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ConfigError
 
-_TASK_BYTES = 256 << 20  # as in the neighbours stage
 # Widths of the hidden layers, here again since nn/networks.py needs TensorFlow; a test holds them equal.
 _PYTHON_BYTES, _TENSORFLOW_BYTES = 150e6, 700e6  # resident before any data
 
@@ -190,7 +189,7 @@ def _bytes(text: str) -> float:
 def _rows(job: _Job) -> StagePlan:
     record = job.vector + 16
     shuffled = (5.0 if job.config.data.id_col else 24.0) * job.rows
-    tasks = max(job.cluster.slots, math.ceil(job.rows * record / _TASK_BYTES))
+    tasks = max(job.cluster.slots, math.ceil(job.rows * record / TASK_BYTES))
     start, row, value = job.rates.rows
     core = job.rows * (row + value * job.dims)
     return StagePlan(
@@ -266,7 +265,7 @@ def _model(job: _Job) -> StagePlan:
 
 
 def _embeddings(job: _Job) -> StagePlan:
-    tasks = max(job.cluster.slots, math.ceil(job.rows * job.vector / _TASK_BYTES))
+    tasks = max(job.cluster.slots, math.ceil(job.rows * job.vector / TASK_BYTES))
     start, row, operation = job.rates.embed
     core = job.rows * (row + operation * job.flops)
     width = 4 * job.config.train.embedding_dims
@@ -280,7 +279,7 @@ def _embeddings(job: _Job) -> StagePlan:
 def _report(job: _Job) -> StagePlan:
     sample = job.config.evaluate.sample_rows * job.vector
     width = 4 * job.config.train.embedding_dims
-    tasks = max(job.cluster.slots, math.ceil(job.rows * width / _TASK_BYTES))
+    tasks = max(job.cluster.slots, math.ceil(job.rows * width / TASK_BYTES))
     start, row = job.rates.report
     return StagePlan(
         "report", tasks, sample, 8e6, _PYTHON_BYTES + 4 * sample, *job.times("report", start, job.rows * row, tasks),
