@@ -241,8 +241,11 @@ def describe_files(uris: Iterable[str]) -> list[list[Any]]:
         for uri in names:
             plain = filesystem(uri)[1]
             entry = listed.get(posixpath.basename(plain)) or fs.info(plain)
-            entries = {"": entry} if entry["type"] == "file" else find(fs, plain)
-            found += [[join(normalise_uri(uri), name), *_state(each)] for name, each in entries.items()]
+            root = normalise_uri(uri)
+            if entry["type"] == "file":
+                found.append([root, *_state(entry)])
+            else:
+                found += [[join(root, name), *_state(each)] for name, each in find(fs, plain).items()]
     return sorted(found)
 
 

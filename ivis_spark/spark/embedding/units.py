@@ -37,7 +37,7 @@ def plan_units(files: list[str], unit_bytes: int) -> list[list[str]]:
     """Deal files, in the order of their names, to units of about `unit_bytes`."""
     units: list[list[str]] = []
     filled = unit_bytes
-    sizes = {uri.rstrip("/"): size for uri, size, _ in storage.describe_files(files)}
+    sizes = {uri: size for uri, size, _ in storage.describe_files(files)}
     for uri in sorted(files):
         if filled >= unit_bytes:
             units.append([])
