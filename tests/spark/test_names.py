@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from nasty_names import COLUMNS
 from pyspark.sql import DataFrame, SparkSession
+from runs import published
 
 from ivis_spark.config import Config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
@@ -89,14 +90,14 @@ def test_rows_neighbours_and_queries(spark: SparkSession, place: Path) -> None:
     manifest = built.ingest()
     assert manifest.info["features"] == list(COLUMNS) and manifest.info["label_col"] == LABEL
     built.neighbours()
-    found = pq.read_table(place / "run" / built.query("q").stage / "data").to_pylist()
+    found = pq.read_table(published(place / "run", built.query("q").stage) / "data").to_pylist()
     assert len(found) == N and all(row["neighbour_ids"] == [row.get("id", row.get(ID))] for row in found)
 
 
 def test_embeddings_keep_every_column(spark: SparkSession, place: Path, names: dict[str, Any]) -> None:
     manifest = pipeline(spark, place, "u").embed()
     assert manifest.stage == "embeddings-u"
-    check(pq.ParquetDataset(str(place / "run" / manifest.stage / "data")).read(), names)
+    check(pq.read_table(published(place / "run", manifest.stage) / "data"), names)
 
 
 def test_a_target_partitioned_by_any_column(spark: SparkSession, place: Path, names: dict[str, Any]) -> None:
