@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -92,18 +94,24 @@ def read_files(table: DataFrame, uri: str, config: DataConfig, files: Sequence[s
     fs, path = storage.filesystem(uri)
     if fs.isdir(path):  # so that folders like day=1 stay columns
         reader = reader.option("basePath", storage.normalise_uri(uri))
-    return reader.schema(table.schema).load([_escaped(file) for file in files])
+    return _load(reader.schema(table.schema), files)
 
 
 def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = None) -> DataFrame:
     """Open Parquet files or folders of ours."""
-    reader = spark.read if schema is None else spark.read.schema(schema)
-    return reader.parquet(*map(_escaped, uris))
+    reader = spark.read.format("parquet")
+    return _load(reader if schema is None else reader.schema(schema), uris)
 
 
-def _escaped(path: str) -> str:
-    """Return the pattern that only this path matches."""
-    return "".join(f"\\{c}" if c in _PATTERN_CHARACTERS else c for c in path)
+def _load(reader: DataFrameReader, paths: Sequence[str]) -> DataFrame:
+    """Open paths as they are."""
+    characters = set("".join(path.partition("://")[2] for path in paths))
+    if len(paths) == 1 or not _PATTERN_CHARACTERS & characters:
+        return reader.options(**_LITERAL).load(list(paths))
+    if ":" not in characters:
+        return reader.load([re.sub(r"[*?\[\]{}\\]", r"\\\g<0>", path) for path in paths])
+    # A pattern of Hadoop's cannot hold a colon.
+    return functools.reduce(DataFrame.unionAll, [reader.options(**_LITERAL).load(path) for path in paths])
 
 
 def input_files(frame: DataFrame) -> list[str]:
