@@ -215,6 +215,24 @@ def test_an_empty_folder_becomes_a_run_folder(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "out")) == [storage.MARK, "mine.txt"]
 
 
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="cannot be written"):
+        RunFolder(str(tmp_path / "out")).claim()
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_empty_folder_of_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made in a console, it is an object named like the folder, which a listing of it holds."""
+    root = "memory://bucket/out"
+    storage.write_json(f"{root}/x", 1)
+    fs, path = storage.filesystem(root)
+    fs.rm_file(f"{path}/x")
+    monkeypatch.setattr(fs, "ls", lambda *_, **__: [f"{path}/"])
+    assert storage.children(fs, path) == []
+    RunFolder(root).check()
+
+
 def test_what_the_user_put_into_a_run_folder_stays(tmp_path: Path) -> None:
     root = tmp_path / "out"
     folder = RunFolder(str(root))

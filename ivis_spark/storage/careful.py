@@ -50,11 +50,15 @@ def _walk(fs: Any, folder: str) -> Iterator[dict[str, Any]]:
 
 
 def children(fs: Any, path: str) -> list[str]:
-    """Return the names in a folder, sorted; none if it is not there."""
+    """Return the names in a folder, sorted; none if it is not there, or is a file.
+
+    An object store may list the empty object that stands for the folder itself, which is not in it.
+    """
     fs.invalidate_cache()
     if not exists(fs, path):
         return []
-    return sorted(posixpath.basename(name.rstrip("/")) for name in fs.ls(path, detail=False))
+    names = (name.rstrip("/") for name in fs.ls(path, detail=False))
+    return sorted(posixpath.basename(name) for name in names if name.lstrip("/") != path.strip("/"))
 
 
 def protocol(fs: Any) -> str:
