@@ -31,6 +31,7 @@ lint: $(VENV)/.dev  ## ruff, codespell and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
 	$(VENV)/bin/mypy
+	! command -v node >/dev/null || node --check ivis_spark/report/explorer.js
 
 format: $(VENV)/.dev  ## fix what ruff can fix
 	$(VENV)/bin/ruff check --fix .

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ivis_spark.estimator import Ivis
     from ivis_spark.ml import EmbeddingEvaluator, IvisEstimator, IvisModel, embed_udf
     from ivis_spark.pipeline import Pipeline
+    from ivis_spark.report.plotting import plot
 
 __all__ = [
     "Config",
@@ -26,6 +27,7 @@ __all__ = [
     "Pipeline",
     "embed_udf",
     "load_config",
+    "plot",
 ]
 
 _LAZY = {
@@ -35,6 +37,7 @@ _LAZY = {
     "IvisModel": "ivis_spark.ml",
     "Pipeline": "ivis_spark.pipeline",
     "embed_udf": "ivis_spark.ml",
+    "plot": "ivis_spark.report.plotting",
 }
 
 

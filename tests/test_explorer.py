@@ -139,7 +139,7 @@ def test_colouring_by_a_number_and_by_text(page: Any) -> None:
     from selenium.webdriver.support.select import Select
 
     before, choice = colour_at(page, CORNERS[3]), Select(by_id(page, "colour-by"))
-    assert [option.text for option in choice.options] == ["label", "age", "day"]
+    assert [option.text for option in choice.options] == ["label", "age", "day", "density"]
     choice.select_by_visible_text("age")
     settle(page)
     names = [entry[0] for entry in layers(page)]

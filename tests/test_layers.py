@@ -12,11 +12,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "ivis_spark"
 # From top to bottom; a room may also import from itself.
 ROOMS = (
-    "errors config manifest storage core nn data train estimator serving spark report runtime stages pipeline "
+    "errors progress config manifest storage core nn data train estimator serving spark report runtime stages pipeline "
     "ml operations demo cli __main__"
 ).split()
 PACKAGES = {
     "yaml": {"config"},
+    "tqdm": {"progress"},
     "fsspec": {"storage"},
     "pyarrow": {"storage", "train", "spark", "operations", "demo"},
     "annoy": {"core", "data"},
@@ -26,6 +27,7 @@ PACKAGES = {
     "pyspark": {"spark", "report", "stages", "pipeline", "ml", "cli"},
     "pandas": {"spark", "report", "serving"},
     "matplotlib": {"nn", "report"},
+    "datashader": {"report"},
     "plotly": {"report"},
     "sklearn": {"core", "demo", "estimator"},
     "PIL": {"spark"},

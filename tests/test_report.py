@@ -18,11 +18,13 @@ from scipy.stats import pearsonr
 from sklearn.manifold import trustworthiness
 
 from ivis_spark.config import EvaluateConfig
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.report import evaluate, figures, plots
 from ivis_spark.report.colouring import find_columns
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import count_density, density_bins, draw_sample
+from ivis_spark.report.verdicts import JUDGED, judge, principal_components
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -139,6 +141,33 @@ def test_figures_equal_the_oracles(spark: SparkSession, tmp_path: Path) -> None:
         assert text in page.visible
     assert "collapsed" not in page.visible
     assert not (tmp_path / "new" / "density.png").exists()
+
+
+@pytest.mark.spark
+def test_accuracies_are_of_rows_whose_labels_training_did_not_see(spark: SparkSession, tmp_path: Path) -> None:
+    """An embedding that learnt the labels it saw by heart, and tells nothing of the others."""
+    from pyspark.sql import functions as F
+
+    from ivis_spark.spark.held_out import is_held_out
+
+    y = np.arange(1000) % 4
+    X = np.random.default_rng(0).normal(size=(1000, 3))
+    share = (0.2, 3)
+    ids = spark.range(1000).select((10 * F.col("id") + 10).alias("id"))
+    hidden = {row["id"] // 10 - 1 for row in ids.where(is_held_out(F.col("id"), *share)).collect()}
+    Z = np.array([[0, 0], [0, 5], [5, 0], [5, 5]])[y].astype(float)
+    Z[list(hidden)] = np.random.default_rng(1).permutation(Z)[: len(hidden)]
+    Z += np.random.default_rng(2).normal(size=Z.shape) / 10
+    frames = tables(spark, X, Z, y.tolist(), "long")
+    honest, page = run(spark, tmp_path / "a", *frames, held_out=share)
+    assert honest["labels"] == "held out" and honest["tested_rows"] == len(hidden)
+    assert honest["knn_accuracy"] < 0.4 and honest["linear_svm_accuracy"] < 0.5
+    assert f"{len(hidden)} rows whose labels training did not see" in page.visible
+    seen, page = run(spark, tmp_path / "b", *frames, held_out=(0.0, 3))
+    assert seen["labels"] == "trained on" and seen["knn_accuracy"] > 0.7
+    assert "training saw the labels" in page.visible
+    unseen, page = run(spark, tmp_path / "c", *frames)
+    assert unseen["labels"] == "not trained on" and unseen["tested_rows"] == 250
 
 
 @pytest.mark.spark
@@ -288,28 +317,44 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
     embeddings = embeddings.withColumn("scores", scores).withColumn("when", F.current_timestamp())
     embeddings = embeddings.withColumn("value", F.array(place / 2)).withColumn("many", F.array(*[place + 0] * 5, place))
     table = spark.range(10, 300, 10).select(F.col("id").alias("key"), F.concat(F.lit("d"), F.col("id")).alias("a.b"))
+    scaler = Scaler("minmax", np.arange(6, dtype=np.float32), np.array([1, 1, 1, 1, 0, 0.25], np.float32))
     wanted = find_columns(
-        ["pixels[5]", "a.b"], features=["pixels"], width=6, scaling="minmax", id_col="key", read_table=lambda: table
+        ["pixels[5]", "pixels[4]", "a.b"],
+        features=["pixels"],
+        width=6,
+        scaler=scaler,
+        id_col="key",
+        read_table=lambda: table,
     )
     _, page = run(spark, tmp_path, rows, embeddings, wanted=wanted)
     data = drawn(page)
     i = data["ids"] // 10 - 1
     found = {colouring["name"]: colouring for colouring in data["colourings"]}
     shown = {name: [c["layers"][code]["name"] for code in c["codes"]] for name, c in found.items()}
-    scaled = "pixels[5], scaled (minmax)"
     elements = [f"scores[{c}]" for c in range(3)]
     whole = ["many: largest", "many: value of the largest"]
-    assert list(found) == ["label", "scores: largest", *elements, "value", *whole, scaled, "a.b"]
+    assert list(found) == [
+        "label",
+        "scores: largest",
+        *elements,
+        "value",
+        *whole,
+        "pixels[5]",
+        "pixels[4]",
+        "a.b",
+        "density",
+    ]
     assert shown["scores: largest"] == [str(c) for c in i % 3]
     np.testing.assert_allclose(found["scores[1]"]["values"], np.where(i % 3 == 1, 0.8, 0.1), rtol=1e-6)
     np.testing.assert_allclose(found["value"]["values"], i / 2)
-    np.testing.assert_array_equal(found[scaled]["values"], X[i, 5])
+    np.testing.assert_allclose(found["pixels[5]"]["values"], X[i, 5] * 4 + 5, rtol=1e-6)  # as the user had them
+    assert set(shown["pixels[4]"]) == {"4"}  # a constant
     assert shown["a.b"] == [f"d{10 * n + 10}" if n < 29 else UNLABELLED for n in i]
 
 
 @pytest.mark.spark
 def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
-    given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaling": "none"}
+    given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaler": None}
     assert find_columns(["b"], **given, id_col=None, read_table=lambda: pytest.fail("read")).features == {"b": 1}
     with pytest.raises(ConfigError, match=r"colour_by names day, no features \(a, b; .* --input"):
         find_columns(["day", "a"], **given, id_col="id", read_table=lambda: None)
@@ -402,3 +447,36 @@ def test_a_colour_scale_is_cut_into_named_steps() -> None:
     same = read_labels([0.5, 0.5, None])
     assert same is not None
     assert [(step.name, step.rows.tolist()) for step in scale_steps(same, str)] == [("0.5", [0, 1])]
+
+
+def test_verdicts_by_hand() -> None:
+    found: dict[str, Any] = dict.fromkeys([*JUDGED, *(f"pca_{name}" for name in JUDGED)])
+    found |= {"labels": "held out", "commonest_label": 0.4, "recall_at_k": 0.96, "recall_low": 0.94}
+    found |= {"trustworthiness": 0.89, "pca_trustworthiness": 0.9, "continuity": 0.8, "pca_continuity": 0.9}
+    found |= {"distance_correlation_pearson": 0.3, "pca_distance_correlation_pearson": 0.9}
+    found |= {"knn_accuracy": 0.5, "pca_knn_accuracy": 0.7, "linear_svm_accuracy": 0.98, "pca_linear_svm_accuracy": 1.0}
+    found |= {"centroid_correlation": 0.951, "pca_centroid_correlation": 1.0}
+    verdicts = judge(found, {"neighbours": {"target_recall": 0.95}})
+    assert verdicts == {
+        "recall_at_k_verdict": "doubtful",
+        "trustworthiness_verdict": "good",
+        "continuity_verdict": "doubtful",
+        "random_triplet_accuracy_verdict": None,
+        "distance_correlation_pearson_verdict": "poor",
+        "distance_correlation_spearman_verdict": None,
+        "knn_accuracy_verdict": "poor",
+        "linear_svm_accuracy_verdict": "good",
+        "centroid_correlation_verdict": "good",
+    }
+    judged = judge({**found, "labels": "trained on"}, {})
+    assert judged["knn_accuracy_verdict"] is judged["centroid_correlation_verdict"] is None
+    assert judge({**found, "recall_low": 0.95}, {})["recall_at_k_verdict"] == "good"
+
+
+def test_principal_components_are_those_of_numpy_and_never_fail() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 5)) * [5, 3, 1, 1, 1]
+    centred = X - X.mean(axis=0)
+    expected = centred @ np.linalg.svd(centred)[2][:2].T
+    np.testing.assert_allclose(np.abs(principal_components(X, 2, seed=0)), np.abs(expected), atol=1e-9)
+    for rows in (np.ones((9, 4)), np.ones((1, 4)), np.zeros((0, 1)), np.arange(4.0)[:, None]):
+        assert principal_components(rows, 3, seed=0).shape == (len(rows), 3)

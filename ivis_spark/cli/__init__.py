@@ -168,7 +168,7 @@ def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[A
         if not opened:
             guard.at_once(lambda: end_quietly(spark))
             log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
-            progress = Progress(spark, lambda text: log.info("  %s", text))
+            progress = Progress(spark)
             opened.append(progress.__enter__())
         return spark
 

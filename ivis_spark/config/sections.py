@@ -175,6 +175,13 @@ class TripletsConfig(Checked):
         low=1,
     )
     block_rows: int = option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
+    held_out_labels: float = option(
+        0.1,
+        "Share of the rows whose labels supervised training never sees, so that the report can measure on them what "
+        "the embedding tells of labels. 0 trains on all labels, and the report says so.",
+        low=0.0,
+        high=0.9,
+    )
     file_blocks: int = option(8, "Blocks of a Parquet file.", low=1)
     group_blocks: int = option(
         2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1

@@ -185,7 +185,15 @@ def draw_pairs(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Gener
     return PairDistances(a, b, _distances(features, a, b), _distances(embedding, a, b))
 
 
-def knn_accuracy(Z: ArrayLike, y: ArrayLike, *, k: int, rng: np.random.Generator, train_share: float = 0.75) -> float:
+def knn_accuracy(
+    Z: ArrayLike,
+    y: ArrayLike,
+    *,
+    k: int,
+    rng: np.random.Generator,
+    train_share: float = 0.75,
+    tested: NDArray[np.bool_] | None = None,
+) -> float:
     """Return the accuracy of a k-nearest-neighbours vote, fitted on a random share of the rows, on the other rows.
 
     A tied vote goes to the smallest label, as in scikit-learn. Constant `Z` gives about the share of the commonest
@@ -199,6 +207,7 @@ def knn_accuracy(Z: ArrayLike, y: ArrayLike, *, k: int, rng: np.random.Generator
         k: Voting neighbours, at most the number of fitted rows.
         rng: Source of randomness; draws the split.
         train_share: Share of rows to fit on, strictly between 0 and 1.
+        tested: The rows to test on, shape (n,), instead of random ones; all others are fitted on.
 
     Raises:
         ConfigError: if k or train_share is out of range.
@@ -206,7 +215,7 @@ def knn_accuracy(Z: ArrayLike, y: ArrayLike, *, k: int, rng: np.random.Generator
     """
     points = _points(Z, "Z", least=2)
     labels, codes = _classes(y, len(points))
-    train, test = _split(len(points), train_share, rng)
+    train, test = _split(len(points), train_share, rng, tested)
     n_train = len(train)
     if not 1 <= k <= n_train:
         raise ConfigError(f"k={k} must be between 1 and the {n_train} fitted rows; lower k or pass more rows")
@@ -220,7 +229,14 @@ def knn_accuracy(Z: ArrayLike, y: ArrayLike, *, k: int, rng: np.random.Generator
     return right / len(test)
 
 
-def linear_svm_accuracy(Z: ArrayLike, y: ArrayLike, *, rng: np.random.Generator, train_share: float = 0.75) -> float:
+def linear_svm_accuracy(
+    Z: ArrayLike,
+    y: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    train_share: float = 0.75,
+    tested: NDArray[np.bool_] | None = None,
+) -> float:
     """Return the accuracy of a linear support vector machine, fitted on a random share of the rows, on the other rows.
 
     One of scikit-learn's `LinearSVC` a class against the rest, on columns of mean 0 and variance 1: what a straight cut
@@ -233,6 +249,7 @@ def linear_svm_accuracy(Z: ArrayLike, y: ArrayLike, *, rng: np.random.Generator,
         y: Labels of any type that sorts, shape (n,).
         rng: Source of randomness; draws the split.
         train_share: Share of rows to fit on, strictly between 0 and 1.
+        tested: The rows to test on, shape (n,), instead of random ones; all others are fitted on.
 
     Raises:
         ConfigError: if train_share is out of range.
@@ -245,7 +262,7 @@ def linear_svm_accuracy(Z: ArrayLike, y: ArrayLike, *, rng: np.random.Generator,
         raise DependencyError("linear_svm_accuracy needs scikit-learn: pip install 'ivis_spark[report]'") from err
     points = _points(Z, "Z", least=2)
     _, codes = _classes(y, len(points))
-    train, test = _split(len(points), train_share, rng)
+    train, test = _split(len(points), train_share, rng, tested)
     if len(np.unique(codes[train])) == 1:
         return float(np.mean(codes[test] == codes[train[0]]))
     centre, spread = points[train].mean(axis=0), points[train].std(axis=0)
@@ -334,7 +351,13 @@ def _classes(y: ArrayLike, n: int) -> tuple[NDArray[np.generic], Ints]:
     return unique, codes.astype(np.int64)
 
 
-def _split(n: int, train_share: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _split(n: int, train_share: float, rng: np.random.Generator, tested: NDArray[np.bool_] | None) -> tuple[Ints, Ints]:
+    if tested is not None:
+        if tested.shape != (n,) or tested.all() or not tested.any():
+            raise InputError(
+                f"tested has shape {tested.shape} and {tested.sum()} rows; some of ({n},) rows must be tested"
+            )
+        return np.flatnonzero(~tested), np.flatnonzero(tested)
     if not 0.0 < train_share < 1.0:
         raise ConfigError(f"train_share={train_share} must be between 0 and 1, like 0.75")
     n_train = min(max(round(train_share * n), 1), n - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,16 @@ class Scaler:
         scaled = np.subtract(X, self.offset, dtype=np.float32)
         scaled *= self.factor
         return scaled
+
+    def inverse(self, values: NDArray[Any], features: Sequence[int]) -> NDArray[np.float64]:
+        """Return scaled values of some features, shape (n, len(features)), as the user had them.
+
+        A constant feature is the value it has.
+        """
+        places = list(features)
+        factor = self.factor[places].astype(np.float64)
+        unscaled = np.divide(values, factor, out=np.zeros(values.shape), where=factor != 0)
+        return unscaled + self.offset[places]
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain lists for JSON; float32 survives the way exactly."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,29 +25,28 @@ from ivis_spark.config import (
     NeighboursConfig,
     TrainConfig,
 )
-from ivis_spark.core.metrics import is_collapsed
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
-from ivis_spark.data.rows import Rows, as_rows, blocks, take
+from ivis_spark.data.rows import Rows, as_rows, take
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.estimator.labels import read_labels
 from ivis_spark.estimator.names import in_order, names_of
+from ivis_spark.estimator.predicting import check_width, predict, warn_if_collapsed
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import TRAIN_SETTINGS, params_of, with_preset
-from ivis_spark.nn.callbacks import ProgressLogger
+from ivis_spark.nn.callbacks import Progress
 from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder, dense_network
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.supervision import build_head
+from ivis_spark.progress import say
 from ivis_spark.train.loop import fit as fit_model
 
 Floats = NDArray[np.float32]
 
-_SECONDS_BETWEEN_MESSAGES = 1.0
 _LEAST_ROWS = 3
-_PREDICT_ROWS = 256
 _SAMPLE_ROWS = 1000  # of which a collapse is told
 
 
@@ -93,6 +94,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         encoder_: The Keras model that embeds.
         model_, supervised_model_: The Keras models that are trained, and that predicts labels.
         loss_history_: Loss of each epoch.
+        embedding_: float32 (n, embedding_dims) of the rows of the last fit; None of data that is not in memory, and of
+            networks with other than dense layers.
         neighbour_matrix_: The neighbours that the last fit used.
         classes_: Labels in the order of the columns of `score_samples`, where labels are classes; else None.
         n_classes_: Outputs of the supervised model; None without one.
@@ -101,6 +104,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     """
 
     _seed = Config.random_state
+    embedding_: Floats | None = None
     neighbour_matrix_: Neighbours | None = None
 
     def __init__(
@@ -241,7 +245,10 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if (names := names_of(X)) is not None:
                 self.feature_names_in_ = names
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
+        start = time.monotonic()
         self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
+        if self.verbose and self.neighbour_matrix is None:
+            say(f"neighbours of {len(rows):,} rows: {time.monotonic() - start:.1f} s")
         model = self._model_for(rows, labels, config)
         done = len(self.loss_history_)
         dataset, steps = triplet_dataset(
@@ -253,15 +260,18 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             shuffle=shuffle_mode,
             negatives=model.count_negatives(config.negatives),
         )
-        fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=self._listeners(len(rows)))
-        self._warn_of_collapse(rows)
+        with contextlib.ExitStack() as ending:
+            listeners = self._listeners(len(rows), ending)
+            fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
+        self._look_at(rows)
         return self
 
     def fit_transform(
         self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True, *, y: ArrayLike | None = None
     ) -> Floats:
         """Train on rows and embed them, see `fit` and `transform`."""
-        return self.fit(X, Y, shuffle_mode, y=y).transform(X)
+        self.fit(X, Y, shuffle_mode, y=y)
+        return self.transform(X) if self.embedding_ is None else self.embedding_
 
     def transform(self, X: Any) -> Floats:
         """Embed rows, shape (n, d) -> float32 (n, embedding_dims); or a data frame, see `set_output`.
@@ -270,7 +280,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             NotFittedError: before `fit` or `load_model`; it is scikit-learn's NotFittedError too.
             InputError: if the rows cannot be used.
         """
-        return self._predict(self.encoder_, self._rows_to_embed(X))
+        return predict(self.encoder_, self._rows_to_embed(X))
 
     def score_samples(self, X: Any) -> Floats:
         """Predict labels: probabilities of `classes_`, or values; shape (n, d) -> float32 (n, c).
@@ -282,7 +292,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         rows = self._rows_to_embed(X)
         if self.supervised_model_ is None:
             raise NotFitted("Model was not trained in classification mode: pass labels to fit")
-        return self._predict(self.supervised_model_, rows)
+        return predict(self.supervised_model_, rows)
 
     def _config(self) -> Config:
         values = with_preset(self.get_params(deep=False))
@@ -337,7 +347,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if units is not None:
             head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
         self._assemble(encoder, head, make_optimizer(config, encoder))
-        self._check_width(rows)
+        check_width(self.encoder_, rows.shape)
         model: TripletModel = self.model_
         return model
 
@@ -355,7 +365,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             optimizer=optimizer or make_optimizer(config, encoder),
         )
 
-    def _listeners(self, n_rows: int) -> list[keras.callbacks.Callback]:
+    def _listeners(self, n_rows: int, ending: contextlib.ExitStack) -> list[keras.callbacks.Callback]:
         """Return the callbacks of a fit; the first keeps the history, so that it outlives an interruption."""
         done = len(self.loss_history_)
         history = keras.callbacks.LambdaCallback(
@@ -367,39 +377,23 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if hasattr(listener, "register_ivis_model"):
                 listener.register_ivis_model(self)
         if self.verbose:
-            listeners.append(ProgressLogger(n_rows, min_interval_s=_SECONDS_BETWEEN_MESSAGES))
+            listeners.append(progress := Progress(n_rows))
+            ending.callback(progress.close)
         return listeners
 
-    def _warn_of_collapse(self, rows: Rows) -> None:
-        """Warn if rows that differ, of a sample, are all embedded at one point."""
-        sample = take(rows, np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64)))
-        if (sample != sample[0]).any() and is_collapsed(self._predict(self.encoder_, sample)):
-            warnings.warn(
-                "the embedding has collapsed: rows that differ lie at almost the same point. Scale the features to "
-                "[0, 1], lower learning_rate, take another distance, or start with preset='fast'",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    def _check_width(self, rows: Rows) -> None:
-        if self.encoder_ is None:
-            raise NotFitted("Model was not fitted yet. Call `fit` before calling `transform`.")
-        wanted, given = tuple(self.encoder_.input_shape[1:]), rows.shape[1:]
-        if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
-            if len(wanted) == len(given) == 1:
-                raise InputError(f"X has {given[0]} features, but Ivis is expecting {wanted[0]} features as input")
-            raise InputError(f"rows of X have shape {given}; the model takes {wanted}: pass rows of that shape")
+    def _look_at(self, rows: Rows) -> None:
+        """Keep the embedding of the rows where that costs little, and warn if those that differ lie at one point."""
+        dense = isinstance(rows, np.ndarray) and dense_network(self.encoder_) is not None
+        self.embedding_ = predict(self.encoder_, rows) if dense else None
+        places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64))
+        sample = take(rows, places)
+        warn_if_collapsed(
+            sample, predict(self.encoder_, sample) if self.embedding_ is None else self.embedding_[places], stacklevel=4
+        )
 
     def _rows_to_embed(self, X: Any) -> Rows:
         if self.encoder_ is not None:
             X = in_order(X, getattr(self, "feature_names_in_", None))
         rows = as_rows(X)
-        self._check_width(rows)
+        check_width(self.encoder_, rows.shape)
         return rows
-
-    def _predict(self, network: keras.Model, rows: Rows) -> Floats:
-        dense = dense_network(network)
-        if dense:
-            return np.concatenate([dense(block) for block in blocks(rows)])
-        parts = [network.predict(block, batch_size=_PREDICT_ROWS, verbose=0) for block in blocks(rows)]
-        return np.concatenate(parts)

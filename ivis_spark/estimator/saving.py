@@ -23,7 +23,7 @@ from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
 _OBJECTS = ("callbacks", "neighbour_matrix")
 _CALLABLES = ("distance", "supervision_metric")
 # Attributes that are rebuilt from what is saved, or by the next fit.
-_REMADE = ("model_", "encoder_", "head_", "supervised_model_", "neighbour_matrix_")
+_REMADE = ("model_", "encoder_", "head_", "supervised_model_", "embedding_", "neighbour_matrix_")
 
 _Self = TypeVar("_Self", bound="Saving")
 

@@ -15,8 +15,9 @@ from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.errors import ConfigError
+from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.model import IvisModel, with_summary
+from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, vectors_wanted, with_outputs
 from ivis_spark.ml.params import (
     ReadableParams,
     add_accessors,
@@ -31,6 +32,8 @@ from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
+from ivis_spark.spark.session import Progress
+from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
 
 _SETTINGS = settings()
@@ -52,10 +55,12 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         typeConverter=TypeConverters.toString,
     )
 
+    outputType = OUTPUT_TYPE
+
     def __init__(self, **params: Any) -> None:
         super().__init__()
         set_defaults(self, _SETTINGS)
-        self._setDefault(runFolder=None)
+        self._setDefault(runFolder=None, outputType=VECTOR)
         set_params(self, params)
 
     def config(self) -> Config:
@@ -74,13 +79,18 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         """
         config = self.config()
         frames.feature_names(schema, config.data)
+        if config.train.supervision_metric is not None and config.data.label_col is None:
+            raise ConfigError(f"supervisionMetric={config.train.supervision_metric!r} trains on labels: set labelCol")
+        for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
+            if name is not None and name not in schema.fieldNames():
+                raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(schema.fieldNames())}")
         outputs = Outputs(config.embed.output_col, config.embed.scores_col, config.embed.precision == "float16")
-        outputs.check_free(schema.fieldNames(), "set outputCol or scoresCol to another")
-        return T.StructType([*schema.fields, *outputs.fields])
+        return with_outputs(schema, outputs, vectors=vectors_wanted(self))
 
     def _fit(self, dataset: DataFrame) -> IvisModel:
         config = self.config()
         self.transformSchema(dataset.schema)
+        check_workers(dataset.sparkSession)
         given = self.getOrDefault("runFolder")
         if given is None and not (dataset.sparkSession.sparkContext.master or "").startswith("local"):
             raise ConfigError(
@@ -89,7 +99,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:
-            with exact_names(dataset):
+            with exact_names(dataset), Progress(dataset.sparkSession):
                 folder = self._run(dataset, config, scratch)
             model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
         finally:
@@ -114,4 +124,5 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
 
 
 add_params(IvisEstimator, _SETTINGS)
-add_accessors(IvisEstimator, "runFolder")
+for _name in ("runFolder", "outputType"):
+    add_accessors(IvisEstimator, _name)

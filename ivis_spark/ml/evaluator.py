@@ -17,6 +17,7 @@ from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.params import ReadableParams, add_accessors, set_params
 from ivis_spark.spark.rows import columns as frames
+from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
@@ -48,6 +49,11 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         TypeConverters.toString,
     )
     featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
+    featureCols = _param(
+        "featureCols",
+        "Numeric columns that together are the features; used instead of featuresCol.",
+        TypeConverters.toListString,
+    )
     embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
     labelCol = _param("labelCol", f"Column with the class; {', '.join(_LABELLED)} need it.", TypeConverters.toString)
     k = _param("k", "Neighbours in metrics of neighbours.", TypeConverters.toInt)
@@ -59,6 +65,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         self._setDefault(
             metricName=METRICS[0],
             featuresCol=frames.FEATURES,
+            featureCols=[],
             embeddingCol=EmbedConfig.output_col,
             labelCol=frames.LABEL,
             k=EvaluateConfig.k,
@@ -77,7 +84,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
         with exact_names(dataset):
             X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
-        rng = np.random.default_rng(self.getOrDefault("seed"))
+        rng = np.random.default_rng(self.getOrDefault("seed") % 2**63)  # Spark ML's seeds may be negative
         if name == "random_triplet_accuracy":
             return metrics.random_triplet_accuracy(X, Z, n_triplets=EvaluateConfig.n_triplets, rng=rng)
         if name == "distance_correlation":
@@ -97,14 +104,17 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     def _sample(self, dataset: DataFrame, *, labelled: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return features (n, d), embedding (n, e) and labels (n,) of random rows. Runs on: driver."""
-        names = {p: self.getOrDefault(p) for p in ("featuresCol", "embeddingCol", *(["labelCol"] * labelled))}
-        for param, name in names.items():
+        several = self.getOrDefault("featureCols")
+        read = ["embeddingCol", *([] if several else ["featuresCol"]), *(["labelCol"] if labelled else [])]
+        names = {param: self.getOrDefault(param) for param in read}
+        for param, name in [*names.items(), *(("featureCols", name) for name in several)]:
             if name not in dataset.columns:
                 raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(dataset.columns)}")
+        together = F.array(*[F.col(quoted(name)).cast("float") for name in several])
         chosen = dataset.select(
-            frames.as_array(dataset, names["featuresCol"]).alias("x"),
+            (together if several else frames.as_array(dataset, names["featuresCol"])).alias("x"),
             frames.as_array(dataset, names["embeddingCol"]).alias("z"),
-            (F.col(frames.quoted(names["labelCol"])) if labelled else F.lit(0)).alias("y"),
+            (F.col(quoted(names["labelCol"])) if labelled else F.lit(0)).alias("y"),
         ).where("z IS NOT NULL")
         drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
         if len(drawn) < 3:
@@ -113,5 +123,5 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         return X, Z, np.array([row["y"] for row in drawn])
 
 
-for _name in ("metricName", "featuresCol", "embeddingCol", "labelCol", "k", "sampleRows", "seed"):
+for _name in ("metricName", "featuresCol", "featureCols", "embeddingCol", "labelCol", "k", "sampleRows", "seed"):
     add_accessors(EmbeddingEvaluator, _name)

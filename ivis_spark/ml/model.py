@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pyspark.ml.base import Model
 from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
@@ -16,13 +17,24 @@ from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError, NotFittedError
-from ivis_spark.ml.params import add_params, camel, config_of, restore, set_defaults, set_params, settings
+from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, to_vectors, vectors_wanted, with_outputs
+from ivis_spark.ml.params import (
+    add_accessors,
+    add_params,
+    camel,
+    config_of,
+    restore,
+    set_defaults,
+    set_params,
+    settings,
+)
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
 from ivis_spark.spark.embedding import embed
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
+from ivis_spark.spark.workers import check_workers
 
 if TYPE_CHECKING:
     import keras
@@ -35,6 +47,7 @@ _PARAMS = (
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
+_UNKNOWN_ROWS = 10_000  # of a model that came from elsewhere, for settings that follow the rows
 _PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 
@@ -68,12 +81,15 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         params: Spark ML Params by name, as in `explainParams()`.
     """
 
+    outputType = OUTPUT_TYPE
+
     def __init__(self, folder: ModelFolder, *, custom_objects: Mapping[str, Any] | None = None, **params: Any) -> None:
         super().__init__()
         self._folder = folder
         self._custom_objects = dict(custom_objects or {})
         self._invalid: InvalidRows | None = None
         set_defaults(self, _SETTINGS)
+        self._setDefault(outputType=VECTOR)
         names = folder.serving["features"]
         chosen = {"featuresCol": names[0]} if len(names) == 1 else {"featureCols": names}
         images = {camel(name): value for name, value in folder.images.items()}
@@ -101,10 +117,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             InputError: if the features are missing (lists what is there), of a type that cannot be used, or an output
                 column is there already.
         """
-        outputs = self._outputs()
         frames.feature_names(schema, config_of(self, _SETTINGS).data)
-        outputs.check_free(schema.fieldNames(), "set outputCol or scoresCol to another")
-        return T.StructType([*schema.fields, *outputs.fields])
+        return with_outputs(schema, self._outputs(), vectors=vectors_wanted(self))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         with exact_names(dataset):
@@ -112,12 +126,13 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
     def _embedded(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
+        check_workers(dataset.sparkSession)
         if self._invalid is None:
             self._invalid = InvalidRows(dataset.sparkSession.sparkContext)
         data = config_of(self, _SETTINGS).data
         names = frames.feature_names(dataset.schema, data)
         frame = frames.decoded(dataset, names, data, into=_PIXELS)
-        return embed.embed_frame(
+        embedded = embed.embed_frame(
             frame,
             self.to_encoder(),
             invalid=self.getOrDefault("embedInvalid"),
@@ -126,6 +141,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             outputs=self._outputs(),
             counts=self._invalid,
         )
+        return to_vectors(embedded, self._outputs().names) if vectors_wanted(self) else embedded
 
     def to_encoder(self) -> Encoder:
         """Return what executors embed with: arrays for a dense encoder, else the bytes of its Keras file."""
@@ -141,9 +157,14 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
         encoder, head = self._networks()
         train = {k: v for k, v in self._folder.spec["config"].items() if k == "train"}
-        local = Ivis.from_config(Config.from_mapping({"preset": "ivis", **train}))
+        config = Config.from_mapping({"preset": "ivis", **train}).for_rows(self.summary.rows or _UNKNOWN_ROWS)
+        local = Ivis.from_config(config)
         local._assemble(encoder, head)
-        local.loss_history_ = list(self.summary.loss)
+        local._loaded, local.loss_history_ = True, list(self.summary.loss)
+        names = self._folder.serving["features"]
+        if len(names) == self._folder.n_inputs > 1:
+            local.feature_names_in_ = np.array(names, dtype=object)
+        local.n_features_in_ = int(encoder.input_shape[1])
         local.n_classes_ = None if head is None else int(head.output_shape[-1])
         return local
 
@@ -166,7 +187,9 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}
         with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
             save_model(folder, encoder, head=local.head_)
-            add_serving_files(folder, features=[], scaler=None if scaler is None else scaler.to_mapping())
+            names = [str(name) for name in getattr(local, "feature_names_in_", ())]
+            names = names if len(names) > 1 else []  # a single name would be that of an array of features
+            add_serving_files(folder, features=names, scaler=None if scaler is None else scaler.to_mapping())
             summary = asdict(Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_)))
             files = load_folder(folder, spec={"config": {"train": train}, "inputs": {}}, info={_SUMMARY: summary})
         return cls(files, custom_objects=custom_objects, **params)
@@ -204,6 +227,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
 
 add_params(IvisModel, _SETTINGS)
+add_accessors(IvisModel, "outputType")
 
 
 def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:

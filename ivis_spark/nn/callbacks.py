@@ -7,7 +7,6 @@ given as well.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import time
 from typing import Any, NamedTuple
@@ -18,50 +17,50 @@ import tensorflow as tf
 from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.errors import ConfigError, DependencyError, InputError
+from ivis_spark.progress import Meter
 
-log = logging.getLogger(__name__)
 
+class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+    """Shows after each epoch its loss, the rate, and the time that is left at most: early stopping may come before."""
 
-class ProgressLogger(keras.callbacks.Callback):  # type: ignore[misc]
-    """Logs, after each epoch, its loss, its seconds and the rate; early stopping may come before the last."""
-
-    def __init__(self, rows_per_epoch: int, *, min_interval_s: float = 0.0) -> None:
+    def __init__(self, rows_per_epoch: int, *, seconds_between_lines: float | None = None) -> None:
         """Set up.
 
         Args:
             rows_per_epoch: Triplets of an epoch, over all ranks.
-            min_interval_s: Seconds between two messages at least; the last epoch is always logged.
+            seconds_between_lines: Least seconds between two lines of the log; None is the usual.
         """
         super().__init__()
         self.rows_per_epoch = rows_per_epoch
-        self.min_interval_s = min_interval_s
+        self._options: dict[str, Any] = (
+            {} if seconds_between_lines is None else {"seconds_between_lines": seconds_between_lines}
+        )
         self._epoch_start = 0.0
-        self._last_message = float("-inf")
-        self._unlogged: tuple[Any, ...] | None = None
+        self._meter: Meter | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the clock."""
         self._epoch_start = time.monotonic()
+        if self._meter is None:
+            epochs = self.params.get("epochs", epoch + 1)
+            self._meter = Meter("epoch", epochs, begun=epoch, at_most=True, **self._options)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Log the epoch, unless the last message was a moment ago."""
-        now = time.monotonic()
-        seconds = max(now - self._epoch_start, 1e-9)
-        epochs = self.params.get("epochs", epoch + 1)
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        self._unlogged = (epoch + 1, epochs, figures, seconds, self.rows_per_epoch / seconds)
-        if now - self._last_message >= self.min_interval_s:
-            self._last_message = now
-            self._log()
+        """Show the epoch."""
+        if self._meter is not None:
+            seconds = max(time.monotonic() - self._epoch_start, 1e-9)
+            losses = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+            self._meter.update(epoch + 1, f"{losses}, {self.rows_per_epoch / seconds:,.0f} triplets/s")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Log the last epoch."""
-        self._log()
+        """Show the last epoch."""
+        self.close()
 
-    def _log(self) -> None:
-        if self._unlogged is not None:
-            log.info("epoch %d/%d: %s, %.1f s, %.0f triplets/s", *self._unlogged)
-            self._unlogged = None
+    def close(self) -> None:
+        """Take the bar away; also where training ended with an error."""
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
 
 
 class _Figures(NamedTuple):

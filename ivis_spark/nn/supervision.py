@@ -98,7 +98,7 @@ def build_head(metric: Metric, n_outputs: int, embedding_dims: int, *, seed: int
 def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return a function of labels, shape (b,) or (b, c), and predictions (b, c): loss and mask of each row, (b,) each.
 
-    The mask is 0 where the label is missing: -1 for sparse_categorical_crossentropy, NaN for all others.
+    The mask is 0 where the label is missing: NaN, and for sparse_categorical_crossentropy -1.
 
     Raises: ConfigError: if Keras has no such loss.
     """
@@ -109,15 +109,15 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
     def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
         labels = tf.reshape(labels, [tf.shape(labels)[0], -1])
         if name == _SPARSE:
-            labels = tf.cast(labels, tf.int32)
-            labelled = tf.not_equal(labels, UNLABELLED)
-            labels = labels[:, 0]
+            labels = tf.cast(labels, tf.float32)  # where NaN is a label that is held out
+            labelled = tf.logical_not(tf.math.is_nan(labels) | tf.equal(labels, UNLABELLED))
+            labels = tf.cast(tf.where(labelled, labels, 0), tf.int32)[:, 0]
         else:
             labels = tf.cast(labels, predictions.dtype)
             labelled = tf.logical_not(tf.math.is_nan(labels))
             labels = tf.where(labelled, labels, 0)
         mask = tf.reduce_all(labelled, axis=1)
-        values = function(tf.maximum(labels, 0) if name == _SPARSE else labels, predictions)
+        values = function(labels, predictions)
         values = tf.reduce_mean(tf.reshape(values, [tf.shape(predictions)[0], -1]), axis=1)
         return values, tf.cast(mask, values.dtype)
 

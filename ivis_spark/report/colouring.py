@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ class Wanted:
     Attributes:
         features: Position in `features` of the rows by the name to show.
         table: `id` and further columns, or None.
+        scaler: How the features were scaled; None if they were not.
     """
 
     features: Mapping[str, int] = field(default_factory=dict)
     table: DataFrame | None = None
+    scaler: Scaler | None = None
 
 
 def find_columns(
@@ -42,7 +45,7 @@ def find_columns(
     *,
     features: Sequence[str],
     width: int,
-    scaling: str,
+    scaler: Scaler | None,
     id_col: str | None,
     read_table: Callable[[], DataFrame | None],
 ) -> Wanted:
@@ -52,24 +55,24 @@ def find_columns(
         names: As the user named them.
         features: Names of the feature columns, or of the one array, whose elements are `name[0]`, `name[1]`, ...
         width: Features of a row.
-        scaling: How they were scaled; it is shown beside the name, since the values are the scaled ones.
+        scaler: How they were scaled; values are shown as the user had them.
         id_col: The table's ids, or None if it has none.
         read_table: Called only if a name is no feature.
 
     Raises: ConfigError: if a name is found nowhere, or the table has no ids to find rows by.
     """
     known = {name: place for place, name in enumerate(features)} if len(features) == width else {}
-    found, others, note = {}, [], "" if scaling == "none" else f", scaled ({scaling})"
+    found, others = {}, []
     for name in names:
         element = re.fullmatch(r"(.+)\[([0-9]+)\]", name)
         if name in known:
-            found[name + note] = known[name]
+            found[name] = known[name]
         elif element and list(features) == [element[1]] and int(element[2]) < width:
-            found[name + note] = int(element[2])
+            found[name] = int(element[2])
         else:
             others.append(name)
     if not others:
-        return Wanted(found)
+        return Wanted(found, scaler=scaler)
     table = read_table()
     if table is None or id_col is None:
         raise ConfigError(
@@ -83,7 +86,7 @@ def find_columns(
 
     from ivis_spark.spark.rows.columns import quoted
 
-    return Wanted(found, table.select(F.col(quoted(id_col)).cast("long").alias("id"), *map(quoted, others)))
+    return Wanted(found, table.select(F.col(quoted(id_col)).cast("long").alias("id"), *map(quoted, others)), scaler)
 
 
 def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:

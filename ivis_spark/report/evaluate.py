@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ivis_spark.core.metrics import PairDistances
 from ivis_spark.report import figures, html, plots
 from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
+from ivis_spark.report.verdicts import JUDGED, judge, principal_components
 from ivis_spark.report.wording import REMEDY
 
 if TYPE_CHECKING:
@@ -26,16 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MARGIN_SHARE = 0.01
-_EMPTY = (
-    "trustworthiness",
-    "continuity",
-    "random_triplet_accuracy",
-    "distance_correlation_pearson",
-    "distance_correlation_spearman",
-    "knn_accuracy",
-    "linear_svm_accuracy",
-    "centroid_correlation",
-)
+_FITTED = 0.75
 
 
 def evaluate(
@@ -51,6 +44,8 @@ def evaluate(
     title: str = "ivis_spark report",
     settings: Mapping[str, Any] | None = None,
     wanted: Wanted | None = None,
+    held_out: tuple[float, int] | None = None,
+    table: str | None = None,
 ) -> dict[str, Any]:
     """Write report.html, metrics.json and pictures into `folder`.
 
@@ -73,6 +68,8 @@ def evaluate(
         title: Heading of the report.
         settings: The run's whole configuration, nested; listed in the report.
         wanted: What else points can be coloured by.
+        held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
+        table: Name of the table, for the heading.
 
     Returns:
         The figures, as in metrics.json: flat, the same keys always, None where a figure does not apply.
@@ -87,7 +84,13 @@ def evaluate(
     os.makedirs(folder, exist_ok=True)
     describe_job(spark, "report: sample of rows")
     sample = draw_sample(
-        spark, rows=rows, embeddings=embeddings, config=config, random_state=random_state, wanted=wanted
+        spark,
+        rows=rows,
+        embeddings=embeddings,
+        config=config,
+        random_state=random_state,
+        wanted=wanted,
+        held_out=held_out,
     )
     pairs = sample_pairs(sample, config=config, random_state=random_state)
     describe_job(spark, "report: counts of all rows")
@@ -99,6 +102,7 @@ def evaluate(
         **measure_sample(sample, pairs, config=config, random_state=random_state),
         **_of_run(training, neighbours),
     }
+    found |= judge(found, settings or {})
     reasons = collapse_reasons(sample, training)
     found["collapsed"] = bool(reasons)
     for reason in reasons:
@@ -114,6 +118,8 @@ def evaluate(
         neighbours=neighbours or {},
         reasons=reasons,
         settings=settings or {},
+        table=table,
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
     write_findings(folder, findings)
     return found
@@ -147,42 +153,74 @@ def measure_sample(
     found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
     found |= {"plot_rows": min(len(sample.ids), config.plot_rows)}
     found |= {"n_pairs": config.n_pairs, "n_triplets": config.n_triplets}
-    found |= dict.fromkeys(_EMPTY)
-    if k and pairs is not None:
-        found["trustworthiness"] = core_metrics.trustworthiness(X, Z, k)
-        found["continuity"] = core_metrics.continuity(X, Z, k)
-        found["random_triplet_accuracy"] = core_metrics.random_triplet_accuracy(
-            X, Z, n_triplets=config.n_triplets, rng=np.random.default_rng([random_state, 1])
-        )
-        pearson, spearman = pairs.correlations()
-        found |= {"distance_correlation_pearson": pearson, "distance_correlation_spearman": spearman}
-    else:
+    found |= dict.fromkeys([*JUDGED, *(f"pca_{name}" for name in JUDGED)])
+    if not k or pairs is None:
         log.warning("%s rows have both features and an embedding; figures need at least 3", n)
-    return found | _of_labels(sample, X, measured, k=k, random_state=random_state)
+    linear = principal_components(X, Z.shape[1], seed=random_state)
+    for prefix, points in (("", Z), ("pca_", linear)):
+        measures: dict[str, Any] = {}
+        if k and pairs is not None:
+            measures = _of_distances(X, points, k, config=config, random_state=random_state)
+        of_labels, facts = _of_labels(sample, X, points, measured, k=k, random_state=random_state)
+        found |= {f"{prefix}{name}": value for name, value in (measures | of_labels).items()} | facts
+    return found
+
+
+def _of_distances(
+    X: NDArray[np.float32], Z: NDArray[np.float64], k: int, *, config: EvaluateConfig, random_state: int
+) -> dict[str, Any]:
+    rng = [np.random.default_rng([random_state, stream]) for stream in (1, 2)]
+    pearson, spearman = core_metrics.draw_pairs(X, Z, n_pairs=config.n_pairs, rng=rng[1]).correlations()
+    return {
+        "trustworthiness": core_metrics.trustworthiness(X, Z, k),
+        "continuity": core_metrics.continuity(X, Z, k),
+        "random_triplet_accuracy": core_metrics.random_triplet_accuracy(X, Z, n_triplets=config.n_triplets, rng=rng[0]),
+        "distance_correlation_pearson": pearson,
+        "distance_correlation_spearman": spearman,
+    }
 
 
 def _of_labels(
-    sample: Sample, X: NDArray[np.float32], measured: NDArray[np.int64], *, k: int, random_state: int
-) -> dict[str, Any]:
+    sample: Sample,
+    X: NDArray[np.float32],
+    Z: NDArray[np.float64],
+    measured: NDArray[np.int64],
+    *,
+    k: int,
+    random_state: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the metrics of labels of some rows' embedding, and what is to be known of the labels."""
     labels = sample.labels
-    found: dict[str, Any] = {"labelled_rows": 0, "classes": None}
+    facts: dict[str, Any] = dict.fromkeys(("classes", "commonest_label", "labels", "tested_rows"))
+    facts["labelled_rows"] = 0
     if labels is None:
-        return found
+        return {}, facts
     known = labels.known[measured]
-    found["labelled_rows"] = int(known.sum())
+    facts["labelled_rows"] = int(known.sum())
     if labels.continuous:
-        return found
-    y, Z = labels.codes[measured][known], sample.embedding[measured][known]
+        return {}, facts
+    y, points = labels.codes[measured][known], Z[known]
     n, n_classes = len(y), len(np.unique(y))
-    found["classes"] = n_classes
+    facts["classes"] = n_classes
     if not k or not 1 <= n_classes <= n / 2:  # text that names each row is no class
-        return found
-    votes = min(k, round(0.75 * n))
-    found["knn_accuracy"] = core_metrics.knn_accuracy(Z, y, k=votes, rng=np.random.default_rng([random_state, 3]))
-    found["linear_svm_accuracy"] = core_metrics.linear_svm_accuracy(Z, y, rng=np.random.default_rng([random_state, 3]))
-    if n_classes >= 3:
-        found["centroid_correlation"] = core_metrics.centroid_correlation(X[known], Z, y)
-    return found
+        return {}, facts
+    facts["commonest_label"] = float(np.bincount(y).max() / n)
+    tested = None if sample.held_out is None else sample.held_out[measured][known]
+    facts["labels"] = "not trained on" if tested is None else "held out"
+    if tested is not None and (not tested.any() or tested.all()):
+        facts["labels"], tested = "trained on", None
+    facts["tested_rows"] = n - round(_FITTED * n) if tested is None else int(tested.sum())
+    options: dict[str, Any] = {"train_share": _FITTED, "tested": tested}
+    rng = [np.random.default_rng([random_state, 3]) for _ in range(2)]
+    votes = min(k, n - facts["tested_rows"])
+    found = {
+        "knn_accuracy": core_metrics.knn_accuracy(points, y, k=votes, rng=rng[0], **options),
+        "linear_svm_accuracy": core_metrics.linear_svm_accuracy(points, y, rng=rng[1], **options),
+    }
+    shown = slice(None) if tested is None else tested
+    if len(np.unique(y[shown])) >= 3:
+        found["centroid_correlation"] = core_metrics.centroid_correlation(X[known][shown], points[shown], y[shown])
+    return found, facts
 
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,14 @@ _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
 _LEGEND_ROWS = 20
 _LEGEND_CHARS = 28
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """Points as a picture: RGBA of shape (height, width, 4), the first row at the top, and the ends of its axes."""
+
+    pixels: NDArray[np.uint8]
+    extent: tuple[float, float, float, float]
 
 
 def place_points(embedding: Floats, labels: Labels | None) -> tuple[Floats, Floats]:
@@ -64,24 +73,52 @@ def save_embedding(path: str, embedding: Floats, labels: Labels | None, title: s
 
     Raises: DependencyError: if matplotlib is missing.
     """
-    columns = -(-len(plan_layers(labels, len(embedding))) // _LEGEND_ROWS)
-    figure, axes = _new_figure(title, size=(9.0 + 2.0 * max(columns - 1, 0), 7.0))
+    figure, axes = _new_figure(title, size=figure_size(labels, len(embedding)))
+    draw_embedding(axes, embedding, labels)
+    _save(figure, path)
+
+
+def figure_size(labels: Labels | None, n_rows: int) -> tuple[float, float]:
+    """Return the inches that a picture of an embedding takes with its legend."""
+    columns = -(-len(plan_layers(labels, n_rows)) // _LEGEND_ROWS)
+    return 9.0 + 2.0 * max(columns - 1, 0), 7.0
+
+
+def draw_embedding(
+    axes: Axes, embedding: Floats, labels: Labels | None, *, name: str = "label", shaded: Shaded | None = None
+) -> None:
+    """Draw rows into axes, coloured by label, with what the colours mean.
+
+    Args:
+        axes: Where to draw.
+        embedding: Shape (n, e).
+        labels: Of the n rows; None draws all in one colour.
+        name: Of the label, beside a colour scale.
+        shaded: The points as a picture, drawn instead of them.
+    """
     x, y = place_points(embedding, labels)
+    scale = None if labels is None or not labels.on_scale else labels
     size = float(np.clip(20_000 / max(len(x), 1), 3.0, 24.0))
-    for layer in plan_layers(labels, len(x)):
-        order = layer.rows
-        axes.scatter(x[order], y[order], s=size, c=layer.colour, marker=_MARKERS[layer.marker], alpha=0.75, lw=0)
-    if labels is not None and labels.on_scale and labels.numbers is not None:
-        known = labels.known
-        low, high = labels.ends
-        values = labels.numbers[known]
-        drawn = axes.scatter(x[known], y[known], s=size, c=values, cmap=COLOUR_SCALE, vmin=low, vmax=high, lw=0)
-        figure.colorbar(drawn, ax=axes, label="label", shrink=0.8, extend="both")
+    if shaded is not None:
+        axes.imshow(shaded.pixels, extent=shaded.extent, aspect="auto", interpolation="nearest")
+    else:
+        for layer in plan_layers(labels, len(x)):
+            order = layer.rows
+            axes.scatter(x[order], y[order], s=size, c=layer.colour, marker=_MARKERS[layer.marker], alpha=0.75, lw=0)
+    if scale is not None and scale.numbers is not None:
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+
+        colours = ScalarMappable(Normalize(*scale.ends), COLOUR_SCALE)
+        if shaded is None:
+            known = scale.known
+            axes.scatter(x[known], y[known], s=size, c=colours.to_rgba(scale.numbers[known]), lw=0)
+        figure: Any = axes.get_figure()
+        figure.colorbar(colours, ax=axes, label=name, shrink=0.8, extend="both")
     elif labels is not None:
         _write_names(axes, x, y, labels)
     _write_legend(axes, labels, len(x))
     _name_axes(axes, embedding.shape[1])
-    _save(figure, path)
 
 
 def save_density(path: str, density: Density, dims: int, title: str) -> None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import base64
 import os
+import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import PairDistances
-from ivis_spark.report.assets import POLICY, STYLE
 from ivis_spark.report.explorer import distance_data, explorer_data
 from ivis_spark.report.figures import describe_dims
+from ivis_spark.report.labels import shorten
 from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, to_json
 from ivis_spark.report.sample import Density, Sample
-from ivis_spark.report.script import SCRIPT
-from ivis_spark.report.wording import CARDS, DISTANCE_HINT, EXPLORER_HINT, QUALITY, REMEDY, TOOLS
+from ivis_spark.report.wording import DISTANCE_HINT, EXPLORER_HINT, METRICS, REMEDY, TOOLS, VERDICTS, VERDICTS_HINT
+
+# 'unsafe-eval': the WebGL layer of plotly compiles its drawing commands. No network source is allowed at all.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; worker-src blob:"
+)
+_MOST_CLASS_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class Findings:
         neighbours: As given to `evaluate`.
         reasons: Why the embedding seems to have collapsed; empty if it does not.
         settings: The run's configuration, nested.
+        table: Name or URI of the table.
+        date: When it was measured.
     """
 
     title: str
@@ -49,6 +59,8 @@ class Findings:
     neighbours: Mapping[str, Any]
     reasons: Sequence[str]
     settings: Mapping[str, Any]
+    table: str | None = None
+    date: str | None = None
 
 
 def build_page(findings: Findings, folder: str) -> str:
@@ -56,10 +68,10 @@ def build_page(findings: Findings, folder: str) -> str:
 
     Raises: DependencyError: if plotly is missing.
     """
-    found, title = findings.found, escape(findings.title)
-    dims = found["embedding_dims"]
-    summary = f"{found['rows']:,} rows, {_shown(found['features'])} features, "
-    summary += f"{dims} embedding {_plural(dims, 'dimension')}."
+    title = escape(findings.title)
+    style, script = (
+        resources.files(__package__).joinpath(name).read_text("utf-8") for name in ("style.css", "explorer.js")
+    )
     # `</script>` cannot occur in plotly.js as published; a text with it would end the element.
     plotly = require_plotly().replace("</script", "<\\/script")
     return f"""<!DOCTYPE html>
@@ -67,28 +79,27 @@ def build_page(findings: Findings, folder: str) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>{title}</title>
 <link rel="icon" href="data:,">
-<style>{STYLE}</style>
+<style>{style}</style>
 </head>
 <body>
 <header>
 <h1>{title}</h1>
-<p class="soft">{summary}</p>
+{_facts(findings)}
 </header>
 <main>
 {_notice(findings.reasons)}
-{_cards(found)}
+{_verdicts(findings)}
 {_explorer(findings, folder)}
 {_distances(findings, folder)}
 {_density(findings, folder)}
-{_quality(found)}
 {_loss(findings, folder)}
 {_run(findings)}
 </main>
 <script>{plotly}</script>
-<script>{SCRIPT}</script>
+<script>{script}</script>
 </body>
 </html>
 """
@@ -105,12 +116,92 @@ def _notice(reasons: Sequence[str]) -> str:
 </section>"""
 
 
-def _cards(found: Mapping[str, Any]) -> str:
-    names = {key: name for key, name, *_ in QUALITY}
-    shown = [
-        f"<li><b>{_shown(found[key])}</b><span>{names[key]}</span></li>" for key in CARDS if found[key] is not None
-    ]
-    return f'<ul class="cards" aria-label="Main figures">{"".join(shown)}</ul>' if shown else ""
+def _facts(findings: Findings) -> str:
+    """Return what is shown: table, date, sizes, and the names of the classes."""
+    found, labels = findings.found, findings.sample.labels
+    dims = found["embedding_dims"]
+    sizes = (
+        f"{found['rows']:,} rows, {_shown(found['features'])} features, {dims} embedding {_plural(dims, 'dimension')}"
+    )
+    table = posixpath.basename((findings.table or "").rstrip("/"))
+    facts = [("Table", f"{table}: {sizes}" if table else sizes), ("Date", findings.date)]
+    if labels is not None and labels.names:
+        shown = [shorten(name) for name in labels.names[:_MOST_CLASS_NAMES]]
+        more = f" and {len(labels.names) - len(shown)} more" if len(labels.names) > len(shown) else ""
+        facts.append((f"{len(labels.names)} {_plural(len(labels.names), 'class', 'classes')}", ", ".join(shown) + more))
+    elif labels is not None:
+        facts.append(("Label", "a quantity"))
+    items = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts if text)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _verdicts(findings: Findings) -> str:
+    found, body = findings.found, []
+    for key, name, meaning, chance in METRICS:
+        value = found[key]
+        if value is None:
+            continue
+        verdict, linear = found.get(f"{key}_verdict"), found.get(f"pca_{key}")
+        note = _recall_note(found) if key == "recall_at_k" else ""
+        judged = f'<span class="verdict {verdict}">{VERDICTS[verdict]}</span>' if verdict else ""
+        against = "" if linear is None else f'<span class="soft">PCA {_shown(linear)}</span>'
+        bar = "" if key == "final_loss" else _bar(found, key, value, linear)
+        cell = f"<b>{_shown(value)}</b> {against}{bar}"
+        body.append(
+            f'<tr><th scope="row">{name}</th><td>{judged}</td><td class="value">{cell}</td>'
+            f'<td>{meaning}{note} <span class="soft">{chance}</span></td></tr>'
+        )
+    basis = f"Measured on a sample of {found['sample_rows']:,} rows, Euclidean distances between scaled features"
+    basis += (
+        f", k = {found['k']}, {found['n_triplets']:,} random triples and {found['n_pairs']:,} pairs."
+        if found["k"]
+        else "."
+    )
+    return f"""<section>
+<h2>How good it is</h2>
+<p>{_counted(found)} {VERDICTS_HINT}</p>
+<table class="quality">
+<thead><tr><th scope="col">Metric</th><th scope="col">Verdict</th><th scope="col">Value</th>
+<th scope="col">Meaning</th></tr></thead>
+<tbody>{"".join(body)}</tbody>
+</table>
+<p class="soft">{basis} {_label_note(found)}</p>
+</section>"""
+
+
+def _counted(found: Mapping[str, Any]) -> str:
+    given = [found.get(f"{key}_verdict") for key, *_ in METRICS]
+    parts = [f"{given.count(key)} {name.lower()}" for key, name in VERDICTS.items() if key in given]
+    return f"<b>{', '.join(parts)}.</b>" if parts else ""
+
+
+def _bar(found: Mapping[str, Any], key: str, value: float, linear: float | None) -> str:
+    def share(number: float) -> float:
+        return 100 * min(max(number, 0.0), 1.0)
+
+    inner = f'<i style="width:{share(value):.1f}%"></i>'
+    if key == "recall_at_k" and found["recall_low"] is not None and found["recall_high"] is not None:
+        low, high = share(found["recall_low"]), share(found["recall_high"])
+        inner += f'<i class="interval" style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
+    if linear is not None:
+        inner += f'<i class="mark" style="left:{share(linear):.1f}%"></i>'
+    return f'<span class="bar" aria-hidden="true">{inner}</span>'
+
+
+def _label_note(found: Mapping[str, Any]) -> str:
+    tested = found.get("tested_rows")
+    if not tested:
+        return ""
+    if found["labels"] == "held out":
+        return (
+            f"Accuracies and centroids: on the {tested:,} {_plural(tested, 'row')} whose labels training did not see."
+        )
+    if found["labels"] == "trained on":
+        return (
+            "Accuracies and centroids are not judged: training saw the labels of all rows. To measure on others, set "
+            "triplets.held_out_labels=0.1 and train again."
+        )
+    return f"Accuracies: on {tested:,} {_plural(tested, 'row')}, the others were fitted on."
 
 
 def _explorer(findings: Findings, folder: str) -> str:
@@ -118,7 +209,7 @@ def _explorer(findings: Findings, folder: str) -> str:
     dims, plotted = found["embedding_dims"], found["plot_rows"]
     some = plotted < found["rows"]
     share = f"a sample of {plotted:,} of {found['rows']:,} rows" if some else f"all {plotted:,} rows"
-    colour = "" if labels is None else ", coloured by label"
+    colour = ", coloured by density" if labels is None else ", coloured by label"
     alt = f"Scatter plot of the embedding, {describe_dims(dims)}, {share}{colour}"
     data = explorer_data(findings.sample)
     names = [colouring["name"] for colouring in data["colourings"]]
@@ -169,40 +260,6 @@ def _density(findings: Findings, folder: str) -> str:
 </section>"""
 
 
-def _quality(found: Mapping[str, Any]) -> str:
-    body = []
-    for key, name, meaning, direction in QUALITY:
-        value = found[key]
-        if value is None:
-            continue
-        note, bar = "", ""
-        if key == "recall_at_k":
-            note = _recall_note(found)
-        if key != "final_loss":
-            share = 100 * min(max(value, 0.0), 1.0)
-            inner = f'<i style="width:{share:.1f}%"></i>'
-            if key == "recall_at_k" and found["recall_low"] is not None and found["recall_high"] is not None:
-                low, high = 100 * found["recall_low"], 100 * found["recall_high"]
-                inner += f'<i class="interval" style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
-            bar = f'<span class="bar" aria-hidden="true">{inner}</span>'
-        body.append(
-            f'<tr><th scope="row">{name}</th><td class="value">{_shown(value)}{bar}</td>'
-            f'<td>{meaning}{note}</td><td class="soft">{direction}</td></tr>'
-        )
-    basis = f"Measured on a sample of {found['sample_rows']:,} rows, Euclidean distances"
-    drawn = f", k = {found['k']}, {found['n_triplets']:,} random triples and {found['n_pairs']:,} random pairs"
-    basis += f"{drawn}." if found["k"] else "."
-    return f"""<section>
-<h2>Quality</h2>
-<p class="soft">{basis}</p>
-<table class="quality">
-<thead><tr><th scope="col">Figure</th><th scope="col">Value</th><th scope="col">Meaning</th>
-<th scope="col">Direction</th></tr></thead>
-<tbody>{"".join(body)}</tbody>
-</table>
-</section>"""
-
-
 def _recall_note(found: Mapping[str, Any]) -> str:
     parts = [f"k = {found['neighbours_k']}"] if found["neighbours_k"] is not None else []
     if found["recall_low"] is not None and found["recall_high"] is not None:
@@ -250,9 +307,8 @@ def _run(findings: Findings) -> str:
         _table("Neighbours", _scalars(findings.neighbours)),
     ]
     settings = _table("Configuration", _scalars(findings.settings))
-    if settings:
-        settings = f"<details><summary>Configuration</summary>{settings}</details>"
-    return f'<section><h2>Run</h2><div class="columns">{"".join(tables)}</div>{settings}</section>'
+    inner = f'<div class="columns">{"".join(tables)}</div>{settings}'
+    return f"<section><details><summary><h2>How this run was made</h2></summary>{inner}</details></section>"
 
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -281,8 +337,8 @@ def _image(folder: str, name: str, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _plural(count: int, word: str) -> str:
-    return word if count == 1 else f"{word}s"
+def _plural(count: int, word: str, many: str | None = None) -> str:
+    return word if count == 1 else many or f"{word}s"
 
 
 def _shown(value: Any) -> str:

@@ -36,6 +36,7 @@ class Sample:
         measured: int64 (m,), positions in the sample of the rows whose features were read; m <= n.
         features: float32 (m, d), scaled.
         columns: Further columns of the n rows by name, read as labels are.
+        held_out: bool (n,), rows whose labels training did not see; None if it saw no label.
     """
 
     ids: NDArray[np.int64]
@@ -44,13 +45,16 @@ class Sample:
     measured: NDArray[np.int64]
     features: NDArray[np.float32]
     columns: Mapping[str, Labels] = field(default_factory=dict)
+    held_out: NDArray[np.bool_] | None = None
 
     def head(self, n: int) -> Sample:
         """Return the first n rows."""
         inside = self.measured < n
         labels = None if self.labels is None else self.labels.head(n)
         columns = {name: column.head(n) for name, column in self.columns.items()}
-        return Sample(self.ids[:n], self.embedding[:n], labels, self.measured[inside], self.features[inside], columns)
+        held_out = None if self.held_out is None else self.held_out[:n]
+        measured, features = self.measured[inside], self.features[inside]
+        return Sample(self.ids[:n], self.embedding[:n], labels, measured, features, columns, held_out)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def draw_sample(
     config: EvaluateConfig,
     random_state: int,
     wanted: Wanted | None = None,
+    held_out: tuple[float, int] | None = None,
 ) -> Sample:
     """Draw rows by id; features for at most `config.sample_rows` of them, and at most 256 MiB.
 
@@ -85,10 +90,14 @@ def draw_sample(
     """
     from pyspark.sql import functions as F
 
+    from ivis_spark.spark.held_out import is_held_out
+
     labelled = "label" in embeddings.columns
     further = readable(embeddings, without=("id", "embedding", "label"))
     columns = [F.col("id"), F.col("embedding"), *([_plain_label(embeddings)] if labelled else [])]
     columns += [column.alias(f"column{place}") for place, column in enumerate(further.values())]
+    hidden = F.lit(False) if held_out is None else is_held_out(F.col("id"), *held_out)
+    columns.append(hidden.alias("held_out"))
     size = max(config.sample_rows, config.plot_rows)
     hashed = F.xxhash64(F.lit(random_state), F.col("id"))
     drawn: Any = embeddings.select(*columns).orderBy(hashed, F.col("id")).limit(size).toPandas()
@@ -107,7 +116,8 @@ def draw_sample(
     read = {name: read_labels(values) for name, values in found.items()}
     measured, features = _draw_features(spark, rows, ids[: config.sample_rows])
     known = {name: column for name, column in read.items() if column is not None}
-    return Sample(ids, embedding, labels, measured, features, known)
+    tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
+    return Sample(ids, embedding, labels, measured, features, known, tested)
 
 
 def _draw_wanted(spark: SparkSession, rows: DataFrame, wanted: Wanted, ids: NDArray[np.int64]) -> dict[str, list[Any]]:
@@ -115,6 +125,8 @@ def _draw_wanted(spark: SparkSession, rows: DataFrame, wanted: Wanted, ids: NDAr
     if wanted.features:
         packed = rows.select("id", packed_features(list(wanted.features.values())).alias("packed"))
         values = unpack_features(_by_id(spark, packed, ids)["packed"], len(wanted.features))
+        if wanted.scaler is not None:
+            values = wanted.scaler.inverse(values, list(wanted.features.values()))
         found |= {name: list(values[:, place]) for place, name in enumerate(wanted.features)}
     if wanted.table is not None:
         columns = readable(wanted.table, without=("id",))

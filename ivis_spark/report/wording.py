@@ -7,66 +7,70 @@ REMEDY = (
     "and see whether most rows are duplicates or constant"
 )
 
-_HIGHER = "Higher is better; 1 is perfect."
-# Key, name, what a value means, direction, whether it is a share of 1 that a bar can show.
-QUALITY = (
+# Key, name, what a value means, what it is by chance.
+METRICS = (
     (
         "recall_at_k",
         "Neighbour recall",
         "Share of the true nearest neighbours that the neighbours stage found.",
-        _HIGHER,
+        "",
     ),
     (
         "trustworthiness",
         "Trustworthiness",
         "Rows that are neighbours in the embedding are neighbours in the features.",
-        _HIGHER + " About 0.5 is chance.",
+        "About 0.5 is chance.",
     ),
     (
         "continuity",
         "Continuity",
         "Rows that are neighbours in the features stay neighbours in the embedding.",
-        _HIGHER + " About 0.5 is chance.",
+        "About 0.5 is chance.",
     ),
     (
         "random_triplet_accuracy",
         "Random triplet accuracy",
         "Of three random rows, the nearer pair is still the nearer one: the global layout.",
-        _HIGHER + " 0.5 is chance.",
+        "0.5 is chance.",
     ),
     (
         "distance_correlation_pearson",
         "Distance correlation (Pearson)",
         "Distances of random pairs in the features and in the embedding grow together, in proportion.",
-        _HIGHER + " 0 is chance.",
+        "0 is chance.",
     ),
     (
         "distance_correlation_spearman",
         "Distance correlation (Spearman)",
         "The same for the order of the distances only.",
-        _HIGHER + " 0 is chance.",
+        "0 is chance.",
     ),
     (
         "knn_accuracy",
         "kNN accuracy",
-        "Labels predicted by the nearest rows of the embedding, fitted on 75 % of the sample, right on the rest.",
-        _HIGHER,
+        "Labels predicted by the nearest rows of the embedding, right on rows that were not fitted on.",
+        "",
     ),
     (
         "linear_svm_accuracy",
         "Linear SVM accuracy",
         "Labels predicted by straight cuts through the embedding, fitted and tested on the same rows as kNN.",
-        _HIGHER,
+        "",
     ),
     (
         "centroid_correlation",
         "Centroid correlation",
         "Distances between the centres of the labels in the features and in the embedding (Mantel statistic).",
-        _HIGHER + " 0 is chance.",
+        "0 is chance.",
     ),
     ("final_loss", "Final loss", "Loss of the last epoch.", "Lower is better; only comparable between equal losses."),
 )
-CARDS = ("recall_at_k", "trustworthiness", "random_triplet_accuracy", "knn_accuracy", "final_loss")
+VERDICTS = {"good": "Good", "doubtful": "Doubtful", "poor": "Poor"}
+VERDICTS_HINT = (
+    "1 is perfect in every metric but the loss. The yardstick (PCA, the dark mark on a bar) is what principal "
+    "components of the same rows reach in as many dimensions: good is at least as good, or close to perfect; poor is "
+    "less than half the way to it from chance."
+)
 
 EXPLORER_HINT = (
     "Point at a row to read it. Choose rows with a box or lasso, or a colour by its name: its rows stand out here and "

@@ -1,15 +1,18 @@
 """MLflow tracking of a run: its settings, each stage's figures, the loss of every epoch, and the report.
 
 One MLflow run a run folder: its id is kept in the folder, so that a rerun, or the next Airflow task, goes on in it.
-Where and how MLflow is reached is MLflow's own affair (`MLFLOW_TRACKING_URI`, Databricks). A server that does not
-answer costs a warning, never the run.
+Where and how MLflow is reached is MLflow's own affair (`MLFLOW_TRACKING_URI`, Databricks). A package that it needs for
+that place, which mlflow-skinny leaves out for many, is asked for at the start; a server that does not answer costs a
+warning, never the run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +24,16 @@ log = logging.getLogger(__name__)
 
 _FILE = ".mlflow.json"
 _MOST_PARAM_CHARACTERS = 500
+# What MLflow needs to reach a store, by the scheme of its URI.
+_NEEDS = {
+    **dict.fromkeys(("sqlite", "mysql", "mssql", "postgresql"), ("sqlalchemy", "alembic")),
+    "s3": ("boto3",),
+    "gs": ("google.cloud.storage",),
+    **dict.fromkeys(("wasb", "wasbs"), ("azure.storage.blob",)),
+    **dict.fromkeys(("abfs", "abfss"), ("azure.storage.filedatalake",)),
+    "hdfs": ("pyarrow",),
+}
+_RETRIES = "2"  # MLflow's own 7 hold a stage up for minutes
 
 
 class Tracker:
@@ -31,7 +44,7 @@ class Tracker:
         experiment: Name of the experiment; made if it is not there.
 
     Raises:
-        DependencyError: if mlflow is not installed.
+        DependencyError: if mlflow, or what it needs to reach the store of the runs or of their files, is not installed.
     """
 
     def __init__(self, folder: RunFolder, experiment: str) -> None:
@@ -43,6 +56,14 @@ class Tracker:
         self._client: Any = None
         self._folder, self._experiment = folder, experiment
         self._run_id: str | None = None
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", _RETRIES)
+        uri = mlflow.get_tracking_uri()
+        if _scheme(uri) in ("", "file"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks; the URI has answered
+        _require(uri)
+        with _only_warn("this run"):
+            found = self._connect().get_experiment_by_name(experiment)
+            _require(found.artifact_location if found else "")
 
     def stage_published(self, manifest: Manifest) -> None:
         """Log a stage, unless this very build of it was logged before."""
@@ -66,11 +87,15 @@ class Tracker:
             self._client.set_terminated(self._run(), status)
 
     def _run(self) -> str:
-        if self._client is None:
-            self._client = self._make_client()
+        self._connect()
         if self._run_id is None:
             self._run_id = self._kept() or self._new()
         return self._run_id
+
+    def _connect(self) -> Any:
+        if self._client is None:
+            self._client = self._make_client()
+        return self._client
 
     def _kept(self) -> str | None:
         """Return the run that the folder remembers, open again, if the server still has it."""
@@ -95,8 +120,34 @@ class Tracker:
 def _only_warn(what: str) -> Iterator[None]:
     try:
         yield
+    except DependencyError:
+        raise
     except Exception as err:  # noqa: BLE001 - whatever a tracking server does, the run goes on
         log.warning("%s is not in MLflow: %s", what, str(err).splitlines()[0] if str(err) else type(err).__name__)
+
+
+def _scheme(uri: str) -> str:
+    """Return the scheme of a URI without the driver: postgresql of postgresql+psycopg2://..."""
+    scheme, colon, _ = uri.partition(":")
+    return scheme.partition("+")[0].lower() if colon and len(scheme) > 1 else ""
+
+
+def _require(uri: str) -> None:
+    """Raise DependencyError if a package is missing that MLflow needs to reach `uri`."""
+    missing = [name for name in _NEEDS.get(_scheme(uri), ()) if not _is_installed(name)]
+    if missing:
+        package = "mlflow" if "sqlalchemy" in missing else " ".join(name.replace(".", "-") for name in missing)
+        raise DependencyError(
+            f"MLflow needs {' and '.join(missing)} for {_scheme(uri)} URIs, which mlflow-skinny does not bring: "
+            f"pip install {package}; or track on a server, MLFLOW_TRACKING_URI=http://..."
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # a parent is missing, or the module is blocked
+        return False
 
 
 def _params(config: dict[str, Any]) -> dict[str, str]:

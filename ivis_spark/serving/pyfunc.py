@@ -20,7 +20,8 @@ def save_pyfunc(model: ModelFolder, path: str, **options: Any) -> None:
     Args:
         model: The model's files.
         path: Local folder; made.
-        options: Of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`.
+        options: Of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`. The signature is made from the
+            names of the features if it is not given, so that MLflow and `predict` find columns by name.
 
     Raises:
         DependencyError: if mlflow is not installed.
@@ -49,49 +50,88 @@ def _write(function: str, model: ModelFolder, *arguments: Any, **options: Any) -
         raise DependencyError("MLflow's flavour needs the package mlflow: pip install 'ivis_spark[mlflow]'") from err
     with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
         write_model(folder, model)
-        options = {"pip_requirements": ["ivis_spark"], **options}
+        options = {"pip_requirements": ["ivis_spark"], "signature": _signature(model), **options}
         return getattr(mlflow.pyfunc, function)(*arguments, loader_module=__name__, data_path=folder, **options)
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     """Make the model of what MLflow stored; MLflow calls this by its name."""
-    return PyfuncModel(read_model(path).encoder())
+    model = read_model(path)
+    return PyfuncModel(model.encoder(), model.serving["features"])
+
+
+def _signature(model: ModelFolder) -> Any:
+    """Return what the model takes and gives: named numeric columns, or one named column of arrays; float32 (n, e)."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    names, n_inputs = model.serving["features"], model.n_inputs
+    if not names or model.images:
+        return None
+    inputs: list[Any]
+    if len(names) == n_inputs > 1:
+        inputs = [ColSpec(DataType.double, name) for name in names]
+    else:
+        inputs = [ColSpec(Array(DataType.double), names[0])]
+    outputs: list[Any] = [TensorSpec(np.dtype(np.float32), (-1, model.serving["n_outputs"]))]
+    return ModelSignature(Schema(inputs), Schema(outputs))
 
 
 class PyfuncModel:
     """What MLflow calls: rows in, embeddings out."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, features: list[str]) -> None:
         self._encoder = encoder
+        self._features = features
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
         """Embed rows.
 
         Args:
-            model_input: DataFrame of one column of arrays, or of a numeric column a feature; or an array (n, d).
+            model_input: DataFrame with the features that the model was trained on by name, in any order and beside
+                other columns; of other names only one column of arrays; without names (numbered columns) a numeric
+                column per feature, in the order of training; or an array (n, d).
             params: Not used.
 
         Returns:
             float32, shape (n, e).
 
         Raises:
-            InputError: if rows have another width than the model's, or hold null, NaN or infinity.
+            InputError: if columns are missing (names them), rows have another width than the model's, or hold null, NaN
+                or infinity.
         """
         del params
-        X = np.asarray(_rows(model_input), dtype=np.float32)
+        X = np.asarray(self._rows(model_input), dtype=np.float32)
         if not np.isfinite(X).all():
             bad = int((~np.isfinite(X).all(axis=1)).sum())
             raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: fix them or leave them out")
         return self._encoder(X)
 
+    def _rows(self, model_input: Any) -> Any:
+        if not isinstance(model_input, pd.DataFrame):
+            return model_input
+        named = any(isinstance(name, str) for name in model_input.columns)
+        missing = [name for name in self._features if name not in model_input.columns]
+        if self._features and not missing:
+            model_input = model_input[self._features]
+        elif named and self._features and not _is_one_of_arrays(model_input):
+            listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            raise InputError(
+                f"the DataFrame lacks {listed} of the {len(self._features)} features that the model was trained on; it "
+                f"has: {', '.join(map(str, model_input.columns[:20]))}"
+            )
+        if _is_one_of_arrays(model_input):
+            return _stacked(model_input.iloc[:, 0].to_list())
+        return model_input.to_numpy()
 
-def _rows(model_input: Any) -> Any:
-    if not isinstance(model_input, pd.DataFrame):
-        return model_input
-    if model_input.shape[1] == 1 and model_input.dtypes.iloc[0].kind == "O":
-        rows = model_input.iloc[:, 0].to_list()
-        widths = {-1 if row is None else len(row) for row in rows}
-        if len(widths) > 1 or -1 in widths:
-            raise InputError(f"rows have {sorted(widths)} features (-1: null); every row needs the same number")
-        return np.stack(rows) if rows else np.empty((0, 1), np.float32)
-    return model_input.to_numpy()
+
+def _is_one_of_arrays(frame: pd.DataFrame) -> bool:
+    return frame.shape[1] == 1 and frame.dtypes.iloc[0].kind == "O"
+
+
+def _stacked(rows: list[Any]) -> Any:
+    widths = {-1 if row is None else len(row) for row in rows}
+    if len(widths) > 1 or -1 in widths:
+        raise InputError(f"rows have {sorted(widths)} features (-1: null); every row needs the same number")
+    return np.stack(rows) if rows else np.empty((0, 1), np.float32)

@@ -10,12 +10,13 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
 from ivis_spark.errors import IvisError
+from ivis_spark.progress import Meter
 from ivis_spark.spark.environment import check_variables, ensure_java
 
 log = logging.getLogger(__name__)
@@ -153,18 +154,18 @@ def is_local(spark: SparkSession) -> bool:
 
 
 class Progress:
-    """Reports every few seconds what share of the running Spark stages' tasks is done.
+    """Shows every few seconds how many tasks of the running Spark stages are done, and when they will be.
 
     Runs on: driver; a thread that only asks Spark's status tracker.
 
     Args:
         spark: The session to watch.
-        report: Receives a line of text.
     """
 
-    def __init__(self, spark: SparkSession, report: Callable[[str], None]) -> None:
+    def __init__(self, spark: SparkSession) -> None:
         self._context = spark.sparkContext
-        self._report = report
+        self._meter: Meter | None = None
+        self._shown: tuple[object, ...] = ()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -177,24 +178,27 @@ class Progress:
         self._thread.join(timeout=2)  # a JVM that died would hold it longer
 
     def _watch(self) -> None:
-        last = ""
-        while not self._stop.wait(_PROGRESS_INTERVAL_S):
-            try:
-                text = self._running()
-            except Exception:  # noqa: BLE001 - a session that is being stopped must not break the stage that ends
-                return
-            if text and text != last:
-                self._report(text)
-                last = text
+        with contextlib.suppress(Exception):  # a session that is being stopped must not break the stage that ends
+            while not self._stop.wait(_PROGRESS_INTERVAL_S):
+                self._show()
+        self._close()
 
-    def _running(self) -> str:
+    def _show(self) -> None:
         tracker = self._context.statusTracker()
         stages = [stage for stage in map(tracker.getStageInfo, tracker.getActiveStageIds()) if stage is not None]
         tasks = sum(stage.numTasks for stage in stages)
-        if not tasks:
-            return ""
-        done = sum(stage.numCompletedTasks for stage in stages)
-        return f"{_described.get('text', 'Spark job')}: {done}/{tasks} tasks ({100 * done // tasks} %)"
+        shown = (_described.get("text", "Spark job"), *sorted(stage.stageId for stage in stages))
+        if shown != self._shown:
+            self._close()
+            self._shown = shown
+            self._meter = Meter(str(shown[0]) + ":", tasks, unit="tasks") if tasks else None
+        if self._meter is not None:
+            self._meter.update(sum(stage.numCompletedTasks for stage in stages))
+
+    def _close(self) -> None:
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
 from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.held_out import hide_labels
 from ivis_spark.spark.neighbours.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.session import arrow_batches, describe_job
@@ -63,12 +64,14 @@ def build_triplets(
 
     Returns:
         Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
-        without), whether negatives can be drawn, and the blocks of each file.
+        without), held_out_labels (the share that is hidden), whether negatives can be drawn, and the blocks of each
+        file.
 
     Raises:
         InputError: if a row has no possible negative, or a neighbour is not among the rows.
     """
     spark = rows.sparkSession
+    rows = hide_labels(rows, config.held_out_labels, random_state)
     describe_job(spark, "triplets: draw and fetch vectors")
     plan = BlockPlan.of(n_rows, block_rows=config.block_rows, file_blocks=config.file_blocks)
     key = F.xxhash64(F.col("id"), F.lit(random_state))
@@ -127,6 +130,7 @@ def build_triplets(
         "negatives": negatives,
         "padding_rows": padding,
         "labelled": records[0].label_width if records else 0,
+        "held_out_labels": config.held_out_labels,
         "file_blocks": {record.path.rsplit("/", 1)[-1]: record.blocks for record in records},
     }
 

@@ -27,6 +27,8 @@ def publish(run: Run) -> Manifest:
         from ivis_spark.serving.folder import add_serving_files
 
         stage.info.update(_train(run, _job(run, rows, triplets, stage.uri, checkpoints)))
+        if run.config.train.supervision_metric is not None:
+            stage.info["held_out_labels"] = triplets.info.get("held_out_labels", 0.0)
         scaler = storage.read_json(run.folder.uri(rows, SCALER))
         with storage.local_copy(stage.uri) as folder:
             images = rows.info.get("images")

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError
-from ivis_spark.stages.run import Run
+from ivis_spark.stages.run import SCALER, Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def publish(run: Run) -> Manifest:
                 folder=folder,
                 title=f"ivis_spark: {posixpath.basename(run.folder.root)}",
                 settings=_settings(needed),
+                table=needed["rows"].info.get("table"),
+                held_out=_held_out(needed["model"], needed["neighbours"]),
                 wanted=wanted,
             )
             storage.put_folder(folder, stage.uri)
@@ -64,7 +67,7 @@ def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
         run.config.evaluate.colour_by,
         features=rows.info["features"],
         width=rows.info["dims"],
-        scaling=data["scaling"],
+        scaler=Scaler.from_mapping(storage.read_json(run.folder.uri(rows, SCALER))),
         id_col=data["id_col"],
         read_table=run.input.read,
     )
@@ -74,6 +77,16 @@ def _curves(info: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in info.items() if isinstance(value, list)}
     plain = ("epochs", "training_seconds", "triplets_per_second", "steps_per_epoch", "margin")
     return kept | {name: info[name] for name in plain if info.get(name) is not None}
+
+
+def _held_out(model: Manifest, neighbours: Manifest) -> tuple[float, int] | None:
+    """Return the share of labels that training did not see and the seed of that choice; None if it saw none at all."""
+    supervised = model.spec["config"]["train"]["supervision_metric"] is not None
+    by_label = neighbours.info.get("by") == "label"
+    if not supervised and not by_label:
+        return None
+    share = 0.0 if by_label else model.info.get("held_out_labels", 0.0)
+    return share, model.spec["config"]["random_state"]
 
 
 def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:

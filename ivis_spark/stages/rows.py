@@ -27,6 +27,7 @@ def publish(run: Run) -> Manifest:
         source = columns.resolve(table, run.config.data)
         stage.info.update(ingest.ingest(source, run.config.data, stage))
         stage.info["left_out"] = left_out
+        stage.info["table"] = run.input.uri
         check_fit(stage.info, run.config)
 
     manifest = run.publish("rows", run.spec("data", source=run.source(table)), build)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
 from ivis_spark.errors import raised_remotely
-from ivis_spark.nn.callbacks import ProgressLogger
+from ivis_spark.nn.callbacks import Progress
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.nn.networks import build_encoder
@@ -34,8 +34,6 @@ from ivis_spark.train.reading.blocks import Place, TripletBlocks
 from ivis_spark.train.reading.reader import block_dataset
 
 log = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_MESSAGES = 2.0
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,7 @@ def _callbacks(job: TrainingJob, backend: Backend, steps: int, logs: str) -> lis
     callbacks = make_callbacks(job.config.rank_callbacks, logs)
     if backend.rank == 0:
         callbacks += make_callbacks(job.config.callbacks, logs)
-        callbacks.append(ProgressLogger(steps * job.config.batch_size, min_interval_s=_SECONDS_BETWEEN_MESSAGES))
+        callbacks.append(Progress(steps * job.config.batch_size))
     return callbacks
 
 

@@ -216,3 +216,15 @@ def test_knn_recall_by_hand() -> None:
     assert metrics.knn_recall(X, Z, 1) == pytest.approx(3 / 5)
     with pytest.raises(ConfigError, match="k=3 must be at least 1 and less than half of the 5 rows"):
         metrics.knn_recall(X, Z, 3)
+
+
+def test_rows_to_test_on_can_be_given() -> None:
+    Z, y = rng(1).normal(size=(200, 2)), rng(2).integers(0, 3, 200)
+    tested = rng(3).random(200) < 0.2
+    classifier = KNeighborsClassifier(7).fit(Z[~tested], y[~tested])
+    found = metrics.knn_accuracy(Z, y, k=7, rng=rng(), tested=tested)
+    assert found == pytest.approx(classifier.score(Z[tested], y[tested]))
+    Z[~tested] = np.eye(3, 2)[y[~tested]] * 9  # told apart where it was fitted, not where it is tested
+    assert metrics.linear_svm_accuracy(Z, y, rng=rng(), tested=tested) < 0.7
+    with pytest.raises(InputError, match="must be tested"):
+        metrics.knn_accuracy(Z, y, k=7, rng=rng(), tested=np.ones(200, bool))

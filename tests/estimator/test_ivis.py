@@ -16,6 +16,7 @@ from ivis_spark.errors import ArtifactError, ConfigError, InputError, NotFittedE
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
+from scipy.sparse import csr_matrix  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 from sklearn.cluster import KMeans  # noqa: E402
 from sklearn.datasets import load_digits, load_iris, make_moons  # noqa: E402
@@ -215,6 +216,15 @@ def test_other_wrong_use() -> None:
         model.transform(X[:, :3])
     with pytest.raises(NotFittedError, match="classification"):
         model.score_samples(X)
+
+
+def test_the_embedding_of_rows_in_memory_is_kept() -> None:
+    X, _ = iris()
+    model = small()
+    embedded = model.fit_transform(X)
+    assert embedded is model.embedding_
+    np.testing.assert_array_equal(embedded, model.transform(X))
+    assert model.fit(csr_matrix(X)).embedding_ is None
 
 
 def test_settings_of_a_pipeline_and_rules_of_thumb() -> None:

@@ -38,7 +38,7 @@ def write_report(
     ids = np.arange(n, dtype=np.int64) + 2**60
     sample = Sample(ids, embedding, None if labels is None else read_labels(labels), measured, features, known)
     pairs = draw_pairs(features, embedding[measured], n_pairs=2000, rng=np.random.default_rng(0))
-    found: dict[str, Any] = {key: 0.5 for key, *_ in html.QUALITY}
+    found: dict[str, Any] = {key: 0.5 for key, *_ in html.METRICS}
     found |= {"rows": n, "embedding_dims": embedding.shape[1], "plot_rows": n, "sample_rows": len(measured)}
     found |= {
         "features": 2,
@@ -51,6 +51,7 @@ def write_report(
     }
     found |= {"classes": None, "recall_low": 0.4, "recall_high": 0.6}
     training = {"loss": [0.9, 0.5, 0.3]}
+    found |= {"labels": None, "tested_rows": None}
     findings = html.Findings("A page", found, sample, None, pairs, measured, training, {}, [], {})
     folder.mkdir(parents=True, exist_ok=True)
     write_findings(str(folder), findings)

@@ -19,14 +19,15 @@ from ivis_spark.nn.callbacks import (  # noqa: E402
     EmbeddingsImage,
     EmbeddingsLogging,
     ModelCheckpoint,
-    ProgressLogger,
+    Progress,
     TensorBoardEmbeddingsImage,
 )
 
 
 def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ivis_spark")
-    progress = ProgressLogger(1000, min_interval_s=3600)
+    caplog.set_level("INFO", "ivis_spark")
+    progress = Progress(1000, seconds_between_lines=3600)
     progress.set_params({"epochs": 3})
     for epoch in range(3):
         progress.on_epoch_begin(epoch)
@@ -36,7 +37,7 @@ def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: p
         "epoch 1/3: loss 0.5000",
         "epoch 3/3: loss 0.3000",
     ]
-    assert "triplets/s" in caplog.messages[0]
+    assert "triplets/s" in caplog.messages[0] and caplog.messages[0].endswith(" s left")
 
 
 def iris_like() -> tuple[np.ndarray, np.ndarray]:

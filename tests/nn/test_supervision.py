@@ -50,7 +50,7 @@ def test_head_fits_the_metric(metric: str, labels: np.ndarray, units: int, activ
         (np.array([0, 1, 3]), "none is 2.*consecutively"),
         (np.array([0.5, 1.0]), "0.5"),
         (np.array([-1, -1]), "all -1"),
-        (np.array(["a", "b"]), "encode"),
+        (np.array(["a", "b"]), "Unknown label type"),
         (np.ones((3, 2)), "one integer a row"),
     ],
 )
@@ -70,6 +70,9 @@ def test_values_by_hand_and_missing_labels_masked() -> None:
     loss = make_supervised_loss_fn("sparse_categorical_crossentropy")
     values, mask = loss(np.array([1, -1]), np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
     assert float(values[0]) == pytest.approx(-np.log(0.75), abs=1e-6)
+    np.testing.assert_array_equal(mask, [1, 0])
+    values, mask = loss(np.array([1, np.nan], np.float32), np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
+    assert float(values[0]) == pytest.approx(-np.log(0.75), abs=1e-6) and np.isfinite(values).all()
     np.testing.assert_array_equal(mask, [1, 0])
     values, mask = make_supervised_loss_fn("mae")(np.array([1.0, np.nan, -1.0]), np.zeros((3, 1), np.float32))
     np.testing.assert_allclose(values, [1, 0, 1])

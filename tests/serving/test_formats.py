@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,6 @@ def folder(activation: str = "selu", *, scaled: bool = True, head: str | None = 
         "dense.npz": DenseNetwork(layers).to_bytes(),
     }
     if scaled:
-        import json
-
         scaler = Scaler("minmax", X.min(axis=0), 1 / np.ptp(X, axis=0))
         files["scaler.json"] = json.dumps(scaler.to_mapping()).encode()
     if head is not None:
@@ -93,15 +92,43 @@ def test_mlflow_loads_without_pickle(tmp_path: Path) -> None:
     loaded = mlflow.pyfunc.load_model(str(path))
     expected = model.encoder()(X)
     np.testing.assert_array_equal(loaded.predict(pd.DataFrame({"features": list(X)})), expected)
-    np.testing.assert_array_equal(loaded.predict(pd.DataFrame(X)), expected)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="missing inputs"):
+        loaded.predict(pd.DataFrame(X))
     with pytest.raises(InputError, match=r"rows have \[5, 6\] features"):
         loaded.predict(pd.DataFrame({"features": [X[0], X[0, :5]]}))
     with pytest.raises(InputError, match="1 of 1 rows hold null, NaN or infinity"):
-        loaded.predict(pd.DataFrame([[np.nan] * 6]))
+        loaded.predict(pd.DataFrame({"features": [np.full(6, np.nan)]}))
     file = next(path.rglob("dense.npz"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ArtifactError, match=r"dense\.npz was altered"):
         mlflow.pyfunc.load_model(str(path))
+
+
+def test_mlflow_finds_columns_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    import mlflow.pyfunc
+    import pandas as pd
+
+    from ivis_spark.serving.pyfunc import save_pyfunc
+
+    names = [f"x{i}" for i in range(6)]
+    model = folder()
+    model.files["serving.json"] = json.dumps({**model.serving, "features": names}).encode()
+    expected = model.encoder()(X)
+    frame = pd.DataFrame(X.astype(np.float64), columns=names)
+    other = frame[names[::-1]].assign(more=1.0)
+    save_pyfunc(model, str(tmp_path / "signed"))
+    save_pyfunc(model, str(tmp_path / "plain"), signature=None)
+    for name in ("signed", "plain"):
+        loaded = mlflow.pyfunc.load_model(str(tmp_path / name))
+        np.testing.assert_allclose(loaded.predict(other), expected, rtol=1e-6)
+        np.testing.assert_allclose(loaded.predict(other.astype({"x0": np.float32})), expected, rtol=1e-6)
+    assert loaded.metadata.signature is None
+    with pytest.raises(InputError, match=r"lacks 'x5' of the 6 features .* it has: x0, x1, x2, x3, x4, width"):
+        loaded.predict(frame.rename(columns={"x5": "width"}))
+    np.testing.assert_allclose(loaded.predict(pd.DataFrame(X)), expected, rtol=1e-6)
+    signature = mlflow.pyfunc.load_model(str(tmp_path / "signed")).metadata.signature
+    assert signature.inputs.input_names() == names and signature.outputs.inputs[0].shape == (-1, 3)
 
 
 @pytest.mark.spark

@@ -53,7 +53,7 @@ class Outputs:
     @property
     def fields(self) -> list[T.StructField]:
         """The columns with their types."""
-        kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType())
+        kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType(), containsNull=False)
         return [T.StructField(name, kind) for name in self.names]
 
     def check_free(self, columns: Iterable[str], remedy: str) -> None:

@@ -1,9 +1,5 @@
-"""The script of the page: it draws with plotly, and links the views by the rows that are chosen."""
-
-from __future__ import annotations
-
-# Texts of the data reach the page as text nodes only, so that none of them is read as HTML.
-SCRIPT = r"""
+// The script of the page: it draws with plotly, and links the views by the rows that are chosen. Texts of the data reach
+// the page as text nodes only, so that none of them is read as HTML.
 (() => {
   'use strict';
   const byId = id => document.getElementById(id);
@@ -285,4 +281,3 @@ SCRIPT = r"""
     });
   }
 })();
-"""

@@ -1,0 +1,123 @@
+"""How far a piece of work is and when it will end: a bar in terminals and notebooks, lines of the log elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+_PACKAGE = logging.getLogger(__package__)
+_log = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 5.0
+# A bar of a program that writes JSON, or is no person's, would spoil its output; IVIS_SPARK_PROGRESS=bar|lines decides.
+_VARIABLE = "IVIS_SPARK_PROGRESS"
+
+
+def say(text: str) -> None:
+    """Write a line to the log, or to standard error where nobody has set up a log."""
+    if _log.hasHandlers():
+        _log.info(text)
+    else:
+        tqdm.write(text, file=sys.stderr)
+
+
+def time_left(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 3 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Meter:
+    """Shows the progress of a piece of work whose size is known.
+
+    Args:
+        title: What is counted, as in `epoch`.
+        total: How many there will be.
+        unit: Of the count, as in `tasks`.
+        begun: How many were done before, by an earlier process; they took no time of this one.
+        at_most: Whether the work may end before `total`.
+        seconds_between_lines: Least seconds between two lines where there is no bar; the last is always written.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        unit: str = "",
+        begun: int = 0,
+        at_most: bool = False,
+        seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
+    ) -> None:
+        self.title, self.total = title, total
+        self._unit, self._begun, self._at_most = unit and f" {unit}", begun, "at most " if at_most else ""
+        self._done = -1
+        self._interval = seconds_between_lines
+        self._start = time.monotonic()
+        self._last_line = float("-inf")
+        self._unsaid: str | None = None
+        self._open = contextlib.ExitStack()
+        self._bar: Any = None
+        if _draws_bars():
+            self._open.enter_context(logging_redirect_tqdm([_PACKAGE]))
+            form = "{desc} {n_fmt}/{total_fmt}%s {bar} {elapsed}, %s{remaining} left{postfix}"
+            form %= self._unit, self._at_most
+            self._bar = tqdm(desc=title, total=total, initial=begun, leave=False, dynamic_ncols=True, bar_format=form)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that so many are done.
+
+        Args:
+            done: Of `total`.
+            note: What else to show, like the loss.
+        """
+        if done == self._done:
+            return
+        self._done, now = done, time.monotonic()
+        new, left = done - self._begun, ""
+        if new > 0 and done < self.total:
+            seconds = (self.total - done) * (now - self._start) / new
+            left = f", {self._at_most}{time_left(seconds)} left"
+        self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "") + left
+        if self._bar is not None:
+            self._bar.n = done
+            self._bar.set_postfix_str(note)
+        if now - self._last_line >= self._interval:
+            self._last_line = now
+            self._write()
+
+    def close(self) -> None:
+        """Show the last state, and take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+        self._open.close()
+        self._bar = None
+        self._write()
+
+    def _write(self) -> None:
+        if self._unsaid is not None and self._bar is None:
+            say(self._unsaid)
+        elif self._unsaid is not None:
+            _log.debug(self._unsaid)  # for the file of the log
+        self._unsaid = None
+
+
+def _draws_bars() -> bool:
+    chosen = os.environ.get(_VARIABLE)
+    if chosen in ("bar", "lines"):
+        return chosen == "bar"
+    formatters = [type(handler.formatter).__name__ for handler in _PACKAGE.handlers]
+    return "JsonFormatter" not in formatters and (sys.stderr.isatty() or _in_notebook())
+
+
+def _in_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and getattr(shell, "kernel", None) is not None

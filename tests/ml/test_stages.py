@@ -1,0 +1,126 @@
+"""Before and after other stages of Spark ML, and in sessions that were not made for this package."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.clustering import KMeans
+from pyspark.ml.feature import VectorAssembler
+from pyspark.ml.linalg import DenseVector, VectorUDT
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel
+from ivis_spark.errors import ConfigError, InputError
+
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
+
+FAST = {"k": 5, "epochs": 1, "positivesPerAnchor": 1, "recallSample": 50}
+
+
+def test_other_stages_take_what_comes_out(digits_frame: DataFrame) -> None:
+    ivis = IvisEstimator(idCol="id", labelCol="label", **FAST)
+    assembler = VectorAssembler(inputCols=["embedding", "id"], outputCol="more")
+    regression = LogisticRegression(featuresCol="more", predictionCol="class", maxIter=2)
+    clusters = KMeans(featuresCol="embedding", predictionCol="cluster", k=3, seed=1)
+    found = Pipeline(stages=[ivis, assembler, regression, clusters]).fit(digits_frame).transform(digits_frame)
+    assert isinstance(found.schema["embedding"].dataType, VectorUDT)
+    assert {"class", "cluster"} <= set(found.columns) and found.count() == 200
+
+
+def test_arrays_and_vectors_hold_the_same(spark: SparkSession, fitted: IvisModel, digits_frame: DataFrame) -> None:
+    frame = digits_frame.limit(3).unionByName(
+        spark.createDataFrame([(-1, None, 0, "bad")], digits_frame.schema)  # stays null in both
+    )
+    options = {"embedInvalid": "null", "scoresCol": "scores"}
+    found = {}
+    for kind in ("vector", "array"):
+        model = IvisModel(fitted.to_folder(), outputType=kind, **options)
+        embedded = model.transform(frame)
+        assert embedded.schema == model.transformSchema(frame.schema)
+        found[kind] = embedded.orderBy("id").collect()
+    for vector, array in zip(found["vector"], found["array"], strict=True):
+        for name in ("embedding", "scores"):
+            if array["id"] < 0:
+                assert vector[name] is array[name] is None
+            else:
+                assert isinstance(vector[name], DenseVector)
+                np.testing.assert_array_equal(vector[name].toArray(), array[name])
+    array = IvisModel(fitted.to_folder(), outputType="array").transform(digits_frame)
+    assert array.schema["embedding"].dataType == T.ArrayType(T.FloatType(), containsNull=False)
+    assert KMeans(featuresCol="embedding", k=2).fit(array).summary.k == 2
+    with pytest.raises(ConfigError, match="leave precision=float16 out"):
+        IvisModel(fitted.to_folder(), outputType="vector", precision="float16").transform(digits_frame)
+    with pytest.raises(ConfigError, match="outputType='list' is not one of: vector, array"):
+        IvisModel(fitted.to_folder(), outputType="list")
+
+
+def test_wrong_columns_are_named_before_anything_runs(digits_frame: DataFrame) -> None:
+    with pytest.raises(InputError, match="idCol='key' is not in the DataFrame; it has: id, features"):
+        IvisEstimator(idCol="key").fit(digits_frame)
+    with pytest.raises(InputError, match="labelCol='class' is not in"):
+        IvisEstimator(labelCol="class").fit(digits_frame)
+    with pytest.raises(ConfigError, match="trains on labels: set labelCol"):
+        IvisEstimator(supervisionMetric="mae").fit(digits_frame)
+    with pytest.raises(InputError, match="has a column 'Embedding' already"):
+        IvisEstimator().fit(digits_frame.withColumn("Embedding", F.lit(1)))
+
+
+def test_evaluator_of_several_columns(spark: SparkSession) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(*map(float, x), x.tolist()) for x in rng.normal(size=(60, 2))]
+    frame = spark.createDataFrame(rows, "`a.b` double, b double, z array<double>")
+    evaluator = EmbeddingEvaluator(featureCols=["a.b", "b"], embeddingCol="z", k=3, seed=-7)
+    assert evaluator.evaluate(frame) == pytest.approx(1)
+    with pytest.raises(InputError, match="featureCols='c' is not in the DataFrame"):
+        evaluator.setFeatureCols(["b", "c"]).evaluate(frame)
+
+
+def test_names_go_to_the_local_model_and_back(spark: SparkSession, digits: Any) -> None:
+    from ivis_spark import Ivis
+
+    pd = pytest.importorskip("pandas")
+    names = [f"x{i}" for i in range(64)]
+    frame = pd.DataFrame(digits[0], columns=names)
+    local = Ivis(k=5, epochs=1, verbose=0).fit(frame)
+    model = IvisModel.from_local(local)
+    assert model.getFeatureCols() == names
+    table = spark.createDataFrame(frame[names[::-1]].assign(id=range(200)))
+    found = [row["embedding"] for row in model.transform(table).orderBy("id").collect()]
+    np.testing.assert_allclose(np.array(found), local.transform(frame), atol=1e-5)
+    np.testing.assert_allclose(model.to_local().transform(frame[names[::-1]]), local.transform(frame), atol=1e-5)
+
+
+def test_workers_without_the_package_are_told_how_to_get_it(tmp_path: Path) -> None:
+    """A plain session whose workers run a Python without any package but PySpark."""
+    lacking = tmp_path / "python"
+    lacking.write_text(f'#!/bin/sh\nexec {sys.base_prefix}/bin/python3 "$@"\n')
+    lacking.chmod(0o755)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from ivis_spark.spark.session import ensure_java
+ensure_java()
+from pyspark.sql import SparkSession
+from small_model import small_model
+from ivis_spark import IvisModel
+spark = SparkSession.builder.master("local[1]").getOrCreate()
+frame = spark.range(1).selectExpr("id", "array_repeat(float(0), 6) AS features")
+IvisModel(small_model()).transform(frame).collect()
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPARK_HOME")}
+    environment |= {"PYSPARK_PYTHON": str(lacking), "PYTHONPATH": str(Path(__file__).parents[1] / "serving")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "DependencyError: Python workers run" in last and "lacks the package" in last
+    assert "PYSPARK_PYTHON" in last and "spark.archives" in last

@@ -1,0 +1,118 @@
+"""`plot`: matplotlib, datashader and plotly."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivis_spark import plot
+from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.report import plotting
+
+matplotlib = pytest.importorskip("matplotlib")
+matplotlib.use("agg")
+
+RNG = np.random.default_rng(0)
+Z = RNG.normal(size=(90, 2)) + 6 * np.eye(3, 2)[np.arange(90) % 3]
+NAMES = np.array(["a", "b", "c"], dtype=object)[np.arange(90) % 3]
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Any:
+    yield
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+def colours(axes: Any) -> list[tuple[int, int]]:
+    """Return how many points are drawn in how many colours, by layer."""
+    return [(len(c.get_offsets()), len(np.unique(c.get_facecolors(), axis=0))) for c in axes.collections]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (NAMES, [(30, 1)] * 3),
+        (np.where(np.arange(90) < 9, None, NAMES), [(9, 1)] + [(27, 1)] * 3),
+        (NAMES == "a", [(60, 1), (30, 1)]),
+        (np.arange(90) % 3 + 0.5, [(30, 1)] * 3),
+        (np.where(np.arange(90) < 9, np.nan, np.arange(90) % 3), [(9, 1)] + [(27, 1)] * 3),
+        (None, [(90, 1)]),
+    ],
+)
+def test_classes(labels: Any, expected: list[tuple[int, int]]) -> None:
+    assert colours(plot(Z, labels)) == expected
+
+
+def test_quantities_and_what_is_passed_to_matplotlib() -> None:
+    from matplotlib import pyplot
+
+    _, given = pyplot.subplots()
+    values = np.where(np.arange(90) < 9, np.nan, np.arange(90.0))
+    axes = plot(Z, values=values, ax=given, title="a $title_")
+    assert axes is given and axes.get_title() == "a $title_"
+    (missing, drawn) = colours(axes)
+    assert missing == (9, 1) and drawn[0] == 81 and drawn[1] > 50
+    assert plot(Z[:, :1]).get_yticks().size == 0
+    assert plot(np.column_stack([Z, Z])).get_xlabel() == "dimension 1"
+
+
+def test_models_are_asked_for_their_embedding() -> None:
+    class Model:
+        embedding_: Any = None
+
+        def transform(self, X: np.ndarray) -> np.ndarray:
+            return X[:, :2] * 2
+
+    model = Model()
+    np.testing.assert_allclose(plot(model, X=Z).collections[0].get_offsets(), 2 * Z)
+    with pytest.raises(InputError, match="pass X"):
+        plot(model)
+    model.embedding_ = Z
+    np.testing.assert_allclose(plot(model).collections[0].get_offsets(), Z)
+
+
+def test_many_rows_are_mixed_by_datashader(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(plotting, "_MOST_POINTS", 80)
+    pytest.importorskip("datashader")
+    axes = plot(Z, NAMES)
+    assert not axes.collections and len(axes.get_legend().get_texts()) == 3
+    pixels = axes.images[0].get_array()
+    assert pixels.shape == (700, 900, 4) and len(np.unique(pixels[pixels[..., 3] > 0][:, :3], axis=0)) >= 3
+    assert axes.images[0].get_extent() == [Z[:, 0].min(), Z[:, 0].max(), Z[:, 1].min(), Z[:, 1].max()]
+    monkeypatch.setitem(sys.modules, "datashader", None)
+    with caplog.at_level(logging.WARNING, "ivis_spark"):
+        assert colours(plot(Z, NAMES)) == [(30, 1)] * 3
+    assert "pip install datashader" in caplog.text
+
+
+def test_interactive_figures() -> None:
+    pytest.importorskip("plotly")
+    figure = plot(Z, NAMES, interactive=True, title="cells")
+    assert [(trace.name, len(trace.x)) for trace in figure.data] == [("a", 30), ("b", 30), ("c", 30)]
+    assert figure.layout.title.text == "cells" and list(figure.data[1].customdata[:2]) == [1, 4]
+    (scale,) = plot(Z, values=np.arange(90.0), interactive=True).data
+    assert scale.marker.showscale and list(scale.customdata[5]) == [5, 5]
+    assert "</div>" in figure.to_html(include_plotlyjs=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"labels": NAMES, "values": np.arange(90)}, ConfigError, "pass one of them"),
+        ({"labels": NAMES[1:]}, InputError, r"labels has shape \(89,\); \(90,\) is needed"),
+        ({"values": NAMES}, InputError, "pass classes as labels"),
+        ({"X": Z}, ConfigError, "leave X out"),
+        ({"model_or_embedding": Z[:, 0]}, InputError, r"shape \(90,\)"),
+        ({"model_or_embedding": "cells"}, InputError, "a str is not an embedding"),
+        ({"model_or_embedding": np.where(Z > 7, np.nan, Z)}, InputError, "hold NaN"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        plot(**{"model_or_embedding": Z, **arguments})

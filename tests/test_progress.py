@@ -1,0 +1,107 @@
+"""Progress in terminals, notebooks, logs, and where nobody set up a log."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from ivis_spark import progress
+from ivis_spark.progress import Meter, time_left
+
+WORK = """
+from ivis_spark.progress import Meter
+meter = Meter("epoch", 4, at_most=True)
+for done in range(1, 5):
+    meter.update(done, f"loss {1 / done:.3f}")
+meter.close()
+"""
+
+
+class Clock:
+    """Time that goes on by a second whenever it is asked for, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", made)
+    monkeypatch.setenv("IVIS_SPARK_PROGRESS", "lines")
+    return made
+
+
+def test_times_as_people_say_them() -> None:
+    seconds = (0.2, 40, 89, 100, 3_000, 7_500)
+    assert [time_left(each) for each in seconds] == ["1 s", "40 s", "89 s", "2 min", "50 min", "2 h 5 min"]
+
+
+def test_lines_hold_the_time_that_is_left_and_are_few(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ivis_spark")
+    meter = Meter("search:", 100, unit="tasks", begun=20)
+    for done in range(21, 99):
+        clock.now += 1
+        meter.update(done)
+        meter.update(done)
+    meter.close()
+    assert caplog.messages[:2] == ["search: 21/100 tasks, 79 s left", "search: 26/100 tasks, 74 s left"]
+    assert len(caplog.messages) == 17 and caplog.messages[-1] == "search: 98/100 tasks, 2 s left"
+
+
+def test_without_a_log_lines_go_to_standard_error() -> None:
+    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("epoch 1/4: loss 1.000, at most ") and lines[-1] == "epoch 4/4: loss 0.250"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_terminal_gets_a_bar_but_not_in_json(as_json: bool) -> None:
+    setup = f"from ivis_spark.runtime import logs; logs.set_up(form={'json' if as_json else 'text'!r})"
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-c", f"{setup}\n{WORK}" if as_json else WORK]
+    environment = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen(command, stderr=secondary, stdout=subprocess.DEVNULL, env=environment)
+    os.close(secondary)
+    shown = b""
+    try:
+        while chunk := os.read(primary, 4096):
+            shown += chunk
+    except OSError:  # the other end was closed
+        pass
+    assert process.wait() == 0
+    text = shown.decode()
+    if as_json:
+        assert '"message": "epoch 4/4: loss 0.250"' in text and "\r" not in text.replace("\r\n", "")
+    else:
+        assert "epoch 3/4" in text and "loss 0.333" in text and "left" in text and "\r" in text
+        assert "?" not in text.split("epoch 3/4")[1].split("left")[0]
+
+
+def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Shell:
+        kernel = object()
+
+    class IPython:
+        get_ipython = staticmethod(Shell)
+
+    monkeypatch.setitem(sys.modules, "IPython", IPython)
+    monkeypatch.delenv("IVIS_SPARK_PROGRESS", raising=False)
+    meter = Meter("epoch", 4)
+    meter.update(2, "loss 0.5")
+    meter.close()
+    shown = capsys.readouterr().err
+    assert "epoch 2/4" in shown and "loss 0.5" in shown
