@@ -6,7 +6,9 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -17,6 +19,8 @@ _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 5.0
 # A bar of a program that writes JSON, or is no person's, would spoil its output; IVIS_SPARK_PROGRESS=bar|lines decides.
 _VARIABLE = "IVIS_SPARK_PROGRESS"
+
+_lock, _bars, _redirection = threading.Lock(), 0, contextlib.ExitStack()
 
 
 def say(text: str) -> None:
@@ -67,7 +71,7 @@ class Meter:
         self._open = contextlib.ExitStack()
         self._bar: Any = None
         if _draws_bars():
-            self._open.enter_context(logging_redirect_tqdm([_PACKAGE]))
+            self._open.enter_context(_redirected())
             form = "{desc} {n_fmt}/{total_fmt}%s {bar} {elapsed}, %s{remaining} left{postfix}"
             form %= self._unit, self._at_most
             self._bar = tqdm(desc=title, total=total, initial=begun, leave=False, dynamic_ncols=True, bar_format=form)
@@ -108,6 +112,24 @@ class Meter:
         elif self._unsaid is not None:
             _log.debug(self._unsaid)  # for the file of the log
         self._unsaid = None
+
+
+@contextlib.contextmanager
+def _redirected() -> Iterator[None]:
+    """Let log lines go above the bars. Bars of several threads share it: only the last takes it back."""
+    global _bars, _redirection
+    with _lock:
+        _bars += 1
+        if _bars == 1:
+            _redirection = contextlib.ExitStack()
+            _redirection.enter_context(logging_redirect_tqdm([_PACKAGE]))
+    try:
+        yield
+    finally:
+        with _lock:
+            _bars -= 1
+            if _bars == 0:
+                _redirection.close()
 
 
 def _draws_bars() -> bool:

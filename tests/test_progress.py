@@ -105,3 +105,16 @@ def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     meter.close()
     shown = capsys.readouterr().err
     assert "epoch 2/4" in shown and "loss 0.5" in shown
+
+
+def test_bars_of_two_threads_leave_the_handlers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IVIS_SPARK_PROGRESS", "bar")
+    package = logging.getLogger("ivis_spark")
+    console = logging.StreamHandler(sys.stderr)
+    monkeypatch.setattr(package, "handlers", [console])
+    one, two = Meter("one", 3), Meter("two", 3)
+    assert package.handlers != [console]
+    one.close()
+    assert package.handlers != [console]
+    two.close()
+    assert package.handlers == [console]
