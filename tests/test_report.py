@@ -356,9 +356,9 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
 def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
     given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaler": None}
     assert find_columns(["b"], **given, id_col=None, read_table=lambda: pytest.fail("read")).features == {"b": 1}
-    with pytest.raises(ConfigError, match=r"colour_by names day, no features \(a, b; .* --input"):
+    with pytest.raises(ConfigError, match=r"colour_by names day, no features \(a, b; .* input_uri"):
         find_columns(["day", "a"], **given, id_col="id", read_table=lambda: None)
-    with pytest.raises(ConfigError, match=r"--id-col"):
+    with pytest.raises(ConfigError, match=r"id_col"):
         find_columns(["day"], **given, id_col=None, read_table=lambda: spark.range(3))
     with pytest.raises(ConfigError, match=r"colour_by names day; the table has: id"):
         find_columns(["day"], **given, id_col="id", read_table=lambda: spark.range(3))
