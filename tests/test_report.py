@@ -20,8 +20,9 @@ from sklearn.manifold import trustworthiness
 from ivis_spark.config import EvaluateConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, DependencyError, InputError
-from ivis_spark.report import evaluate, figures, plots
+from ivis_spark.report import figures, plots
 from ivis_spark.report.colouring import find_columns
+from ivis_spark.report.evaluate import evaluate
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components

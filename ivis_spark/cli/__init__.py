@@ -20,6 +20,7 @@ from ivis_spark.config import Config
 from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime import logs
 from ivis_spark.runtime.signals import Guard, Terminated, raise_on_signals
 from ivis_spark.spark.causes import account_of, deepest_cause, task_errors
@@ -186,15 +187,7 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
         f"picture     {folder.uri(report, 'embedding.png')}",
         "",
     ]
-    names = {
-        "recall_at_k": "recall of the neighbours",
-        "trustworthiness": "trustworthiness",
-        "random_triplet_accuracy": "random triplet accuracy",
-        "distance_correlation_spearman": "distance correlation (Spearman)",
-        "knn_accuracy": "kNN accuracy",
-        "centroid_correlation": "centroid correlation",
-    }
-    lines += [f"{text:<32} {metrics[name]:.3f}" for name, text in names.items() if metrics.get(name) is not None]
+    lines += [f"{name:<32} {metrics[key]:.3f}" for key, name in NAMES.items() if metrics.get(key) is not None]
     return "\n".join(lines)
 
 

@@ -8,16 +8,11 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
+from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime.lock import owners
 from ivis_spark.storage import Manifest, RunFolder
 
 _THREADS = 8  # digesting waits for storage
-_QUALITY = {
-    "recall_at_k": "recall",
-    "trustworthiness": "trustworthiness",
-    "knn_accuracy": "kNN accuracy",
-    "random_triplet_accuracy": "random triplets",
-}
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Status:
 
 
 def status(root: str) -> Status:
-    """Describe a run folder: its stages with rows, seconds and bytes, the quality figures, and who is writing it.
+    """Describe a run folder: its stages with rows, seconds and bytes, the quality metrics, and who is writing it.
 
     Raises:
         ArtifactError: if it holds neither a stage nor a running run.
@@ -41,9 +36,9 @@ def status(root: str) -> Status:
     stages, quality = [], {}
     for manifest in _manifests(folder).values():
         stages.append(_stage(folder, manifest))
-        quality.update({text: manifest.info[key] for key, text in _QUALITY.items() if key in manifest.info})
+        quality.update({name: manifest.info[key] for key, name in NAMES.items() if key in manifest.info})
         if isinstance(manifest.info.get("recall"), dict):
-            quality["recall"] = manifest.info["recall"].get("value")
+            quality[NAMES["recall_at_k"]] = manifest.info["recall"].get("value")
     locks = owners(folder.root)
     running = [str(owner) for owner in locks.values() if not owner.seems_dead()]
     left = [f"lock of {owner}" for owner in locks.values() if owner.seems_dead()]

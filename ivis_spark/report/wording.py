@@ -65,6 +65,7 @@ METRICS = (
     ),
     ("final_loss", "Final loss", "Loss of the last epoch.", "Lower is better; only comparable between equal losses."),
 )
+NAMES = {key: name for key, name, *_ in METRICS}
 VERDICTS = {"good": "Good", "doubtful": "Doubtful", "poor": "Poor"}
 VERDICTS_HINT = (
     "1 is perfect in every metric but the loss. The yardstick (PCA, the dark mark on a bar) is what principal "

@@ -32,10 +32,10 @@ def publish(run: Run) -> Manifest:
     wanted = _columns_to_show(run, needed["rows"])
 
     def build(stage: StageBuild) -> None:
-        from ivis_spark import report
+        from ivis_spark.report.evaluate import evaluate
 
         with _scratch_folder() as folder:
-            figures = report.evaluate(
+            figures = evaluate(
                 run.get_spark(),
                 rows=run.table(needed["rows"]),
                 embeddings=run.table(needed["embeddings"]),

@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_status(root: Path) -> None:
     text = show(status(str(root)))
-    assert "1,234" in text and "recall 0.970" in text and "running" not in text
+    assert "1,234" in text and "Neighbour recall 0.970" in text and "running" not in text
     with RunLock(str(root)):
         assert "running: process" in show(status(str(root)))
 
