@@ -36,7 +36,7 @@ _BLOCK_VALUES = 1 << 24  # of distances to all regions
 _HEAVY, _LIGHT = 2.0, 0.1  # of the mean rows of a region: such are split, or their rows left to others
 _ROUNDS = 6
 _EQUAL_GUESTS = 32  # one of so many equal rows is enough in another region
-_MARGIN_ERRORS = 2.0  # standard errors by which the sample's recall must pass the one wanted
+_MARGIN_ERRORS = 1.0  # standard errors by which the sample's recall must pass the one wanted
 _FORMAT = 1
 
 
