@@ -53,9 +53,9 @@ def test_run_publishes_every_stage(finished: Path) -> None:
         manifest = json.loads((output / stage / "manifest.json").read_text())
         assert manifest["stage"] == stage and manifest["files"] and manifest["info"]["seconds"] > 0
     table = pq.read_table(published(output, "embeddings") / "data").sort_by("id")
-    assert table.column_names == ["id", "label", "embedding"]
+    assert table.column_names == ["id", "y", "text", "embedding"]
     assert table["id"].to_pylist() == list(range(300))
-    assert table["label"].to_pylist() == load_digits().target[:300].tolist()
+    assert table["y"].to_pylist() == load_digits().target[:300].tolist()
     embedding = np.array(table["embedding"].to_pylist())
     assert embedding.shape == (300, 2) and np.isfinite(embedding).all() and embedding.std() > 0
     figures = json.loads((published(output, "report") / "metrics.json").read_text())
@@ -138,13 +138,13 @@ def test_stage_by_stage_equals_run(finished: Path, tmp_path: Path) -> None:
 
 def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["evaluate", "--output", str(finished / "out"), "--overwrite", "--quiet"]
-    colours = ["--set", "evaluate.colour_by=text,features[20]"]
-    assert main([*argv, *colours]) == 2
-    assert "colour_by names text, no features (features; of an array name[0]" in capsys.readouterr().err
-    assert main([*argv, *colours, "--input", str(finished / "digits.parquet")]) == 0
+    assert main([*argv, "--set", "evaluate.colour_by=nope"]) == 2
+    text = "colour_by names nope, neither features (features; of an array name[0] and so on) nor columns that were kept"
+    assert text in capsys.readouterr().err
+    assert main([*argv, "--set", "evaluate.colour_by=text,features[20]"]) == 0
     page = (published(finished / "out", "report") / "report.html").read_text()
     options = re.findall(r"<option[^>]*>([^<]*)</option>", page)
-    assert options == ["label", "features[20], scaled (minmax)", "text"]
+    assert options == ["label", "text", "features[20], scaled (minmax)"]
 
 
 @pytest.mark.parametrize(
@@ -168,22 +168,23 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert not any((tmp_path / stage).exists() for stage in STAGES)
 
 
-def test_labels_with_a_gap(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = pq.read_table(finished / "digits.parquet")
-    gap = pa.array([0 if label == 4 else label for label in table["y"].to_pylist()])
-    pq.write_table(table.set_column(2, "y", gap), tmp_path / "gap.parquet")
-    argv = [
-        "run",
-        "--input",
-        str(tmp_path / "gap.parquet"),
-        "--output",
-        str(tmp_path / "out"),
-        "--label-col",
-        "y",
-        "--quiet",
-    ]
-    assert main([*argv, "--set", "train.supervision_metric=sparse_categorical_crossentropy"]) == 2
-    assert "label column 'y': labels go up to 9 but none is 4" in capsys.readouterr().err
+def test_names_for_ids_and_labels(finished: Path, tmp_path: Path) -> None:
+    digits = pq.read_table(finished / "digits.parquet")
+    names = [None if y == 4 else f"digit {y}" for y in digits["y"].to_pylist()]
+    table = pa.table({"id": [f"row {i}" for i in range(300)], "features": digits["features"], "y": names})
+    pq.write_table(table, tmp_path / "names.parquet")
+    argv = ["run", "--input", str(tmp_path / "names.parquet"), "--output", str(tmp_path / "out"), "--id-col", "id"]
+    argv += ["--label-col", "y", *FAST, "--set", "train.supervision_metric=sparse_categorical_crossentropy"]
+    assert main([*argv, "--set", "embed.class_col=class", "--set", "evaluate.sample_rows=100"]) == 0
+    found = pq.read_table(published(tmp_path / "out", "embeddings") / "data")
+    assert found.column_names == ["id", "y", "_id", "embedding", "class"]
+    assert dict(zip(found["id"].to_pylist(), found["y"].to_pylist(), strict=True)) == dict(
+        zip(table["id"].to_pylist(), names, strict=True)
+    )
+    assert set(found["class"].to_pylist()) <= {f"digit {y}" for y in range(10) if y != 4}
+    assert sorted(found["_id"].to_pylist()) == list(range(300))
+    page = (published(tmp_path / "out", "report") / "report.html").read_text()
+    assert "digit 3" in page and "digit 4" not in page
 
 
 def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

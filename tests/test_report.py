@@ -317,14 +317,14 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
     scores = F.array(*[F.when(place % 3 == c, 0.8).otherwise(0.1) for c in range(3)])
     embeddings = embeddings.withColumn("scores", scores).withColumn("when", F.current_timestamp())
     embeddings = embeddings.withColumn("value", F.array(place / 2)).withColumn("many", F.array(*[place + 0] * 5, place))
-    table = spark.range(10, 300, 10).select(F.col("id").alias("key"), F.concat(F.lit("d"), F.col("id")).alias("a.b"))
+    table = spark.range(10, 300, 10).select("id", F.concat(F.lit("d"), F.col("id")).alias("a.b"))
     scaler = Scaler("minmax", np.arange(6, dtype=np.float32), np.array([1, 1, 1, 1, 0, 0.25], np.float32))
     wanted = find_columns(
         ["pixels[5]", "pixels[4]", "a.b"],
         features=["pixels"],
         width=6,
         scaler=scaler,
-        id_col="key",
+        kept=["a.b"],
         read_table=lambda: table,
     )
     _, page = run(spark, tmp_path, rows, embeddings, wanted=wanted)
@@ -356,13 +356,9 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
 @pytest.mark.spark
 def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
     given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaler": None}
-    assert find_columns(["b"], **given, id_col=None, read_table=lambda: pytest.fail("read")).features == {"b": 1}
-    with pytest.raises(ConfigError, match=r"colour_by names day, no features \(a, b; .* input_uri"):
-        find_columns(["day", "a"], **given, id_col="id", read_table=lambda: None)
-    with pytest.raises(ConfigError, match=r"id_col"):
-        find_columns(["day"], **given, id_col=None, read_table=lambda: spark.range(3))
-    with pytest.raises(ConfigError, match=r"colour_by names day; the table has: id"):
-        find_columns(["day"], **given, id_col="id", read_table=lambda: spark.range(3))
+    assert find_columns(["b"], **given, kept=[], read_table=lambda: pytest.fail("read")).features == {"b": 1}
+    with pytest.raises(ConfigError, match=r"colour_by names day, neither features \(a, b; .* with the rows \(week\)"):
+        find_columns(["day", "a"], **given, kept=["week"], read_table=lambda: spark.range(3))
 
 
 @pytest.mark.spark

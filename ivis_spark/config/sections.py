@@ -64,14 +64,17 @@ class DataConfig(Checked):
     feature_cols: tuple[str, ...] = option((), "Numeric columns that together are the features, in this order.")
     id_col: str | None = option(
         None,
-        "Column with a unique integer a row. Without it, ids are derived from the content of the row: the same on "
-        "a rerun and for any partitioning; equal rows are numbered.",
+        "Column with a unique value a row, of any atomic type. Without it and `id_cols`, rows are numbered by content.",
     )
+    id_cols: tuple[str, ...] = option((), "Columns whose values together are unique in each row, instead of `id_col`.")
     label_col: str | None = option(
         None,
-        "Column with the label, a number or an array of numbers; used by the report, and by training when "
-        "train.supervision_metric is set.",
+        "Column with the label: a number, an array of numbers, or text, a boolean or a date, whose values are "
+        "classes; used by the report, and by training when train.supervision_metric is set. Null is no label.",
     )
+    unlabelled: str | None = option(None, "Value of the label column that, like null, is no label, as unknown.")
+    keep_columns: tuple[str, ...] = option((), "Columns that embedded tables keep beside ids; else all but features.")
+    drop_columns: tuple[str, ...] = option((), "Columns that embedded tables leave out.")
     image_height: int | None = option(None, "Height that images are resized to.", low=1)
     image_width: int | None = option(None, "Width that images are resized to.", low=1)
     image_mode: Literal["rgb", "rgba", "grayscale"] = option(
@@ -87,11 +90,20 @@ class DataConfig(Checked):
     )
 
     def _check_together(self) -> None:
-        if self.features_col and self.feature_cols:
-            raise ConfigError(
-                f"data.features_col={self.features_col!r} and data.feature_cols={','.join(self.feature_cols)!r} "
-                "exclude each other: pass one of them"
-            )
+        for one, several in (("features_col", "feature_cols"), ("id_col", "id_cols")):
+            name, names = getattr(self, one), getattr(self, several)
+            if name and names:
+                raise ConfigError(
+                    f"data.{one}={name!r} and data.{several}={','.join(names)!r} exclude each other: pass one of them"
+                )
+        both = sorted(set(self.drop_columns) & {*self.keep_columns, *self.keys})
+        if both:
+            raise ConfigError(f"data.drop_columns names {', '.join(both)}, which are kept or ids: leave them out there")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that identify a row; none if rows are numbered by their content."""
+        return (self.id_col,) if self.id_col else self.id_cols
 
 
 @dataclass(frozen=True)
@@ -384,6 +396,9 @@ class EmbedConfig(Checked):
     scores_col: str | None = option(
         None, "Column of a supervised model's scores (class probabilities, or values), made in the same pass."
     )
+    class_col: str | None = option(
+        None, "Column of a classifier's most probable class, with the values and the type of the label column."
+    )
     precision: Literal["float32", "float16"] = option(
         "float32",
         "float32: array<float>. float16: binary of packed little-endian float16, half the bytes (Spark has no such "
@@ -412,7 +427,7 @@ class EvaluateConfig(Checked):
     colour_by: tuple[str, ...] = option(
         (),
         "What the points of the scatter can be coloured by, beside label, scores and what else the embeddings hold: "
-        "features by name, name[0] and so on of an array; with --input and --id-col other columns of that table.",
+        "features by name, name[0] and so on of an array; other columns that were kept with the rows.",
     )
     k: int = option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
     n_pairs: int = option(

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.core.scaling import FeatureStatistics
 from ivis_spark.errors import InputError
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Dtype = type[np.float32] | type[np.float64]
 
 
 class _NotNumbers(InputError, TypeError):
     """Rows hold what no number can be made of; scikit-learn expects a TypeError."""
 
 
-def check_rows(X: ArrayLike) -> Floats:
-    """Return rows as float32, shape (n, ...).
+def check_rows(X: ArrayLike, dtype: Dtype = np.float32) -> Floats:
+    """Return rows as float32 or float64, shape (n, ...).
 
     Raises: InputError: if they are not finite numbers, or no rows.
     """
     rows = np.asarray(X)
     if rows.ndim < 2 or rows.shape[0] == 0 or rows.size == 0:
         raise InputError(shape_message(rows.shape))
-    return finite_rows(to_numbers(rows))
+    return finite_rows(to_numbers(rows, dtype))
 
 
 def shape_message(shape: tuple[int, ...]) -> str:
@@ -39,8 +44,35 @@ def shape_message(shape: tuple[int, ...]) -> str:
     return f"X has 0 {empty}(s) (shape={shape}) while a minimum of 1 is required: pass an array of shape (n, d)"
 
 
-def to_numbers(rows: NDArray[Any]) -> Floats:
-    """Return an array of any numeric type, or of objects that are numbers, as contiguous float32.
+def warn_of_range(rows: Floats) -> None:
+    """Warn of columns whose values float32 is too coarse for, and refuse those too large for distances.
+
+    Args:
+        rows: Shape (n, ...); looked at if they are flat.
+
+    Raises: InputError: if distances between rows are no float32.
+    """
+    if rows.ndim != 2:
+        return
+    low, high, nothing = rows.min(axis=0).astype(float), rows.max(axis=0).astype(float), np.zeros(rows.shape[1])
+    statistics = FeatureStatistics(len(rows), nothing, nothing, low, high)
+    large, coarse = np.flatnonzero(statistics.overflow), np.flatnonzero(statistics.coarse)
+    if len(large):
+        raise InputError(
+            f"distances between rows of X exceed float32, because of columns {large[:5].tolist()}: scale X, or look "
+            "for values that stand for missing ones"
+        )
+    if len(coarse):
+        log.warning(
+            "%d columns of X lie far from 0 and close together, and keep fewer than 1,000 different values in float32: "
+            "%s. Scale X, for example with sklearn.preprocessing.MinMaxScaler",
+            len(coarse),
+            coarse[:5].tolist(),
+        )
+
+
+def to_numbers(rows: NDArray[Any], dtype: Dtype = np.float32) -> Floats:
+    """Return an array of any numeric type, or of objects that are numbers, as contiguous float32 or float64.
 
     Raises: InputError: if it holds anything else.
     """
@@ -50,7 +82,7 @@ def to_numbers(rows: NDArray[Any]) -> Floats:
         raise InputError(f"X is of type {rows.dtype}; X must hold numbers: encode text and categories first")
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
-            return np.ascontiguousarray(rows, dtype=np.float32)
+            return np.ascontiguousarray(rows, dtype=dtype)
     except (ValueError, TypeError) as err:
         kind = _NotNumbers if isinstance(err, TypeError) else InputError
         raise kind(f"X is not made of numbers ({err}); encode text and categories first") from err

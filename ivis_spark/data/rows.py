@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ivis_spark.data.arrays import Floats, Ints, check_rows, finite_rows, shape_message, to_numbers
+from ivis_spark.data.arrays import Dtype, Floats, Ints, check_rows, finite_rows, shape_message, to_numbers
 from ivis_spark.errors import InputError
 
 _BLOCK_BYTES = 8 << 20
@@ -21,12 +21,14 @@ class LazyRows:
     Args:
         X: A SciPy sparse matrix, an HDF5 dataset, a memory map, an `IndexableDataset`, or anything else that has
             `shape` and gives a row for a number; `get_batch(numbers)` is used where there is one.
+        dtype: What rows are read as.
 
     Raises:
         InputError: if the shape is not that of rows of features.
     """
 
-    def __init__(self, X: Any) -> None:
+    def __init__(self, X: Any, dtype: Dtype = np.float32) -> None:
+        self._dtype = dtype
         self._X = X.tocsr() if hasattr(X, "tocsr") else X
         shape = X.shape() if callable(X.shape) else X.shape
         self.shape = tuple(int(size) for size in shape)
@@ -38,7 +40,7 @@ class LazyRows:
         return self.shape[0]
 
     def take(self, numbers: Ints) -> Floats:
-        """Return some rows, float32, shape (b, ...).
+        """Return some rows, shape (b, ...).
 
         Args:
             numbers: Row numbers in any order, shape (b,); they may repeat.
@@ -46,7 +48,7 @@ class LazyRows:
         Raises:
             InputError: if what was read are not finite numbers of the shape promised.
         """
-        rows = to_numbers(np.asarray(self._read(numbers)))
+        rows = to_numbers(np.asarray(self._read(numbers)), self._dtype)
         if rows.shape != (len(numbers), *self.shape[1:]):
             raise InputError(
                 f"X gave {len(numbers)} rows as an array of shape {rows.shape}; its own shape is {self.shape}, so "
@@ -78,8 +80,8 @@ class LazyRows:
 Rows = NDArray[np.float32] | LazyRows
 
 
-def as_rows(X: Any) -> Rows:
-    """Return rows that are in memory as float32, checked, and all others as `LazyRows`.
+def as_rows(X: Any, dtype: Dtype = np.float32) -> Rows:
+    """Return rows that are in memory as float32 or float64, checked, and all others as `LazyRows`.
 
     Raises: InputError: if they are not rows of finite numbers; lazy rows are looked at when they are read.
     """
@@ -89,8 +91,8 @@ def as_rows(X: Any) -> Rows:
     reads = hasattr(X, "shape") and hasattr(X, "__getitem__")
     converts = hasattr(X, "to_numpy") or hasattr(X, "numpy")  # data frames and tensors
     if hasattr(X, "tocsr") or (reads and not in_memory and not converts):
-        return LazyRows(X)
-    return check_rows(X)
+        return LazyRows(X, dtype)
+    return check_rows(X, dtype)
 
 
 def take(rows: Rows, numbers: Ints) -> Floats:

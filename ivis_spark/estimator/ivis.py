@@ -26,6 +26,7 @@ from ivis_spark.config import (
     TrainConfig,
 )
 from ivis_spark.core.seeds import RandomState, to_seed
+from ivis_spark.data.arrays import warn_of_range
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
 from ivis_spark.data.rows import Rows, as_rows, take
 from ivis_spark.data.triplets import triplet_dataset
@@ -40,6 +41,7 @@ from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder, dense_network
 from ivis_spark.nn.optimizer import make_optimizer
+from ivis_spark.nn.scaling import split_scaling
 from ivis_spark.nn.supervision import build_head
 from ivis_spark.progress import say
 from ivis_spark.train.loop import fit as fit_model
@@ -234,6 +236,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self._seed = to_seed(self.random_state)
         goes_on = self.encoder_ is not None and (self.warm_start or self._loaded)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
+        if isinstance(rows, np.ndarray):
+            warn_of_range(rows)
         if len(rows) < _LEAST_ROWS:
             raise InputError(f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows make a triplet: pass more")
         settings = settings.for_rows(len(rows))
@@ -394,6 +398,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     def _rows_to_embed(self, X: Any) -> Rows:
         if self.encoder_ is not None:
             X = in_order(X, getattr(self, "feature_names_in_", None))
-        rows = as_rows(X)
+        # scaling inside the network starts from all digits
+        scales = self.encoder_ is not None and split_scaling(self.encoder_)[1] is not None
+        rows = as_rows(X, np.float64 if scales else np.float32)
         check_width(self.encoder_, rows.shape)
         return rows

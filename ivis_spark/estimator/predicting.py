@@ -24,6 +24,9 @@ def predict(network: keras.Model, rows: Rows) -> Floats:
     dense = dense_network(network)
     if dense:
         return np.concatenate([dense(block) for block in blocks(rows)])
+    if network.inputs[0].dtype == "float64":  # `Model.predict` would cast rows to float32 before they are scaled
+        starts = ((block, start) for block in blocks(rows) for start in range(0, len(block), _PREDICT_ROWS))
+        return np.concatenate([np.asarray(network(block[at : at + _PREDICT_ROWS])) for block, at in starts])
     return np.concatenate([network.predict(block, batch_size=_PREDICT_ROWS, verbose=0) for block in blocks(rows)])
 
 

@@ -116,11 +116,17 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         else:
             root = storage.normalise_uri(scratch)
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=scratch))
-        pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=dataset)
+        pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=_needed(dataset, config))
         pipeline.neighbours()
         pipeline.triplets()
         pipeline.train()
         return root
+
+
+def _needed(dataset: DataFrame, config: Config) -> DataFrame:
+    """Return the columns that training reads; `transform` keeps the others of whatever it is given."""
+    names = {*frames.feature_names(dataset.schema, config.data), *config.data.keys, config.data.label_col}
+    return dataset.select([frames.quoted(name) for name in dataset.columns if name in names])
 
 
 add_params(IvisEstimator, _SETTINGS)

@@ -137,7 +137,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             self.to_encoder(),
             invalid=self.getOrDefault("embedInvalid"),
             features=names if frame is dataset else (_PIXELS,),
-            keep_features=frame is dataset,
+            kept=dataset.columns,
             outputs=self._outputs(),
             counts=self._invalid,
         )

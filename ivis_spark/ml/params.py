@@ -22,7 +22,10 @@ from ivis_spark.errors import ArtifactError, ConfigError
 _P = TypeVar("_P", bound=Params)
 _SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
 # A DataFrame is read already; sizes of its files and folders are the job's.
-_LEFT_OUT = ("data.format", "data.options", "data.glob", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows")
+_LEFT_OUT = (
+    *("data.format", "data.options", "data.glob", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows"),
+    *("embed.class_col", "data.keep_columns", "data.drop_columns"),  # `transform` keeps all columns of what it is given
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,16 +13,16 @@ from ivis_spark.nn.distances import Tensor
 
 @keras.saving.register_keras_serializable(package="ivis_spark")
 class RowScaling(keras.layers.Layer):  # type: ignore[misc]
-    """Maps rows x to (x - offset) * factor as `core.scaling.Scaler` does, to the same bits."""
+    """Maps rows x to (x - offset) * factor as `core.scaling.Scaler` does, to the same bits: float64 to float32."""
 
     def __init__(self, kind: str, offset: list[float], factor: list[float], **options: Any) -> None:
         """Keep what `Scaler.to_mapping` gives."""
-        super().__init__(trainable=False, **options)
+        super().__init__(trainable=False, **{**options, "dtype": "float64"})
         self.scaler = Scaler.from_mapping({"kind": kind, "offset": offset, "factor": factor})
 
     def call(self, inputs: Tensor) -> Tensor:
         """Scale rows, shape (b, d)."""
-        return (inputs - self.scaler.offset) * self.scaler.factor
+        return keras.ops.cast((inputs - self.scaler.offset) * self.scaler.factor, "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Return what the layer is made of."""
@@ -32,7 +32,7 @@ class RowScaling(keras.layers.Layer):  # type: ignore[misc]
 
 def with_scaling(encoder: keras.Model, scaler: Scaler) -> keras.Model:
     """Return the encoder behind a layer that scales."""
-    rows = keras.Input((len(scaler.offset),), dtype=np.float32)
+    rows = keras.Input((len(scaler.offset),), dtype=np.float64)
     return keras.Model(rows, encoder(RowScaling(**scaler.to_mapping(), name="scaling")(rows)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -60,9 +61,18 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
     return width
 
 
+def most_classes(metric: Metric) -> float:
+    """Return how many classes, numbered from 0, a loss takes as one number a row: infinity, 2 or 0.
+
+    Raises: ConfigError: if Keras has no such loss.
+    """
+    name = _loss_name(metric)
+    return math.inf if name == _SPARSE else 2 if name in _BINARY else 0
+
+
 def takes_classes(metric: Metric) -> bool:
     """Tell whether labels of a metric are one class a row, rather than values or indicators."""
-    return _loss_name(metric) == _SPARSE
+    return most_classes(metric) == math.inf
 
 
 def build_head(metric: Metric, n_outputs: int, embedding_dims: int, *, seed: int | None = None) -> keras.Model:

@@ -188,14 +188,14 @@ def _bytes(text: str) -> float:
 
 def _rows(job: _Job) -> StagePlan:
     record = job.vector + 16
-    shuffled = (5.0 if job.config.data.id_col else 24.0) * job.rows
+    shuffled = (5.0 if job.config.data.keys else job.vector + 24.0) * job.rows
     tasks = max(job.cluster.slots, math.ceil(job.rows * record / TASK_BYTES))
     start, row, value = job.rates.rows
     core = job.rows * (row + value * job.dims)
     return StagePlan(
         "rows", tasks, shuffled, job.rows * record, _PYTHON_BYTES + 4 * 10_000 * record,
         *job.times("rows", start, core, tasks),
-        "shuffles 5 N B to check ids, 24 N B to derive them; stores N (4 d + 16) B; seconds N (a + b d)",
+        "shuffles 5 N B to check ids, N (4 d + 24) B to number rows; stores N (4 d + 16) B; seconds N (a + b d)",
     )  # fmt: skip
 
 

@@ -46,20 +46,20 @@ def find_columns(
     features: Sequence[str],
     width: int,
     scaler: Scaler | None,
-    id_col: str | None,
-    read_table: Callable[[], DataFrame | None],
+    kept: Sequence[str],
+    read_table: Callable[[], DataFrame],
 ) -> Wanted:
-    """Find columns among the features, else in the table that `read_table` returns. Runs on: driver.
+    """Find columns among the features, else among those that were kept with the rows. Runs on: driver.
 
     Args:
         names: As the user named them.
         features: Names of the feature columns, or of the one array, whose elements are `name[0]`, `name[1]`, ...
         width: Features of a row.
         scaler: How they were scaled; values are shown as the user had them.
-        id_col: The table's ids, or None if it has none.
-        read_table: Called only if a name is no feature.
+        kept: Names of the columns that were kept.
+        read_table: Returns `id` and those columns; called only if a name is no feature.
 
-    Raises: ConfigError: if a name is found nowhere, or the table has no ids to find rows by.
+    Raises: ConfigError: if a name is found nowhere.
     """
     known = {name: place for place, name in enumerate(features)} if len(features) == width else {}
     found, others = {}, []
@@ -73,20 +73,15 @@ def find_columns(
             others.append(name)
     if not others:
         return Wanted(found, scaler=scaler)
-    table = read_table()
-    if table is None or id_col is None:
-        raise ConfigError(
-            f"{_SETTING} names {', '.join(others)}, no features ({', '.join(features[:20])}; of an array name[0] "
-            "and so on). Other columns are read from the input table: give it with --input, and its ids with --id-col"
-        )
-    missing = [name for name in others if name not in table.columns]
+    missing = [name for name in others if name not in kept]
     if missing:
-        raise ConfigError(f"{_SETTING} names {', '.join(missing)}; the table has: {', '.join(table.columns)}")
-    from pyspark.sql import functions as F
-
+        raise ConfigError(
+            f"{_SETTING} names {', '.join(missing)}, neither features ({', '.join(features[:20])}; of an array name[0] "
+            f"and so on) nor columns that were kept with the rows ({', '.join(kept)})"
+        )
     from ivis_spark.spark.rows.columns import quoted
 
-    return Wanted(found, table.select(F.col(quoted(id_col)).cast("long").alias("id"), *map(quoted, others)), scaler)
+    return Wanted(found, read_table().select("id", *map(quoted, others)), scaler)
 
 
 def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:

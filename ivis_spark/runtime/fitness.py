@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ivis_spark.config import Config
 from ivis_spark.errors import InputError
+
+
+def rows_facts(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a stage `rows` as they are written now, also of one that an older version wrote.
+
+    That one knew integer ids and numbers as labels, and kept no other columns.
+    """
+    if "columns" in info:
+        return info
+    id_col, labels = info.get("id_col"), info.get("labels")
+    if labels is not None:
+        values, kind = labels["values"], "numbers" if labels.get("width", 1) == 1 else "arrays"
+        labels = {"kind": kind, "type": "bigint" if labels["integer"] else "double", "values": values} | {
+            "count": None if values is None else len(values),
+            "unlabelled": int(labels["null"]),
+            "width": labels.get("width", 1),
+        }
+    return {**info, "keys": [id_col] if id_col else [], "numbered": not id_col, "columns": None, "labels": labels}
 
 
 def check_fit(info: dict[str, Any], config: Config) -> None:
@@ -28,29 +47,66 @@ def check_fit(info: dict[str, Any], config: Config) -> None:
     _check_labels(info, config.train.supervision_metric)
 
 
-def label_values(info: dict[str, Any]) -> list[Any] | None:
-    """Return the distinct labels; for labels too many to list (regression) any will do, since none is a class."""
+def class_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
+    """Return the label of each class, in the order of the model's outputs; None if labels are no classes for the loss.
+
+    Names are classes for any loss, numbers for one of classes; -1 is no label there, as with ivis.
+
+    Raises:
+        InputError: if there are too many classes, or the labels are not whole numbers.
+    """
+    labels = info["labels"]
+    if metric is None or labels is None or labels["kind"] == "arrays":
+        return None
+    from ivis_spark.nn.supervision import UNLABELLED, most_classes
+
+    most = most_classes(metric)
+    if labels["kind"] == "names":
+        if most < labels["count"]:
+            raise InputError(
+                f"label column {info['label_col']!r} holds {labels['count']} names; "
+                f"train.supervision_metric={metric!r} takes {'numbers' if most == 0 else 'two of them'}: use "
+                "sparse_categorical_crossentropy"
+            )
+        return list(labels["values"])
+    if most < math.inf:
+        return None
+    if labels["values"] is None:
+        raise InputError(
+            f"label column {info['label_col']!r} has {labels['count']} different numbers, too many for the classes of "
+            f"train.supervision_metric={metric!r}: use a loss of quantities, like mae"
+        )
+    values = [value for value in labels["values"] if value != UNLABELLED]
+    broken = next((value for value in values if value != int(value)), None)
+    if broken is not None:
+        raise InputError(
+            f"label column {info['label_col']!r} holds {broken}; the classes of train.supervision_metric={metric!r} "
+            "are whole numbers or text: use a loss of quantities, like mae"
+        )
+    return values
+
+
+def label_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
+    """Return examples of the labels that training reads: all class numbers, or any numbers of the right width."""
     labels = info["labels"]
     if labels is None:
         return None
-    width = labels.get("width", 1)
-    some = [0.0, 1.0] if width == 1 else [[0.0] * width]
-    return some if labels["values"] is None else list(labels["values"])
+    classes = class_values(info, metric)
+    if classes is not None:
+        return list(range(len(classes)))
+    width = labels["width"]
+    return [0.0, 1.0] if width == 1 else [[0.0] * width]
 
 
 def _check_labels(info: dict[str, Any], metric: str | None) -> None:
-    labels = info["labels"]
     if metric is None:
         return
-    if labels is None:
+    if info["labels"] is None:
         raise InputError(f"train.supervision_metric={metric!r} needs labels; name their column with --label-col")
-    if labels["null"]:
-        raise InputError(
-            f"label column {info['label_col']!r} holds null; give every row a label (for classes, -1 is no label)"
-        )
     from ivis_spark.nn.supervision import count_outputs
 
+    values = np.asarray(label_values(info, metric))
     try:
-        count_outputs(metric, np.asarray(label_values(info)))
+        count_outputs(metric, values)
     except InputError as err:
         raise InputError(f"label column {info['label_col']!r}: {err}") from err

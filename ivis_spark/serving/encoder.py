@@ -51,14 +51,36 @@ class Encoder:
         self.head = head
 
     def __call__(self, X: NDArray[Any]) -> Floats:
-        """Embed rows of shape (n, d): float32, shape (n, e).
+        """Embed rows of shape (n, d), in float64 where float32 would lose digits: float32, shape (n, e).
+
+        Raises:
+            InputError: if d is not the width the network was trained on, or rows lie so far from what it was trained on
+                that the embedding is no float32.
+        """
+        embedding = self.embed(X)
+        beyond = ~np.isfinite(embedding).all(axis=1)
+        if beyond.any():
+            raise InputError(
+                f"{int(beyond.sum())} of {len(X)} rows, the first {int(beyond.argmax())}, lie so far from what the "
+                "model was trained on that their embedding exceeds float32: mend them or leave them out"
+            )
+        return embedding
+
+    def embed(self, X: NDArray[Any]) -> Floats:
+        """Embed rows as `__call__` does, but leave what exceeds float32 infinite or NaN, for the caller to handle.
 
         Raises:
             InputError: if d is not the width the network was trained on.
         """
         if len(X) == 0:
             return np.empty((0, self.network.n_outputs), np.float32)
-        return self.network(X if self.scaler is None else self.scaler.transform(X))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.network(X if self.scaler is None else self.scaler.transform(X))
+
+    @property
+    def border(self) -> float:
+        """The score of one output above which it says the second of two classes: of a hinge loss 0, else .5."""
+        return 0.0 if self.head is not None and self.head.layers[-1].activation == "linear" else 0.5
 
     def score(self, embedding: NDArray[Any]) -> Floats:
         """Return the head's output for rows embedded already: class probabilities, or values; (n, e) -> (n, c).

@@ -18,7 +18,8 @@ _OPSET, _IR_VERSION = 17, 9  # what onnxruntime 1.17 reads
 def export_onnx(model: ModelFolder, path: str) -> None:
     """Write a dense encoder, its scaling and its head as one ONNX file.
 
-    Input `features`, float32 (n, d), rows as the user has them; outputs `embedding`, float32 (n, e), and `scores`,
+    Input `features`, rows as the user has them, (n, d): float64 if the model scales them, since float32 would lose
+    digits, else float32; outputs `embedding`, float32 (n, e), and `scores`,
     float32 (n, c), if the model is supervised. Runs on: driver.
 
     Raises:
@@ -38,15 +39,17 @@ def export_onnx(model: ModelFolder, path: str) -> None:
         )
     graph = _Graph()
     hidden = "features"
-    if encoder.scaler is not None:
-        hidden = graph.add("Sub", hidden, graph.constant(encoder.scaler.offset))
-        hidden = graph.add("Mul", hidden, graph.constant(encoder.scaler.factor))
+    scaler, kind = encoder.scaler, TensorProto.FLOAT
+    if scaler is not None and scaler.kind != "none":
+        hidden = graph.add("Sub", hidden, graph.constant(scaler.offset, np.float64))
+        hidden = graph.add("Mul", hidden, graph.constant(scaler.factor, np.float64))
+        hidden, kind = graph.add("Cast", hidden, to=TensorProto.FLOAT), TensorProto.DOUBLE
     outputs = [_value("embedding", encoder.network.n_outputs)]
     graph.add("Identity", graph.dense(hidden, encoder.network), output="embedding")
     if encoder.head is not None:
         graph.add("Identity", graph.dense("embedding", encoder.head), output="scores")
         outputs.append(_value("scores", encoder.head.n_outputs))
-    inputs = [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", encoder.network.n_inputs])]
+    inputs = [helper.make_tensor_value_info("features", kind, ["n", encoder.network.n_inputs])]
     made = helper.make_graph(graph.nodes, "ivis_spark", inputs, outputs, graph.constants)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
     onnx.checker.check_model(proto)
@@ -66,11 +69,11 @@ class _Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def constant(self, value: Any) -> str:
+    def constant(self, value: Any, dtype: type[np.floating[Any]] = np.float32) -> str:
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
         return name
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:

@@ -85,6 +85,12 @@ class ModelFolder:
         found: dict[str, Any] = self.serving.get("images") or {}
         return found
 
+    @property
+    def classes(self) -> dict[str, Any]:
+        """`values`, the label of each class in the order of the scores, and `type` of the label; empty without them."""
+        found: dict[str, Any] = self.serving.get("classes") or {}
+        return found
+
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[str]:
         """Yield a local folder with the files; it is removed after."""
@@ -143,6 +149,7 @@ def add_serving_files(
     features: list[str],
     scaler: dict[str, Any] | None = None,
     images: dict[str, Any] | None = None,
+    classes: dict[str, Any] | None = None,
 ) -> None:
     """Add to a folder that `nn.persistence.save_model` wrote what embedding without TensorFlow needs.
 
@@ -153,6 +160,7 @@ def add_serving_files(
         features: Names of the feature columns.
         scaler: Of raw rows, from `Scaler.to_mapping`; None if the network takes them as they are.
         images: `image_height`, `image_width` and `image_mode` if the features are images.
+        classes: `values`, the label of each class in the order of the scores, and `type`, that of the label column.
     """
     from ivis_spark.nn.networks import dense_network
     from ivis_spark.nn.persistence import load_model
@@ -169,6 +177,7 @@ def add_serving_files(
         "n_outputs": int(saved.encoder.output_shape[-1]),
         "features": features,
         **({"images": images} if images else {}),
+        **({"classes": classes} if classes else {}),
     }
     for name, value in ((SERVING, serving), (SCALER, scaler)):
         if value is not None:
@@ -190,6 +199,8 @@ def _read_serving(value: Any) -> dict[str, Any]:
         raise ArtifactError(f"it has format {found}; this version reads format {_FORMAT}: {remedy}")
     check_fields(serving, input_shape=list, n_outputs=int, features=list)
     check_list(serving["features"], str, "features")
+    if serving.get("classes"):
+        check_fields(serving["classes"], values=list, type=str)
     if min([serving["n_outputs"], *check_list(serving["input_shape"], int, "input_shape")]) < 1:
         raise ValueError("a size is not positive")
     return serving

@@ -102,7 +102,8 @@ class PyfuncModel:
                 or infinity.
         """
         del params
-        X = np.asarray(self._rows(model_input), dtype=np.float32)
+        X = np.asarray(self._rows(model_input))
+        X = X if X.dtype == np.float32 else X.astype(np.float64)
         if not np.isfinite(X).all():
             bad = int((~np.isfinite(X).all(axis=1)).sum())
             raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: fix them or leave them out")

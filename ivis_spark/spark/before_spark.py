@@ -123,7 +123,8 @@ def _format_of(name: str) -> str:
 def _check_columns(columns: list[str], data: DataConfig) -> None:
     """Refuse a named column that is missing but for its case, which is Spark's to tell."""
     known = {name.lower() for name in columns}
-    settings = {name: getattr(data, name) for name in ("features_col", "feature_cols", "id_col", "label_col")}
+    names = ("features_col", "feature_cols", "id_col", "id_cols", "label_col", "keep_columns", "drop_columns")
+    settings = {name: getattr(data, name) for name in names}
     for setting, value in settings.items():
         for name in (value,) if isinstance(value, str) else value or ():
             if known and name.lower() not in known:

@@ -1,11 +1,12 @@
 """Vectors in Arrow columns: lists and packed binaries seen as one float32 matrix, without a Python object a row.
 
 Inside the pipeline a vector is a `binary` of d little-endian float32: Spark moves it as one value, where a list costs a
-call an element.
+call an element. Before it is scaled it is float64, unless its source has no more digits than float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,20 @@ from numpy.typing import NDArray
 
 from ivis_spark.errors import InputError
 
+Numbers = NDArray[np.float32] | NDArray[np.float64]
+Faults = dict[str, NDArray[np.bool_]]
 
-def pack(matrix: NDArray[Any]) -> pa.Array:
-    """Return rows of shape (n, d) as a binary column of n packed vectors; zero-copy for contiguous float32."""
-    rows = np.ascontiguousarray(matrix, dtype="<f4")
-    width = 4 * rows.shape[1]
+_LARGEST = np.finfo(np.float32).max
+_NARROW = (pa.float16(), pa.float32(), pa.int8(), pa.int16(), pa.uint8(), pa.uint16(), pa.bool_())
+
+
+def pack(matrix: NDArray[Any], dtype: str = "<f4") -> pa.Array:
+    """Return rows of shape (n, d) as a binary column of n packed vectors; zero-copy if they are of the dtype."""
+    rows = np.ascontiguousarray(matrix, dtype=dtype)
+    width = rows.itemsize * rows.shape[1]
     if rows.nbytes >= 2**31:
         raise InputError(
-            f"an Arrow batch of {len(rows)} x {rows.shape[1]} float32 exceeds 2 GiB; lower embed.batch_rows"
+            f"an Arrow batch of {len(rows)} x {rows.shape[1]} {rows.dtype} exceeds 2 GiB; lower embed.batch_rows"
         )
     offsets = (
         np.arange(0, (len(rows) + 1) * width, width, dtype=np.int32) if width else np.zeros(len(rows) + 1, np.int32)
@@ -29,13 +36,13 @@ def pack(matrix: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows)])
 
 
-def unpack(column: pa.Array) -> NDArray[np.float32]:
-    """Return a binary column of equally long packed vectors as float32, shape (n, d). A view; do not write to it."""
+def unpack(column: pa.Array, dtype: str = "<f4") -> NDArray[Any]:
+    """Return a binary column of equally long packed vectors, shape (n, d). A view; do not write to it."""
     if len(column) == 0:
-        return np.empty((0, 0), np.float32)
+        return np.empty((0, 0), dtype)
     offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + len(column) + 1]
     values = np.frombuffer(column.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
-    return values.view("<f4").reshape(len(column), -1)
+    return values.view(dtype).reshape(len(column), -1)
 
 
 def to_list(matrix: NDArray[Any]) -> pa.Array:
@@ -61,7 +68,20 @@ def list_values(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
     return lengths.astype(np.int64), column.flatten()
 
 
-def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+def exact_dtype(*kinds: pa.DataType) -> type[np.float32] | type[np.float64]:
+    """Return float32 if it holds every number of these types exactly, else float64."""
+    return np.float32 if all(kind in _NARROW for kind in kinds) else np.float64
+
+
+def not_finite(matrix: NDArray[Any]) -> Faults:
+    """Return for each fault which rows of shape (n, d) have it: `nan`, and `infinite` if not finite in float32."""
+    with np.errstate(invalid="ignore"):
+        if matrix.size == 0 or np.abs(matrix).max() <= _LARGEST:  # one pass for clean data, which is nearly all data
+            return dict.fromkeys(("nan", "infinite"), np.zeros(len(matrix), bool))
+        return {"nan": np.isnan(matrix).any(axis=1), "infinite": (np.abs(matrix) > _LARGEST).any(axis=1)}
+
+
+def from_list(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
     """Return a list column as rows, and what is wrong with them.
 
     Args:
@@ -69,34 +89,31 @@ def from_list(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[s
         width: Length that every list should have.
 
     Returns:
-        float32, shape (n, width), zeros where a list cannot be read; and for each fault a mask of shape (n,):
-        `null` (the list or an element of it), `width` (another length), `nan`, `infinite`.
+        float32 or float64, see `exact_dtype`, shape (n, width), zeros where a list cannot be read; and for each fault
+        a mask of shape (n,): `null` (the list or an element of it), `width` (another length), `nan`, `infinite` (in
+        float32).
     """
     lengths, values = list_values(column)
     null_list = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else np.zeros(len(column), bool)
     wrong = (lengths != width) & ~null_list
     null_values = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else None
     flat = (values.fill_null(0) if values.null_count else values).to_numpy(zero_copy_only=False)
-    flat = flat.astype(np.float32, copy=False)
+    flat = flat.astype(exact_dtype(values.type), copy=False)
     if not wrong.any() and not null_list.any():
         matrix = flat.reshape(len(column), width)
         null = null_values.reshape(len(column), width).any(axis=1) if null_values is not None else null_list
     else:
         readable = ~wrong & ~null_list
         of_readable = np.repeat(readable, lengths)
-        matrix = np.zeros((len(column), width), np.float32)
+        matrix = np.zeros((len(column), width), flat.dtype)
         matrix[readable] = flat[of_readable].reshape(-1, width)
         null = null_list.copy()
         if null_values is not None:
             null[readable] = null_values[of_readable].reshape(-1, width).any(axis=1)
-    if np.isfinite(matrix).all():  # one pass for clean data, which is nearly all data
-        nan = infinite = np.zeros(len(column), bool)
-    else:
-        nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
-    return matrix, {"null": null, "width": wrong, "nan": nan, "infinite": infinite}
+    return matrix, {"null": null, "width": wrong, **not_finite(matrix)}
 
 
-def from_vectors(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+def from_vectors(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
     """Return a column of Spark ML vectors, dense and sparse, as rows and what is wrong with them; see `from_list`.
 
     Args:
@@ -114,36 +131,28 @@ def from_vectors(column: pa.Array, width: int) -> tuple[NDArray[np.float32], dic
     sizes = np.where(dense, lengths, column.field("size").fill_null(0).to_numpy(zero_copy_only=False))
     wrong = (sizes != width) & ~null
     filled, sparse = dense & ~wrong & ~null, ~dense & ~wrong & ~null
-    matrix = np.zeros((n, width), np.float32)
+    matrix = np.zeros((n, width), np.float64)
     matrix[filled] = flat[np.repeat(filled, lengths)].reshape(-1, width)
     rows = np.repeat(np.arange(n), lengths)
     matrix[rows[np.repeat(sparse, lengths)], places[np.repeat(sparse, index_lengths)]] = flat[
         np.repeat(sparse, lengths)
     ]
-    return matrix, {
-        "null": null,
-        "width": wrong,
-        "nan": np.isnan(matrix).any(axis=1),
-        "infinite": np.isinf(matrix).any(axis=1),
-    }
+    return matrix, {"null": null, "width": wrong, **not_finite(matrix)}
 
 
-def from_columns(columns: list[pa.Array]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+def from_columns(columns: list[pa.Array]) -> tuple[Numbers, Faults]:
     """Return numeric columns side by side as rows, and what is wrong with them; see `from_list`."""
-    matrix = np.empty((len(columns[0]), len(columns)), np.float32)
+    matrix: NDArray[Any] = np.empty((len(columns[0]), len(columns)), exact_dtype(*(column.type for column in columns)))
     null = np.zeros(len(matrix), bool)
     for place, column in enumerate(columns):
         if column.null_count:
             null |= column.is_null().to_numpy(zero_copy_only=False)
             column = column.fill_null(0)
         matrix[:, place] = column.to_numpy(zero_copy_only=False)
-    nan, infinite = np.isnan(matrix).any(axis=1), np.isinf(matrix).any(axis=1)
-    return matrix, {"null": null, "width": np.zeros(len(matrix), bool), "nan": nan, "infinite": infinite}
+    return matrix, {"null": null, "width": np.zeros(len(matrix), bool), **not_finite(matrix)}
 
 
-def read_rows(
-    columns: list[pa.Array], width: int, *, what: str
-) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
+def read_rows(columns: list[pa.Array], width: int, *, what: str) -> tuple[Numbers, Faults]:
     """Return the features of a batch as rows of shape (n, width), and a mask of shape (n,) for each fault.
 
     Args:
@@ -174,31 +183,7 @@ def read_rows(
     return matrix, faults
 
 
-def valid_rows(column: pa.Array, width: int, *, invalid: str) -> tuple[NDArray[np.float32], pa.Array | None]:
-    """Return the rows of a list column that can be used, and which they are if not all.
-
-    Args:
-        column: array<float> with n lists.
-        width: Length that every list must have.
-        invalid: `error` or `drop`: what to do with null, NaN and infinite rows.
-
-    Returns:
-        float32, shape (m, width), and a mask of shape (n,) with m true values, or None when m is n.
-
-    Raises:
-        InputError: if a row has another width, or is invalid and that is an error.
-    """
-    X, faults = from_list(column, width)
-    if faults["width"].any():
-        found = len(column[int(faults["width"].argmax())])
-        raise InputError(f"a row has {found} features where {width} are wanted; check the features column")
-    bad = faults["null"] | faults["nan"] | faults["infinite"]
-    if not bad.any():
-        return X, None
-    if invalid == "error":
-        kinds = ", ".join(name for name in ("null", "nan", "infinite") if faults[name].any())
-        raise InputError(
-            f"{int(bad.sum())} of {len(X)} rows of a batch cannot be used ({kinds}): mend them, or drop them with "
-            "--set data.invalid=drop"
-        )
-    return X[~bad], pa.array(~bad)
+def describe(features: Sequence[str]) -> str:
+    """Return how a message names feature columns."""
+    shown = ", ".join(features[:5]) + (", ..." if len(features) > 5 else "")
+    return f"column {shown!r}" if len(features) == 1 else f"columns {shown}"

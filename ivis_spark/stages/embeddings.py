@@ -34,7 +34,8 @@ def publish(run: Run, name: str | None) -> Manifest:
     def build(stage: StageBuild) -> None:
         source = _input(run, other)
         encoder = model.encoder(scaled=other is None)
-        done, info = embed_job.embed_input(run.get_spark(), source, encoder, run.config.embed, work)
+        classes = model.classes
+        done, info = embed_job.embed_input(run.get_spark(), source, encoder, run.config.embed, work, classes=classes)
         units.move(done, stage.path("data"))
         stage.info.update(info)
 
@@ -51,12 +52,14 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     other = _other_table(run, model, target=uri)
     target = Target(uri, mode, run.config.embed.partition_by)
     source = _input(run, other)
-    encoder = model.encoder(scaled=other is None)
+    encoder, classes = model.encoder(scaled=other is None), model.classes
     spec = {**_spec(run, fingerprint, other), "mode": mode}
-    embed = functools.partial(embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed)
+    embed = functools.partial(
+        embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed, classes=classes
+    )
     with RunLock(target.lock_folder, "embed") as lock:
         if mode != "overwrite":
-            embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed)
+            embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
         info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
     log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
@@ -65,7 +68,10 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
 def _input(run: Run, other: tuple[Input, dict[str, Any]] | None) -> Input:
     from ivis_spark.spark.embedding import job as embed_job
 
-    return embed_job.input_of_rows(run.table(run.require("rows"))) if other is None else other[0]
+    if other is not None:
+        return other[0]
+    rows = run.require("rows")
+    return embed_job.input_of_rows(run.table(rows), rows.info)
 
 
 def _model(run: Run) -> tuple[str, ModelFolder]:
@@ -94,5 +100,4 @@ def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> 
     source, rows = run.source(table, *([target] if target else [])), run.folder.manifest("rows")
     if target is None and rows is not None and source == rows.spec["inputs"]["source"]:
         return None
-    data, invalid = run.config.data, run.config.embed.invalid
-    return embed_job.input_of_table(table, run.input.uri or "", data, model, invalid=invalid), source
+    return embed_job.input_of_table(table, run.input.uri or "", run.config.data, model), source

@@ -73,7 +73,7 @@ class InputTable:
         """Return which columns of another table to read: those named, else those that the run's input had."""
         trained = Config.from_mapping({"data": rows.spec["config"]["data"]}).data
         data = dataclasses.replace(trained, invalid=self.data.invalid)
-        if self.data.features_col or self.data.feature_cols or self.data.id_col:
+        if self.data.features_col or self.data.feature_cols or self.data.keys:
             data = self.data
         elif not data.features_col and not data.feature_cols:
             names = tuple(rows.info["features"])
@@ -82,4 +82,6 @@ class InputTable:
             )
         if data.label_col not in table.columns:
             data = dataclasses.replace(data, label_col=None)
+        if data is not self.data and not {*data.keys, *data.keep_columns, *data.drop_columns} <= set(table.columns):
+            data = dataclasses.replace(data, id_col=None, id_cols=(), keep_columns=(), drop_columns=())
         return data

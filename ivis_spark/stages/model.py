@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.errors import ConfigError
-from ivis_spark.runtime.fitness import label_values
+from ivis_spark.runtime.fitness import class_values, label_values
 from ivis_spark.stages import rows as rows_stage
 from ivis_spark.stages.run import SCALER, Run
 from ivis_spark.storage import Manifest, StageBuild
@@ -32,7 +32,9 @@ def publish(run: Run) -> Manifest:
         scaler = storage.read_json(run.folder.uri(rows, SCALER))
         with storage.local_copy(stage.uri) as folder:
             images = rows.info.get("images")
-            add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images)
+            values = class_values(rows.info, run.config.train.supervision_metric)
+            classes = None if values is None else {"values": values, "type": rows.info["labels"]["type"]}
+            add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images, classes=classes)
             if folder != storage.local_path(stage.uri):
                 storage.put_folder(folder, stage.uri)
 
@@ -58,7 +60,7 @@ def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoin
     return TrainingJob(
         blocks,
         run.config.for_rows(rows.info["rows"]).train,
-        label_values=label_values(rows.info),
+        label_values=label_values(rows.info, run.config.train.supervision_metric),
         random_state=run.config.random_state,
         model_uri=model_uri,
         checkpoint_uri=checkpoint_uri,

@@ -16,6 +16,8 @@ from ivis_spark.stages.run import SCALER, Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
     from ivis_spark.report.colouring import Wanted
 
 
@@ -37,8 +39,8 @@ def publish(run: Run) -> Manifest:
         with _scratch_folder() as folder:
             figures = evaluate(
                 run.get_spark(),
-                rows=run.table(needed["rows"]),
-                embeddings=run.table(needed["embeddings"]),
+                rows=_labelled(run, needed["rows"]),
+                embeddings=_numbered(run, needed["rows"], needed["embeddings"]),
                 training=_curves(needed["model"].info),
                 neighbours=needed["neighbours"].info,
                 config=run.config.evaluate,
@@ -54,23 +56,55 @@ def publish(run: Run) -> Manifest:
         stage.info.update(figures)
 
     inputs: dict[str, Any] = {name: manifest.fingerprint for name, manifest in needed.items()}
-    if wanted.table is not None:
-        inputs["table"] = run.source(wanted.table)
     return run.publish("report", run.spec("evaluate", "random_state", **inputs), build)
 
 
 def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
     from ivis_spark.report.colouring import find_columns
 
-    data = rows.spec["config"]["data"]
     return find_columns(
         run.config.evaluate.colour_by,
         features=rows.info["features"],
         width=rows.info["dims"],
         scaler=Scaler.from_mapping(storage.read_json(run.folder.uri(rows, SCALER))),
-        id_col=data["id_col"],
-        read_table=run.input.read,
+        kept=rows.info["columns"] or (),
+        read_table=lambda: _with_kept(run, rows),
     )
+
+
+def _with_kept(run: Run, rows: Manifest) -> DataFrame:
+    """Return `id` of the rows and the user's columns that were kept with them, none of which is called so."""
+    from ivis_spark.spark.rows.columns import kept_column
+
+    kept = rows.info["columns"] or ()
+    return run.table(rows).select("id", *[kept_column(kept, name).alias(name) for name in kept if name.lower() != "id"])
+
+
+def _labelled(run: Run, rows: Manifest) -> DataFrame:
+    """Return the rows with the user's names for labels."""
+    from pyspark.sql import functions as F
+
+    table, labels = run.table(rows).drop("columns"), rows.info["labels"]
+    if labels is None or labels["kind"] != "names":
+        return table
+    names = F.array(*[F.lit(name) for name in labels["values"]])
+    return table.withColumn("label", F.element_at(names, (F.col("label") + 1).cast("int")))
+
+
+def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> DataFrame:
+    """Return the embeddings with the rows' numbers as `id`, and of the user's columns those that are no id or label."""
+    from pyspark.sql import functions as F
+
+    from ivis_spark.spark.embedding.job import number_column
+    from ivis_spark.spark.rows.columns import quoted
+
+    table, info = run.table(embeddings), rows.info
+    if info["columns"] is None:  # an older version called the columns so
+        return table
+    number = number_column(info) or info["keys"][0]
+    taken = {"id", "embedding", "label", number, info["label_col"], *info["keys"]}
+    others = [quoted(name) for name in table.columns if name not in taken]
+    return table.select(F.col(quoted(number)).cast("long").alias("id"), "embedding", *others)
 
 
 def _curves(info: dict[str, Any]) -> dict[str, Any]:

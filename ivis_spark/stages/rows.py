@@ -30,9 +30,8 @@ def publish(run: Run) -> Manifest:
         stage.info["table"] = run.input.uri
         check_fit(stage.info, run.config)
 
-    manifest = run.publish("rows", run.spec("data", source=run.source(table)), build)
-    check_fit(manifest.info, run.config)
-    return manifest
+    run.publish("rows", run.spec("data", source=run.source(table)), build)
+    return checked(run)
 
 
 def checked(run: Run) -> Manifest:

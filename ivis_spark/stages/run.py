@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import Defaults
+from ivis_spark.runtime.fitness import rows_facts
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages import STAGES, lock_of
@@ -109,7 +111,10 @@ class Run:
 
     def require(self, stage: str) -> Manifest:
         """Return the manifest of a stage that must be published."""
-        return self.runner.require(stage)
+        manifest = self.runner.require(stage)
+        if stage != "rows":
+            return manifest
+        return dataclasses.replace(manifest, info=rows_facts(manifest.info))
 
     def source(self, table: DataFrame, *outputs: str) -> dict[str, Any]:
         """Return what identifies an input table, after looking that nothing is written where its files are.

@@ -66,3 +66,37 @@ def test_wrong_width_names_both() -> None:
 def test_altered_scaler_is_refused(mapping: object) -> None:
     with pytest.raises(ArtifactError, match="saved scaler"):
         Scaler.from_mapping(mapping)
+
+
+@pytest.mark.parametrize("kind", ["minmax", "standard"])
+@pytest.mark.parametrize("offset", [1.7e9, 1.7e12, 5e6, -4e15])
+def test_what_large_numbers_have_in_common_costs_no_digits(kind: str, offset: float) -> None:
+    X = offset + np.arange(300.0)[:, None]
+    scaled = Scaler.fit(kind, FeatureStatistics.of(X)).transform(X)
+    assert len(np.unique(scaled)) == 300
+    np.testing.assert_allclose(np.diff(scaled[:, 0]), scaled[1, 0] - scaled[0, 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["minmax", "standard"])
+@pytest.mark.parametrize("ends", [(-3e38, 3e38), (0, 3.4e38), (0, 1e-310)])
+def test_the_ends_of_float32_stay_finite(kind: str, ends: tuple[float, float]) -> None:
+    X = np.linspace(*ends, 50)[:, None]
+    assert np.isfinite(Scaler.fit(kind, FeatureStatistics.of(X)).transform(X)).all()
+
+
+def test_the_scaler_does_not_depend_on_how_the_table_was_cut() -> None:
+    X = np.random.default_rng(1).normal(1e6, 3, (4000, 5)) * [1, 1e-3, 1e6, 1, 1]
+    scalers = []
+    for parts in (1, 7, 100):
+        folded = FeatureStatistics.empty(5)
+        for part in np.array_split(X, parts)[::-1]:
+            folded = folded.merge(FeatureStatistics.of(part))
+        scalers.append(Scaler.fit("standard", folded).to_mapping())
+    assert scalers[0] == scalers[1] == scalers[2]
+
+
+def test_features_that_float32_is_too_coarse_for() -> None:
+    X = np.array([[1.7e9, 1e6, 0, 1e9, 0], [1.7e9 + 300, 1e6 + 300, 300, 1e9, 1e-300]])
+    assert FeatureStatistics.of(X).coarse.tolist() == [True, False, False, False, True]
+    large = FeatureStatistics.of(np.array([[1e19, 1e5, -3e38], [0, 0, 0]]))
+    assert large.overflow.tolist() == [True, False, True]

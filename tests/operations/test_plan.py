@@ -39,7 +39,7 @@ def test_by_hand() -> None:
 
 
 def test_derived_ids_are_shuffled() -> None:
-    assert plan(1e6, 10, "data.id_col=none")["rows"].shuffle_bytes == 24e6
+    assert plan(1e6, 10, "data.id_col=none")["rows"].shuffle_bytes == 64e6
 
 
 def test_work_grows_as_it_should() -> None:

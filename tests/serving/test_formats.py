@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
+from ivis_spark.serving.pyfunc import PyfuncModel
 
 RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(50, 6)) * 5 + 100).astype(np.float32)
@@ -59,10 +62,41 @@ def test_onnx_agrees(tmp_path: Path, activation: str) -> None:
     model = folder(activation, head="sigmoid" if activation == "relu" else "softmax")
     export_onnx(model, path)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    embedding, scores = session.run(["embedding", "scores"], {"features": X})
+    embedding, scores = session.run(["embedding", "scores"], {"features": X.astype(np.float64)})
     encoder = model.encoder()
     np.testing.assert_allclose(embedding, encoder(X), atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(scores, encoder.score(encoder(X)), atol=1e-5, rtol=1e-5)
+
+
+def far(model: ModelFolder) -> tuple[np.ndarray, ModelFolder, np.ndarray]:
+    """Rows in seconds since 1970, a model that scales them, and where the scaled rows lie."""
+    seconds = 1.7e9 + RNG.permutation(300).reshape(50, 6)
+    scaler = Scaler.fit("minmax", FeatureStatistics.of(seconds))
+    files = {**model.files, "scaler.json": json.dumps(scaler.to_mapping()).encode()}
+    scaled = ((seconds - seconds.min(axis=0)) / np.ptp(seconds, axis=0)).astype(np.float32)
+    return seconds, ModelFolder(model.spec, model.info, files), model.encoder(scaled=True)(scaled)
+
+
+def test_every_form_scales_with_all_digits(tmp_path: Path) -> None:
+    seconds, model, expected = far(folder())
+    np.testing.assert_allclose(model.encoder()(seconds), expected, atol=1e-5)
+    np.testing.assert_allclose(PyfuncModel(model.encoder()).predict(seconds), expected, atol=1e-5)
+    np.testing.assert_allclose(PyfuncModel(model.encoder()).predict(pd.DataFrame(seconds)), expected, atol=1e-5)
+    runtime = pytest.importorskip("onnxruntime")
+    from ivis_spark.serving.export import export_onnx
+
+    export_onnx(model, str(tmp_path / "model.onnx"))
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(["embedding"], {"features": seconds})[0], expected, atol=1e-5)
+
+
+def test_rows_beyond_float32_are_refused_and_not_infinite() -> None:
+    encoder = Encoder(folder().encoder().network, Scaler("minmax", np.zeros(6), np.full(6, 100.0)))
+    rows = X.astype(np.float64)
+    rows[3] = 3e38
+    with pytest.raises(InputError, match=r"1 of 50 rows, the first 3, lie so far from what the model was trained on"):
+        encoder(rows)
+    assert np.isfinite(encoder.embed(rows)).all(axis=1).sum() == 49
 
 
 def test_onnx_without_scaling_and_head(tmp_path: Path) -> None:
@@ -81,7 +115,6 @@ def test_onnx_without_scaling_and_head(tmp_path: Path) -> None:
 def test_mlflow_loads_without_pickle(tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     import mlflow.pyfunc
-    import pandas as pd
 
     from ivis_spark.serving.pyfunc import save_pyfunc
 

@@ -12,10 +12,8 @@ from pyspark.sql import SparkSession
 from runs import published
 
 from ivis_spark import Config, Pipeline
-from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.by_label import build_label_neighbours
-from ivis_spark.spark.rows.columns import resolve
 
 pytestmark = pytest.mark.spark
 N, D = 300, 5
@@ -78,16 +76,13 @@ def test_arrays_reach_the_head_in_order(
     assert load_model(str(published(tmp_path / "run", "model"))).head.output_shape == (None, width)
 
 
-def test_arrays_of_other_lengths_and_nulls_are_refused(spark: SparkSession, tmp_path: Path) -> None:
+def test_arrays_of_other_lengths_are_refused_and_nulls_are_no_label(spark: SparkSession, tmp_path: Path) -> None:
     ragged = [[1.0, 2.0][: 1 + (i == 7)] for i in range(N)]
-    with pytest.raises(InputError, match="label arrays have 1 to 2 elements"):
+    with pytest.raises(InputError, match="label arrays of column 'y' have 1 to 2 elements"):
         pipeline(spark, tmp_path / "ragged", ragged, "array<double>").ingest()
     holes = [[1.0, None if i == 7 else 2.0] for i in range(N)]
-    with pytest.raises(InputError, match="label column 'y' holds null"):
-        pipeline(spark, tmp_path / "holes", holes, "array<double>", supervision_metric="mse").ingest()
-    frame = spark.createDataFrame([([1.0], ["a"])], "features array<float>, y array<string>")
-    with pytest.raises(InputError, match=r"array<string>; a numeric column, or one of arrays of numbers"):
-        resolve(frame, DataConfig(label_col="y"))
+    run = pipeline(spark, tmp_path / "holes", holes, "array<double>", supervision_metric="mse")
+    assert run.ingest().info["labels"]["unlabelled"] == 1
 
 
 @pytest.mark.parametrize("partitions", [1, 5])

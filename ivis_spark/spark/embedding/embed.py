@@ -14,15 +14,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark import SparkContext, TaskContext
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
 
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
-from ivis_spark.spark.rows.columns import FEATURES
+from ivis_spark.spark.rows.columns import FEATURES, quoted
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import read_rows, to_list, to_packed_halves
+from ivis_spark.spark.vectors import describe, read_rows, to_list, to_packed_halves
 
 if TYPE_CHECKING:
     from pyspark.broadcast import Broadcast
@@ -39,22 +40,28 @@ class Outputs:
         embedding: Name of the embedding.
         scores: Name of the supervised head's output, or None.
         half: Whether both are `binary` of packed float16 instead of array<float>.
+        label: Name of the most probable class, or None.
+        classes: The label of each class, as text.
+        label_type: Spark's name of the labels' type.
     """
 
     embedding: str = EMBEDDING
     scores: str | None = None
     half: bool = False
+    label: str | None = None
+    classes: tuple[str, ...] = ()
+    label_type: str = "string"
 
     @property
     def names(self) -> list[str]:
         """The columns, in order."""
-        return [self.embedding] + ([self.scores] if self.scores is not None else [])
+        return [name for name in (self.embedding, self.scores, self.label) if name is not None]
 
     @property
     def fields(self) -> list[T.StructField]:
-        """The columns with their types."""
+        """The columns with their types; that of the class is still text."""
         kind = T.BinaryType() if self.half else T.ArrayType(T.FloatType(), containsNull=False)
-        return [T.StructField(name, kind) for name in self.names]
+        return [T.StructField(name, T.StringType() if name == self.label else kind) for name in self.names]
 
     def check_free(self, columns: Iterable[str], remedy: str) -> None:
         """Check that a table has no such columns yet: Spark, and the tables it writes, do not tell cases apart.
@@ -68,12 +75,19 @@ class Outputs:
                 raise InputError(f"the table has a column {there[name.lower()]!r} already: {remedy}")
             there[name.lower()] = name
 
-    def make(self, encoder: Encoder, X: NDArray[Any]) -> list[pa.Array]:
-        """Embed rows of shape (n, d): a column for each name. Runs on: executor."""
+    def make(self, encoder: Encoder, embedding: NDArray[Any]) -> list[pa.Array]:
+        """Return, of embedded rows of shape (n, e), a column for each name. Runs on: executor."""
         to_column = to_packed_halves if self.half else to_list
-        embedding = encoder(X)
-        arrays = [embedding] + ([encoder.score(embedding)] if self.scores is not None else [])
-        return [to_column(array) for array in arrays]
+        made = [to_column(embedding)]
+        if self.scores is None and self.label is None:
+            return made
+        scores = encoder.score(embedding)
+        if self.scores is not None:
+            made.append(to_column(scores))
+        if self.label is not None:
+            best = scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > encoder.border).astype(np.int64)
+            made.append(pa.array(self.classes, pa.string()).take(pa.array(best)))
+        return made
 
 
 class InvalidRows:
@@ -105,11 +119,11 @@ def embed_frame(
     *,
     invalid: str,
     features: Sequence[str] = (FEATURES,),
-    keep_features: bool = False,
+    kept: Sequence[str] | None = None,
     outputs: Outputs | None = None,
     counts: InvalidRows | None = None,
 ) -> DataFrame:
-    """Add the embedding, and the scores if asked for, to a frame; all other columns pass through untouched.
+    """Add the embedding, and the scores if asked for, to a frame; the columns that are kept pass through untouched.
 
     Lazy: nothing runs before an action; works on a streaming frame too. The encoder is broadcast once. Runs on: driver.
 
@@ -119,32 +133,36 @@ def embed_frame(
         invalid: What to do with null, NaN and infinite rows: `error`, `null` (a null embedding) or `drop`. Another
             width is always an error.
         features: One column: array of any numeric type, Spark ML vector or packed binary; or several numeric columns.
-        keep_features: Whether these come back too; leaving them out saves their way back from Python.
+        kept: Columns that come back too; all but the features if left out, which saves their way back from Python.
         outputs: The columns to add.
         counts: Counts the invalid rows.
 
     Returns:
-        The frame with the outputs behind its other columns.
+        The columns that are kept, in the frame's order, and the outputs behind them.
 
     Raises:
         NotFittedError: if scores are asked for and the model has no head.
     """
     outputs = outputs or Outputs()
-    if outputs.scores is not None:
+    if outputs.scores is not None or outputs.label is not None:
         encoder.score(np.zeros((0, encoder.network.n_outputs), np.float32))
     fields = frame.schema.fields
-    kept = [place for place, field in enumerate(fields) if keep_features or field.name not in features]
+    chosen = [name for name in frame.columns if name not in features] if kept is None else kept
+    places = [place for place, field in enumerate(fields) if field.name in chosen]
     shared = frame.sparkSession.sparkContext.broadcast(encoder)
     embed = functools.partial(
         embed_batches,
         shared=shared,
         invalid=invalid,
         features=tuple(features),
-        kept=kept,
+        kept=places,
         outputs=outputs,
         counts=counts,
     )
-    return map_arrow(frame, embed, T.StructType([*(fields[place] for place in kept), *outputs.fields]))
+    embedded = map_arrow(frame, embed, T.StructType([*(fields[place] for place in places), *outputs.fields]))
+    if outputs.label is None:
+        return embedded
+    return embedded.withColumn(outputs.label, F.col(quoted(outputs.label)).cast(outputs.label_type))
 
 
 def embed_batches(
@@ -166,13 +184,16 @@ def embed_batches(
         bad = np.zeros(len(X), bool)
         for mask in faults.values():
             bad |= mask
-        if not bad.any():
-            made = outputs.make(encoder, X)
-        else:
+        embedding = encoder.embed(X[~bad] if bad.any() else X)
+        beyond = ~np.isfinite(embedding).all(axis=1)
+        if beyond.any():  # so far from what the model was trained on that its layers overflow
+            faults = {**faults, "infinite": faults.get("infinite", False) | _placed(beyond, ~bad)}
+            bad, embedding = bad | faults["infinite"], embedding[~beyond]
+        made = outputs.make(encoder, embedding)
+        if bad.any():
             refuse(faults, X, invalid=invalid, what=what)
             if counts is not None:
                 counts.add(faults)
-            made = outputs.make(encoder, X[~bad])
             if invalid == "null":
                 made = [spread(column, ~bad) for column in made]
             else:
@@ -214,15 +235,16 @@ def refuse(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], *, invalid: st
     )
 
 
+def _placed(mask: NDArray[np.bool_], where: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask of the m rows of n that `where` marks as one of all n."""
+    placed = np.zeros(len(where), bool)
+    placed[where] = mask
+    return placed
+
+
 def spread(column: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
     """Return a column of m values as one of n, null where `valid`, shape (n,) with m true, is not."""
     return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
-
-
-def describe(features: Sequence[str]) -> str:
-    """Return how a message names feature columns."""
-    shown = ", ".join(features[:5]) + (", ..." if len(features) > 5 else "")
-    return f"column {shown!r}" if len(features) == 1 else f"columns {shown}"
 
 
 def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", half: bool = False) -> Any:

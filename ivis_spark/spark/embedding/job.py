@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from ivis_spark.config import DataConfig, EmbedConfig
 from ivis_spark.errors import InputError
@@ -21,7 +22,7 @@ from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
-from ivis_spark.spark.rows import ingest, tables
+from ivis_spark.spark.rows import tables
 from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
 # Formats whose files can be read one by one.
@@ -46,21 +47,43 @@ class Input:
     columns: list[str]
 
 
-def input_of_rows(rows: DataFrame) -> Input:
-    """Return the rows of a run, packed and scaled already."""
+def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
+    """Return the rows of a run, packed and scaled already, with the columns that were kept.
+
+    Rows that were numbered keep their number, as the tables of neighbours name it, in the column `number_column`.
+
+    Args:
+        rows: Of the stage `rows`.
+        info: Facts of its manifest.
+    """
+    if info["columns"] is None:  # of an older version, which kept id and label alone
+        names = [name for name in rows.columns if name != frames.FEATURES]
+        return Input((frames.FEATURES,), tables.input_files(rows), lambda files: _rows_of(rows, files), names)
+    number = number_column(info)
+    kept = [frames.kept_column(info["columns"], name).alias(name) for name in info["columns"]]
+    features = frames.unused(frames.FEATURES, info["columns"])
+    columns = [*kept, *([F.col(frames.ID).alias(number)] if number else []), F.col(frames.FEATURES).alias(features)]
 
     def read(files: list[str]) -> DataFrame:
-        return tables.read_parquet(rows.sparkSession, *files, schema=rows.schema) if files else rows
+        return _rows_of(rows, files).select(*columns)
 
-    columns = [name for name in rows.columns if name != frames.FEATURES]
-    return Input((frames.FEATURES,), tables.input_files(rows), read, columns)
+    names = [*info["columns"], *([number] if number else [])]
+    return Input((features,), tables.input_files(rows), read, names)
 
 
-def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder, *, invalid: str) -> Input:
+def _rows_of(rows: DataFrame, files: list[str]) -> DataFrame:
+    return tables.read_parquet(rows.sparkSession, *files, schema=rows.schema) if files else rows
+
+
+def number_column(info: dict[str, Any]) -> str | None:
+    """Return the column of embedded rows that holds their numbers, from facts of the stage `rows`; None without one."""
+    return frames.unused(frames.ID, info["columns"]) if info["numbered"] else None
+
+
+def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder) -> Input:
     """Return a user's table with the columns that the model was trained on, or those that `config` names.
 
-    A table of nothing but features gets the column `id`, derived from their content as on ingest, and is read whole;
-    an invalid row has no content to derive an id from, so that it is an error there unless `invalid` is drop.
+    A table that has nothing else to keep keeps its features, which alone tell its rows apart.
 
     Raises:
         InputError: if a column is missing or of a type that cannot be used, or the width is not the model's.
@@ -78,24 +101,34 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
             f"the table has {source.width} features in {source.features_text}; the model was trained on "
             f"{model.n_inputs}"
         )
-    others = [name for name in table.columns if name not in source.feature_names]
-    if not others:
-        config = dataclasses.replace(config, invalid="drop" if invalid == "drop" else "error")
-        with_ids = ingest.with_derived_ids(ingest.packed(source, config))
-        return Input((frames.FEATURES,), [], lambda _: with_ids, [frames.ID])
     files = tables.input_files(table) if config.format in _FILE_FORMATS else []
+    features = frames.to_map(table, source, config)[1]
 
     def read(chosen: list[str]) -> DataFrame:
         found = tables.read_files(table, uri, config, chosen) if chosen else table
-        return frames.decoded(found, source.feature_names, config)
+        return frames.to_map(found, source, config)[0]
 
-    return Input(source.feature_names, files, read, others)
+    return Input(features, files, read, list(source.carried))
 
 
 def embed_input(
-    spark: SparkSession, source: Input, encoder: Encoder, config: EmbedConfig, work: str
+    spark: SparkSession,
+    source: Input,
+    encoder: Encoder,
+    config: EmbedConfig,
+    work: str,
+    *,
+    classes: dict[str, Any] | None = None,
 ) -> tuple[list[units.Unit], dict[str, Any]]:
     """Embed all rows of an input, unit after unit, into Parquet below a work folder. Runs on: driver.
+
+    Args:
+        spark: The session.
+        source: The rows.
+        encoder: Scales and embeds a batch.
+        config: The outputs and what to do with invalid rows.
+        work: URI of the folder.
+        classes: `values` and `type` of the model's classes, if it has any.
 
     Returns:
         The units, and facts about all of them: rows, and invalid rows by kind.
@@ -103,7 +136,7 @@ def embed_input(
     Raises:
         InputError: if rows are invalid and that is an error, or columns clash.
     """
-    outputs = _outputs(config)
+    outputs = _outputs(config, classes)
     _check_columns(source, outputs, config)
     size = config.unit_bytes or _WAVES * _SPLIT_BYTES * cores(spark)
     plan = units.plan_units(source.files, size) if source.files else [[]]
@@ -116,8 +149,17 @@ def embed_input(
     return done, info
 
 
-def check_same_columns(spark: SparkSession, target: Target, source: Input, config: EmbedConfig) -> None:
+def check_same_columns(
+    spark: SparkSession,
+    target: Target,
+    source: Input,
+    config: EmbedConfig,
+    *,
+    classes: dict[str, Any] | None = None,
+) -> None:
     """Refuse to put embeddings into a table with other columns. Reads footers only. Runs on: driver.
+
+    The arguments are those of `embed_input`.
 
     Raises:
         InputError: names the columns that differ.
@@ -132,9 +174,11 @@ def check_same_columns(spark: SparkSession, target: Target, source: Input, confi
             f"{target.uri} is partitioned by {found}, and embed.partition_by is "
             f"{'/'.join(config.partition_by) or 'nothing'}: set it to the same, or choose another --target"
         )
-    outputs = _outputs(config)
-    fields = [field for field in source.read([]).schema.fields if field.name not in source.features]
+    outputs = _outputs(config, classes)
+    fields = [field for field in source.read([]).schema.fields if field.name in source.columns]
     new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}
+    if outputs.label is not None:
+        new[outputs.label] = outputs.label_type
     table = tables.read_table(spark, target.uri, DataConfig(format="parquet"))
     old = {field.name: field.dataType.simpleString() for field in table.schema.fields}
     named = config.partition_by  # their types are guessed from the names of folders
@@ -149,8 +193,25 @@ def check_same_columns(spark: SparkSession, target: Target, source: Input, confi
         raise InputError(f"{target.uri} has other columns: {'; '.join(faults)}. Choose another --target")
 
 
-def _outputs(config: EmbedConfig) -> Outputs:
-    return Outputs(config.output_col, config.scores_col, config.precision == "float16")
+def _outputs(config: EmbedConfig, classes: dict[str, Any] | None) -> Outputs:
+    """Return the columns that embedding adds.
+
+    Raises:
+        InputError: if the class is asked for of a model that knows none.
+    """
+    if config.class_col and not classes:
+        raise InputError(
+            f"embed.class_col={config.class_col!r} is asked for, and the model was not trained on classes: train with "
+            "--label-col and train.supervision_metric=sparse_categorical_crossentropy"
+        )
+    return Outputs(
+        config.output_col,
+        config.scores_col,
+        config.precision == "float16",
+        label=config.class_col,
+        classes=tuple(map(str, classes["values"])) if classes else (),
+        label_type=classes["type"] if classes else "string",
+    )
 
 
 def _embed_unit(
@@ -169,6 +230,7 @@ def _embed_unit(
             encoder,
             invalid=config.invalid,
             features=source.features,
+            kept=source.columns,
             outputs=outputs,
             counts=counts,
         )
@@ -178,7 +240,7 @@ def _embed_unit(
 
 
 def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None:
-    outputs.check_free(source.columns, "name another with --set embed.output_col or embed.scores_col")
+    outputs.check_free(source.columns, "name another with --set embed.output_col, embed.scores_col or embed.class_col")
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
         raise InputError(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
+from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
@@ -18,12 +19,13 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.serving.index import INDEX_FILE, PartitionedIndex
 from ivis_spark.spark.neighbours.task_plan import one_blas_thread
 from ivis_spark.spark.rows import columns as frames
-from ivis_spark.spark.rows import ingest
 from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import to_list, unpack
+from ivis_spark.spark.vectors import describe, pack, read_rows, to_list, unpack
 
-_SCHEMA = "id long, neighbour_ids array<long>, distances array<float>"
+FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
+_READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
+_DIGITS = "<f8"
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
 
@@ -36,15 +38,16 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         frame: Rows as they were before the build scaled them, in any form that `data` may name.
         index: URI of a run folder, or of the folder `neighbours/index` in it.
         k: Neighbours of each row; as many as the build found for its own rows if left out.
-        data: Which columns are features and id, and what to do with invalid rows; ids are derived without one.
+        data: Which columns are features, which are kept, and what to do with invalid rows.
 
     Returns:
-        `id` long, `neighbour_ids` array<long> and `distances` array<float>, k of each, nearest first, ties by id. A
-        row that is in the index finds itself.
+        The columns of the table that are kept, or its features if it has no others, then `neighbour_ids` array<long>
+        and `distances` array<float>, k of each, nearest first, ties by id. A row that is in the index finds itself.
 
     Raises:
         ArtifactError: if there is no index.
-        InputError: if the columns do not fit it, or k is not less than its rows.
+        InputError: if the columns do not fit it, k is not less than its rows, or the table has a column
+            `neighbour_ids` or `distances` that is kept.
     """
     opened = PartitionedIndex.load(index)
     k = opened.k if k is None else k
@@ -57,27 +60,50 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         raise InputError(
             f"the table has {source.width} features in {source.features_text}; the index was built on {opened.dims}"
         )
-    rows = ingest.packed(source, config)
-    if source.id_col is None:
-        rows = ingest.with_derived_ids(rows)
+    clash = [name for name in source.carried if name.lower() in FOUND.names]
+    if clash:
+        raise InputError(
+            f"the table has a column {clash[0]!r} already; leave it out: --set data.drop_columns={clash[0]}"
+        )
+    with exact_names(frame):
+        table, features = frames.to_map(frame, source, config)
+    kept = [place for place, field in enumerate(table.schema.fields) if field.name in source.carried]
+    fields = [table.schema.fields[place] for place in kept]
     digest = str(storage.digest_file(storage.join(opened.uri, INDEX_FILE))["sha256"])
-    rows = rows.select("id", "features")
+    read = functools.partial(
+        _with_regions, uri=opened.uri, digest=digest, features=features, kept=kept, drop=config.invalid == "drop"
+    )
+    # the columns that are kept may have any name, so these two go by place: the last two
+    rows = map_arrow(table, read, T.StructType([*fields, *_READ.fields]))
     if len(opened.regions) > 1:
-        body = functools.partial(_with_regions, uri=opened.uri, digest=digest)
-        rows = map_arrow(rows, body, "id long, features binary, region int")
-        rows = rows.repartition("region").sortWithinPartitions("region")
-    return map_arrow(rows, functools.partial(_search, uri=opened.uri, digest=digest, k=k), _SCHEMA)
+        numbered = rows.toDF(*[f"c{place}" for place in range(len(rows.columns))])
+        region = numbered.columns[-1]
+        rows = numbered.repartition(region).sortWithinPartitions(region).toDF(*rows.columns)
+    search = functools.partial(_search, uri=opened.uri, digest=digest, k=k)
+    return map_arrow(rows, search, T.StructType([*fields, *FOUND.fields]))
 
 
-def _with_regions(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str) -> Iterator[pa.RecordBatch]:
-    """Add the home region of each row. Runs on: executor. Memory: O(batch)."""
+def _with_regions(
+    batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, features: tuple[str, ...], kept: list[int], drop: bool
+) -> Iterator[pa.RecordBatch]:
+    """Pack the features of each row, all their digits, and add its home region. Runs on: executor. Memory: O(batch)."""
     index = _index(uri, digest)
+    what = describe(features)
     with one_blas_thread():
         for batch in batches:
-            rows = unpack(batch.column("features"))
-            regions = pa.array(index.home(rows) if batch.num_rows else np.zeros(0, np.int64), pa.int32())
-            columns = [batch.column("id"), batch.column("features").cast(pa.binary()), regions]
-            yield pa.RecordBatch.from_arrays(columns, ["id", "features", "region"])
+            columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
+            rows, faults = read_rows([batch.column(name) for name in features], index.dims, what=what)
+            bad = np.logical_or.reduce([np.zeros(len(rows), bool), *faults.values()])
+            if bad.any():
+                if not drop:
+                    kinds = ", ".join(fault for fault, mask in faults.items() if mask.any())
+                    raise InputError(
+                        f"{int(bad.sum())} of {len(rows)} rows of a batch cannot be searched ({kinds} in {what}): fix "
+                        "them, or drop them with --set data.invalid=drop"
+                    )
+                rows, columns = rows[~bad], [column.filter(pa.array(~bad)) for column in columns]
+            regions = pa.array(index.home(rows) if len(rows) else np.zeros(0, np.int64), pa.int32())
+            yield pa.RecordBatch.from_arrays([*columns, pack(rows, _DIGITS), regions], [*names, *_READ.names])
 
 
 def _search(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int) -> Iterator[pa.RecordBatch]:
@@ -86,12 +112,12 @@ def _search(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int)
     with one_blas_thread():
         for batch in batches:
             if batch.num_rows:
-                ids, distances = index.query(unpack(batch.column("features")), k)
+                *columns, features, _ = batch.columns
+                ids, distances = index.query(unpack(features, _DIGITS), k)
                 offsets = np.arange(0, ids.size + 1, k, dtype=np.int32)
                 lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.reshape(-1)))
-                yield pa.RecordBatch.from_arrays(
-                    [batch.column("id"), lists, to_list(distances)], ["id", "neighbour_ids", "distances"]
-                )
+                names = [*batch.schema.names[:-2], *FOUND.names]
+                yield pa.RecordBatch.from_arrays([*columns, lists, to_list(distances)], names)
 
 
 def _index(uri: str, digest: str) -> PartitionedIndex:

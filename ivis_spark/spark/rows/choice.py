@@ -54,7 +54,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
         _warn_of_partitions(table, features)
         _warn_of_ids(table, features)
         text = [name for name in left_out if isinstance(table.schema[name].dataType, T.StringType)]
-        keys = (config.id_col, config.label_col)
+        keys = (*config.keys, config.label_col)
         for name, fault in _bad_cells(table, [name for name in text if name not in keys]).items():
             left_out[name] = fault
             log.warning("column %r is not among the features: %s", name, fault)
@@ -64,7 +64,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
 
 
 def _reason(field: T.StructField, config: DataConfig, others: str) -> str:
-    if field.name == config.id_col:
+    if field.name in config.keys:
         return "the id"
     if field.name == config.label_col:
         return "the label"

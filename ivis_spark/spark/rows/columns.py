@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,26 +14,70 @@ from pyspark.sql import types as T
 
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
+from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
 from ivis_spark.spark.rows.images import is_image, pixels
 
-ID, FEATURES, LABEL = "id", "features", "label"
+log = logging.getLogger(__name__)
+
+ID, FEATURES, LABEL, COLUMNS = "id", "features", "label", "columns"
 IMAGE_SETTINGS = ("image_height", "image_width", "image_mode")
 _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_EXACT_IN_FLOAT32 = (T.FloatType, T.ByteType, T.ShortType)
+_KEPT = (T.NumericType, T.StringType, T.BooleanType, T.BinaryType, T.DateType, T.TimestampType, T.TimestampNTZType)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table whose columns are resolved: `frame` has `features` array<float> and, where given, `id` and `label`.
+    """A table whose columns are resolved.
 
-    Of images, `images` are the settings of `data` by which they are read.
+    Attributes:
+        frame: `features` array<float>, or array<double> where float32 would lose digits; `id` long if one integer
+            column is the key, else `hash` long of what identifies a row; `label` if there is one; `columns`, a struct
+            of the columns that are kept, if there are any, its fields called by number: names may differ in case only.
+        width: Features of a row.
+        feature_names: The columns they come from.
+        keys: The columns that identify a row; none if its content does.
+        kept: The fields of `columns`, in the table's order.
+        label_col: The column of the label.
+        label_type: Its type.
+        images: Of images, the settings of `data` by which they are read.
     """
 
     frame: DataFrame
     width: int
     feature_names: tuple[str, ...]
-    id_col: str | None
-    label_col: str | None
+    keys: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    label_col: str | None = None
+    label_type: T.DataType = T.NullType()  # noqa: RUF009
     images: dict[str, Any] | None = None
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Columns that what is made of the rows has too: those kept, else the features, which alone tell rows apart."""
+        return self.kept or self.feature_names
+
+    @property
+    def numbered(self) -> bool:
+        """Whether rows are numbered, for want of integers that identify them."""
+        return ID not in self.frame.columns
+
+    @property
+    def dtype(self) -> str:
+        """Numbers that hold the features without loss."""
+        kind = self.frame.schema[FEATURES].dataType
+        return "<f4" if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.FloatType) else "<f8"
+
+    def names_of(self, places: Any) -> str:
+        """Name some features: their columns, or their places in the one column."""
+        many = len(self.feature_names) > 1
+        shown = ", ".join(self.feature_names[place] if many else f"#{place}" for place in places[:5])
+        return shown + (", ..." if len(places) > 5 else "")
+
+    @property
+    def keys_text(self) -> str:
+        """How a message names the keys."""
+        return f"id column{'s' if len(self.keys) > 1 else ''} {', '.join(map(repr, self.keys))}"
 
     @property
     def features_text(self) -> str:
@@ -55,7 +101,7 @@ def as_array(frame: DataFrame, name: str) -> Column:
     Raises:
         InputError: if it is of another type.
     """
-    return _features(_kinds(frame.schema), DataConfig(features_col=name))[1]
+    return _features(_kinds(frame.schema), DataConfig(features_col=name))[1].cast("array<float>")
 
 
 def resolve(frame: DataFrame, config: DataConfig) -> Source:
@@ -65,30 +111,88 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
         InputError: if a column is missing (lists those there are), of a type that cannot be used, or has no elements.
     """
     kinds = _kinds(frame.schema)
-    for option, name in (("id", config.id_col), ("label", config.label_col)):
-        if name is not None:
-            _require_column(name, kinds, f"data.{option}_col")
-    if config.id_col and not isinstance(kinds[config.id_col], _INTEGERS):
-        raise InputError(
-            f"id column {config.id_col!r} is {kinds[config.id_col].simpleString()}; an integer column is wanted. Leave "
-            "it out and ids are derived from the rows"
-        )
+    wanted = {"id_col" if config.id_col else "id_cols": config.keys, "label_col": (config.label_col,)}
+    wanted |= {"keep_columns": config.keep_columns, "drop_columns": config.drop_columns}
+    for option, named in wanted.items():
+        for name in named:
+            if name is not None:
+                _require_column(name, kinds, f"data.{option}")
+    for name in config.keys:
+        if not (isinstance(kinds[name], T.AtomicType) and _storable(kinds[name])):
+            raise InputError(
+                f"id column {name!r} is {kinds[name].simpleString()}; a number, text, a date or another single value "
+                "identifies a row. Leave it out and rows are numbered by their content"
+            )
     if config.label_col and not _is_label(kinds[config.label_col]):
         raise InputError(
-            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a numeric column, or one "
-            "of arrays of numbers, is wanted. Number the classes from 0, for example with "
-            "pyspark.ml.feature.StringIndexer"
+            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a number, an array of "
+            "numbers, text, a boolean or a date is a label"
         )
     names, features = _features(kinds, config)
-    columns = [features.alias(FEATURES)]
-    if config.id_col:
-        columns.insert(0, F.col(quoted(config.id_col)).cast("long").alias(ID))
+    kept = _kept(kinds, names, config)
+    columns = {FEATURES: features}
+    if len(config.keys) == 1 and isinstance(kinds[config.keys[0]], _INTEGERS):
+        columns[ID] = F.col(quoted(config.keys[0])).cast("long")
     if config.label_col:
-        columns.append(_label(config.label_col, kinds[config.label_col]).alias(LABEL))
-    selected = frame.select(*columns)
+        columns[LABEL] = _label(config.label_col, kinds[config.label_col], config.unlabelled)
+    if kept:
+        columns[COLUMNS] = F.struct(*[F.col(quoted(name)).alias(field_of(kept, name)) for name in kept])
+    selected = frame.select(*[column.alias(name) for name, column in columns.items()])
     width = _width(selected, names)
+    if ID not in columns:
+        inside = [kept_column(kept, name) for name in kept if hashable(kinds[name])]
+        keys = [kept_column(kept, name) for name in config.keys]
+        content = [F.col(FEATURES), *([F.col(LABEL)] if config.label_col else []), *inside]
+        selected = selected.withColumn(HASH, content_hash(keys or content))
     images = _image_settings(config) if len(names) == 1 and is_image(kinds[names[0]]) else None
-    return Source(selected, width, names, config.id_col, config.label_col, images)
+    return Source(
+        selected,
+        width,
+        names,
+        config.keys,
+        kept,
+        label_col=config.label_col,
+        label_type=kinds.get(config.label_col or "", T.NullType()),
+        images=images,
+    )
+
+
+def field_of(kept: Sequence[str], name: str) -> str:
+    """Return the field of `columns` that holds a column that is kept."""
+    return f"c{list(kept).index(name)}"
+
+
+def kept_column(kept: Sequence[str], name: str) -> Column:
+    """Return a column that is kept with the rows."""
+    return F.col(COLUMNS)[field_of(kept, name)]
+
+
+def _kept(kinds: dict[str, T.DataType], features: tuple[str, ...], config: DataConfig) -> tuple[str, ...]:
+    """Return which columns are kept beside the features: the keys, and what the settings leave of the rest."""
+    for name in config.keep_columns:
+        _require_column(name, kinds, "data.keep_columns")
+        if not _storable(kinds[name]):
+            raise InputError(f"data.keep_columns: column {name!r} is {kinds[name].simpleString()} and cannot be kept")
+    others = [name for name in kinds if name not in features and name not in config.drop_columns]
+    lost = [name for name in others if not _storable(kinds[name])]
+    if lost and not config.keep_columns:
+        log.warning(
+            "embedded tables will lack columns whose types cannot be kept: %s",
+            ", ".join(f"{name} ({kinds[name].simpleString()})" for name in lost),
+        )
+    kept = {*config.keys, *(config.keep_columns or (name for name in others if name not in lost))}
+    return tuple(name for name in kinds if name in kept)
+
+
+def _storable(kind: T.DataType) -> bool:
+    """Return whether values of a type go through Arrow and Parquet and come back as they were."""
+    if isinstance(kind, T.StructType):
+        return bool(kind.fields) and all(_storable(field.dataType) for field in kind.fields)
+    if isinstance(kind, T.ArrayType):
+        return _storable(kind.elementType)
+    if isinstance(kind, T.MapType):
+        return _storable(kind.keyType) and _storable(kind.valueType)
+    return isinstance(kind, _KEPT)
 
 
 def decoded(frame: DataFrame, names: tuple[str, ...], config: DataConfig, *, into: str | None = None) -> DataFrame:
@@ -109,6 +213,32 @@ def decoded(frame: DataFrame, names: tuple[str, ...], config: DataConfig, *, int
     return frame.withColumn(into or names[0], pixels(F.col(quoted(names[0])), kind, names[0], config))
 
 
+def to_map(table: DataFrame, source: Source, config: DataConfig) -> tuple[DataFrame, tuple[str, ...]]:
+    """Return the columns of a table that a pass over its rows needs, and which of them the features are. Lazy.
+
+    Args:
+        table: What `resolve` was given.
+        source: What it gave.
+        config: The size and mode of images.
+
+    Returns:
+        `source.carried` and the features; images are their pixels in a column of their own.
+    """
+    features = source.feature_names
+    if source.images:
+        features = (unused("pixels", table.columns),)
+        table = decoded(table, source.feature_names, config, into=features[0])
+    return table.select([quoted(name) for name in table.columns if name in (*source.carried, *features)]), features
+
+
+def unused(name: str, names: Sequence[str]) -> str:
+    """Return a name, with as few underscores before it that none of these is it, in any case."""
+    taken = {other.lower() for other in names}
+    while name.lower() in taken:
+        name = f"_{name}"
+    return name
+
+
 def _image_settings(config: DataConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in IMAGE_SETTINGS}
 
@@ -123,16 +253,16 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         kind = kinds[single]
         column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
-            return (single,), vector_to_array(column, "float32")
+            return (single,), vector_to_array(column)
         if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
-            return (single,), column.cast("array<float>")
+            return (single,), column.cast(f"array<{_number([kind.elementType])}>")
         if is_image(kind):
             return (single,), pixels(column, kind, single, config)
         raise InputError(
             f"features column {single!r} is {kind.simpleString()}; an array of numbers or a Spark ML vector is wanted. "
             "Several numeric columns are named with data.feature_cols"
         )
-    others = (config.id_col, config.label_col)
+    others = (*config.keys, config.label_col)
     names = config.feature_cols or tuple(
         n for n, t in kinds.items() if isinstance(t, T.NumericType) and n not in others
     )
@@ -148,18 +278,38 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
                 f"feature column {name!r} is {kinds[name].simpleString()}; a numeric column is wanted. Leave it out of "
                 "data.feature_cols or turn it into numbers first"
             )
-    return tuple(names), F.array(*[F.col(quoted(name)).cast("float") for name in names])
+    number = _number([kinds[name] for name in names])
+    return tuple(names), F.array(*[F.col(quoted(name)).cast(number) for name in names])
+
+
+def _number(kinds: list[T.DataType]) -> str:
+    """Return the type of number that holds values of all these types without loss, as far as one does."""
+    return "float" if all(isinstance(kind, (*_EXACT_IN_FLOAT32, T.BooleanType)) for kind in kinds) else "double"
 
 
 def _is_label(kind: T.DataType) -> bool:
-    return isinstance(kind.elementType if isinstance(kind, T.ArrayType) else kind, (T.NumericType, T.BooleanType))
+    if isinstance(kind, T.ArrayType):
+        return isinstance(kind.elementType, (T.NumericType, T.BooleanType))
+    return isinstance(kind, T.AtomicType) and _storable(kind) and not isinstance(kind, T.BinaryType)
 
 
-def _label(name: str, kind: T.DataType) -> Column:
+def _label(name: str, kind: T.DataType, unlabelled: str | None) -> Column:
+    """Return a label: arrays as array<double>, numbers as long or double, all others as they are; null without one."""
     column = F.col(quoted(name))
     if isinstance(kind, T.ArrayType):
         return column.cast("array<double>")
-    return column.cast("long") if isinstance(kind, (T.BooleanType, *_INTEGERS)) else column.cast("double")
+    if not isinstance(kind, T.NumericType):
+        return column if unlabelled is None else F.when(column.cast("string") != unlabelled, column)
+    number = column.cast("long" if isinstance(kind, _INTEGERS) else "double")
+    known = ~F.isnan(column.cast("double"))
+    if unlabelled is not None:
+        try:
+            known &= column.cast("double") != F.lit(float(unlabelled))
+        except ValueError:
+            raise InputError(
+                f"data.unlabelled={unlabelled!r} is no number, but label column {name!r} is {kind.simpleString()}"
+            ) from None
+    return F.when(known, number)
 
 
 def _width(frame: DataFrame, names: tuple[str, ...]) -> int:

@@ -134,7 +134,7 @@ def test_spark_finds_the_same(spark: SparkSession, built: dict[tuple[str, str], 
     table = spark.createDataFrame([(i, row.tolist()) for i, row in enumerate(NEW)], "n int, v array<double>")
     data = DataConfig(id_col="n", features_col="v")
     for parts in (1, 5):
-        found = query(table.repartition(parts), built[kind], 4, data=data).orderBy("id").collect()
+        found = query(table.repartition(parts), built[kind], 4, data=data).orderBy("n").collect()
         assert np.array_equal([row["neighbour_ids"] for row in found], ids)
         assert np.array_equal(np.array([row["distances"] for row in found], np.float32), distances)
 

@@ -68,7 +68,8 @@ def test_numeric_columns_without_id_and_label(spark: SparkSession, tmp_path: Pat
     assert info["features"] == ["a", "b.c"]
     assert np.array_equal(matrix(rows), [[0.5, 2], [1.5, 3]])
     assert rows["label"].to_pylist() == [1, 0]
-    assert info["labels"] == {"values": [0, 1], "integer": True, "null": False, "width": 1}
+    facts = {"kind": "numbers", "type": "int", "count": 2, "unlabelled": 0, "values": [0, 1], "width": 1}
+    assert info["labels"] == facts
 
 
 def test_named_columns_keep_their_order(spark: SparkSession, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_derived_ids_do_not_depend_on_partitions(spark: SparkSession, tmp_path: 
         results.append(rows)
     assert results[0].equals(results[1]) and results[0].equals(results[2])
     ids = results[0]["id"].to_numpy()
-    assert len(np.unique(ids)) == 200 and ids.min() >= 0
+    assert ids.tolist() == list(range(200))
 
 
 FAULTY = {
@@ -143,15 +144,20 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
         ({"feature_cols": ("a", "text")}, "feature column 'text' is string; a numeric column is wanted"),
         ({"features_col": "text"}, "features column 'text' is string; an array of numbers"),
         ({"features_col": "a"}, "features column 'a' is double; an array of numbers"),
-        ({"id_col": "text"}, "id column 'text' is string; an integer column"),
-        ({"id_col": "a"}, "id column 'a' is double; an integer column"),
-        ({"label_col": "text"}, "label column 'text' is string; a numeric column, or one of arrays"),
+        ({"id_col": "many"}, "id column 'many' is array<int>; a number, text, a date"),
+        ({"id_cols": ("a", "nope")}, r"data\.id_cols='nope' is not in the table"),
+        ({"keep_columns": ("nope",)}, r"data\.keep_columns='nope' is not in the table"),
+        (
+            {"label_col": "a", "unlabelled": "nothing"},
+            "data.unlabelled='nothing' is no number, but label column 'a' is double",
+        ),
         ({"feature_cols": ("a", "b"), "id_col": "twice"}, r"id column 'twice' repeats: id 5 stands 2 times"),
     ],
 )
 def test_columns_that_cannot_be_used(spark: SparkSession, tmp_path: Path, config: dict, message: str) -> None:
     frame = spark.createDataFrame(
-        [(1, 1.0, 2.0, "x", 5), (2, 3.0, 4.0, "y", 5)], "id long, a double, b double, text string, twice int"
+        [(1, 1.0, 2.0, "x", 5, [1]), (2, 3.0, 4.0, "y", 5, [1])],
+        "id long, a double, b double, text string, twice int, many array<int>",
     )
     with pytest.raises(InputError, match=message):
         ingest(frame, DataConfig(**config), tmp_path)
@@ -202,3 +208,24 @@ def test_wide_rows_come_in_batches_of_few(spark: SparkSession) -> None:
         found = spark.range(3000, numPartitions=1).mapInArrow(sizes, "rows long").collect()
     assert sorted(row.rows for row in found) == [952, 1024, 1024]
     assert spark.conf.get(setting) == before
+
+
+def test_large_offsets_keep_their_digits(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seconds = 1.7e9 + np.arange(300)
+    frame = spark.createDataFrame(
+        [(i, float(s), float(s) * 1000) for i, s in enumerate(seconds)], "id int, s double, ms double"
+    )
+    _, rows = ingest(frame, DataConfig(id_col="id"), tmp_path / "scaled")
+    np.testing.assert_allclose(matrix(rows), np.repeat(np.arange(300)[:, None], 2, axis=1) / 299, atol=1e-6)
+    assert "fewer than 1,000" not in caplog.text
+    ingest(frame, DataConfig(id_col="id", scaling="none"), tmp_path / "raw")
+    assert "2 features lie far from 0 and close together, and keep fewer than 1,000" in caplog.text
+
+
+def test_numbers_too_large_to_square_are_scaled_or_refused(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.createDataFrame([(i, [(-1.0) ** i * 3e38, float(i)]) for i in range(9)], "id int, v array<double>")
+    for scaling in ("minmax", "standard"):
+        _, rows = ingest(frame, DataConfig(id_col="id", features_col="v", scaling=scaling), tmp_path / scaling)
+        assert np.isfinite(matrix(rows)).all()
+    with pytest.raises(InputError, match=r"too large to be used unscaled, distances between rows exceed float32: #0"):
+        ingest(frame, DataConfig(id_col="id", features_col="v", scaling="none"), tmp_path / "none")

@@ -1,0 +1,102 @@
+"""Labels of rows: what kind they are, which classes there are, and their numbers.
+
+Text, booleans and dates are classes, and stand in the stage `rows` as their numbers 0, 1, 2, ... in order. Numbers stay
+as they are, since they may be quantities; where training takes them for classes, they are numbered for the triplets.
+Either way the values behind the numbers are among the facts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ivis_spark.errors import InputError
+from ivis_spark.spark.rows.columns import FEATURES, ID, LABEL
+from ivis_spark.spark.session import describe_job
+
+log = logging.getLogger(__name__)
+
+NAMES, NUMBERS, ARRAYS = "names", "numbers", "arrays"
+MOST_CLASSES = 100_000  # the driver holds their values, and a model one output for each
+
+
+def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
+    """Return what the labels of a table are. Runs on: driver; two jobs that read `label` alone.
+
+    Args:
+        table: `label`, null where a row has none.
+        name: What the user calls the column, for messages.
+        kind: Its type in the user's table.
+
+    Returns:
+        `kind`: names, numbers or arrays; `type`: of the user's column; `count`: different labels; `unlabelled`: rows
+        without one; `width`: numbers a row; `values`: the labels in order, names as text, or None if they are arrays or
+        more than 100,000 numbers.
+
+    Raises:
+        InputError: if arrays differ in length, there are too many names, or no row has a label.
+    """
+    describe_job(table.sparkSession, "ingest: list labels")
+    facts: dict[str, Any] = {"type": kind.simpleString(), "width": 1, "values": None}
+    if isinstance(kind, T.ArrayType):
+        return {**facts, "kind": ARRAYS, **_array_facts(table, name)}
+    facts["kind"] = NUMBERS if isinstance(kind, T.NumericType) else NAMES
+    counts = table.groupBy(LABEL).count()
+    known = F.col(LABEL).isNotNull()
+    found = counts.agg(F.sum(F.when(known, 1)).alias("labels"), F.sum(F.when(~known, F.col("count"))).alias("gone"))
+    row = found.collect()[0]
+    facts |= {"count": row["labels"] or 0, "unlabelled": row["gone"] or 0}
+    if not facts["count"]:
+        raise InputError(f"no row has a label in column {name!r}; leave data.label_col out, or label some rows")
+    if facts["count"] <= MOST_CLASSES:
+        text = F.col(LABEL).cast("string") if facts["kind"] == NAMES else F.col(LABEL)
+        facts["values"] = sorted(row[0] for row in counts.where(known).select(text).collect())
+        if isinstance(kind, T.BooleanType):
+            facts["values"] = ["false", "true"]
+    elif facts["kind"] == NAMES:
+        raise InputError(
+            f"label column {name!r} has {facts['count']} different values; at most {MOST_CLASSES} classes can be used: "
+            "is it the right column?"
+        )
+    if facts["unlabelled"]:
+        log.info("%d rows have no label in column %r", facts["unlabelled"], name)
+    return facts
+
+
+def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
+    """Return the length that all label arrays have, and how many rows lack one or hold null in it."""
+    lacks = F.coalesce(F.exists(LABEL, lambda value: value.isNull()), F.lit(True))
+    sizes = F.when(F.col(LABEL).isNotNull(), F.size(LABEL))
+    found = table.agg(F.min(sizes), F.max(sizes), F.sum(F.when(lacks, 1).otherwise(0))).collect()[0]
+    if found[0] != found[1] or not found[0]:
+        raise InputError(
+            f"the label arrays of column {name!r} have {found[0] or 0} to {found[1] or 0} elements; every row needs "
+            "the same number >= 1"
+        )
+    return {"count": None, "width": int(found[0]), "unlabelled": int(found[2])}
+
+
+def encoded(table: DataFrame, facts: dict[str, Any]) -> DataFrame:
+    """Return a table whose labels are the numbers, from 0, of the facts' values: long, null without one. Lazy."""
+    values = facts["values"]
+    text = facts["kind"] == NAMES
+    schema = f"value {'string' if text else table.schema[LABEL].dataType.simpleString()}, code long"
+    codes = table.sparkSession.createDataFrame(list(zip(values, range(len(values)), strict=True)), schema)
+    key = F.col(LABEL).cast("string") if text else F.col(LABEL)
+    others = [F.col(name) for name in table.columns if name != LABEL]
+    joined = table.withColumn("value", key).join(F.broadcast(codes), "value", "left")
+    return joined.select(*others, F.col("code").alias(LABEL))
+
+
+def as_classes(rows: DataFrame, classes: list[Any]) -> DataFrame:
+    """Return `id`, `features` and `label` of rows with class numbers, from 0, for labels that are numbers. Lazy.
+
+    Args:
+        rows: With numbers for labels.
+        classes: Their values in order; others become null, which is no label.
+    """
+    return encoded(rows.select(ID, FEATURES, LABEL), {"kind": NUMBERS, "values": classes})
