@@ -180,8 +180,7 @@ def _reader() -> Check:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ivis_spark.train.plugins import load_installed
-    from ivis_spark.train.readers import make_reader
+    from ivis_spark.train.readers import installed_readers, make_reader
     from ivis_spark.train.reading.blocks import TripletBlocks
     from ivis_spark.train.reading.sharding import Part
 
@@ -194,7 +193,7 @@ def _reader() -> Check:
     name = type(reader).__module__.rpartition(".")[2]
     if read != [b"1234", b"5678"]:
         return Check("reader", "fail", f"{name} read {read} of two blocks", _INSTALL)
-    broken = load_installed("ivis_spark.train.readers", "Reader")[1]
+    broken = installed_readers()[1]
     broken = {other: err for other, err in broken.items() if importlib.util.find_spec(other)}
     if broken:
         return Check("reader", "warn", f"{name} reads Parquet; {'; '.join(map(str, broken.values()))}", _INSTALL)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from common import Floats, parser, say
 
 from ivis_spark.config import TrainConfig
-from ivis_spark.train.plugins import load_installed
+from ivis_spark.train.readers import installed_readers
 from ivis_spark.train.reading.blocks import TripletBlocks
 from ivis_spark.train.reading.reader import block_dataset
 
@@ -33,7 +33,7 @@ def main() -> None:
     options = made.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         blocks = write_blocks(folder, options.rows, options.dims)
-        usable, limit = load_installed("ivis_spark.train.readers", "Reader")[0], []
+        usable, limit = installed_readers()[0], []
         ours: dict[str, list[float]] = {name: [] for name in usable}
         for _ in range(3):
             limit.append(blocks.rows / seconds_of_pyarrow(folder))

@@ -101,8 +101,7 @@ def load_backend(name: str) -> type[Backend]:
     Raises:
         ConfigError: if there is none.
     """
-    kind: type[Backend] = load_class(__name__, name, "Ranks")
-    return kind
+    return load_class(__name__, name, "Ranks", Backend)
 
 
 def name_of(kind: type[Backend]) -> str:
@@ -126,7 +125,7 @@ def resolve_backend(config: TrainConfig) -> type[Backend]:
                 f"{config.backend} is one process"
             )
         return kind
-    usable, refused = load_installed(__name__, "Ranks")
+    usable, refused = load_installed(__name__, "Ranks", Backend)
     fitting = {name: kind for name, kind in usable.items() if kind.distributed == (config.num_ranks > 1)}
     if not fitting:
         reasons = "; ".join(map(str, refused.values()))

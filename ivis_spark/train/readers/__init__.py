@@ -52,6 +52,11 @@ class BlockReader(abc.ABC):
         """
 
 
+def installed_readers() -> tuple[dict[str, type[BlockReader]], dict[str, DependencyError]]:
+    """Return the readers of this folder that can be used here, by name, and why the others cannot."""
+    return load_installed(__name__, "Reader", BlockReader)  # type: ignore[type-abstract]
+
+
 def make_reader(name: str) -> BlockReader:
     """Return the reader that `train.reader` names.
 
@@ -59,10 +64,10 @@ def make_reader(name: str) -> BlockReader:
         DependencyError: if it, or with `auto` any, cannot be used here.
     """
     if name != AUTO:
-        kind: type[BlockReader] = load_class(__name__, name, "Reader")
+        kind: type[BlockReader] = load_class(__name__, name, "Reader", BlockReader)  # type: ignore[type-abstract]
         kind.check()
         return kind()
-    usable, refused = load_installed(__name__, "Reader")
+    usable, refused = installed_readers()
     if not usable:
         raise DependencyError("; ".join(map(str, refused.values())))
     chosen, kind = max(usable.items(), key=lambda item: item[1].preference)

@@ -56,8 +56,10 @@ def test_what_does_not_go_together_is_refused() -> None:
         TrainConfig(num_ranks=3)
     with pytest.raises(ConfigError, match=r"backend='horovodd' is not one of: auto, horovod, local, tensorflow"):
         TrainConfig(backend="horovodd")
-    with pytest.raises(ConfigError, match=r"'no.such:Ranks' cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"train.backend='no.such:Ranks' cannot be imported"):
         chosen(backend="no.such:Ranks")
+    with pytest.raises(ConfigError, match=r"train.backend='os:getcwd' must be a subclass of .*backends.Backend"):
+        chosen(backend="os:getcwd")
 
 
 def test_a_third_backend_is_one_file(tmp_path: Path) -> None:
