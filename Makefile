@@ -6,7 +6,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 # classic or today: what fits the Python of the environment.
 STACK ?= $(shell bash conf/find_stack.sh $(VENV))
 EXTRA_classic := classic,java
-EXTRA_today := fit
+EXTRA_today := fit,connect
 CONSTRAINTS_classic := conf/constraints.txt
 CONSTRAINTS_today := conf/constraints-today.txt
 CONSTRAINTS := $(CONSTRAINTS_$(STACK))

@@ -32,7 +32,7 @@ from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
-from ivis_spark.spark.session import Progress
+from ivis_spark.spark.session import Progress, refuse_connect
 from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
 
@@ -88,6 +88,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         return with_outputs(schema, outputs, vectors=vectors_wanted(self))
 
     def _fit(self, dataset: DataFrame) -> IvisModel:
+        refuse_connect(dataset.sparkSession, "IvisEstimator.fit")
         config = self.config()
         self.transformSchema(dataset.schema)
         check_workers(dataset.sparkSession)

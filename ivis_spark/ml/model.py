@@ -34,6 +34,7 @@ from ivis_spark.spark.embedding import embed
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
+from ivis_spark.spark.session import is_connect
 from ivis_spark.spark.workers import check_workers
 
 if TYPE_CHECKING:
@@ -126,9 +127,9 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
     def _embedded(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
-        check_workers(dataset.sparkSession)
-        if self._invalid is None:
-            self._invalid = InvalidRows(dataset.sparkSession.sparkContext)
+        if not is_connect(dataset.sparkSession):
+            check_workers(dataset.sparkSession)
+            self._invalid = self._invalid or InvalidRows(dataset.sparkSession.sparkContext)
         data = config_of(self, _SETTINGS).data
         names = frames.feature_names(dataset.schema, data)
         frame = frames.decoded(dataset, names, data, into=_PIXELS)

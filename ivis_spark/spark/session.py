@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
-from ivis_spark.errors import IvisError
+from ivis_spark.errors import ConfigError, IvisError
 from ivis_spark.progress import Meter
 from ivis_spark.spark.environment import check_variables, ensure_java
 
@@ -87,9 +87,14 @@ def get_session(
     """
     if TaskContext.get() is not None:
         raise IvisError("a Spark session was asked for inside a task; only the driver has one")
+    if (master or (settings or {}).get("spark.master") or "").startswith("sc://"):
+        raise ConfigError(
+            f"--master {master or (settings or {})['spark.master']} is Spark Connect, and stages use Spark's executors "
+            "directly: pass a classic master. Through Spark Connect a trained model embeds: IvisModel.transform"
+        )
     active = SparkSession.getActiveSession()
     if active is not None:
-        return active
+        return refuse_connect(active, "a stage")
     ensure_java()
     builder = SparkSession.builder.appName(app_name)
     chosen = dict(settings or {})
@@ -146,6 +151,25 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         file.write(_LOG4J2.format(path=os.path.abspath(path).replace("\\", "\\\\"), layout=layout))
         file.flush()
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
+
+
+def is_connect(spark: SparkSession) -> bool:
+    """Tell whether a session is one of Spark Connect, which has no executors to speak to directly."""
+    return type(spark).__module__.startswith("pyspark.sql.connect")
+
+
+def refuse_connect(spark: SparkSession, what: str) -> SparkSession:
+    """Return a session that is not one of Spark Connect.
+
+    Raises:
+        ConfigError: if it is; says what works there.
+    """
+    if is_connect(spark):
+        raise ConfigError(
+            f"{what} uses Spark's executors directly, which Spark Connect does not allow: take a classic session. "
+            "Through Spark Connect a trained model embeds: IvisModel.transform"
+        )
+    return spark
 
 
 def is_local(spark: SparkSession) -> bool:

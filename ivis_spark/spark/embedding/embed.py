@@ -22,6 +22,7 @@ from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.rows.columns import FEATURES, quoted
+from ivis_spark.spark.session import is_connect
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import describe, read_rows, to_list, to_packed_halves
 
@@ -113,6 +114,18 @@ class InvalidRows:
         return {fault: int(counter.value) for fault, counter in self._counts.items()}
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """What stands for a broadcast where there is none."""
+
+    value: Encoder
+
+
+def _share(spark: SparkSession, encoder: Encoder) -> Broadcast[Encoder] | _Carried:
+    """Send an encoder to all executors once; Spark Connect has no broadcasts, there it goes with every function."""
+    return _Carried(encoder) if is_connect(spark) else spark.sparkContext.broadcast(encoder)
+
+
 def embed_frame(
     frame: DataFrame,
     encoder: Encoder,
@@ -149,7 +162,7 @@ def embed_frame(
     fields = frame.schema.fields
     chosen = [name for name in frame.columns if name not in features] if kept is None else kept
     places = [place for place, field in enumerate(fields) if field.name in chosen]
-    shared = frame.sparkSession.sparkContext.broadcast(encoder)
+    shared = _share(frame.sparkSession, encoder)
     embed = functools.partial(
         embed_batches,
         shared=shared,
@@ -168,7 +181,7 @@ def embed_frame(
 def embed_batches(
     batches: Iterator[pa.RecordBatch],
     *,
-    shared: Broadcast[Encoder],
+    shared: Broadcast[Encoder] | _Carried,
     invalid: str,
     features: tuple[str, ...],
     kept: list[int],
@@ -202,7 +215,7 @@ def embed_batches(
         yield pa.RecordBatch.from_arrays([*columns, *made], [*names, *outputs.names])
 
 
-def load_encoder(shared: Broadcast[Encoder]) -> Encoder:
+def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
     """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task.
 
     TensorFlow cannot change it: a Python worker stays with the GPU of the first task that it embedded in.
@@ -265,7 +278,7 @@ def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", 
     """
     import pandas as pd
 
-    shared = spark.sparkContext.broadcast(encoder)
+    shared = _share(spark, encoder)
 
     def embed(features: pd.Series) -> pd.Series:
         loaded = load_encoder(shared)

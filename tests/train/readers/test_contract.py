@@ -114,8 +114,10 @@ def test_on_databricks(
         fs, path = filesystem(uri)
         return fs, str(tmp_path) + path if path.startswith(("/dbfs/", "/Volumes/")) else path
 
-    monkeypatch.setattr(storage, "filesystem", moved)
+    for module in (storage, storage.files):
+        monkeypatch.setattr(module, "filesystem", moved)
     blocks = elsewhere(local, uri)
+    assert (tmp_path / mounted[1:] / "part-0.parquet").exists()
     assert digest(blocks, reader, **PLACES[1]) == expected[1]
 
 
