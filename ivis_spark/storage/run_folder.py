@@ -38,6 +38,7 @@ from ivis_spark.storage.names import join, normalise_uri
 MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")
 _WORK = "work-"
+_MOST_STAGES = 100
 
 NO_DEFAULTS = Defaults()
 MapFiles = Callable[[Callable[[str], Any], Mapping[str, int]], Iterable[Any]]
@@ -71,7 +72,7 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Tell whether the folder carries the mark of a run, or a stage of a version that wrote none."""
-        return MARK in self._children() or bool(self._published_here())
+        return MARK in self._children() or self._has_manifest()
 
     def check(self) -> None:
         """Refuse a folder that holds files and is not a run folder: nothing may be written into it.
@@ -361,14 +362,13 @@ class RunFolder:
         """Return the names of the stages that have a manifest."""
         return [name for name in self.stages() if MANIFEST in self._children(name)]
 
-    def _published_here(self) -> list[str]:
-        """Return the folders that hold a manifest of ours."""
-        found: list[str] = []
-        for name in self.stages():
+    def _has_manifest(self) -> bool:
+        """Tell whether a folder in it holds a manifest of ours; of a folder with many others only some are asked."""
+        for name in self.stages()[:_MOST_STAGES]:
             with contextlib.suppress(ArtifactError):
-                manifest = self.manifest(name)
-                found += [name] if manifest is not None else []
-        return found
+                if self.manifest(name) is not None:
+                    return True
+        return False
 
     def _children(self, *parts: str) -> list[str]:
         return children(*filesystem(self.path(*parts)))
