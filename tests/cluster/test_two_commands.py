@@ -107,9 +107,9 @@ def test_two_commands_at_once(
     with table.fault(f"two at once, both may die: {' and '.join(pair)} ({where})") as fault:
         RunFolder(root).claim()
         fault.half = 0
-        with fault.attempt():
-            ended = run(root, pair, fault)
-            assert ended, "nothing ended well"
+        ended = run(root, pair, fault)
+        assert ended, "nothing ended well"
+        with fault.attempt(len(ended)):
             for command in set(pair) - {"clean"}:  # what died is ended, or done again, by the next command
                 commands(root, f"last{command[:5]}")[command]()
             clean(root)
