@@ -84,7 +84,7 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
 
 def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, np.ndarray, dict[str, Any]]:
     """Ingest, then time the stage; return its seconds, the table and its facts."""
-    config = load_config(None, ["data.id_col=id", "data.scaling=none", *settings])
+    config = load_config(None, ["data.format=parquet", "data.id_col=id", "data.scaling=none", *settings])
     run = storage.RunFolder(os.path.join(folder, "run"))
     with run.build("rows", {}) as stage:
         source = frames.resolve(tables.read_table(spark, os.path.join(folder, "table"), config.data), config.data)
