@@ -81,6 +81,19 @@ def not_finite(matrix: NDArray[Any]) -> Faults:
         return {"nan": np.isnan(matrix).any(axis=1), "infinite": (np.abs(matrix) > _LARGEST).any(axis=1)}
 
 
+def bad_cells(column: pa.Array) -> dict[tuple[str, int], int]:
+    """Count in a list column the elements that are `null`, `nan` or `infinite`, by fault and place in the list."""
+    lengths, values = list_values(column)
+    places = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    null = values.is_null().to_numpy(zero_copy_only=False)
+    numbers = values.fill_null(0).to_numpy(zero_copy_only=False).reshape(-1, 1)
+    found = {}
+    for fault, mask in {"null": null, **not_finite(numbers)}.items():
+        for place, count in zip(*np.unique(places[mask], return_counts=True), strict=True):
+            found[fault, int(place)] = int(count)
+    return found
+
+
 def from_list(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
     """Return a list column as rows, and what is wrong with them.
 

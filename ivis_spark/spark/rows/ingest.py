@@ -30,7 +30,7 @@ from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.rows.writer import RowWriter
 from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import from_list, pack, unpack
+from ivis_spark.spark.vectors import bad_cells, from_list, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         drop=config.invalid == "drop",
         dtype=source.dtype,
         keys=tuple(field_of(source.kept, name) for name in source.keys) if source.numbered else (),
+        by_column=len(source.feature_names) > 1,
     )
     with task_errors(), arrow_batches(spark, 8 * source.width):
         written = map_arrow(source.frame, write, _RECORD_SCHEMA)
@@ -158,9 +159,18 @@ def _finish(
 
 
 def write_checked(
-    batches: Iterator[pa.RecordBatch], *, folder: str, width: int, drop: bool, dtype: str, keys: tuple[str, ...]
+    batches: Iterator[pa.RecordBatch],
+    *,
+    folder: str,
+    width: int,
+    drop: bool,
+    dtype: str,
+    keys: tuple[str, ...],
+    by_column: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """Write a task's valid rows as one Parquet file and yield one record of them and of the invalid ones.
+
+    With `by_column`, invalid elements of features are counted by their place too.
 
     Rows without integer ids get `place`, where they stand in the file. Runs on: executor. Memory: one Arrow batch and
     one row group.
@@ -182,6 +192,9 @@ def write_checked(
                         examples.setdefault(name, ids.key_text([column[row].as_py() for column in named]))
             invalid = np.logical_or.reduce(list(faults.values()))
             dropped += int(invalid.sum())
+            if by_column and invalid.any():
+                for (name, place), count in bad_cells(batch.column(FEATURES).filter(pa.array(invalid))).items():
+                    counts[f"{name} {place}"] = counts.get(f"{name} {place}", 0) + count
             keep = pa.array(~invalid) if invalid.any() else None
             matrix = matrix if keep is None else matrix[~invalid]
             statistics = statistics.merge(FeatureStatistics.of(matrix))
@@ -294,6 +307,8 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
         example = f" (for example id {examples[name]})" if name in examples else ""
         wanted = f" than {source.width}" if name == "width" else ""
         found.append(f"{where} has {counts[name]} rows with {text}{wanted}{example}")
+    if by_column := _by_column(source, counts):
+        found.append(f"by column: {by_column}")
     if found and ("width" in counts or config.invalid == "error"):
         remedy = (
             "give every row the same number"
@@ -304,6 +319,21 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
     for text in found:
         log.warning("dropped: %s", text)
     return sum(record.dropped for record in records)
+
+
+def _by_column(source: Source, counts: dict[str, int]) -> str:
+    """Name the columns that hold invalid elements, those with the most first, and how many of which kind."""
+    columns: dict[int, dict[str, int]] = {}
+    for name, count in counts.items():
+        fault, _, place = name.partition(" ")
+        if place:
+            columns.setdefault(int(place), {})[_FAULTS[fault].partition(" ")[0]] = count
+    worst = sorted(columns, key=lambda place: (-sum(columns[place].values()), place))
+    shown = [
+        f"{source.feature_names[place]} ({', '.join(f'{n:,} {fault}' for fault, n in sorted(columns[place].items()))})"
+        for place in worst[:10]
+    ]
+    return ", ".join(shown) + (f" and {len(worst) - 10} more columns" if len(worst) > 10 else "")
 
 
 def _check_range(source: Source, config: DataConfig, statistics: FeatureStatistics) -> None:

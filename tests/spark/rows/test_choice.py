@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -14,6 +15,10 @@ from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import tables
 from ivis_spark.spark.rows.choice import explain_columns
+from ivis_spark.spark.rows.columns import resolve
+from ivis_spark.spark.rows.ingest import ingest
+from ivis_spark.spark.vectors import bad_cells
+from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
 
@@ -98,3 +103,33 @@ def test_a_column_that_a_few_cells_make_text(
 def test_numbers_kept_as_text(numbers: DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     left_out, _ = explained(numbers, caplog)
     assert left_out == {"text": "text, though all its cells are numbers: cast it"}
+
+
+@pytest.mark.parametrize("invalid", ["error", "drop"])
+def test_invalid_numbers_are_counted_by_column(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture, invalid: str
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    rows = [(1.0, None, 2.0), (None, None, nan), (1.0, 2.0, -inf), (1e300, None, 0.0), *[(1.0, 2.0, 3.0)] * 9]
+    frame = spark.createDataFrame(rows, "`a.b` double, c double, d double").repartition(3)
+    data = DataConfig(invalid=invalid)  # type: ignore[arg-type]
+    text = "by column: c (3 null), a.b (1 infinity, 1 null), d (1 NaN, 1 infinity)"
+    with RunFolder(str(tmp_path)).build("rows", {"config": {}, "inputs": {}}) as build:
+        if invalid == "error":
+            with pytest.raises(InputError) as refused:
+                ingest(resolve(frame, data), data, build)
+            assert text in str(refused.value)
+        else:
+            assert ingest(resolve(frame, data), data, build)["dropped"] == 4
+            assert text in caplog.text
+
+
+def test_cells_are_counted_by_place_in_lists_of_any_length_and_slice() -> None:
+    rows = [[1.0], [1.0, None, 2.0], [None, None, float("nan")], None, [1.0, 2.0, -1e300], [1e300, None, 0.0]]
+    expected = {("null", 0): 1, ("null", 1): 3, ("nan", 2): 1, ("infinite", 0): 1, ("infinite", 2): 1}
+    assert bad_cells(pa.array(rows)) == expected
+    assert bad_cells(pa.array(rows).slice(2).filter(pa.array([False, False, True, True]))) == {
+        ("null", 1): 1,
+        ("infinite", 0): 1,
+        ("infinite", 2): 1,
+    }
