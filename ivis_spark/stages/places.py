@@ -64,7 +64,7 @@ def check_table(files: Iterable[str], roots: Iterable[str], output: str) -> None
     """
     folders = {uri.rpartition("/")[0] for uri in files}
     for root in roots:
-        storage.keep_apart({output: output}, {"the input table": root})
+        storage.keep_apart({"the output": output}, {"the input table": root})
     for folder in folders:
         if Place(output).holds(Place(folder)):
             raise InputError(
