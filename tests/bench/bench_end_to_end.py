@@ -76,14 +76,14 @@ def main() -> None:
             say(f"ivis / ivis_spark: {theirs['total'] / ours:.2f} times the wall time")
 
 
-def run_ours(table: str, output: str, settings: list[str], heap: str) -> float:
-    """Run the command and return its seconds."""
-    command = [sys.executable, "-m", "ivis_spark.cli", "run", "--input", table, "--output", output]
-    command += ["--id-col", "id", "--label-col", "label"]
-    command += [part for setting in settings for part in ("--set", setting)]
-    command += ["--spark-conf", f"spark.driver.memory={heap}"]
+def run_ours(table: str, output: str, settings: list[str], heap: str, *, command: str = "run") -> float:
+    """Run a command and return its seconds."""
+    line = [sys.executable, "-m", "ivis_spark.cli", command, "--input", table, "--output", output, "--id-col", "id"]
+    line += ["--label-col", "label"] if command == "run" else []
+    line += [part for setting in settings for part in ("--set", setting)]
+    line += ["--spark-conf", f"spark.driver.memory={heap}"]
     started = time.perf_counter()
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(line, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return time.perf_counter() - started
@@ -97,8 +97,23 @@ def quality(X: np.ndarray, Z: np.ndarray, labels: np.ndarray) -> dict[str, float
         "trustworthiness@15": metrics.trustworthiness(X[drawn], Z[drawn], 15),
         "triplets": metrics.random_triplet_accuracy(X, Z, n_triplets=20_000, rng=rng),
         "kNN": metrics.knn_accuracy(Z, labels, k=15, rng=rng),
+        "10-NN": neighbour_accuracy(Z, labels),
         "centroids": metrics.centroid_correlation(X, Z, labels),
     }
+
+
+def neighbour_accuracy(
+    Z: np.ndarray, labels: np.ndarray, others: np.ndarray | None = None, expected: np.ndarray | None = None
+) -> float:
+    """Return the accuracy of the 10 nearest rows of Z: of its own rows, each left out, or of other rows by Z's."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    own = others is None
+    classifier = KNeighborsClassifier(10).fit(Z, labels)
+    near = classifier.kneighbors(None if own else others, return_distance=False)
+    classes, codes = np.unique(labels, return_inverse=True)
+    votes = (codes[near][:, :, None] == np.arange(len(classes))).sum(axis=1)
+    return float(np.mean(classes[votes.argmax(axis=1)] == (labels if own else expected)))
 
 
 def told(figures: dict[str, float]) -> str:

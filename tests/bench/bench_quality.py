@@ -1,12 +1,14 @@
 """Quality and wall time beside what one would take instead: all figures of the README's table, with their spread.
 
-    python tests/bench/bench_quality.py --data DIR --rows results.jsonl --page results.md \
-        --ivis-python PYTHON --rivals-python PYTHON [--seeds 3] [--cases mnist cytometry] [--systems fast ivis umap]
+    python tests/bench/bench_quality.py --data DIR --ivis-python PYTHON --rivals-python PYTHON \
+        [--seeds 3] [--cases mnist cytometry] [--systems fast Ivis umap-learn] [--held-out 10000]
 
 Each system embeds MNIST (70,000 x 784) and cytometry (100,000 x 8) into 2 dimensions, seed after seed, one at a time.
-Ours is the whole command: starting Python, Spark and TensorFlow, reading, all stages and the report; the others are
-timed from the call to the embedding. Every run is appended to the rows, with date, commit, versions and machine; the
-page is made of all rows. The rivals' environment has umap-learn, pacmap and openTSNE; a system without its
+Systems fast and ivis are our whole command: starting Python, Spark and TensorFlow, reading, all stages and the report;
+the others, also `Ivis` in memory, are timed from the call to the embedding. With --held-out the first rows (of MNIST
+its test images) are left out of the fit and embedded afterwards; their accuracy is by the 10 nearest fitted rows.
+Every run is appended to the rows, tests/bench/results/quality.jsonl, with date, commit, versions and machine; the page
+beside them is made of all rows. The rivals' environment has umap-learn, pacmap and openTSNE; a system without its
 environment is left out.
 """
 
@@ -25,44 +27,73 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from bench_end_to_end import IVIS, PATIENCE, K, quality, run_ours
+from bench_end_to_end import IVIS, PATIENCE, K, neighbour_accuracy, quality, run_ours
 from common import cytometry, mnist, parser, run_python, say, write_table
 
 from ivis_spark.storage import RunFolder
 
 OURS = {"fast": ["preset=fast"], "ivis": ["preset=ivis", f"train.patience={PATIENCE}"]}
+RESULTS = os.path.join(os.path.dirname(__file__), "results")
 EMBED = """
 import importlib.metadata, json, sys, time
 import numpy as np
-folder, seed = sys.argv[1], int(sys.argv[2])
+folder, seed, held = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 X = np.load(folder + "/X.npy")
+X, T = X[held:], X[:held]
 np.random.seed(seed)
 {prepare}
 started = time.perf_counter()
-Z = {embed}
-seconds = time.perf_counter() - started
+{fit}
+seconds, cpu = time.perf_counter() - started, time.process_time()
 np.save(folder + "/Z.npy", np.asarray(Z))
-print("RESULT " + json.dumps({{"total": seconds, "version": importlib.metadata.version("{package}")}}))
+if held:
+    np.save(folder + "/T.npy", np.asarray({apply}))
+version = importlib.metadata.version("{package}")
+print("RESULT " + json.dumps({{"total": seconds, "cpu_seconds": cpu, "version": version}}))
 """
-# A seed would keep umap-learn to one thread: its runs differ by themselves.
-RIVALS = {
-    "umap-learn": ("umap-learn", "import umap", "umap.UMAP().fit_transform(X)"),
-    "PaCMAP": ("pacmap", "import pacmap", "pacmap.PaCMAP(random_state=seed).fit_transform(X)"),
-    "openTSNE": ("openTSNE", "import openTSNE", "openTSNE.TSNE(n_jobs=-1, random_state=seed).fit(X)"),
+# Package, imports, fit and what applies it to other rows. A seed would keep umap-learn to one thread: its runs differ
+# by themselves.
+PROGRAMS = {
+    "umap-learn": (
+        "umap-learn",
+        "import umap",
+        "model = umap.UMAP().fit(X); Z = model.embedding_",
+        "model.transform(T)",
+    ),
+    "PaCMAP": (
+        "pacmap",
+        "import pacmap",
+        "model = pacmap.PaCMAP(random_state=seed); Z = model.fit_transform(X)",
+        "model.transform(T, basis=X)",
+    ),
+    "openTSNE": (
+        "openTSNE",
+        "import openTSNE",
+        "Z = openTSNE.TSNE(n_jobs=-1, random_state=seed).fit(X)",
+        "Z.transform(T)",
+    ),
+    "Ivis": (
+        "ivis_spark",
+        "from ivis_spark import Ivis; model = Ivis(preset='fast', random_state=seed, verbose=0)",
+        "Z = model.fit_transform(X)",
+        "model.transform(T)",
+    ),
 }
 CASES = {"mnist": mnist, "cytometry": cytometry}
-FIGURES = ("seconds", "trustworthiness@15", "triplets", "kNN", "centroids")
+FIGURES = ("seconds", "trustworthiness@15", "triplets", "kNN", "10-NN", "held-out 10-NN", "centroids")
 
 
 def main() -> None:
     """Run what was asked for, append the rows, and write the page."""
     made = parser(__doc__, ivis=True)
     made.add_argument("--rivals-python", help="python of an environment with umap-learn, pacmap and openTSNE")
-    made.add_argument("--rows", default="results.jsonl", help="file that a line a run is appended to")
-    made.add_argument("--page", help="Markdown page to make of the rows")
+    rows, page_path = (os.path.join(RESULTS, name) for name in ("quality.jsonl", "quality.md"))
+    made.add_argument("--rows", default=rows, help="file that a line per run is appended to")
+    made.add_argument("--page", default=page_path, help="Markdown page to make of the rows")
+    made.add_argument("--held-out", type=int, default=0, help="rows left out of the fit and embedded afterwards")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    systems = [*OURS, "ivis 2", *RIVALS]
+    systems = [*OURS, "ivis 2", *PROGRAMS]
     made.add_argument("--systems", nargs="*", choices=systems, default=systems)
     made.add_argument("--heap", default="2g", help="Spark's JVM heap")
     made.add_argument("--set", action="append", default=[], help="more settings of ours, section.key=value")
@@ -71,33 +102,39 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             X, labels = CASES[case](options.data)
             np.save(os.path.join(folder, "X.npy"), X)
-            write_table(os.path.join(folder, "table"), X, labels)
+            write_table(os.path.join(folder, "table"), X[options.held_out :], labels[options.held_out :])
+            write_table(os.path.join(folder, "held"), X[: options.held_out], labels[: options.held_out])
             for seed in range(options.seeds):
                 for system in options.systems:
                     run_system(case, system, seed, (X, labels), folder, options)
-    if options.page:
-        with open(options.rows, encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        with open(options.page, "w", encoding="utf-8") as file:
-            file.write(page(rows))
+    with open(options.rows, encoding="utf-8") as file:
+        runs = [json.loads(line) for line in file]
+    with open(options.page, "w", encoding="utf-8") as file:
+        file.write(page(runs))
 
 
 def run_system(
     case: str, system: str, seed: int, data: tuple[np.ndarray, np.ndarray], folder: str, options: argparse.Namespace
 ) -> None:
     """Run one system once, print its row and append it."""
+    held = options.held_out
     if system in OURS:
         facts = embed_ours(system, seed, folder, options)
-    elif system == "ivis 2" and options.ivis_python:
+    elif system == "ivis 2" and options.ivis_python and not held:
         facts = {"version": "2.0.11", **run_python(options.ivis_python, IVIS, folder, K, PATIENCE)}
-    elif system in RIVALS and options.rivals_python:
-        package, prepare, embed = RIVALS[system]
-        program = EMBED.format(package=package, prepare=prepare, embed=embed)
-        facts = run_python(options.rivals_python, program, folder, seed)
+    elif system in PROGRAMS and (system == "Ivis" or options.rivals_python):
+        package, prepare, fit, apply = PROGRAMS[system]
+        program = EMBED.format(package=package, prepare=prepare, fit=fit, apply=apply)
+        facts = run_python(sys.executable if system == "Ivis" else options.rivals_python, program, folder, seed, held)
     else:
         return
-    X, labels = data
-    figures = quality(X, np.load(os.path.join(folder, "Z.npy")), labels)
+    X, labels = data[0][held:], data[1][held:]
+    Z = np.load(os.path.join(folder, "Z.npy"))
+    figures: dict[str, Any] = quality(X, Z, labels)
+    if held:
+        others = np.load(os.path.join(folder, "T.npy"))
+        figures["held-out 10-NN"] = neighbour_accuracy(Z, labels, others, data[1][:held])
+    figures |= {"rows": len(X), "cpu_seconds": facts.get("cpu_seconds")}
     row = {"case": case, "system": system, "seed": seed, "version": facts["version"], "seconds": facts["total"]}
     row |= figures | {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
     say(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in row.items()))
@@ -111,8 +148,14 @@ def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace)
         output = os.path.join(scratch, "run")
         settings = [*OURS[preset], f"neighbours.k={K}", f"random_state={seed}", "data.scaling=none", *options.set]
         seconds = run_ours(os.path.join(folder, "table"), output, settings, options.heap)
-        embedded = pq.read_table(RunFolder(output).data("embeddings").removeprefix("file://")).sort_by("id")
-    np.save(os.path.join(folder, "Z.npy"), np.stack(embedded["embedding"].to_numpy()))
+        names = {"Z.npy": "embeddings"}
+        if options.held_out:
+            run_ours(os.path.join(folder, "held"), output, [], options.heap, command="embed")
+            names["T.npy"] = "embeddings-held"
+        for name, stage in names.items():
+            data = RunFolder(output).data(stage).removeprefix("file://")
+            embedded = pq.read_table(data).sort_by("id")
+            np.save(os.path.join(folder, name), np.stack(embedded["embedding"].to_numpy()))
     return {"total": seconds, "version": commit()}
 
 
@@ -133,12 +176,11 @@ def page(rows: list[dict[str, Any]]) -> str:
     parts = ["# Quality and wall time\n\nMade by `tests/bench/bench_quality.py` of its rows; do not edit.\n"]
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
-        parts.append(
-            f"\n## {case}\n\n| system | version | runs | {' | '.join(FIGURES)} | date |\n" + "|---" * 9 + "|\n"
-        )
+        rule = "|---" * (4 + len(FIGURES))
+        parts.append(f"\n## {case}\n\n| system | version | runs | {' | '.join(FIGURES)} | date |\n{rule}|\n")
         for key in dict.fromkeys((row["system"], row["version"]) for row in own):
             runs = [row for row in own if (row["system"], row["version"]) == key]
-            cells = [spread(run[name] for run in runs) for name in FIGURES]
+            cells = [spread(run[name] for run in runs if run.get(name) is not None) for name in FIGURES]
             parts.append(f"| {' | '.join(key)} | {len(runs)} | {' | '.join(cells)} | {runs[-1]['date']} |\n")
     return "".join([*parts, "\nMachines: ", "; ".join(dict.fromkeys(row["machine"] for row in rows)), ".\n"])
 
@@ -146,6 +188,8 @@ def page(rows: list[dict[str, Any]]) -> str:
 def spread(values: Iterable[float]) -> str:
     """Return mean and standard deviation."""
     found = np.array(list(values))
+    if not len(found):
+        return ""
     digits = 1 if found.max() > 2 else 3
     return f"{found.mean():.{digits}f} ± {found.std():.{digits}f}"
 

@@ -17,10 +17,14 @@ from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.config import TrainConfig  # noqa: E402
 from ivis_spark.errors import ConfigError, DependencyError  # noqa: E402
+from ivis_spark.nn.losses import triplet_loss  # noqa: E402
+from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.persistence import load_model  # noqa: E402
 from ivis_spark.train import loop  # noqa: E402
 from ivis_spark.train.callbacks import make_callbacks  # noqa: E402
+from ivis_spark.train.checkpoints import Checkpoints  # noqa: E402
 from ivis_spark.train.job import TrainingJob, run_job  # noqa: E402
+from ivis_spark.train.loop import TrainingState  # noqa: E402
 
 EPOCHS = 5
 
@@ -122,6 +126,20 @@ def test_the_last_few_checkpoints_are_kept_and_a_torn_one_is_passed_over(
     (folders[0] / "checkpoint.json").unlink()
     (folders[1] / "checkpoint.json").write_text("{")
     assert run_job(dataclasses.replace(job, config=dataclasses.replace(job.config, epochs=1)))["epochs"] == 1
+
+
+def test_a_start_again_leaves_no_checkpoint_of_what_collapsed(tmp_path: Path) -> None:
+    """The newest is what a rerun takes."""
+    kernel = keras.initializers.GlorotUniform(seed=1)
+    encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, kernel_initializer=kernel)])
+    model, states = TripletModel(encoder, triplet_loss()), [(1, 0), (6, 0), (7, 0), (1, 1)]
+    model.optimizer.build(model.trainable_variables)
+    config = TrainConfig(keep_checkpoints=2, checkpoint_seconds=0)
+    checkpoints = Checkpoints(f"file://{tmp_path / 'c'}", config, steps_per_epoch=3, logs=str(tmp_path / "logs"))
+    for epoch, collapses in states:
+        assert checkpoints.save_if_due(model, TrainingState(epoch=epoch, collapses=collapses))
+    assert checkpoints.restore(model) == TrainingState(epoch=1, collapses=1)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["epoch-000001-step-000000000"]
 
 
 def test_checkpoints_are_as_seldom_as_asked(tmp_path: Path) -> None:
