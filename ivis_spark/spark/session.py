@@ -31,8 +31,6 @@ _LOCAL_SETTINGS = {
     "spark.ui.showConsoleProgress": "false",  # ours shows the stage's name and goes to the log file too
     "spark.sql.shuffle.partitions": "8",  # 200 tiny tasks cost more than they do
     "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",  # 2,000 x 784 float32 is 6 MB
-    # Hadoop's default keeps checksums of its own beside files, and cannot read a file with a colon in its name.
-    "spark.hadoop.fs.file.impl": "org.apache.hadoop.fs.RawLocalFileSystem",
     "spark.executorEnv.LC_ALL": "C.UTF-8",
 }
 

@@ -56,6 +56,11 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
             hint = (
                 f", or start Spark with LC_ALL=C.UTF-8 if names are not ASCII, since its Java takes them for {encoding}"
             )
+        if "Relative path in absolute URI" in reason:
+            hint += (
+                ", or rename files that have a colon in their names: Hadoop's default for local files cannot read them "
+                "(--spark-conf spark.hadoop.fs.file.impl=org.apache.hadoop.fs.RawLocalFileSystem can)"
+            )
         if _PATTERN_CHARACTERS & set(uri) and config.format != "table" and not config.glob:
             hint += ", or pass --set data.glob=true if this is a pattern of several paths"
         raise InputError(

@@ -34,7 +34,8 @@ def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path
     """As folder, as file, as value of a partition; beside others that the name would match as a pattern."""
     table = tmp_path / name
     part = table / f"day={name.replace('%', '%25')}"
-    write(part / f"{name}.parquet", 7)
+    file_name = name.replace(":", ";")  # see below
+    write(part / f"{file_name}.parquet", 7)
     for other in ("a1", "ab", "a", "axx", "x", "y"):
         write(tmp_path / other / "day=other" / "part.parquet", 0)
     frame = tables.read_table(spark, str(table), PARQUET)
@@ -45,7 +46,7 @@ def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path
     assert [tuple(row) for row in again.collect()] == [(7, name)]
     only = tables.read_table(spark, files[0], PARQUET)
     assert [tuple(row) for row in only.collect()] == [(7,)]
-    write(part / f"{name} 2.parquet", 8)
+    write(part / f"{file_name} 2.parquet", 8)
     frame = tables.read_table(spark, str(table), PARQUET)
     files = tables.input_files(frame)
     again = tables.read_files(frame, str(table), PARQUET, files)
@@ -59,6 +60,12 @@ def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path
     [file] = tables.input_files(tables.read_parquet(spark, out))
     assert storage.filesystem(file)[1] == storage.filesystem(storage.join(out, written))[1]
     assert os.path.exists(storage.filesystem(file)[1])
+
+
+def test_a_colon_in_a_file_name_is_what_hadoop_cannot_read(spark: SparkSession, tmp_path: Path) -> None:
+    write(tmp_path / "t" / "a:b.parquet", 1)
+    with pytest.raises(InputError, match="rename files that have a colon in their names"):
+        tables.read_table(spark, str(tmp_path / "t"), PARQUET)
 
 
 def test_a_pattern_is_one_only_when_asked_for(spark: SparkSession, tmp_path: Path) -> None:
