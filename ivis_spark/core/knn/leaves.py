@@ -25,6 +25,7 @@ Leaf = tuple[Ints, Floats]
 
 _LEARN_PER_LEAF = 24
 _HEAVY = 4  # times the wanted rows: such leaves are split again
+_HEAVY_SAMPLE = 512  # rows of a heavy leaf among which the most frequent one is looked for
 _SPLIT_ROUNDS = 6
 _PROBES = 64  # most leaves a row is searched in, unless they hold too few rows
 _ROUNDS = (4, _PROBES)  # after so many leaves, the nearest first, the bound of each row is drawn tighter
@@ -328,9 +329,10 @@ def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generato
     counts = np.bincount(home, minlength=len(centroids))
     for leaf in np.flatnonzero(counts > _HEAVY * leaf_rows):
         rows = np.flatnonzero(home == leaf)
-        if (routed[rows] == routed[rows[0]]).all():
-            home[rows[leaf_rows:]] = len(centroids) + np.arange(len(rows) - leaf_rows) // leaf_rows
-            centroids = np.concatenate(
-                [centroids, np.repeat(centroids[[leaf]], -(-len(rows) // leaf_rows) - 1, axis=0)]
-            )
+        values, repeats = np.unique(routed[rows[:: max(1, len(rows) // _HEAVY_SAMPLE)]], axis=0, return_counts=True)
+        common = values[repeats.argmax()]
+        equal = rows[(routed[rows] == common).all(axis=1)]
+        if len(equal) > leaf_rows:
+            home[equal] = len(centroids) + np.arange(len(equal)) // leaf_rows
+            centroids = np.concatenate([centroids, np.repeat(common[None], -(-len(equal) // leaf_rows), axis=0)])
     return np.ascontiguousarray(centroids), home

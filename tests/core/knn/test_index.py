@@ -121,6 +121,17 @@ def test_duplicate_rows(backend: str, metric: str) -> None:
         assert (found[1][:, :20] == 0).all()
 
 
+def test_leaves_of_few_distinct_rows_stay_small() -> None:
+    """Nine of ten rows are equal, the others differ by little: leaves are of the size that was asked for."""
+    X = np.zeros((6000, 5), np.float32)
+    X[::10] = rows(600, 5) * 1e-3
+    index = index_kind("leaves").build(X, np.arange(6000), "euclidean", SETTINGS)
+    assert np.diff(index.leaves.starts).max() <= 10 * SETTINGS.leaf_rows
+    _near, keys = index.query(X[:50], 5, index.efforts[0])
+    assert (keys[np.arange(50) % 10 > 0] == 0).all()
+    check(Exact(index).query(X[:50:10], 5), true_keys(X[:50:10], X, "euclidean"), 5)
+
+
 @ALL
 @pytest.mark.parametrize("value", [0, 1, -3.5])
 def test_equal_rows(backend: str, metric: str, value: float) -> None:
