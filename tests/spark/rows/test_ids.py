@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from runs import published
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
@@ -26,7 +27,7 @@ def stored(frame: DataFrame, folder: Path, **config: Any) -> tuple[dict[str, Any
     data = DataConfig(**config)
     with storage.RunFolder(str(folder)).build("rows", {}) as build:
         info = ingest.ingest(columns.resolve(frame, data), data, build)
-    return info, pq.read_table(folder / "rows" / "data").sort_by("id")
+    return info, pq.read_table(published(folder, "rows") / "data").sort_by("id")
 
 
 def test_copies_are_numbered_in_groups_that_no_partitioning_changes(
@@ -71,7 +72,7 @@ def test_a_column_of_any_type_is_the_key(spark: SparkSession, tmp_path: Path, ki
     frame = spark.createDataFrame(rows, f"`cell id` {kind}, features array<double>, `free text` string")
     info, table = stored(frame.repartition(3), tmp_path, id_col="cell id")
     assert table["id"].to_pylist() == list(range(40)) and info["columns"] == ["cell id", "free text"]
-    source = input_of_rows(spark.read.parquet(str(tmp_path / "rows" / "data")), info)
+    source = input_of_rows(spark.read.parquet(str(published(tmp_path, "rows") / "data")), info)
     assert source.columns == ["cell id", "free text", "id"]
     read = source.read([])
     assert read.schema["cell id"].dataType.simpleString() == kind
@@ -86,7 +87,7 @@ def test_several_columns_are_the_key_and_repeat_only_together(spark: SparkSessio
     frame = spark.createDataFrame(rows, "sample string, id int, a double, b double")
     info, table = stored(frame, tmp_path / "good", id_cols=("sample", "id"))
     assert info["features"] == ["a", "b"] and table["id"].to_pylist() == list(range(16))
-    source = input_of_rows(spark.read.parquet(str(tmp_path / "good" / "rows" / "data")), info)
+    source = input_of_rows(spark.read.parquet(str(published(tmp_path / "good", "rows") / "data")), info)
     assert source.columns == ["sample", "id", "_id"]  # `id` is the user's
     with pytest.raises(InputError, match=r"id columns 'sample', 'id' repeats: id \('s0', 0\) stands 2 times"):
         stored(frame.union(frame.limit(1)), tmp_path / "twice", id_cols=("sample", "id"))

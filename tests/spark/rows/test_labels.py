@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from runs import published
 
 from ivis_spark.config import DataConfig
 from ivis_spark.errors import InputError
@@ -51,7 +52,7 @@ def test_numbers_are_classes_only_for_a_loss_of_classes(spark: SparkSession, tmp
     info, found = ingest(spark, tmp_path, values, "int", unlabelled="0")
     assert found == [3, 7, -1, 3, 1, None, None]
     assert class_values(info, SPARSE) == [1, 3, 7] and class_values(info, "mae") is None
-    rows = spark.read.parquet(str(tmp_path / "rows" / "data"))
+    rows = spark.read.parquet(str(published(tmp_path, "rows") / "data"))
     coded = {row["id"]: row["label"] for row in labels.as_classes(rows, [1, 3, 7]).collect()}
     assert coded == {0: 1, 1: 2, 2: None, 3: 1, 4: 0, 5: None, 6: None}
 
