@@ -300,7 +300,7 @@ def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", 
     return pandas_udf(embed, Outputs(half=half).fields[0].dataType)  # type: ignore[call-overload]
 
 
-def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[np.float32]:
+def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[Any]:
     """Return rows of a UDF's batch as one matrix of shape (n, width). Runs on: executor.
 
     Raises:
@@ -311,4 +311,5 @@ def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[np.float32]:
         raise InputError(f"rows have {sorted(widths)} features; the model was trained on {width}")
     if not rows:
         return np.empty((0, width), np.float32)
-    return np.concatenate(rows).astype(np.float32, copy=False).reshape(-1, width)
+    numbers = np.concatenate(rows)
+    return numbers.astype(np.float32 if numbers.dtype == np.float32 else np.float64, copy=False).reshape(-1, width)
