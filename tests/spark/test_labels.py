@@ -80,9 +80,11 @@ def test_arrays_of_other_lengths_are_refused_and_nulls_are_no_label(spark: Spark
     ragged = [[1.0, 2.0][: 1 + (i == 7)] for i in range(N)]
     with pytest.raises(InputError, match="label arrays of column 'y' have 1 to 2 elements"):
         pipeline(spark, tmp_path / "ragged", ragged, "array<double>").ingest()
-    holes = [[1.0, None if i == 7 else 2.0] for i in range(N)]
+    holes = [[1.0, None if i == 7 else 2.0] if i != 8 else None for i in range(N)]
     run = pipeline(spark, tmp_path / "holes", holes, "array<double>", supervision_metric="mse")
-    assert run.ingest().info["labels"]["unlabelled"] == 1
+    assert run.ingest().info["labels"]["unlabelled"] == 2
+    stored = pq.read_table(published(tmp_path / "holes" / "run", "rows") / "data").sort_by("id")["label"].to_pylist()
+    np.testing.assert_array_equal(stored[6:9], [[1, 2], [1, np.nan], [np.nan, np.nan]])
 
 
 @pytest.mark.parametrize("partitions", [1, 5])

@@ -136,7 +136,7 @@ def _finish(
     """Turn the raw rows into the stage's rows: numbered if they have no ids, features scaled, labels encoded."""
     spark = table.sparkSession
     fs, raw_path = storage.filesystem(raw)
-    encode = facts is not None and facts["kind"] == labels.NAMES
+    encode = labels.needs_encoding(facts)
     if not source.numbered and not encode and scaler.kind == "none" and source.dtype == "<f4":
         fs.mv(raw_path, storage.filesystem(data)[1], recursive=True)
         return

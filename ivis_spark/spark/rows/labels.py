@@ -81,7 +81,14 @@ def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
 
 
 def encoded(table: DataFrame, facts: dict[str, Any]) -> DataFrame:
-    """Return a table whose labels are the numbers, from 0, of the facts' values: long, null without one. Lazy."""
+    """Return a table whose labels are the numbers, from 0, of the facts' values: long, null without one. Lazy.
+
+    Arrays stay as they are, but for what is missing.
+    """
+    if facts["kind"] == ARRAYS:  # of one length, with NaN for what is missing
+        nothing = F.lit(float("nan"))
+        known = F.transform(LABEL, lambda value: F.coalesce(value, nothing))
+        return table.withColumn(LABEL, F.coalesce(known, F.array_repeat(nothing, facts["width"])))
     values = facts["values"]
     text = facts["kind"] == NAMES
     schema = f"value {'string' if text else table.schema[LABEL].dataType.simpleString()}, code long"
@@ -90,6 +97,11 @@ def encoded(table: DataFrame, facts: dict[str, Any]) -> DataFrame:
     others = [F.col(name) for name in table.columns if name != LABEL]
     joined = table.withColumn("value", key).join(F.broadcast(codes), "value", "left")
     return joined.select(*others, F.col("code").alias(LABEL))
+
+
+def needs_encoding(facts: dict[str, Any] | None) -> bool:
+    """Return whether labels do not stand in the stage `rows` as the user has them."""
+    return facts is not None and (facts["kind"] == NAMES or (facts["kind"] == ARRAYS and facts["unlabelled"] > 0))
 
 
 def as_classes(rows: DataFrame, classes: list[Any]) -> DataFrame:
