@@ -6,6 +6,7 @@ neighbours can be: a further leaf is searched if the border to it is nearer than
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import zlib
@@ -195,8 +196,15 @@ class Leaves:
             if width == len(self.centroids) or (before[:, -1] + rows[:, -1] >= k).all():
                 break
             width *= 4
-        needed = before < k
-        return _Probes(leaves, space.routing.border(near, self._between(leaves)), needed)
+        depth = space.routing.border(near, self._between(leaves))
+        alike = self._alike[leaves]  # leaves of one centroid hold equal rows: one of them has enough
+        depth[:, 1:][alike[:, 1:] == alike[:, :-1]] = np.inf
+        return _Probes(leaves, depth, before < k)
+
+    @functools.cached_property
+    def _alike(self) -> Ints:
+        """int64 (m,): equal numbers for leaves with equal centroids."""
+        return np.unique(self.centroids, axis=0, return_inverse=True)[1].reshape(-1)
 
     def _between(self, leaves: Ints) -> Floats:
         """Return the keys between the nearest leaf of each row and its others."""
