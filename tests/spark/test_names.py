@@ -117,7 +117,7 @@ def test_spark_ml(spark: SparkSession, place: Path, names: dict[str, Any]) -> No
         zip(*[[v.item() if hasattr(v, "item") else v for v in values] for values in names.values()], strict=True)
     )
     frame: DataFrame = spark.createDataFrame(rows, list(names))
-    model = IvisModel(read_model(str(place / "run")))
+    model = IvisModel(read_model(str(place / "run")), outputType="array")
     embedded = model.transform(frame)
     assert embedded.columns == [*names, "embedding"]
     collected = embedded.collect()
