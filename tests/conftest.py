@@ -16,6 +16,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--ivis-python", help="python of an environment with ivis 2, whose models are then read")
 
 
+@pytest.fixture(autouse=True)
+def _messages_name_options() -> None:
+    """Messages speak of options, whichever test imported the package before this one; tests of Python's words ask."""
+    from ivis_spark.errors import speak_python
+
+    speak_python(False)
+
+
 @pytest.fixture(scope="session")
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     from ivis_spark.spark.session import get_session

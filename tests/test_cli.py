@@ -144,7 +144,7 @@ def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pyt
     assert main([*argv, "--set", "evaluate.colour_by=text,features[20]"]) == 0
     page = (published(finished / "out", "report") / "report.html").read_text()
     options = re.findall(r"<option[^>]*>([^<]*)</option>", page)
-    assert options == ["label", "text", "features[20], scaled (minmax)"]
+    assert options == ["label", "text", "features[20]", "density"]
 
 
 @pytest.mark.parametrize(
