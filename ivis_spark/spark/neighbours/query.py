@@ -73,13 +73,15 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
     read = functools.partial(
         _with_regions, uri=opened.uri, digest=digest, features=features, kept=kept, drop=config.invalid == "drop"
     )
-    # the columns that are kept may have any name, so these two go by place: the last two
-    rows = map_arrow(table, read, T.StructType([*fields, *_READ.fields]))
+    # Columns that are kept may have any name, those of _READ too, and Java finds the columns of a batch by name: they
+    # are numbered on the way, and the two of _READ stand last.
+    numbers = [f"c{place}" for place in range(len(fields))]
+    numbered = T.StructType([T.StructField(n, field.dataType) for n, field in zip(numbers, fields, strict=True)])
+    rows = map_arrow(table, read, T.StructType([*numbered.fields, *_READ.fields]))
     if len(opened.regions) > 1:
-        numbered = rows.toDF(*[f"c{place}" for place in range(len(rows.columns))])
-        region = numbered.columns[-1]
-        rows = numbered.repartition(region).sortWithinPartitions(region).toDF(*rows.columns)
-    search = functools.partial(_search, uri=opened.uri, digest=digest, k=k)
+        region = _READ.names[-1]
+        rows = rows.repartition(region).sortWithinPartitions(region)
+    search = functools.partial(_search, uri=opened.uri, digest=digest, k=k, names=[field.name for field in fields])
     return map_arrow(rows, search, T.StructType([*fields, *FOUND.fields]))
 
 
@@ -91,7 +93,7 @@ def _with_regions(
     what = describe(features)
     with one_blas_thread():
         for batch in batches:
-            columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
+            columns, names = [batch.column(place) for place in kept], [f"c{place}" for place in range(len(kept))]
             rows, faults = read_rows([batch.column(name) for name in features], index.dims, what=what)
             bad = np.logical_or.reduce([np.zeros(len(rows), bool), *faults.values()])
             if bad.any():
@@ -106,7 +108,9 @@ def _with_regions(
             yield pa.RecordBatch.from_arrays([*columns, pack(rows, _DIGITS), regions], [*names, *_READ.names])
 
 
-def _search(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int) -> Iterator[pa.RecordBatch]:
+def _search(
+    batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int, names: list[str]
+) -> Iterator[pa.RecordBatch]:
     """Search the rows of each batch. Runs on: executor. Memory: O(batch x k) and the leaves that are kept."""
     index = _index(uri, digest)
     with one_blas_thread():
@@ -116,8 +120,7 @@ def _search(batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int)
                 ids, distances = index.query(unpack(features, _DIGITS), k)
                 offsets = np.arange(0, ids.size + 1, k, dtype=np.int32)
                 lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.reshape(-1)))
-                names = [*batch.schema.names[:-2], *FOUND.names]
-                yield pa.RecordBatch.from_arrays([*columns, lists, to_list(distances)], names)
+                yield pa.RecordBatch.from_arrays([*columns, lists, to_list(distances)], [*names, *FOUND.names])
 
 
 def _index(uri: str, digest: str) -> PartitionedIndex:
