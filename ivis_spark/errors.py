@@ -37,7 +37,7 @@ _IN_PYTHON: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"--overwrite\b", "overwrite=True"),
     (r"--input\b( TABLE)?", "input_uri"),
     (r"--(mode|name) (\w+)", r"\1='\2'"),
-    (r"--(output|target|name|mode)\b", r"\1"),
+    (r"--(output|target|name|mode|master)\b", r"\1"),
     (r"--spark-conf (?=\w)", "the setting "),
 )
 _language = {"python": False}

@@ -80,8 +80,10 @@ def far(model: ModelFolder) -> tuple[np.ndarray, ModelFolder, np.ndarray]:
 def test_every_form_scales_with_all_digits(tmp_path: Path) -> None:
     seconds, model, expected = far(folder())
     np.testing.assert_allclose(model.encoder()(seconds), expected, atol=1e-5)
-    np.testing.assert_allclose(PyfuncModel(model.encoder()).predict(seconds), expected, atol=1e-5)
-    np.testing.assert_allclose(PyfuncModel(model.encoder()).predict(pd.DataFrame(seconds)), expected, atol=1e-5)
+    np.testing.assert_allclose(PyfuncModel(model.encoder(), list("abcdef")).predict(seconds), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        PyfuncModel(model.encoder(), list("abcdef")).predict(pd.DataFrame(seconds)), expected, atol=1e-5
+    )
     runtime = pytest.importorskip("onnxruntime")
     from ivis_spark.serving.export import export_onnx
 
