@@ -11,6 +11,8 @@ CONSTRAINTS_classic := conf/constraints.txt
 CONSTRAINTS_today := conf/constraints-today.txt
 CONSTRAINTS := $(CONSTRAINTS_$(STACK))
 DEMO_OUTPUT := output/demo
+# Half of most tests waits for a JVM or for one core; the tests of a file stay together, since they share what they build.
+WORKERS ?= 2
 PYSPARK4 := 4.0.5
 
 .PHONY: help demo test stack test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-today test-spark4 test-embed docs test-r dist lint format hooks clean
@@ -42,7 +44,7 @@ hooks: $(VENV)/.dev  ## run lint on what you commit, and mypy before you push
 
 ##@ Before you merge
 test: stack lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
 stack:
 	@echo "Versions: $(STACK) ($(CONSTRAINTS))"
