@@ -28,7 +28,7 @@ def pipeline(spark: SparkSession, folder: Path, labels: Any, kind: str, **train:
         "preset": "ivis",  # its loss reads negatives
         "data": {"id_col": "id", "label_col": "y"},
         "neighbours": {"k": 6, "by_label": True},
-        "triplets": {"block_rows": 64, "positives_per_anchor": 2, "file_blocks": 2},
+        "triplets": {"block_rows": 64, "positives_per_anchor": 2, "file_blocks": 2, "held_out_labels": 0.0},
         "train": {"epochs": 2, "cooldown_epochs": 0, "batch_size": 32, **train},
     }
     run = Pipeline(
