@@ -28,7 +28,9 @@ def frames(spark: SparkSession, cut: int) -> tuple[DataFrame, DataFrame]:
 
 def build(spark: SparkSession, folder: Path, cut: int = 2, **settings: Any) -> dict[str, Any]:
     rows, near = frames(spark, cut)
-    config = TripletsConfig(**{"positives_per_anchor": 2, "block_rows": 40, "file_blocks": 3, **settings})
+    config = TripletsConfig(
+        **{"positives_per_anchor": 2, "block_rows": 40, "file_blocks": 3, "held_out_labels": 0.0, **settings}
+    )
     return build_triplets(rows, near, config, n_rows=N, random_state=1, folder=f"file://{folder}")
 
 
