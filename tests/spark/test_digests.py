@@ -24,7 +24,7 @@ def test_files_share_tasks_and_keep_their_order(
         uris.append(f"file://{tmp_path}/{number}")
     digest = run_module.Run(None, None, lambda: spark, None).map_files
     spark.sparkContext.setJobGroup("digests", "digests")
-    assert digest(storage.digest_file, uris) == [storage.digest_file(uri) for uri in uris]
+    assert digest(storage.digest_file, dict.fromkeys(uris, 100)) == [storage.digest_file(uri) for uri in uris]
     tracker = spark.sparkContext.statusTracker()
     (job,) = tracker.getJobIdsForGroup("digests")
     (stage,) = tracker.getJobInfo(job).stageIds
