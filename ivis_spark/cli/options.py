@@ -59,13 +59,17 @@ _SHORT = {
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("ivis-spark", description=_DESCRIPTION, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        "ivis-spark", description=_DESCRIPTION, formatter_class=formatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example) in _COMMANDS.items():
         epilog = (
             f"example:\n  ivis-spark {example}\n\nsettings for --config and --set, with their defaults:\n\n{describe()}"
         )
-        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=formatter, allow_abbrev=False
+        )
         _add_options(command, name)
     operations.add_commands(commands.add_parser)
     return parser

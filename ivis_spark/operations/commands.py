@@ -41,6 +41,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             description=text,
             epilog=f"example:\n  ivis-spark {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # --stage A --stage B would be --stages twice, and the last would win
         )
         if name in ("status", "verify", "clean"):
             command.add_argument("output", metavar="DIR", help="the run folder, a path or URI")

@@ -77,7 +77,7 @@ def class_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
             f"train.supervision_metric={metric!r}: use a loss of quantities, like mae"
         )
     values = [value for value in labels["values"] if value != UNLABELLED]
-    broken = next((value for value in values if value != int(value)), None)
+    broken = next((value for value in values if not math.isfinite(value) or value != int(value)), None)
     if broken is not None:
         raise InputError(
             f"label column {info['label_col']!r} holds {broken}; the classes of train.supervision_metric={metric!r} "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
+from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.places import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
@@ -84,7 +85,7 @@ def _spec(run: Run, model: str, other: tuple[Input, dict[str, Any]] | None) -> d
     """Return what decides how embeddings come out; the sizes of batches and units do not."""
     inputs: dict[str, Any] = {"model": model}
     if other is not None:
-        inputs |= {"source": other[1], "features": list(other[0].features)}
+        inputs |= {"source": other[1], "features": list(other[0].features), "columns": list(other[0].columns)}
     spec = run.spec("embed", **inputs)
     kept = {k: v for k, v in spec["config"]["embed"].items() if k not in ("batch_rows", "unit_bytes")}
     return {**spec, "config": {"embed": kept}}
@@ -99,5 +100,7 @@ def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> 
         return None
     source, rows = run.source(table, *([target] if target else [])), run.folder.manifest("rows")
     if target is None and rows is not None and source == rows.spec["inputs"]["source"]:
-        return None
+        given, own = run.config.to_mapping()["data"], rows.spec["config"]["data"]
+        if all(given[name] in (None, [], own.get(name)) for name in COLUMNS):
+            return None
     return embed_job.input_of_table(table, run.input.uri or "", run.config.data, model), source

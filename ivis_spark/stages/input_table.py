@@ -15,6 +15,9 @@ from ivis_spark.storage import Manifest
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+# Settings `data.*` that decide which columns are read and kept.
+COLUMNS = ("features_col", "feature_cols", "id_col", "id_cols", "keep_columns", "drop_columns")
+
 
 @dataclass(frozen=True)
 class InputTable:
@@ -70,18 +73,25 @@ class InputTable:
         return storage.normalise_uri(self.uri or "") if is_path else self.uri
 
     def columns_like(self, rows: Manifest, table: DataFrame) -> DataConfig:
-        """Return which columns of another table to read: those named, else those that the run's input had."""
-        trained = Config.from_mapping({"data": rows.spec["config"]["data"]}).data
-        data = dataclasses.replace(trained, invalid=self.data.invalid)
-        if self.data.features_col or self.data.feature_cols or self.data.keys:
-            data = self.data
-        elif not data.features_col and not data.feature_cols:
+        """Return which columns of another table to read: of each kind those named, else those of the run's input."""
+        trained, named = Config.from_mapping({"data": rows.spec["config"]["data"]}).data, self.data
+        features: dict[str, Any] = {"features_col": trained.features_col, "feature_cols": trained.feature_cols}
+        if named.features_col or named.feature_cols:
+            features = {"features_col": named.features_col, "feature_cols": named.feature_cols}
+        elif not trained.features_col and not trained.feature_cols:
             names = tuple(rows.info["features"])
-            data = dataclasses.replace(
-                data, **({"features_col": names[0]} if len(names) == 1 else {"feature_cols": names})
-            )
-        if data.label_col not in table.columns:
-            data = dataclasses.replace(data, label_col=None)
-        if data is not self.data and not {*data.keys, *data.keep_columns, *data.drop_columns} <= set(table.columns):
-            data = dataclasses.replace(data, id_col=None, id_cols=(), keep_columns=(), drop_columns=())
-        return data
+            features = {"features_col": names[0]} if len(names) == 1 else {"feature_cols": names}
+
+        def of_kind(*settings: str) -> dict[str, Any]:
+            """Return settings as they are named here, else as the run has them where the table has those columns."""
+            for data in (named, trained):
+                values = {name: getattr(data, name) for name in settings}
+                columns = {
+                    c for value in values.values() for c in ((value,) if isinstance(value, str) else value or ())
+                }
+                if columns and (data is named or columns <= set(table.columns)):
+                    return values
+            return {name: getattr(DataConfig(), name) for name in settings}
+
+        others = of_kind("id_col", "id_cols") | of_kind("label_col") | of_kind("keep_columns", "drop_columns")
+        return dataclasses.replace(trained, invalid=named.invalid, **features, **others)

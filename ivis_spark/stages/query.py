@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ivis_spark.config.checks import plain
 from ivis_spark.errors import InputError
+from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
@@ -17,6 +19,7 @@ def publish(run: Run, name: str | None) -> Manifest:
     table = run.input.read()
     if table is None:
         raise InputError("query needs the table with the new rows: --input TABLE")
+    data = run.input.columns_like(rows, table)
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.query import query
@@ -25,9 +28,11 @@ def publish(run: Run, name: str | None) -> Manifest:
 
         describe_job(run.get_spark(), "query")
         with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
-            index, data = run.folder.uri(neighbours, "index"), run.input.columns_like(rows, table)
+            index = run.folder.uri(neighbours, "index")
             query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 
-    spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.source(table))
+    # Which columns are read and kept decides the result as much as the rows do.
+    columns = plain({name: getattr(data, name) for name in (*COLUMNS, "invalid")})
+    spec = run.spec("query", neighbours=neighbours.fingerprint, source=run.source(table), columns=columns)
     return run.publish(run.name_of("query", "queries", name), spec, build)
