@@ -33,7 +33,7 @@ def test_networks_agree_with_keras(name: str) -> None:
     model = build_encoder(name, (64,), 4, 1)
     dense = dense_network(model)
     assert dense is not None
-    np.testing.assert_allclose(dense(X), model.predict(X, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(dense(X), model.predict(X, verbose=0), atol=1e-4)  # float32 sums of up to 2,000 products
 
 
 @pytest.mark.parametrize("metric", ["sparse_categorical_crossentropy", "binary_crossentropy", "mae", "hinge"])
