@@ -24,6 +24,7 @@ class Status:
     quality: dict[str, float]
     running: list[str]
     left: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
 
 
 def status(root: str) -> Status:
@@ -49,7 +50,8 @@ def status(root: str) -> Status:
             f"{folder.root} holds no run; its stages are made by: ivis-spark run --input ... --output ..."
         )
     found = {text: value for text, value in quality.items() if isinstance(value, (int, float))}
-    return Status(folder.root, sorted(stages, key=lambda stage: stage["created"]), found, running, left)
+    outdated = [fault for stage in stages for fault in _outdated(folder, stage["stage"])]
+    return Status(folder.root, sorted(stages, key=lambda stage: stage["created"]), found, running, left, outdated)
 
 
 def show(found: Status) -> str:
@@ -65,6 +67,7 @@ def show(found: Status) -> str:
         lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
     tables = [f"{stage['stage']:<24} {stage['table']}" for stage in found.stages if stage["table"]]
     lines += ["", *tables] if tables else []
+    lines += [f"outdated: {text}" for text in found.outdated]  # and with it the quality above
     lines += [f"running: {text}" for text in found.running]
     lines += [f"no longer needed: {text} (ivis-spark clean removes it)" for text in found.left]
     return "\n".join(lines)

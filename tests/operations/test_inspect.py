@@ -70,6 +70,7 @@ def test_verify_sees_a_replaced_input(root: Path) -> None:
         storage.write_json(build.path("data", "part-0"), [])
     with pytest.raises(ArtifactError, match="neighbours was made from a 'rows' that has been replaced"):
         verify(str(root))
+    assert "outdated: neighbours was made from a 'rows' that has been replaced" in show(status(str(root)))
 
 
 def leave_wreck(root: Path) -> None:
