@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from clusters import command_of
 from fault_table import FaultTable
 from runs import STAGES, Run, embeddings, ids, published
 
@@ -59,7 +60,7 @@ def test_driver_killed_in_each_stage(source: str, finished: Path, tmp_path: Path
 def executors(run: Run) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(run.process.pid).children(recursive=True)
-        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(child.cmdline())]
+        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(command_of(child))]
     return []
 
 

@@ -46,10 +46,11 @@ class Cluster:
     def executors(self) -> list[psutil.Process]:
         """Return the executors' JVMs."""
         children = [child for worker in self.workers for child in worker.children(recursive=True)]
-        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(_command(child))]
+        return [child for child in children if "CoarseGrainedExecutorBackend" in " ".join(command_of(child))]
 
 
-def _command(process: psutil.Process) -> list[str]:
+def command_of(process: psutil.Process) -> list[str]:
+    """Return what a process was started as; nothing of one that has ended, also where nobody has waited for it yet."""
     try:
         return list(process.cmdline())
     except psutil.Error:

@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.tf, pytest.mark.horovod, pytest.mark.slow]
 
+from clusters import command_of  # noqa: E402
 from local_ring import run_ring  # noqa: E402
 from triplet_blocks import write_blocks  # noqa: E402
 
@@ -43,7 +44,7 @@ def make_job(folder: Path, name: str, **settings) -> TrainingJob:
 
 def no_rank_is_left() -> bool:
     children = psutil.Process().children(recursive=True)
-    return not any("ivis_spark.train.rank" in child.cmdline() for child in children)
+    return not any("ivis_spark.train.rank" in command_of(child) for child in children)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
