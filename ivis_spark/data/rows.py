@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.core.projection import SAMPLE_BYTES, Projection
 from ivis_spark.data.arrays import Dtype, Floats, Ints, check_rows, finite_rows, shape_message, to_numbers
 from ivis_spark.errors import InputError
 
 _BLOCK_BYTES = 8 << 20
+_SPARSE_ROWS = 10_000
 
 
 class LazyRows:
@@ -76,6 +78,37 @@ class LazyRows:
         unique, places = np.unique(numbers, return_inverse=True)
         return np.asarray(X[unique])[places]
 
+    def sample(self, count: int, rng: np.random.Generator) -> Any:
+        """Return some rows in their order: a SciPy sparse matrix where they are one, else float32 (count, ...)."""
+        numbers = np.sort(rng.permutation(len(self))[:count])
+        return self._finite_sparse(numbers) if self.sparse else self.take(numbers)
+
+    def sparse_blocks(self) -> Iterator[Any]:
+        """Yield all rows in order, as SciPy sparse matrices if they are sparse, else as `blocks` does."""
+        if not self.sparse:
+            yield from self.blocks()
+            return
+        for start in range(0, len(self), _SPARSE_ROWS):
+            yield self._finite_sparse(np.arange(start, min(start + _SPARSE_ROWS, len(self))))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row in memory, of a sparse one on average."""
+        return max(1, 12 * self._X.nnz // len(self)) if self.sparse else 4 * math.prod(self.shape[1:])
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the rows are a SciPy sparse matrix."""
+        return hasattr(self._X, "tocsr")
+
+    def _finite_sparse(self, numbers: Ints) -> Any:
+        rows = self._X[numbers]
+        wrong = ~np.isfinite(rows.data)
+        if wrong.any():
+            row = int(numbers[np.searchsorted(rows.indptr, np.flatnonzero(wrong)[0], side="right") - 1])
+            raise InputError(f"X holds NaN or infinity, first in row {row}; drop or repair such rows")
+        return rows
+
 
 Rows = NDArray[np.float32] | LazyRows
 
@@ -103,6 +136,34 @@ def take(rows: Rows, numbers: Ints) -> Floats:
 def blocks(rows: Rows) -> Iterator[Floats]:
     """Yield all rows in order; rows in memory as one block."""
     return rows.blocks() if isinstance(rows, LazyRows) else iter([rows])
+
+
+def learn_projection(rows: Rows, n_components: int, *, seed: int) -> Projection:
+    """Learn the principal components of rows on a sample of them, see `core.projection`.
+
+    Raises: InputError: if the rows are not vectors, or have no components.
+    """
+    if len(rows.shape) != 2:
+        raise InputError(f"X has shape {rows.shape}; n_components needs rows that are vectors: flatten them")
+    rng = np.random.default_rng(seed)
+    row_bytes = rows.row_bytes if isinstance(rows, LazyRows) else 4 * rows.shape[1]
+    count = max(2 * n_components, SAMPLE_BYTES // row_bytes)
+    if isinstance(rows, LazyRows):
+        sample = rows.sample(count, rng)
+    else:
+        sample = rows if count >= len(rows) else rows[np.sort(rng.permutation(len(rows))[:count])]
+    return Projection.fit(sample, n_components, seed=seed)
+
+
+def project_blocks(rows: Rows, projection: Projection) -> Iterator[Floats]:
+    """Yield all rows projected, float32 (b, c), in order; sparse ones stay sparse until then."""
+    for part in rows.sparse_blocks() if isinstance(rows, LazyRows) else [rows]:
+        yield projection.transform(part)
+
+
+def project(rows: Rows, projection: Projection | None) -> Rows:
+    """Return all rows projected, float32 (n, c); as they are without a projection."""
+    return rows if projection is None else np.concatenate(list(project_blocks(rows, projection)))
 
 
 def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:

@@ -28,19 +28,20 @@ from ivis_spark.config import (
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.arrays import warn_of_range
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
-from ivis_spark.data.rows import Rows, as_rows, take
+from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.estimator.labels import read_labels
 from ivis_spark.estimator.names import in_order, names_of
-from ivis_spark.estimator.predicting import check_width, predict, warn_if_collapsed
+from ivis_spark.estimator.predicting import check_components, check_width, embed_fitted, predict, rows_to_search
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import TRAIN_SETTINGS, params_of, with_preset
 from ivis_spark.nn.callbacks import Progress
 from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
-from ivis_spark.nn.networks import build_encoder, dense_network
+from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
+from ivis_spark.nn.projection import split_projection, with_projection
 from ivis_spark.nn.scaling import split_scaling
 from ivis_spark.nn.supervision import build_head
 from ivis_spark.progress import say
@@ -49,7 +50,6 @@ from ivis_spark.train.loop import fit as fit_model
 Floats = NDArray[np.float32]
 
 _LEAST_ROWS = 3
-_SAMPLE_ROWS = 1000  # of which a collapse is told
 
 
 class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: ignore[misc]
@@ -88,6 +88,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
+        n_components: Principal components, learnt on at most 64 MiB of rows, that stand for the features of vectors in
+            search and training; None: none. The encoder takes rows as they are; sparse ones are never made dense.
         preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
             takes those of pipelines.
         warm_start: Whether `fit` resumes training the existing model, instead of starting again.
@@ -151,6 +153,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         negatives: int = TrainConfig.negatives,
         preset: str = "ivis",
         warm_start: bool = False,
+        n_components: int | None = None,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
         self.embedding_dims = embedding_dims
@@ -192,6 +195,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self.negatives = negatives
         self.preset = preset
         self.warm_start = warm_start
+        self.n_components = n_components
 
     def __sklearn_tags__(self) -> Any:
         """Describe this to scikit-learn: sparse rows are taken, and the embedding is float32."""
@@ -242,6 +246,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             raise InputError(f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows make a triplet: pass more")
         settings = settings.for_rows(len(rows))
         config = settings.train
+        check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)
         read = None if Y is None else read_labels(Y, len(rows), self.supervision_metric)
         if not goes_on:
             self._forget()
@@ -249,8 +254,10 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if (names := names_of(X)) is not None:
                 self.feature_names_in_ = names
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
-        start = time.monotonic()
-        self.neighbour_matrix_ = neighbours = self._find_neighbours(rows, settings.neighbours)
+        if self.n_components is not None and not goes_on:
+            self.projection_ = learn_projection(rows, self.n_components, seed=self._seed)
+        start, given, rows = time.monotonic(), rows, project(rows, self.projection_)
+        self.neighbour_matrix_ = neighbours = self._find_neighbours(given, rows, settings.neighbours)
         if self.verbose and self.neighbour_matrix is None:
             say(f"neighbours of {len(rows):,} rows: {time.monotonic() - start:.1f} s")
         model = self._model_for(rows, labels, config)
@@ -267,7 +274,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         with contextlib.ExitStack() as ending:
             listeners = self._listeners(len(rows), ending)
             fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
-        self._look_at(rows)
+        self.embedding_ = embed_fitted(model.encoder, rows)
         return self
 
     def fit_transform(
@@ -284,7 +291,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             NotFittedError: before `fit` or `load_model`; it is scikit-learn's NotFittedError too.
             InputError: if the rows cannot be used.
         """
-        return predict(self.encoder_, self._rows_to_embed(X))
+        return predict(self.encoder_, self._rows_to_embed(X), self.projection_)
 
     def score_samples(self, X: Any) -> Floats:
         """Predict labels: probabilities of `classes_`, or values; shape (n, d) -> float32 (n, c).
@@ -315,15 +322,18 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         names = ("distance", "margin", "temperature", "clip", "shared_negatives")
         return triplet_loss(*(values[name] for name in names))
 
-    def _find_neighbours(self, rows: Rows, config: NeighboursConfig) -> Neighbours:
+    def _find_neighbours(self, given: Rows, rows: Rows, config: NeighboursConfig) -> Neighbours:
+        """Return the neighbours of rows as they were given, searched among projected ones where that keeps them."""
         if self.neighbour_matrix is not None:
             return given_neighbours(self.neighbour_matrix, len(rows))
+        if self.annoy_index_path is None:
+            given = rows_to_search(given, rows, self.projection_, config.metric)
         if self.ntrees is not None:
             warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
         if config.k == len(rows) - 1 > 1:  # ivis counts the row itself among its neighbours, and so allows one more
             config = dataclasses.replace(config, k=config.k - 1)
         return find_neighbours(
-            rows,
+            given,
             config,
             random_state=self._seed,
             precompute=self.precompute,
@@ -334,7 +344,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
 
     def _model_for(self, rows: Rows, labels: NDArray[Any] | None, config: TrainConfig) -> TripletModel:
         """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
-        encoder, head = self.encoder_, self.head_
+        encoder, head = split_projection(self.encoder_)[0], self.head_
         units = None if labels is None else self.n_classes_
         if self.model_ is not None and units == (None if head is None else head.output_shape[-1]):
             return self.model_
@@ -350,15 +360,16 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         head = None
         if units is not None:
             head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
+        check_width(encoder, rows.shape)
         self._assemble(encoder, head, make_optimizer(config, encoder))
-        check_width(self.encoder_, rows.shape)
         model: TripletModel = self.model_
         return model
 
     def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
         config = self._config().train
-        self.encoder_, self.head_ = encoder, head
-        self.supervised_model_ = None if head is None else keras.Model(encoder.inputs[0], head(encoder.outputs[0]))
+        whole = with_projection(encoder, self.projection_)
+        self.encoder_, self.head_ = whole, head
+        self.supervised_model_ = None if head is None else keras.Model(whole.inputs[0], head(whole.outputs[0]))
         self.model_ = TripletModel(
             encoder,
             self._loss(),
@@ -384,16 +395,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             listeners.append(progress := Progress(n_rows))
             ending.callback(progress.close)
         return listeners
-
-    def _look_at(self, rows: Rows) -> None:
-        """Keep the embedding of the rows where that costs little, and warn if those that differ lie at one point."""
-        dense = isinstance(rows, np.ndarray) and dense_network(self.encoder_) is not None
-        self.embedding_ = predict(self.encoder_, rows) if dense else None
-        places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64))
-        sample = take(rows, places)
-        warn_if_collapsed(
-            sample, predict(self.encoder_, sample) if self.embedding_ is None else self.embedding_[places], stacklevel=4
-        )
 
     def _rows_to_embed(self, X: Any) -> Rows:
         if self.encoder_ is not None:

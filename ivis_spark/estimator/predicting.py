@@ -2,32 +2,78 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from numbers import Integral
+from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import is_collapsed
-from ivis_spark.data.rows import Rows, blocks
-from ivis_spark.errors import InputError
+from ivis_spark.core.projection import Projection
+from ivis_spark.data.rows import Rows, blocks, project_blocks, take
+from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.estimator.saving import NotFitted
 from ivis_spark.nn.networks import dense_network
+from ivis_spark.nn.projection import split_projection
 
 Floats = NDArray[np.float32]
 
 _PREDICT_ROWS = 256
+_SAMPLE_ROWS = 1000  # by which a collapse is noticed
+_PROJECTED = ("euclidean", "angular", "dot")  # distances that principal components keep
 
 
-def predict(network: keras.Model, rows: Rows) -> Floats:
-    """Return the output for each row, in NumPy where the network is a chain of dense layers."""
-    dense = dense_network(network)
-    if dense:
-        return np.concatenate([dense(block) for block in blocks(rows)])
-    if network.inputs[0].dtype == "float64":  # `Model.predict` would cast rows to float32 before they are scaled
-        starts = ((block, start) for block in blocks(rows) for start in range(0, len(block), _PREDICT_ROWS))
-        return np.concatenate([np.asarray(network(block[at : at + _PREDICT_ROWS])) for block, at in starts])
-    return np.concatenate([network.predict(block, batch_size=_PREDICT_ROWS, verbose=0) for block in blocks(rows)])
+def predict(network: keras.Model, rows: Rows, projection: Projection | None = None) -> Floats:
+    """Return the output for each row, in NumPy where the network is a chain of dense layers.
+
+    A network that begins with a projection uses `projection`, which has more digits and takes sparse rows.
+    """
+    inner, own = split_projection(network)
+    parts = blocks(rows) if own is None else project_blocks(rows, projection or own)
+    apply = dense_network(inner) or functools.partial(_apply_keras, inner)
+    return np.concatenate([apply(part) for part in parts])
+
+
+def _apply_keras(network: keras.Model, rows: Floats) -> Floats:
+    if network.inputs[0].dtype != "float64":
+        return network.predict(rows, batch_size=_PREDICT_ROWS, verbose=0)
+    # `Model.predict` would cast rows to float32 before they are scaled
+    starts = range(0, len(rows), _PREDICT_ROWS)
+    return np.concatenate([np.asarray(network(rows[start : start + _PREDICT_ROWS])) for start in starts])
+
+
+def embed_fitted(encoder: keras.Model, rows: Rows) -> Floats | None:
+    """Embed the rows of a fit where that costs little, and warn if those that differ lie at one point."""
+    dense = isinstance(rows, np.ndarray) and dense_network(encoder) is not None
+    embedding = predict(encoder, rows) if dense else None
+    places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64))
+    sample = take(rows, places)
+    warn_if_collapsed(sample, predict(encoder, sample) if embedding is None else embedding[places], stacklevel=4)
+    return embedding
+
+
+def check_components(count: Any, metric: str, *, searched: bool) -> None:
+    """Raise ConfigError if `n_components` is no number of components, or the neighbours searched are not kept by it."""
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ConfigError(f"n_components={count!r} must be a whole number of at least 1, or None")
+    if searched and metric not in _PROJECTED:
+        raise ConfigError(
+            f"n_components={count} keeps distances of the kinds {', '.join(_PROJECTED)} only, not "
+            f"knn_distance_metric={metric!r}: change one of them, or pass neighbour_matrix"
+        )
+
+
+def rows_to_search(given: Rows, projected: Rows, projection: Projection | None, metric: str) -> Rows:
+    """Return the rows among which the neighbours of rows `given` are searched."""
+    if projection is None or metric == "euclidean" or not isinstance(projected, np.ndarray):
+        return projected
+    # Angles need the origin, which a projection that was loaded with a model no longer knows.
+    return projection.around_origin(projected) if len(projection.explained) else given
 
 
 def check_width(network: keras.Model | None, shape: tuple[int, ...]) -> None:

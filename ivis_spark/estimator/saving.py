@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
+from ivis_spark.core.projection import Projection
 from ivis_spark.errors import ExistsError, NotFittedError
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
+from ivis_spark.nn.projection import split_projection
 
 # Parameters that hold objects: not saved with a model.
 _OBJECTS = ("callbacks", "neighbour_matrix")
@@ -40,6 +42,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
     head_: keras.Model | None = None
     supervised_model_: keras.Model | None = None
     model_: Any = None
+    projection_: Projection | None = None
     loss_history_: list[float] = []  # noqa: RUF012 - a fit makes one of its own
     _seed: int
     n_classes_: int | None = None
@@ -181,7 +184,9 @@ class Saving(BaseEstimator):  # type: ignore[misc]
         if saved.optimizer is not None:
             variables = saved.encoder.trainable_variables + (saved.head.trainable_variables if saved.head else [])
             optimizer = saved.optimizer.restore(variables, custom_objects)
-        self._assemble(saved.encoder, saved.head, optimizer)
+        encoder, projection = split_projection(saved.encoder)
+        self.projection_ = self.projection_ or projection  # pickling keeps more of it
+        self._assemble(encoder, saved.head, optimizer)
         if saved.encoder.input_shape[1] is not None:
             self.n_features_in_ = int(saved.encoder.input_shape[1])
 

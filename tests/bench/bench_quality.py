@@ -74,7 +74,7 @@ PROGRAMS = {
     ),
     "Ivis": (
         "ivis_spark",
-        "from ivis_spark import Ivis; model = Ivis(preset='fast', random_state=seed, verbose=0)",
+        "from ivis_spark import Ivis; model = Ivis(preset='fast', n_components=50, random_state=seed, verbose=0)",
         "Z = model.fit_transform(X)",
         "model.transform(T)",
     ),
