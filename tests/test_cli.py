@@ -168,7 +168,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert not any((tmp_path / stage).exists() for stage in STAGES)
 
 
-def test_names_for_ids_and_labels(finished: Path, tmp_path: Path) -> None:
+def test_names_for_ids_and_labels(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = pq.read_table(finished / "digits.parquet")
     names = [None if y == 4 else f"digit {y}" for y in digits["y"].to_pylist()]
     table = pa.table({"id": [f"row {i}" for i in range(300)], "features": digits["features"], "y": names})
@@ -185,6 +185,10 @@ def test_names_for_ids_and_labels(finished: Path, tmp_path: Path) -> None:
     assert sorted(found["_id"].to_pylist()) == list(range(300))
     page = (published(tmp_path / "out", "report") / "report.html").read_text()
     assert "digit 3" in page and "digit 4" not in page
+    confusion = json.loads((published(tmp_path / "out", "report") / "metrics.json").read_text())["confusion"]
+    assert confusion["by"] == "model" and set(confusion["classes"]) <= {f"digit {y}" for y in range(10) if y != 4}
+    said = capsys.readouterr().out
+    assert "Confused most" in said or not confusion["pairs"]
 
 
 def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

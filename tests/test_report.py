@@ -16,12 +16,14 @@ import pytest
 from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr
 from sklearn.manifold import trustworthiness
+from sklearn.metrics import confusion_matrix
 
 from ivis_spark.config import EvaluateConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.report import figures, plots
 from ivis_spark.report.colouring import find_columns
+from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.evaluate import evaluate
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import count_density, density_bins, draw_sample
@@ -134,6 +136,9 @@ def test_figures_equal_the_oracles(spark: SparkSession, tmp_path: Path) -> None:
     assert found["distance_correlation_pearson"] == pytest.approx(exact, abs=0.02)
     assert 0.5 < found["random_triplet_accuracy"] < 1
     assert 0.25 < found["knn_accuracy"] <= 1 and 0.25 < found["linear_svm_accuracy"] <= 1
+    confusion = np.array(found["confusion"]["counts"])
+    assert found["confusion"]["classes"] == ["0", "1", "2", "3"] and confusion.sum() == found["tested_rows"] == 15
+    assert np.trace(confusion) / 15 == pytest.approx(found["knn_accuracy"])
     expected = {"rows": 60, "features": 6, "embedding_dims": 2, "sample_rows": 60, "k": 15, "classes": 4}
     expected |= {"labelled_rows": 60, "recall_at_k": 0.95, "recall_low": 0.94, "recall_high": 0.96, "final_loss": 0.3}
     assert {key: found[key] for key in expected} == expected
@@ -169,6 +174,33 @@ def test_accuracies_are_of_rows_whose_labels_training_did_not_see(spark: SparkSe
     assert "training saw the labels" in page.visible
     unseen, page = run(spark, tmp_path / "c", *frames)
     assert unseen["labels"] == "not trained on" and unseen["tested_rows"] == 250
+
+
+def test_confused_classes_are_those_of_sklearn_and_stay_few() -> None:
+    rng = np.random.default_rng(0)
+    for n_classes, listed in ((4, True), (30, True), (200, False)):
+        names = tuple(f"class {code}" for code in range(n_classes))
+        true = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 1000)])
+        predicted = np.where(rng.random(len(true)) < 0.7, true, (true + 1) % n_classes)
+        expected = confusion_matrix(true, predicted)
+        found = Confusion(names, true, predicted, "neighbours")
+        np.testing.assert_array_equal(found.counts(), expected)
+        mapping = found.to_mapping()
+        assert len(json.dumps(mapping)) < 10_000 and ("counts" in mapping) == listed
+        np.fill_diagonal(expected, 0)
+        first = mapping["pairs"][0]
+        assert first["rows"] == expected.max() and first["predicted"] != first["label"]
+        page = confusion_section(found, seen=False)
+        Page(page)
+        assert ('<thead><tr><th scope="col">true' in page) == listed
+    labels, of_model = read_labels(["b", "a", None, "b"]), read_labels(["b", "c", "a", None])
+    assert labels is not None and of_model is not None
+    found = Confusion.of_model(labels, of_model, np.arange(4))
+    assert [(found.names[a], found.names[b]) for a, b in zip(found.true, found.predicted, strict=True)] == [
+        ("b", "b"),
+        ("a", "c"),
+    ]
+    assert confusion_section(Confusion(("a",), np.empty(0, int), np.empty(0, int), "model"), seen=True) == ""
 
 
 @pytest.mark.spark

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -185,6 +186,40 @@ def draw_pairs(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Gener
     return PairDistances(a, b, _distances(features, a, b), _distances(embedding, a, b))
 
 
+def knn_predictions(
+    Z: ArrayLike,
+    y: ArrayLike,
+    *,
+    k: int,
+    rng: np.random.Generator,
+    train_share: float = 0.75,
+    tested: NDArray[np.bool_] | None = None,
+) -> tuple[Ints, NDArray[Any]]:
+    """Return the rows that a k-nearest-neighbours vote is tested on, and the label that it gives each of them.
+
+    The vote is fitted on the other rows. A tied one goes to the smallest label, as in scikit-learn.
+
+    Runs on: driver. Deterministic for a given `rng`. Arguments and errors as in `knn_accuracy`.
+
+    Returns:
+        int64 (t,), positions of the tested rows; and their predicted labels, shape (t,), of the type of y.
+    """
+    points = _points(Z, "Z", least=2)
+    labels, codes = _classes(y, len(points))
+    train, test = _split(len(points), train_share, rng, tested)
+    n_train = len(train)
+    if not 1 <= k <= n_train:
+        raise ConfigError(f"k={k} must be between 1 and the {n_train} fitted rows; lower k or pass more rows")
+    predicted = np.empty(len(test), np.int64)
+    for start, stop in _row_blocks(len(test), max(n_train, len(labels))):
+        rows = test[start:stop]
+        votes = codes[train[_nearest(_squared_distances(points[rows], points[train]), k)]]
+        cell = np.arange(len(rows))[:, np.newaxis] * len(labels) + votes
+        counts = np.bincount(cell.ravel(), minlength=len(rows) * len(labels)).reshape(len(rows), len(labels))
+        predicted[start:stop] = counts.argmax(axis=1)
+    return test, labels[predicted]
+
+
 def knn_accuracy(
     Z: ArrayLike,
     y: ArrayLike,
@@ -213,20 +248,8 @@ def knn_accuracy(
         ConfigError: if k or train_share is out of range.
         InputError: if y has another length than Z, or as in `trustworthiness`.
     """
-    points = _points(Z, "Z", least=2)
-    labels, codes = _classes(y, len(points))
-    train, test = _split(len(points), train_share, rng, tested)
-    n_train = len(train)
-    if not 1 <= k <= n_train:
-        raise ConfigError(f"k={k} must be between 1 and the {n_train} fitted rows; lower k or pass more rows")
-    right = 0
-    for start, stop in _row_blocks(len(test), max(n_train, len(labels))):
-        rows = test[start:stop]
-        votes = codes[train[_nearest(_squared_distances(points[rows], points[train]), k)]]
-        cell = np.arange(len(rows))[:, np.newaxis] * len(labels) + votes
-        counts = np.bincount(cell.ravel(), minlength=len(rows) * len(labels)).reshape(len(rows), len(labels))
-        right += int((counts.argmax(axis=1) == codes[rows]).sum())
-    return right / len(test)
+    test, predicted = knn_predictions(Z, y, k=k, rng=rng, train_share=train_share, tested=tested)
+    return float(np.mean(predicted == np.asarray(y)[test]))
 
 
 def linear_svm_accuracy(

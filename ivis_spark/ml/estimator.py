@@ -84,8 +84,20 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
             if name is not None and name not in schema.fieldNames():
                 raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(schema.fieldNames())}")
-        outputs = Outputs(config.embed.output_col, config.embed.scores_col, config.embed.precision == "float16")
+        outputs = Outputs.of(config.embed, self._classes(schema, config))
         return with_outputs(schema, outputs, vectors=vectors_wanted(self))
+
+    def _classes(self, schema: T.StructType, config: Config) -> dict[str, Any] | None:
+        """Return what can be said of the model's classes before training: the type of their labels; None without."""
+        metric, name = config.train.supervision_metric, config.data.label_col
+        if config.embed.class_col is None or metric is None or name is None:
+            return None
+        from ivis_spark.nn.supervision import takes_classes
+
+        kind = schema[name].dataType
+        if isinstance(kind, T.ArrayType) or (isinstance(kind, T.NumericType) and not takes_classes(metric)):
+            return None
+        return {"values": [], "type": kind.simpleString()}
 
     def _fit(self, dataset: DataFrame) -> IvisModel:
         refuse_connect(dataset.sparkSession, "IvisEstimator.fit")

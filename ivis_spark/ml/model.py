@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pyspark.ml.base import Model
 from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 _PARAMS = (
     *("featuresCol", "featureCols", "labelCol", "idCol", "imageHeight", "imageWidth", "imageMode"),
-    *("outputCol", "scoresCol", "precision", "embedInvalid"),
+    *("outputCol", "scoresCol", "classCol", "precision", "embedInvalid"),
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
@@ -142,7 +143,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             outputs=self._outputs(),
             counts=self._invalid,
         )
-        return to_vectors(embedded, self._outputs().names) if vectors_wanted(self) else embedded
+        return to_vectors(embedded, self._outputs().vectors) if vectors_wanted(self) else embedded
 
     def to_encoder(self) -> Encoder:
         """Return what executors embed with: arrays for a dense encoder, else the bytes of its Keras file."""
@@ -167,6 +168,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             local.feature_names_in_ = np.array(names, dtype=object)
         local.n_features_in_ = int(encoder.input_shape[1])
         local.n_classes_ = None if head is None else int(head.output_shape[-1])
+        local.classes_ = _local_classes(self._folder.classes)
         return local
 
     @classmethod
@@ -190,7 +192,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             save_model(folder, encoder, head=local.head_)
             names = [str(name) for name in getattr(local, "feature_names_in_", ())]
             names = names if len(names) > 1 else []  # a single name would be that of an array of features
-            add_serving_files(folder, features=names, scaler=None if scaler is None else scaler.to_mapping())
+            scaling = None if scaler is None else scaler.to_mapping()
+            add_serving_files(folder, features=names, scaler=scaling, classes=_spark_classes(local.classes_))
             summary = asdict(Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_)))
             files = load_folder(folder, spec={"config": {"train": train}, "inputs": {}}, info={_SUMMARY: summary})
         return cls(files, custom_objects=custom_objects, **params)
@@ -214,8 +217,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         return ModelReader(cls)
 
     def _outputs(self) -> Outputs:
-        half = self.getOrDefault("precision") == "float16"
-        return Outputs(self.getOrDefault("outputCol"), self.getOrDefault("scoresCol"), half)
+        return Outputs.of(config_of(self, _SETTINGS).embed, self._folder.classes)
 
     def _networks(self) -> tuple[keras.Model, keras.Model | None]:
         from ivis_spark.nn.persistence import load_model
@@ -244,6 +246,30 @@ def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
     invalid = "error" if model.getOrDefault("embedInvalid") == "error" else "null"
     half = model.getOrDefault("precision") == "float16"
     return embed.embed_udf(session, model.to_encoder(), invalid=invalid, half=half)
+
+
+def _spark_classes(classes: NDArray[Any] | None) -> dict[str, Any] | None:
+    """Return the classes of an `Ivis` as a model folder has them, with the type of Spark's column."""
+    if classes is None:
+        return None
+    kinds = {"b": "boolean", "i": "bigint", "u": "bigint", "M": "timestamp"}
+    days = classes.dtype.kind == "M" and bool((classes == classes.astype("datetime64[D]")).all())
+    kind = "date" if days else kinds.get(classes.dtype.kind, "string")
+    values = classes.astype("datetime64[D]") if days else classes
+    if kind == "bigint":
+        return {"values": values.tolist(), "type": kind}
+    texts = [str(value).replace("T", " ") if kind == "timestamp" else str(value) for value in values]
+    return {"values": [text.lower() for text in texts] if kind == "boolean" else texts, "type": kind}
+
+
+def _local_classes(classes: Mapping[str, Any]) -> NDArray[Any] | None:
+    """Return the classes of a model folder as an `Ivis` has them."""
+    if not classes:
+        return None
+    values, kind = classes["values"], classes["type"]
+    if kind == "boolean":
+        return np.array([value == "true" for value in values])
+    return np.array(values, dtype="datetime64" if kind in ("date", "timestamp") else None)
 
 
 def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> ModelFolder:

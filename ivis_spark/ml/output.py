@@ -50,9 +50,20 @@ def with_outputs(schema: T.StructType, outputs: Outputs, *, vectors: bool) -> T.
 
     Raises: InputError: if one is there already, but for case.
     """
-    outputs.check_free(schema.fieldNames(), "set outputCol or scoresCol to another")
-    fields = [T.StructField(name, VectorUDT()) for name in outputs.names] if vectors else outputs.fields
-    return T.StructType([*schema.fields, *fields])
+    outputs.check_free(schema.fieldNames(), "set outputCol, scoresCol or classCol to another")
+    fields = {item.name: item for item in outputs.fields}
+    if vectors:
+        fields |= {name: T.StructField(name, VectorUDT()) for name in outputs.vectors}
+    if outputs.label is not None:
+        fields[outputs.label] = T.StructField(outputs.label, _type_of(outputs.label_type))
+    return T.StructType([*schema.fields, *fields.values()])
+
+
+def _type_of(name: str) -> T.DataType:
+    """Return the type of a simple name, like bigint: Spark's own parser needs a session."""
+    found = {"tinyint": "byte", "smallint": "short", "int": "integer", "bigint": "long"}.get(name, name)
+    fields = [{"name": "label", "type": found, "nullable": True, "metadata": {}}]
+    return T.StructType.fromJson({"type": "struct", "fields": fields})[0].dataType
 
 
 def to_vectors(frame: DataFrame, names: Sequence[str]) -> DataFrame:

@@ -24,7 +24,7 @@ _SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
 # A DataFrame is read already; sizes of its files and folders are the job's.
 _LEFT_OUT = (
     *("data.format", "data.options", "data.glob", "embed.unit_bytes", "embed.partition_by", "embed.batch_rows"),
-    *("embed.class_col", "data.keep_columns", "data.drop_columns"),  # `transform` keeps all columns of what it is given
+    *("data.keep_columns", "data.drop_columns"),  # `transform` keeps all columns of what it is given
 )
 
 

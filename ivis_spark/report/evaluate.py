@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ivis_spark.core import metrics as core_metrics
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.report import figures, html, plots
 from ivis_spark.report.colouring import Wanted
+from ivis_spark.report.confusion import Confusion
+from ivis_spark.report.labels import Labels
 from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components
 from ivis_spark.report.wording import REMEDY
@@ -46,6 +49,7 @@ def evaluate(
     wanted: Wanted | None = None,
     held_out: tuple[float, int] | None = None,
     table: str | None = None,
+    predicted: str | None = None,
 ) -> dict[str, Any]:
     """Write report.html, metrics.json and pictures into `folder`.
 
@@ -70,9 +74,11 @@ def evaluate(
         wanted: What else points can be coloured by.
         held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
         table: Name of the table, for the heading.
+        predicted: Column of `embeddings` with the class that the model predicts; None if it predicts none.
 
     Returns:
-        The figures, as in metrics.json: flat, the same keys always, None where a figure does not apply.
+        The figures, as in metrics.json: the same keys always, None where a figure does not apply, flat but for
+        `confusion`, which has rows by true and predicted class, or of many classes the pairs confused most.
 
     Raises:
         DependencyError: if matplotlib or plotly is missing.
@@ -91,15 +97,17 @@ def evaluate(
         random_state=random_state,
         wanted=wanted,
         held_out=held_out,
+        predicted=predicted,
     )
     pairs = sample_pairs(sample, config=config, random_state=random_state)
     describe_job(spark, "report: counts of all rows")
     n_rows = embeddings.count()
     density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
+    measures, confusion = measure_sample(sample, pairs, config=config, random_state=random_state)
     found = {
         "rows": n_rows,
         "embedding_dims": sample.embedding.shape[1],
-        **measure_sample(sample, pairs, config=config, random_state=random_state),
+        **measures,
         **_of_run(training, neighbours),
     }
     found |= judge(found, settings or {})
@@ -114,6 +122,7 @@ def evaluate(
         density=density,
         pairs=pairs,
         measured=sample.measured,
+        confusion=confusion,
         training=training,
         neighbours=neighbours or {},
         reasons=reasons,
@@ -139,8 +148,8 @@ def sample_pairs(sample: Sample, *, config: EvaluateConfig, random_state: int) -
 
 def measure_sample(
     sample: Sample, pairs: PairDistances | None, *, config: EvaluateConfig, random_state: int
-) -> dict[str, Any]:
-    """Return the quality figures of a sample and its pairs; None for those that do not apply.
+) -> tuple[dict[str, Any], Confusion | None]:
+    """Return the quality figures of a sample and its pairs, None for those that do not apply, and its confused classes.
 
     k is lowered where the sample has not more than 2 k rows. kNN accuracy needs a label of classes that repeat, the
     centroid correlation three of them.
@@ -156,14 +165,18 @@ def measure_sample(
     found |= dict.fromkeys([*JUDGED, *(f"pca_{name}" for name in JUDGED)])
     if not k or pairs is None:
         log.warning("%s rows have both features and an embedding; figures need at least 3", n)
+    facts, test = _test_of_labels(sample, measured, k)
     linear = principal_components(X, Z.shape[1], seed=random_state)
-    for prefix, points in (("", Z), ("pca_", linear)):
+    confusion = None
+    for prefix, points in (("pca_", linear), ("", Z)):
         measures: dict[str, Any] = {}
         if k and pairs is not None:
             measures = _of_distances(X, points, k, config=config, random_state=random_state)
-        of_labels, facts = _of_labels(sample, X, points, measured, k=k, random_state=random_state)
-        found |= {f"{prefix}{name}": value for name, value in (measures | of_labels).items()} | facts
-    return found
+        if test is not None:
+            of_labels, confusion = _of_labels(sample, X, points, test, random_state=random_state)
+            measures |= of_labels
+        found |= {f"{prefix}{name}": value for name, value in measures.items()}
+    return found | facts | {"confusion": None if confusion is None else confusion.to_mapping()}, confusion
 
 
 def _of_distances(
@@ -180,47 +193,73 @@ def _of_distances(
     }
 
 
-def _of_labels(
-    sample: Sample,
-    X: NDArray[np.float32],
-    Z: NDArray[np.float64],
-    measured: NDArray[np.int64],
-    *,
-    k: int,
-    random_state: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the metrics of labels of some rows' embedding, and what is to be known of the labels."""
+@dataclass(frozen=True)
+class _Test:
+    """How labels are tested.
+
+    Attributes:
+        labels: Of the whole sample.
+        rows: int64 (n,), positions in the sample of the labelled rows that were measured.
+        inside: bool, which of the measured rows they are.
+        y: int64 (n,), their classes.
+        tested: bool (n,), the rows to test on, which training did not see; None if they are drawn.
+        k: Voting neighbours.
+    """
+
+    labels: Labels
+    rows: NDArray[np.int64]
+    inside: NDArray[np.bool_]
+    y: NDArray[np.int64]
+    tested: NDArray[np.bool_] | None
+    k: int
+
+
+def _test_of_labels(sample: Sample, measured: NDArray[np.int64], k: int) -> tuple[dict[str, Any], _Test | None]:
+    """Return what is to be known of the labels of the measured rows, and how they are tested; None if they are not."""
     labels = sample.labels
     facts: dict[str, Any] = dict.fromkeys(("classes", "commonest_label", "labels", "tested_rows"))
     facts["labelled_rows"] = 0
     if labels is None:
-        return {}, facts
+        return facts, None
     known = labels.known[measured]
     facts["labelled_rows"] = int(known.sum())
     if labels.continuous:
-        return {}, facts
-    y, points = labels.codes[measured][known], Z[known]
+        return facts, None
+    rows = measured[known]
+    y = labels.codes[rows]
     n, n_classes = len(y), len(np.unique(y))
     facts["classes"] = n_classes
     if not k or not 1 <= n_classes <= n / 2:  # text that names each row is no class
-        return {}, facts
+        return facts, None
     facts["commonest_label"] = float(np.bincount(y).max() / n)
-    tested = None if sample.held_out is None else sample.held_out[measured][known]
+    tested = None if sample.held_out is None else sample.held_out[rows]
     facts["labels"] = "not trained on" if tested is None else "held out"
     if tested is not None and (not tested.any() or tested.all()):
         facts["labels"], tested = "trained on", None
     facts["tested_rows"] = n - round(_FITTED * n) if tested is None else int(tested.sum())
-    options: dict[str, Any] = {"train_share": _FITTED, "tested": tested}
+    return facts, _Test(labels, rows, known, y, tested, min(k, n - facts["tested_rows"]))
+
+
+def _of_labels(
+    sample: Sample, X: NDArray[np.float32], Z: NDArray[np.float64], test: _Test, *, random_state: int
+) -> tuple[dict[str, Any], Confusion]:
+    """Return the metrics of labels of the measured rows' embedding, and which labels it confuses."""
+    points, y = Z[test.inside], test.y
+    options: dict[str, Any] = {"train_share": _FITTED, "tested": test.tested}
     rng = [np.random.default_rng([random_state, 3]) for _ in range(2)]
-    votes = min(k, n - facts["tested_rows"])
+    rows, predicted = core_metrics.knn_predictions(points, y, k=test.k, rng=rng[0], **options)
     found = {
-        "knn_accuracy": core_metrics.knn_accuracy(points, y, k=votes, rng=rng[0], **options),
+        "knn_accuracy": float(np.mean(predicted == y[rows])),
         "linear_svm_accuracy": core_metrics.linear_svm_accuracy(points, y, rng=rng[1], **options),
     }
-    shown = slice(None) if tested is None else tested
+    shown = slice(None) if test.tested is None else test.tested
     if len(np.unique(y[shown])) >= 3:
-        found["centroid_correlation"] = core_metrics.centroid_correlation(X[known][shown], points[shown], y[shown])
-    return found, facts
+        found["centroid_correlation"] = core_metrics.centroid_correlation(
+            X[test.inside][shown], points[shown], y[shown]
+        )
+    if sample.predicted is not None:
+        return found, Confusion.of_model(test.labels, sample.predicted, test.rows[shown])
+    return found, Confusion(test.labels.names, y[rows], predicted, "neighbours")
 
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import PairDistances
+from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.explorer import distance_data, explorer_data
 from ivis_spark.report.figures import describe_dims
 from ivis_spark.report.labels import shorten
@@ -36,11 +37,12 @@ class Findings:
 
     Attributes:
         title: Heading.
-        found: The flat figures of metrics.json.
+        found: The figures of metrics.json.
         sample: The rows to draw.
         density: Counts of all rows, or None when all are drawn.
         pairs: Distances of pairs of measured rows, or None if there are too few.
         measured: Positions in the sample, before it was cut to the rows to draw, of the measured rows.
+        confusion: True and predicted classes, or None without classes.
         training: As given to `evaluate`.
         neighbours: As given to `evaluate`.
         reasons: Why the embedding seems to have collapsed; empty if it does not.
@@ -55,6 +57,7 @@ class Findings:
     density: Density | None
     pairs: PairDistances | None
     measured: NDArray[np.int64]
+    confusion: Confusion | None
     training: Mapping[str, Any]
     neighbours: Mapping[str, Any]
     reasons: Sequence[str]
@@ -93,6 +96,7 @@ def build_page(findings: Findings, folder: str) -> str:
 {_notice(findings.reasons)}
 {_verdicts(findings)}
 {_explorer(findings, folder)}
+{confusion_section(findings.confusion, seen=findings.found["labels"] == "trained on")}
 {_distances(findings, folder)}
 {_density(findings, folder)}
 {_loss(findings, folder)}

@@ -37,6 +37,7 @@ class Sample:
         features: float32 (m, d), scaled.
         columns: Further columns of the n rows by name, read as labels are.
         held_out: bool (n,), rows whose labels training did not see; None if it saw no label.
+        predicted: Classes that the model predicts for the n rows, or None.
     """
 
     ids: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Sample:
     features: NDArray[np.float32]
     columns: Mapping[str, Labels] = field(default_factory=dict)
     held_out: NDArray[np.bool_] | None = None
+    predicted: Labels | None = None
 
     def head(self, n: int) -> Sample:
         """Return the first n rows."""
@@ -54,7 +56,8 @@ class Sample:
         columns = {name: column.head(n) for name, column in self.columns.items()}
         held_out = None if self.held_out is None else self.held_out[:n]
         measured, features = self.measured[inside], self.features[inside]
-        return Sample(self.ids[:n], self.embedding[:n], labels, measured, features, columns, held_out)
+        predicted = None if self.predicted is None else self.predicted.head(n)
+        return Sample(self.ids[:n], self.embedding[:n], labels, measured, features, columns, held_out, predicted)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def draw_sample(
     random_state: int,
     wanted: Wanted | None = None,
     held_out: tuple[float, int] | None = None,
+    predicted: str | None = None,
 ) -> Sample:
     """Draw rows by id; features for at most `config.sample_rows` of them, and at most 256 MiB.
 
@@ -94,10 +98,11 @@ def draw_sample(
 
     labelled = "label" in embeddings.columns
     further = readable(embeddings, without=("id", "embedding", "label"))
-    columns = [F.col("id"), F.col("embedding"), *([_plain_label(embeddings)] if labelled else [])]
+    columns = [F.col("id"), F.col("embedding"), *([_plain(embeddings, "label", "label")] if labelled else [])]
     columns += [column.alias(f"column{place}") for place, column in enumerate(further.values())]
     hidden = F.lit(False) if held_out is None else is_held_out(F.col("id"), *held_out)
     columns.append(hidden.alias("held_out"))
+    columns += [] if predicted is None else [_plain(embeddings, predicted, "predicted")]
     size = max(config.sample_rows, config.plot_rows)
     hashed = F.xxhash64(F.lit(random_state), F.col("id"))
     drawn: Any = embeddings.select(*columns).orderBy(hashed, F.col("id")).limit(size).toPandas()
@@ -108,7 +113,7 @@ def draw_sample(
     if labelled:
         labels = read_labels(list(drawn["label"]))
     elif "label" in rows.columns:
-        labels = read_labels(_by_id(spark, rows.select("id", _plain_label(rows)), ids)["label"])
+        labels = read_labels(_by_id(spark, rows.select("id", _plain(rows, "label", "label")), ids)["label"])
     else:
         labels = None
     found = {name: list(drawn[f"column{place}"]) for place, name in enumerate(further)}
@@ -117,7 +122,8 @@ def draw_sample(
     measured, features = _draw_features(spark, rows, ids[: config.sample_rows])
     known = {name: column for name, column in read.items() if column is not None}
     tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
-    return Sample(ids, embedding, labels, measured, features, known, tested)
+    of_model = None if predicted is None else read_labels(list(drawn["predicted"]))
+    return Sample(ids, embedding, labels, measured, features, known, tested, of_model)
 
 
 def _draw_wanted(spark: SparkSession, rows: DataFrame, wanted: Wanted, ids: NDArray[np.int64]) -> dict[str, list[Any]]:
@@ -195,13 +201,15 @@ def _ranges(points: DataFrame, names: list[str]) -> list[tuple[float, float]] | 
     return ends
 
 
-def _plain_label(table: DataFrame) -> Column:
-    """Return the column `label` as double if it is a number, else as text."""
+def _plain(table: DataFrame, name: str, alias: str) -> Column:
+    """Return a column of classes as double if it is a number, else as text."""
     from pyspark.sql import functions as F
     from pyspark.sql.types import NumericType
 
-    numeric = isinstance(table.schema["label"].dataType, NumericType)
-    return F.col("label").cast("double" if numeric else "string").alias("label")
+    from ivis_spark.spark.rows.columns import quoted
+
+    numeric = isinstance(table.schema[name].dataType, NumericType)
+    return F.col(quoted(name)).cast("double" if numeric else "string").alias(alias)
 
 
 def _by_id(spark: SparkSession, table: DataFrame, ids: NDArray[np.int64]) -> dict[str, list[Any]]:

@@ -36,11 +36,12 @@ def publish(run: Run) -> Manifest:
     def build(stage: StageBuild) -> None:
         from ivis_spark.report.evaluate import evaluate
 
+        embeddings, predicted = _numbered(run, needed["rows"], needed["embeddings"])
         with _scratch_folder() as folder:
             figures = evaluate(
                 run.get_spark(),
                 rows=_labelled(run, needed["rows"]),
-                embeddings=_numbered(run, needed["rows"], needed["embeddings"]),
+                embeddings=embeddings,
                 training=_curves(needed["model"].info),
                 neighbours=needed["neighbours"].info,
                 config=run.config.evaluate,
@@ -51,6 +52,7 @@ def publish(run: Run) -> Manifest:
                 table=needed["rows"].info.get("table"),
                 held_out=_held_out(needed["model"], needed["neighbours"]),
                 wanted=wanted,
+                predicted=predicted,
             )
             storage.put_folder(folder, stage.uri)
         stage.info.update(figures)
@@ -91,20 +93,26 @@ def _labelled(run: Run, rows: Manifest) -> DataFrame:
     return table.withColumn("label", F.element_at(names, (F.col("label") + 1).cast("int")))
 
 
-def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> DataFrame:
-    """Return the embeddings with the rows' numbers as `id`, and of the user's columns those that are no id or label."""
+def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> tuple[DataFrame, str | None]:
+    """Return the embeddings with the rows' numbers as `id`, and which of their columns is the predicted class, if any.
+
+    Of the user's columns those stay that are no id or label.
+    """
     from pyspark.sql import functions as F
 
     from ivis_spark.spark.embedding.job import number_column
-    from ivis_spark.spark.rows.columns import quoted
+    from ivis_spark.spark.rows.columns import quoted, unused
 
     table, info = run.table(embeddings), rows.info
     if info["columns"] is None:  # an older version called the columns so
-        return table
+        return table, None
     number = number_column(info) or info["keys"][0]
     taken = {"id", "embedding", "label", number, info["label_col"], *info["keys"]}
-    others = [quoted(name) for name in table.columns if name not in taken]
-    return table.select(F.col(quoted(number)).cast("long").alias("id"), "embedding", *others)
+    predicted = embeddings.spec["config"]["embed"].get("class_col")
+    shown = unused("predicted", table.columns) if predicted in taken else predicted
+    others = [F.col(quoted(name)) for name in table.columns if name not in {*taken, predicted}]
+    others += [F.col(quoted(predicted)).alias(shown)] if predicted else []
+    return table.select(F.col(quoted(number)).cast("long").alias("id"), "embedding", *others), shown
 
 
 def _curves(info: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,42 @@ def test_arrays_and_vectors_hold_the_same(spark: SparkSession, fitted: IvisModel
         IvisModel(fitted.to_folder(), outputType="list")
 
 
+def test_predicted_classes_have_the_type_of_the_label(
+    spark: SparkSession, fitted: IvisModel, digits_frame: DataFrame, digits: Any, tmp_path: Path
+) -> None:
+    model = fitted.copy().setClassCol("class").setScoresCol("scores")
+    assert model.getClassCol() == "class"
+    model.save(str(tmp_path / "model"))
+    model = IvisModel.load(str(tmp_path / "model"))
+    found = model.transform(digits_frame)
+    assert found.schema == model.transformSchema(digits_frame.schema)
+    assert found.schema["class"].dataType == T.IntegerType()  # as the label
+    assert all(row["class"] == row["scores"].argmax() for row in found.select("class", "scores").collect())
+    estimator = IvisEstimator(labelCol="name", classCol="class", supervisionMetric="sparse_categorical_crossentropy")
+    assert estimator.transformSchema(digits_frame.schema)["class"].dataType == T.StringType()
+    with pytest.raises(InputError, match="the model was not trained on classes"):
+        IvisEstimator(classCol="class").fit(digits_frame)
+    with pytest.raises(InputError, match="the model was not trained on classes"):
+        IvisEstimator(labelCol="label", supervisionMetric="mae", classCol="class").fit(digits_frame)
+
+
+def test_classes_go_to_the_local_model_and_back(spark: SparkSession, digits: Any) -> None:
+    from ivis_spark import Ivis
+
+    X, y = digits
+    frame = spark.createDataFrame([(x.tolist(),) for x in X[:20]], "features array<float>")
+    days = np.datetime64("2026-01-01") + y
+    for labels, kind in ((np.char.add("digit ", y.astype(str)), "string"), (y > 4, "boolean"), (days, "date")):
+        local = Ivis(k=5, epochs=1, verbose=0).fit(X, labels)
+        model = IvisModel.from_local(local, featuresCol="features", classCol="class")
+        found = model.transform(frame)
+        assert found.schema == model.transformSchema(frame.schema)
+        assert found.schema["class"].dataType.simpleString() == kind
+        expected = local.classes_[local.score_samples(X[:20]).argmax(axis=1)]
+        np.testing.assert_array_equal([row["class"] for row in found.collect()], expected.tolist())
+        np.testing.assert_array_equal(model.to_local().classes_, local.classes_)
+
+
 def test_wrong_columns_are_named_before_anything_runs(digits_frame: DataFrame) -> None:
     with pytest.raises(InputError, match="idCol='key' is not in the DataFrame; it has: id, features"):
         IvisEstimator(idCol="key").fit(digits_frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.sql.pandas.functions import pandas_udf
 
+from ivis_spark.config import EmbedConfig
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
@@ -53,10 +54,40 @@ class Outputs:
     classes: tuple[str, ...] = ()
     label_type: str = "string"
 
+    @classmethod
+    def of(cls, config: EmbedConfig, classes: Mapping[str, Any] | None) -> Outputs:
+        """Return the columns that settings ask for.
+
+        Args:
+            config: Their names and precision.
+            classes: Those of the model: `values` and `type` of the label; None or empty if it knows none.
+
+        Raises:
+            InputError: if the class is asked for of a model that knows none.
+        """
+        if config.class_col and not classes:
+            raise InputError(
+                f"embed.class_col={config.class_col!r} is asked for, and the model was not trained on classes: train "
+                "with --label-col and train.supervision_metric=sparse_categorical_crossentropy"
+            )
+        return cls(
+            config.output_col,
+            config.scores_col,
+            config.precision == "float16",
+            label=config.class_col,
+            classes=tuple(map(str, classes["values"])) if classes else (),
+            label_type=classes["type"] if classes else "string",
+        )
+
+    @property
+    def vectors(self) -> list[str]:
+        """The columns that hold several numbers."""
+        return [name for name in (self.embedding, self.scores) if name is not None]
+
     @property
     def names(self) -> list[str]:
         """The columns, in order."""
-        return [name for name in (self.embedding, self.scores, self.label) if name is not None]
+        return [*self.vectors, *([] if self.label is None else [self.label])]
 
     @property
     def fields(self) -> list[T.StructField]:

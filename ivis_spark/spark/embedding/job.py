@@ -136,7 +136,7 @@ def embed_input(
     Raises:
         InputError: if rows are invalid and that is an error, or columns clash.
     """
-    outputs = _outputs(config, classes)
+    outputs = Outputs.of(config, classes)
     _check_columns(source, outputs, config)
     size = config.unit_bytes or _WAVES * _SPLIT_BYTES * cores(spark)
     plan = units.plan_units(source.files, size) if source.files else [[]]
@@ -174,7 +174,7 @@ def check_same_columns(
             f"{target.uri} is partitioned by {found}, and embed.partition_by is "
             f"{'/'.join(config.partition_by) or 'nothing'}: set it to the same, or choose another --target"
         )
-    outputs = _outputs(config, classes)
+    outputs = Outputs.of(config, classes)
     fields = [field for field in source.read([]).schema.fields if field.name in source.columns]
     new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}
     if outputs.label is not None:
@@ -191,27 +191,6 @@ def check_same_columns(
     ]
     if faults:
         raise InputError(f"{target.uri} has other columns: {'; '.join(faults)}. Choose another --target")
-
-
-def _outputs(config: EmbedConfig, classes: dict[str, Any] | None) -> Outputs:
-    """Return the columns that embedding adds.
-
-    Raises:
-        InputError: if the class is asked for of a model that knows none.
-    """
-    if config.class_col and not classes:
-        raise InputError(
-            f"embed.class_col={config.class_col!r} is asked for, and the model was not trained on classes: train with "
-            "--label-col and train.supervision_metric=sparse_categorical_crossentropy"
-        )
-    return Outputs(
-        config.output_col,
-        config.scores_col,
-        config.precision == "float16",
-        label=config.class_col,
-        classes=tuple(map(str, classes["values"])) if classes else (),
-        label_type=classes["type"] if classes else "string",
-    )
 
 
 def _embed_unit(
