@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,8 @@ class Pipeline:
             IvisError: whatever a stage raises; stages published before it stay.
         """
         resolve_backend(self.config.train)  # hours before it is needed
-        steps = (self.neighbours, self.triplets, self.train, self.embed, self.evaluate)
+        search = functools.partial(self.neighbours, for_training=True)
+        steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
         with self._run.runner.locked():
             manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
         return {STAGES[0]: self._run.require(STAGES[0]), **manifests}
@@ -76,9 +78,13 @@ class Pipeline:
         """
         return rows.publish(self._run)
 
-    def neighbours(self) -> Manifest:
-        """Find the neighbours of every row; the rows are ingested first if an input is given."""
-        return neighbours.publish(self._run)
+    def neighbours(self, *, for_training: bool = False) -> Manifest:
+        """Find the neighbours of every row; the rows are ingested first if an input is given.
+
+        Args:
+            for_training: Whether those of the anchors, by `triplets.anchors`, are enough.
+        """
+        return neighbours.publish(self._run, for_training=for_training)
 
     def query(self, name: str | None = None) -> Manifest:
         """Find the neighbours, among the rows of the run, of the rows of another table.

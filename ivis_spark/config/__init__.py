@@ -162,13 +162,19 @@ class Config(Checked):
         """
         return cls(**{str(key): value for key, value in mapping.items()})
 
-    def for_rows(self, rows: int) -> Config:
-        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`."""
+    def for_rows(self, rows: int, *, anchors: int | None = None) -> Config:
+        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`.
+
+        Args:
+            rows: Rows of the table.
+            anchors: Rows that training sees as anchors; by default as many as `triplets.anchors` says.
+        """
         patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
         rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model}
-        rules |= _steps_for(rows, self.train)
+        anchors = anchors or self.triplets.anchors_of(rows)
+        rules |= {"anchors": anchors, **_steps_for(anchors or rows, self.train)}
         found = {}
-        for name in ("neighbours", "train"):
+        for name in ("neighbours", "triplets", "train"):
             section = getattr(self, name)
             auto = [item.name for item in dataclasses.fields(section) if getattr(section, item.name) == AUTO]
             found[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
@@ -196,15 +202,15 @@ class Config(Checked):
         return plain(dataclasses.asdict(_with_preset(section, None, changed)))
 
 
-def _steps_for(rows: int, train: TrainConfig) -> dict[str, int]:
-    """Return the epochs and the batch size that suit a number of rows, each if it is `auto`."""
+def _steps_for(anchors: int, train: TrainConfig) -> dict[str, int]:
+    """Return the epochs and the batch size that suit a number of anchors, each if it is `auto`."""
     epochs: Any = train.epochs
     batch_size: Any = train.batch_size
     if epochs == AUTO:
         largest = BATCH_SIZES[0] if batch_size == AUTO else batch_size
-        epochs = min(max(-(-STEPS // max(1, rows // largest)), EPOCHS[0]), EPOCHS[1])
+        epochs = min(max(-(-STEPS // max(1, anchors // largest)), EPOCHS[0]), EPOCHS[1])
     if batch_size == AUTO:
-        enough = (size for size in BATCH_SIZES if epochs * (rows // size) >= LEAST_STEPS)
+        enough = (size for size in BATCH_SIZES if epochs * (anchors // size) >= LEAST_STEPS)
         batch_size = next(enough, BATCH_SIZES[-1])
         batch_size = -(-batch_size // train.num_ranks) * train.num_ranks
     return {"epochs": epochs, "batch_size": batch_size}

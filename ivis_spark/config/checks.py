@@ -118,12 +118,14 @@ def check_field(owner: Any, key: str, value: Any) -> Any:
     word = value if isinstance(value, str) else ""
     if (item.metadata.get("importable") and is_import_name(word)) or (item.metadata.get("auto") and word == AUTO):
         return value
+    aliases = item.metadata.get("aliases", {})
     if isinstance(value, str):
-        value = item.metadata.get("aliases", {}).get(value, value)
-    value = _coerce(name, value, hint)
+        value = aliases.get(value, value)
+    words = [AUTO] * bool(item.metadata.get("auto")) + [n for n, of in aliases.items() if of == "none"]
+    value = _coerce(name, value, hint, "".join(f", or {' or '.join(words)}" for _ in words[:1]))
     allowed = allowed_values(owner, key)
     if allowed and value not in allowed:
-        hint = did_you_mean(value, [*allowed, *item.metadata.get("aliases", {})])
+        hint = did_you_mean(value, [*allowed, *aliases])
         raise ConfigError(f"{name}={value!r} is not one of: {', '.join(allowed)}{hint}")
     low, high = item.metadata.get("low"), item.metadata.get("high")
     if isinstance(value, float) and not math.isfinite(value):
@@ -146,13 +148,13 @@ def allowed_values(owner: Any, key: str) -> list[str]:
     return [*names, AUTO] if names and item.metadata["auto"] else names
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the type `hint`, or raise ConfigError saying what is allowed."""
+def _coerce(name: str, value: Any, hint: Any, words: str = "") -> Any:
+    """Return `value` as the type `hint`, or raise ConfigError saying what is allowed, `words` at its end."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None or (isinstance(value, str) and value == "none"):
             return None
-        return _coerce(name, value, next(a for a in args if a is not type(None)))
+        return _coerce(name, value, next(a for a in args if a is not type(None)), words)
     if origin is Literal:
         if value is None:  # YAML reads a bare `none` as text but `null` and `~` as None
             value = next((word for word in ("none", "null") if word in args), None)
@@ -177,7 +179,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             return int(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         shown = " ".join(repr(value).split())
-        raise ConfigError(f"{name}={shown} must be {_KINDS.get(hint, hint.__name__)}")
+        raise ConfigError(f"{name}={shown} must be {_KINDS.get(hint, hint.__name__)}{words}")
     return value
 
 

@@ -24,6 +24,8 @@ _TRIPLET_LOSSES = (
 LOSSES: dict[str, bool] = {**dict.fromkeys(_TRIPLET_LOSSES, False), "infonce": True}
 # ivis's batch size, to which its learning rate belongs.
 IVIS_BATCH_SIZE = 128
+# Most anchors of `auto`: nearly as many as STEPS of the largest batches see.
+AUTO_ANCHORS = 5_000_000
 # Steps that training needs, and the fewest and most epochs to make them in.
 STEPS, EPOCHS = 10_800, (5, 200)
 # Batches that `auto` chooses from, and the steps that it makes them smaller for.
@@ -158,6 +160,12 @@ class NeighboursConfig(Checked):
         "smallest margin that reaches target_recall.",
         low=1,
     )
+    query_rows: Literal["auto", "all", "anchors"] = option(
+        AUTO,
+        "Rows whose neighbours are sought, among all rows: all, or the anchors of triplets.anchors. auto is all where "
+        "the stage is run by itself, and the anchors in a run of all stages.",
+        operational=True,
+    )
     by_label: bool = option(
         False, "Rows with the same label are neighbours: k of them are drawn for each row, and no search is made."
     )
@@ -180,6 +188,15 @@ class TripletsConfig(Checked):
 
     section = "triplets"
 
+    anchors: int | None = option(
+        AUTO,
+        "Rows that training sees as anchors: all, or a number of them, drawn by a hash of their ids. Only these need "
+        f"neighbours, which are sought among all rows; all rows are embedded. auto is all up to {AUTO_ANCHORS:,} rows, "
+        f"and {AUTO_ANCHORS:,} of more.",
+        low=2,
+        auto=True,
+        aliases={"all": "none"},
+    )
     positives_per_anchor: int = option(
         4,
         "Positives sampled for each anchor: epoch e trains on number e mod positives_per_anchor. Negatives are sampled "
@@ -198,6 +215,13 @@ class TripletsConfig(Checked):
     group_blocks: int = option(
         2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1
     )
+
+    def anchors_of(self, rows: int) -> int | None:
+        """Return how many of so many rows are anchors; None if all are."""
+        anchors: Any = self.anchors
+        if anchors == AUTO:
+            anchors = AUTO_ANCHORS
+        return None if anchors is None or anchors >= rows else int(anchors)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             root = storage.normalise_uri(scratch)
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=scratch))
         pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=_needed(dataset, config))
-        pipeline.neighbours()
+        pipeline.neighbours(for_training=True)
         pipeline.triplets()
         pipeline.train()
         return root

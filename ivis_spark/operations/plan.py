@@ -120,6 +120,10 @@ class _Job:
         return 4.0 * self.dims
 
     @property
+    def anchors(self) -> float:
+        return float(self.config.triplets.anchors or self.rows)
+
+    @property
     def build(self) -> BuildSizes:
         return build_sizes(self.rows, self.dims, self.config.neighbours, copies=self.assumed.copies)
 
@@ -204,20 +208,22 @@ def _neighbours(job: _Job) -> StagePlan:
     copies = job.assumed.copies if build.regions > 1 else 1.0
     tasks = max(build.tasks, min(build.regions, 2 * job.cluster.slots))
     start, row, value = rates.search
-    core = job.rows * (row + value * job.dims + rates.list * k)
+    queries = job.rows if job.config.neighbours.query_rows == "all" else job.anchors
+    core = job.rows * (row + value * job.dims) + queries * rates.list * k
     return StagePlan(
-        "neighbours", tasks, copies * job.rows * (job.vector + 9), job.rows * (copies * (job.vector + 8) + 12 * k),
+        "neighbours", tasks, copies * job.rows * (job.vector + 9),
+        job.rows * copies * (job.vector + 8) + queries * 12 * k,
         _PYTHON_BYTES + build.task, *job.times("neighbours", start, core, tasks),
-        f"R = {build.regions:,} regions, c = {copies:g} copies; shuffles c N (4 d + 9) B; stores N (c (4 d + 8) + "
-        "12 k) B; seconds N (a + b d + e k)",
+        f"R = {build.regions:,} regions, c = {copies:g} copies; shuffles c N (4 d + 9) B; stores "
+        "N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A e k, A = lists",
     )  # fmt: skip
 
 
 def _triplets(job: _Job) -> StagePlan:
     settings, k = job.config.triplets, job.config.neighbours.k
     per_anchor = 1 + settings.positives_per_anchor
-    vectors = job.rows * per_anchor
-    plan = BlockPlan.of(int(job.rows), block_rows=settings.block_rows, file_blocks=settings.file_blocks)
+    vectors = job.anchors * per_anchor
+    plan = BlockPlan.of(int(job.anchors), block_rows=settings.block_rows, file_blocks=settings.file_blocks)
     start, row, value = job.rates.triplets
     core = vectors * (row + value * job.dims)
     bucket = settings.block_rows * settings.file_blocks * per_anchor
@@ -230,11 +236,12 @@ def _triplets(job: _Job) -> StagePlan:
             f"{plan.buckets} files for {job.config.train.num_ranks} ranks: lower triplets.file_blocks or block_rows"
         )
     return StagePlan(
-        "triplets", plan.buckets, job.rows * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
+        "triplets", plan.buckets,
+        job.anchors * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
         vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * per_anchor * job.vector + 56 * bucket,
         *job.times("triplets", start, core, plan.buckets),
-        "F = N / (block_rows file_blocks) files, v = N (1 + positives_per_anchor) vectors; shuffles "
-        "N (8 k + 16) + v (4 d + 56) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
+        "A anchors, F = A / (block_rows file_blocks) files, v = A (1 + positives_per_anchor) vectors; shuffles "
+        "A (8 k + 16) + v (4 d + 56) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
         advice,
     )  # fmt: skip
 
@@ -243,7 +250,7 @@ def _model(job: _Job) -> StagePlan:
     ranks, settings = job.config.train.num_ranks, job.config.train
     passes = min(settings.epochs, job.assumed.epochs)
     start, row, operation = job.rates.train
-    core = passes * job.rows * (row + operation * 6 * job.flops)
+    core = passes * job.anchors * (row + operation * 6 * job.flops)
     group = job.config.triplets.group_blocks * job.config.triplets.block_rows * 2 * job.vector
     params = job.flops / 2 * 4
     core, seconds = job.times("model", start, core, ranks)
@@ -259,7 +266,7 @@ def _model(job: _Job) -> StagePlan:
         advice.append(f"{seconds / 3600:.0f} h of training: more ranks, larger train.batch_size, or fewer epochs")
     return StagePlan(
         "model", ranks, 0.0, 3 * params, _TENSORFLOW_BYTES + 8 * group + 6 * params, core, seconds,
-        f"{passes} epochs, R = {ranks} ranks; seconds epochs N (a + b 6 flops) / R: two rows, forward and backward",
+        f"{passes} epochs, R = {ranks} ranks; seconds epochs A (a + b 6 flops) / R: two rows, forward and backward",
         advice,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
+from ivis_spark.spark.anchors import row_hash
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.held_out import hide_labels
 from ivis_spark.spark.neighbours.by_label import CLASS
@@ -43,7 +44,7 @@ def build_triplets(
     neighbours: DataFrame,
     config: TripletsConfig,
     *,
-    n_rows: int,
+    n_anchors: int,
     random_state: int,
     folder: str,
     negatives: bool = True,
@@ -57,13 +58,13 @@ def build_triplets(
         rows: `id` long, `features` binary and maybe `label`.
         neighbours: `id` long, `neighbour_ids` array<long>; with `class` long, rows of one class are all neighbours.
         config: Draws and sizes.
-        n_rows: Rows of the table.
+        n_anchors: Rows of `neighbours`.
         random_state: Seeds which rows share a block and every draw.
         folder: URI to write the Parquet files into.
         negatives: Whether the loss reads negatives.
 
     Returns:
-        Facts for the manifest: rows, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
+        Facts for the manifest: anchors, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
         without), held_out_labels (the share that is hidden), whether negatives can be drawn, and the blocks of each
         file.
 
@@ -73,8 +74,8 @@ def build_triplets(
     spark = rows.sparkSession
     rows = hide_labels(rows, config.held_out_labels, random_state)
     describe_job(spark, "triplets: draw and fetch vectors")
-    plan = BlockPlan.of(n_rows, block_rows=config.block_rows, file_blocks=config.file_blocks)
-    key = F.xxhash64(F.col("id"), F.lit(random_state))
+    plan = BlockPlan.of(n_anchors, block_rows=config.block_rows, file_blocks=config.file_blocks)
+    key = row_hash(random_state)
     by_label = [CLASS] if CLASS in neighbours.columns else []
     dealt = neighbours.select("id", "neighbour_ids", *by_label, key.alias("key")).withColumn(
         "bucket", F.pmod("key", F.lit(plan.buckets)).cast("int")
@@ -106,24 +107,24 @@ def build_triplets(
     storage.keep_only(folder, [record.path for record in records])
     blocks = sum(record.blocks for record in records)
     written = sum(record.rows for record in records)
-    if written != n_rows:
+    if written != n_anchors:
         raise InputError(
-            f"{written} of {n_rows} rows became anchors: the neighbours name rows that are not in the table, or lack "
-            "some that are; rebuild them: ivis-spark neighbours --overwrite"
+            f"{written} of {n_anchors} rows became anchors: the neighbours name rows that are not in the table, or "
+            "lack some that are; rebuild them: ivis-spark neighbours --overwrite"
         )
-    padding = blocks * plan.block_rows - n_rows
+    padding = blocks * plan.block_rows - n_anchors
     log.info(
         "%d triplets x %d draws in %d blocks of %d (%.1f %% padding), %d tasks, %d at once",
-        n_rows,
+        n_anchors,
         config.positives_per_anchor,
         blocks,
         plan.block_rows,
-        100 * padding / n_rows,
+        100 * padding / n_anchors,
         tasks,
         cores(spark),
     )
     return {
-        "rows": n_rows,
+        "anchors": n_anchors,
         "blocks": blocks,
         "block_rows": plan.block_rows,
         "draws": config.positives_per_anchor,

@@ -26,6 +26,7 @@ def publish(run: Run) -> Manifest:
     def build(stage: StageBuild) -> None:
         from ivis_spark.serving.folder import add_serving_files
 
+        stage.info["anchors"] = _anchors(triplets)
         stage.info.update(_train(run, _job(run, rows, triplets, stage.uri, checkpoints)))
         if run.config.train.supervision_metric is not None:
             stage.info["held_out_labels"] = triplets.info.get("held_out_labels", 0.0)
@@ -59,13 +60,17 @@ def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoin
     )
     return TrainingJob(
         blocks,
-        run.config.for_rows(rows.info["rows"]).train,
+        run.config.for_rows(rows.info["rows"], anchors=_anchors(triplets)).train,
         label_values=label_values(rows.info, run.config.train.supervision_metric),
         random_state=run.config.random_state,
         model_uri=model_uri,
         checkpoint_uri=checkpoint_uri,
         extra={"features": rows.info["features"], "scaling": run.config.data.scaling},
     )
+
+
+def _anchors(triplets: Manifest) -> int:
+    return int(triplets.info.get("anchors", triplets.info["rows"]))  # once all rows were
 
 
 def _train(run: Run, job: TrainingJob) -> dict[str, Any]:

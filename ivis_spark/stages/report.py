@@ -117,7 +117,7 @@ def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> tuple[DataFrame
 
 def _curves(info: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in info.items() if isinstance(value, list)}
-    plain = ("epochs", "training_seconds", "triplets_per_second", "steps_per_epoch", "margin")
+    plain = ("anchors", "epochs", "training_seconds", "triplets_per_second", "steps_per_epoch", "margin")
     return kept | {name: info[name] for name in plain if info.get(name) is not None}
 
 

@@ -54,6 +54,17 @@ class Run:
         """Return what decides a stage's result: sections of the configuration, and what it reads."""
         return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
 
+    def stands(self, name: str, spec: dict[str, Any]) -> bool:
+        """Tell whether a stage is published with this specification."""
+        return self.folder.is_current(name, spec, overwrite=True, defaults=self._defaults(spec))
+
+    def _defaults(self, spec: dict[str, Any]) -> Defaults:
+        plain, preset = (
+            {section: self.config.default_settings(section, preset=preset) for section in spec["config"]}
+            for preset in (False, True)
+        )
+        return Defaults(plain, preset)
+
     def publish(
         self,
         name: str,
@@ -63,17 +74,13 @@ class Run:
         after: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Publish a stage unless it is already published with this specification; `after` removes what it left."""
-        plain, preset = (
-            {section: self.config.default_settings(section, preset=preset) for section in spec["config"]}
-            for preset in (False, True)
-        )
         with task_errors():
             return self.runner.publish(
                 name,
                 spec,
                 build,
                 lock=lock_of(name),
-                defaults=Defaults(plain, preset),
+                defaults=self._defaults(spec),
                 map_files=self.map_files,
                 after=after,
             )

@@ -19,7 +19,7 @@ CLUSTER = Cluster(10, 8, 32 * 2**30)
 
 
 def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, StagePlan]:
-    config = load_config(None, ["data.id_col=id", *settings])
+    config = load_config(None, ["data.id_col=id", "triplets.anchors=all", "neighbours.query_rows=all", *settings])
     stages = make_plan(rows, dims, config, cluster, assumed=Assumptions(copies=2.0, epochs=10))
     return {stage.stage: stage for stage in stages}
 
@@ -49,6 +49,14 @@ def test_work_grows_as_it_should() -> None:
     assert large["report"].task_bytes == small["report"].task_bytes
 
 
+def test_training_grows_with_anchors() -> None:
+    """Triplets and training of 2 million of 400 million rows cost what those of 2 million rows do."""
+    few, all_of_few = plan(4e8, 32, "triplets.anchors=2000000", "neighbours.query_rows=auto"), plan(2e6, 32)
+    assert few["model"].core_seconds == all_of_few["model"].core_seconds
+    assert few["triplets"].storage_bytes == all_of_few["triplets"].storage_bytes
+    assert few["neighbours"].core_seconds < plan(4e8, 32)["neighbours"].core_seconds
+
+
 def test_twice_the_cluster_takes_half_the_time() -> None:
     one, two = plan(1e9, 32), plan(1e9, 32, cluster=Cluster(20, 8, 32 * 2**30))
     assert one["neighbours"].seconds / two["neighbours"].seconds == pytest.approx(2, rel=0.03)
@@ -76,7 +84,7 @@ def test_advice_works() -> None:
 
 
 def test_limits_are_those_of_the_work_as_measured() -> None:
-    config = load_config(None, ["data.id_col=id", "train.epochs=10"])
+    config = load_config(None, ["data.id_col=id", "train.epochs=10", "triplets.anchors=all"])
     for factor, advised in ((0.01, False), (1.0, True)):
         model = make_plan(1e9, 100, config, CLUSTER, factors={"model": factor})[3]
         assert any("h of training" in text for text in model.advice) is advised
@@ -155,6 +163,6 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "shuffles c N (4 d + 9)",
         "measured rates (seconds of one core)",
         "memory of the driver for regions and samples: ",
-        "to change:",
+        "nothing passes a limit",
     ):
         assert part in text

@@ -92,7 +92,7 @@ def test_neighbours_by_label(spark: SparkSession, tmp_path: Path, partitions: in
     labels = {3 * i: int(i % 3 > 0) if i else 9 for i in range(N)}  # row 0 is alone
     rows = spark.createDataFrame(list(labels.items()), "id long, label long").repartition(partitions)
     info = build_label_neighbours(rows, k=8, random_state=1, folder=f"file://{tmp_path}")
-    assert info == {"by": "label", "k": 8, "classes": 3, "rows_alone": 1}
+    assert info == {"by": "label", "k": 8, "classes": 3, "rows_alone": 1, "anchors": N}
     table = pq.read_table(tmp_path / "data").sort_by("id").to_pydict()
     assert table["id"] == sorted(labels)
     for row, near in zip(table["id"], table["neighbour_ids"], strict=True):

@@ -47,7 +47,7 @@ class Searched:
     Attributes:
         index: Its index.
         effort: Effort that was found to be enough.
-        ids: int64 (q,), ascending: rows at home in the region.
+        ids: int64 (q,), ascending: query rows at home in the region.
         neighbour_ids: int64 (q, k); keys: float32 (q, k).
     """
 
@@ -83,14 +83,15 @@ def search_region(
     held_out: Ints,
     seed: int,
     calibration_rows: int,
+    query: Flags | None = None,
     threads: int = 1,
 ) -> Searched:
-    """Find the k nearest rows in a region of each row at home in it.
+    """Find the k nearest rows in a region of the query rows at home in it.
 
     Args:
         rows: float32 (n, d): all rows that lie in the region.
         ids: int64 (n,), ascending.
-        home: bool (n,): which rows are searched for.
+        home: bool (n,): which rows are at home in the region.
         config: k, metric and what an index is built with.
         backend: Index library.
         target: Recall wanted inside the region, of rows of the region that it is calibrated on; 1 leaves nothing out.
@@ -98,6 +99,7 @@ def search_region(
             of all rows, these as likely as others: were they never in it, they would not stand for the rest.
         seed: Seed.
         calibration_rows: Rows to find the effort on.
+        query: bool (n,): which rows are query rows, guests apart; by default all.
         threads: Threads, beside which BLAS has one each.
     """
     leaf_rows = max(config.leaf_rows, len(rows) // _MOST_LEAVES)
@@ -107,7 +109,7 @@ def search_region(
     candidates = np.flatnonzero(home & ~np.isin(ids, held_out))
     drawn = np.argsort(hash_ids(ids[candidates], seed), kind="stable")[:calibration_rows]
     effort = calibrate(index, rows, ids, np.sort(candidates[drawn]), k, target)
-    asking = np.flatnonzero(home)
+    asking = np.flatnonzero(home if query is None else home & query)
     neighbour_ids = np.empty((len(asking), config.k), np.int64)
     keys = np.empty((len(asking), config.k), np.float32)
 

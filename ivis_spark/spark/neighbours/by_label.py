@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.errors import InputError
+from ivis_spark.spark.anchors import Anchors, row_hash
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.session import describe_job
 
@@ -26,8 +27,10 @@ _GROUP_ROWS = 4096
 _SCHEMA = "id long, neighbour_ids array<long>, class long"
 
 
-def build_label_neighbours(rows: DataFrame, *, k: int, random_state: int, folder: str) -> dict[str, Any]:
-    """Write `data/` with `id`, `neighbour_ids` and `class` of every row.
+def build_label_neighbours(
+    rows: DataFrame, *, k: int, random_state: int, folder: str, anchors: int | None = None
+) -> dict[str, Any]:
+    """Write `data/` with `id`, `neighbour_ids` and `class` of every anchor.
 
     Runs on: driver; nothing it holds grows with rows. A task holds about 4,096 rows' ids: large classes are dealt into
     groups at random, and a row's neighbours come from its group.
@@ -37,9 +40,10 @@ def build_label_neighbours(rows: DataFrame, *, k: int, random_state: int, folder
         k: Neighbours drawn for each row; of a small class all others. A row alone in its class gets itself.
         random_state: Seeds the groups and draws; they do not depend on partitioning.
         folder: URI of the stage.
+        anchors: Number of rows, drawn by hash, that get a list; None for all.
 
     Returns:
-        Facts for the manifest: by, k, classes, rows_alone (in their class).
+        Facts for the manifest: by, k, classes, rows_alone (in their class), anchors.
 
     Raises:
         InputError: if there is one class only, so that no row has a negative, or a row has no label.
@@ -52,13 +56,15 @@ def build_label_neighbours(rows: DataFrame, *, k: int, random_state: int, folder
             F.count("*").alias("classes"),
             F.sum(F.col("label").isNull().cast("int")).alias("null"),
             F.sum((F.col("count") == 1).cast("int")).alias("alone"),
+            F.sum("count").alias("rows"),
         ).collect()[0]
         if found["null"] or found["classes"] < 2:
             fault = (
                 "is null in some rows" if found["null"] else "is the same in all rows, so that no row has a negative"
             )
             raise InputError(f"neighbours.by_label wants a label for every row and two of them at least: label {fault}")
-        key = F.xxhash64(F.col("id"), F.lit(random_state))
+        key = row_hash(random_state)
+        chosen = Anchors.draw(rows, anchors, n_rows=found["rows"], random_state=random_state)
         groups = F.ceil(F.col("count") / _GROUP_ROWS)
         grouped = rows.join(classes, "label").select(
             "id",
@@ -70,10 +76,11 @@ def build_label_neighbours(rows: DataFrame, *, k: int, random_state: int, folder
         with task_errors():
             # a function without annotations: Spark would look those of `draw` up, and pandas is not imported here
             drawn = grouped.groupBy(CLASS, "group").applyInPandas(lambda group: draw(group), _SCHEMA)
-            drawn.write.parquet(storage.join(folder, "data"))
+            chosen.of(drawn).write.parquet(storage.join(folder, "data"))
     finally:
         classes.unpersist()
-    return {"by": "label", "k": k, "classes": found["classes"], "rows_alone": found["alone"]}
+    facts = {"by": "label", "k": k, "classes": found["classes"], "rows_alone": found["alone"]}
+    return {**facts, "anchors": chosen.count}
 
 
 def _draw_group(group: pd.DataFrame, *, k: int, random_state: int) -> pd.DataFrame:

@@ -32,7 +32,13 @@ _INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 
 
 def take_neighbours(
-    rows: DataFrame, table: DataFrame, config: NeighboursConfig, *, random_state: int, folder: str
+    rows: DataFrame,
+    table: DataFrame,
+    config: NeighboursConfig,
+    *,
+    random_state: int,
+    folder: str,
+    anchors: int | None = None,
 ) -> dict[str, Any]:
     """Check a table of neighbours, measure its recall and publish it: the first k of each list.
 
@@ -44,26 +50,28 @@ def take_neighbours(
         config: k, metric, rows to measure on, recall wanted.
         random_state: Seeds which rows the recall is measured on.
         folder: URI to build in: `data/` gets `id`, `neighbour_ids`.
+        anchors: Number of rows, drawn by hash, that need a list; those of others are left out. None for all.
 
     Returns:
-        Figures for the manifest: rows, dims, k, metric, backend `given`, recall, seconds of each step.
+        Figures for the manifest: rows, anchors, dims, k, metric, backend `given`, recall, seconds of each step.
 
     Raises:
         InputError: if a column is missing or of another type, a list is null, short, holds the row itself or an id
-            twice, or the ids of the table, or in its lists, are not those of the rows; names a count and an example.
+            twice, the ids of the table, or in its lists, are not those of the rows, or an anchor has no list; names a
+            count and an example.
     """
-    facts = RowFacts(rows, config, random_state)
+    facts = RowFacts(rows, config, random_state, anchors)
     with arrow_batch_rows(facts.spark, RECORDS_PER_BATCH):
         facts.count()
         with facts.step("check", "check the table"):
             lists = _checked_types(table)
             _check_lists(lists, config.k)
             lists = lists.select("id", F.slice("neighbour_ids", 1, config.k).alias("neighbour_ids"))
-            _check_ids(lists, rows)
+            _check_ids(lists, rows, facts.anchors.of(rows))
         with facts.step("write", "write the table"):
-            lists.write.mode("overwrite").parquet(storage.join(folder, "data"))
+            facts.anchors.of(lists).write.mode("overwrite").parquet(storage.join(folder, "data"))
         lists = read_parquet(facts.spark, storage.join(folder, "data"))
-        facts.find_truth(facts.draw(min(config.recall_sample, facts.n_rows))[0])
+        facts.find_truth(facts.draw(min(config.recall_sample, facts.anchors.count))[0])
         with facts.step("measure", "measure recall"):
             recall = _recall(facts, lists)
     if recall.low < config.target_recall:
@@ -74,7 +82,8 @@ def take_neighbours(
             recall.high,
             config.target_recall,
         )
-    figures = {"rows": facts.n_rows, "dims": facts.dims, "k": config.k, "metric": config.metric, "backend": "given"}
+    figures: dict[str, Any] = {"rows": facts.n_rows, "anchors": facts.anchors.count, "dims": facts.dims, "k": config.k}
+    figures |= {"metric": config.metric, "backend": "given"}
     return {**figures, "recall": recall.to_mapping(), "step_seconds": dict(facts.seconds)}
 
 
@@ -111,13 +120,13 @@ def _check_lists(lists: DataFrame, k: int) -> None:
             raise InputError(f"{count} rows of neighbours.table {text}{example}: {remedy}")
 
 
-def _check_ids(lists: DataFrame, rows: DataFrame) -> None:
-    """Check that the table has one list for every row, and that all neighbours are rows."""
+def _check_ids(lists: DataFrame, rows: DataFrame, anchors: DataFrame) -> None:
+    """Check that the table has one list for every anchor, and that all neighbours are rows."""
     known = rows.select("id")
     others = lists.select(F.explode("neighbour_ids").alias("id")).distinct()
     faults = {
         "ids are in neighbours.table more than once": lists.groupBy("id").count().where("count > 1"),
-        "rows have no neighbours in neighbours.table": known.join(lists, "id", "left_anti"),
+        "rows have no neighbours in neighbours.table": anchors.select("id").join(lists, "id", "left_anti"),
         "ids in neighbours.table are no rows of the input": lists.join(known, "id", "left_anti"),
         "neighbours in neighbours.table are no rows of the input": others.join(known, "id", "left_anti"),
     }

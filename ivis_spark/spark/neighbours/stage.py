@@ -42,6 +42,7 @@ from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_B
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import IvisError
 from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
+from ivis_spark.spark.anchors import Anchors
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours import tasks
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan
@@ -56,9 +57,15 @@ _REQUESTS = 32  # of storage, at once
 
 
 def build_neighbours(
-    rows: DataFrame, config: NeighboursConfig, *, random_state: int, folder: str, scaler: Scaler | None = None
+    rows: DataFrame,
+    config: NeighboursConfig,
+    *,
+    random_state: int,
+    folder: str,
+    scaler: Scaler | None = None,
+    anchors: int | None = None,
 ) -> dict[str, Any]:
-    """Find the k nearest other rows of every row and keep the index that new rows are searched in.
+    """Find the k nearest other rows of every anchor and keep the index that new rows are searched in.
 
     Runs on: driver. `rows` is read a few times: cache or publish it if it is costly to make.
 
@@ -69,16 +76,17 @@ def build_neighbours(
         folder: URI to build in: `data/` gets the Parquet table (`id`, `neighbour_ids`, `distances`), `index/` the
             regions, the index of each and `index.json`.
         scaler: What `rows` went through, kept with the index so that new rows go through it too.
+        anchors: Number of rows, drawn by hash, that get a list; None for all. The index holds all rows.
 
     Returns:
-        Facts for the manifest: rows, dims, k, metric, backend, regions, replicas, recall, step_seconds.
+        Facts for the manifest: rows, anchors, dims, k, metric, backend, regions, replicas, recall, step_seconds.
 
     Raises:
         InputError: if k is not less than the number of rows.
         ConfigError: if there is no such index library.
         IvisError: if the recall wanted is not reached.
     """
-    return _Build(rows.select("id", "features"), config, random_state, folder).run(scaler)
+    return _Build(rows.select("id", "features"), config, random_state, folder, anchors).run(scaler)
 
 
 class RowFacts:
@@ -88,10 +96,14 @@ class RowFacts:
         rows: Columns `id` and `features`.
         config: Settings of the stage.
         random_state: Seed.
+        n_anchors: Rows that get a list; None for all.
     """
 
-    def __init__(self, rows: DataFrame, config: NeighboursConfig, random_state: int) -> None:
+    def __init__(
+        self, rows: DataFrame, config: NeighboursConfig, random_state: int, n_anchors: int | None = None
+    ) -> None:
         self.rows, self.config, self.random_state = rows, config, random_state
+        self._n_anchors, self.anchors = n_anchors, Anchors(0, None, random_state)
         self.spark: SparkSession = rows.sparkSession
         self.seconds: dict[str, float] = {}
         self.n_rows = self.dims = 0
@@ -117,9 +129,17 @@ class RowFacts:
             first = self.rows.select(F.length("features").alias("bytes")).first()  # not of all: those are large
         self.dims = 0 if first is None else int(first["bytes"]) // 4
         check_k(self.config.k, self.n_rows)
+        with self.step("anchors", f"draw {self._n_anchors or 'all'} anchors"):
+            self.anchors = Anchors.draw(self.rows, self._n_anchors, n_rows=self.n_rows, random_state=self.random_state)
+        log.info("neighbours: lists of %d rows, sought among %d", self.anchors.count, self.n_rows)
+
+    @property
+    def measured_rows(self) -> int:
+        """How many anchors measure the recall."""
+        return min(sample_rows(self.config, self.n_rows), self.anchors.count)
 
     def draw(self, measure: int, choose: int = 0, learn: int = 0) -> tuple[RowSample, RowSample]:
-        """Draw disjoint samples: one that is held out to measure the recall, and those to choose by and learn from."""
+        """Draw disjoint samples: anchors held out to measure the recall, and rows to choose by and learn from."""
         with self.step("sample", f"sample {measure + choose + learn} rows"):
             size = measure + choose + learn
             drawn = draw_rows(self.rows, size, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
@@ -138,18 +158,20 @@ class RowFacts:
     def recall_of(self, ids: Ints, keys: Floats) -> Recall:
         """Return the recall of lists found for the rows held out, given in any order; exact if none were."""
         if self.true_keys is None:
-            return Recall.exact(self.n_rows)
+            return Recall.exact(self.anchors.count)
         order, given = np.argsort(self.held_out.ids), np.argsort(ids)
         if not np.array_equal(self.held_out.ids[order], ids[given]):
             raise IvisError("rows of the sample were not searched; are ids unique and rows stable?")
-        return recall_at_k(keys[given], self.true_keys[order], n_rows=self.n_rows)
+        return recall_at_k(keys[given], self.true_keys[order], n_rows=self.anchors.count)
 
 
 class _Build:
     """One build, from rows to files. Lives on the driver."""
 
-    def __init__(self, rows: DataFrame, config: NeighboursConfig, random_state: int, folder: str) -> None:
-        self.facts, self.config, self.folder = RowFacts(rows, config, random_state), config, folder
+    def __init__(
+        self, rows: DataFrame, config: NeighboursConfig, random_state: int, folder: str, anchors: int | None
+    ) -> None:
+        self.facts, self.config, self.folder = RowFacts(rows, config, random_state, anchors), config, folder
         self.rows, self.spark, self.random_state = rows, self.facts.spark, random_state
         self.regions = Regions.one(config.metric, 1)
         self.learnt = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
@@ -183,7 +205,7 @@ class _Build:
         """Learn regions, and how deep the neighbours of some rows lie behind their borders."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
-        size, measure = sample_size(facts.n_rows, facts.dims, wanted), sample_rows(config, facts.n_rows)
+        size, measure = sample_size(facts.n_rows, facts.dims, wanted), facts.measured_rows
         if not size:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
@@ -248,7 +270,8 @@ class _Build:
         broadcast = self.spark.sparkContext.broadcast(plan)
         with facts.step("search", f"search {len(self.regions)} regions"):
             body = functools.partial(tasks.assign_rows, plan=broadcast)
-            assigned = map_arrow(self.rows, body, tasks.REGION_SCHEMA)
+            rows = self.rows.withColumn("query", facts.anchors.condition)
+            assigned = map_arrow(rows, body, tasks.REGION_SCHEMA)
             parts = repartition_by_group(assigned, "task", n_tasks) if n_tasks > 1 else assigned.repartition(1)
             body = functools.partial(tasks.search_regions, plan=broadcast)
             searched = map_arrow(parts.sortWithinPartitions("region"), body, tasks.WRITTEN_SCHEMA)
@@ -271,9 +294,10 @@ class _Build:
         """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""
         self.written = written
         rows = sum(row["rows"] for row in written)
-        if rows != self.facts.n_rows:
+        if rows != self.facts.anchors.count:
             raise IvisError(
-                f"{self.facts.n_rows} rows were counted but {rows} were searched; are ids unique and rows stable?"
+                f"{self.facts.anchors.count} rows were counted but {rows} were searched; are ids unique and "
+                "rows stable?"
             )
         data = storage.join(self.folder, "data")
         storage.remove_folder(data)
@@ -313,6 +337,7 @@ class _Build:
         rows = np.array([record["rows"] for record in records])
         return {
             "rows": self.facts.n_rows,
+            "anchors": self.facts.anchors.count,
             "dims": self.facts.dims,
             "k": self.config.k,
             "metric": self.config.metric,

@@ -22,6 +22,7 @@ from ivis_spark.core.knn.regions import Regions
 BLOCK_BYTES = 128 << 10
 RECORDS_PER_BATCH = 256  # of Arrow, so that a batch of full blocks stays at 32 MB
 _BUFFER_BYTES = 32 << 20
+HOME, QUERY = np.uint8(1), np.uint8(2)  # what a row is in a block: at home in its region; one whose list is wanted
 Flags = npt.NDArray[np.bool_]
 
 
@@ -54,6 +55,13 @@ class Plan:
     held_out: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
+def query_flags(batch: pa.RecordBatch) -> Flags:
+    """Return which rows of a batch ask for neighbours, bool (n,): by the column `query`, or all without it."""
+    if "query" not in batch.schema.names:
+        return np.ones(batch.num_rows, bool)
+    return np.asarray(batch.column("query").to_numpy(zero_copy_only=False), bool)
+
+
 def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
     """View the columns `id` and `features` of a batch as arrays: int64 (n,), float32 (n, dims)."""
     ids = batch.column("id").to_numpy(zero_copy_only=False)
@@ -78,15 +86,17 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def pack_rows(regions: Ints, ids: Ints, rows: Floats, home: Flags, tasks: npt.NDArray[Any]) -> Iterator[pa.RecordBatch]:
-    """Pack rows into blocks of one region each, of some rows: ids, then rows, then which are at home."""
+def pack_rows(
+    regions: Ints, ids: Ints, rows: Floats, roles: npt.NDArray[np.uint8], tasks: npt.NDArray[Any]
+) -> Iterator[pa.RecordBatch]:
+    """Pack rows into blocks of one region each, of some rows: ids, then rows, then roles, `HOME` and `QUERY` added."""
     order = np.argsort(regions, kind="stable")
-    regions, ids, rows, home = regions[order], ids[order], rows[order], home[order]
+    regions, ids, rows, roles = regions[order], ids[order], rows[order], roles[order]
     blocks = list(_runs(regions, max(1, BLOCK_BYTES // (4 * rows.shape[1]))))
     for at in range(0, len(blocks), RECORDS_PER_BATCH):
         some = blocks[at : at + RECORDS_PER_BATCH]
         names = regions[[start for start, _ in some]]
-        parts = [(ids[start:stop], rows[start:stop], home[start:stop]) for start, stop in some]
+        parts = [(ids[start:stop], rows[start:stop], roles[start:stop]) for start, stop in some]
         yield pa.RecordBatch.from_pydict(
             {
                 "task": pa.array(tasks[names], pa.int32()),
@@ -96,18 +106,18 @@ def pack_rows(regions: Ints, ids: Ints, rows: Floats, home: Flags, tasks: npt.ND
         )
 
 
-def unpack_rows(blocks: Iterable[Any], dims: int) -> tuple[Ints, Floats, Flags]:
-    """Return the ids, rows and home flags of some blocks, sorted by id."""
+def unpack_rows(blocks: Iterable[Any], dims: int) -> tuple[Ints, Floats, npt.NDArray[np.uint8]]:
+    """Return the ids, rows and roles of some blocks, sorted by id."""
     parts = []
     for block in blocks:
         view = memoryview(block)
         count = len(view) // (9 + 4 * dims)
         middle = 8 * count + 4 * count * dims
         rows = np.frombuffer(view[8 * count : middle], np.float32).reshape(count, dims)
-        parts.append((np.frombuffer(view[: 8 * count], np.int64), rows, np.frombuffer(view[middle:], np.bool_)))
-    ids, rows, home = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts.append((np.frombuffer(view[: 8 * count], np.int64), rows, np.frombuffer(view[middle:], np.uint8)))
+    ids, rows, roles = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.argsort(ids)
-    return ids[order], rows[order], home[order]
+    return ids[order], rows[order], roles[order]
 
 
 def by_region(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator[Any]]]:
@@ -122,13 +132,13 @@ def by_region(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, Iterator
         yield region, (block for _, block in group)
 
 
-def buffered(batches: Iterable[pa.RecordBatch], dims: int) -> Iterator[tuple[Ints, Floats]]:
-    """Gather small batches into larger ones, so that blocks are full and products are large."""
-    waiting: list[tuple[Ints, Floats]] = []
+def buffered(batches: Iterable[pa.RecordBatch], dims: int) -> Iterator[tuple[Ints, Floats, Flags]]:
+    """Gather small batches into larger ones, so that blocks are full and products are large: ids, rows, query flags."""
+    waiting: list[tuple[Ints, Floats, Flags]] = []
     size = 0
     for batch in batches:
         if batch.num_rows:
-            waiting.append(read_rows(batch, dims))
+            waiting.append((*read_rows(batch, dims), query_flags(batch)))
             size += batch.num_rows * (4 * dims + 8)
         if size >= _BUFFER_BYTES:
             yield _joined(waiting)
@@ -137,8 +147,9 @@ def buffered(batches: Iterable[pa.RecordBatch], dims: int) -> Iterator[tuple[Int
         yield _joined(waiting)
 
 
-def _joined(parts: list[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+def _joined(parts: list[tuple[Ints, Floats, Flags]]) -> tuple[Ints, Floats, Flags]:
+    ids, rows, query = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(rows), np.concatenate(query)
 
 
 def _runs(keys: npt.NDArray[Any], longest: int) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,8 @@ from ivis_spark.core.knn.merge import NO_ID
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.search import CALIBRATION_ROWS, Searched, region_seed, search_region
 from ivis_spark.spark.neighbours.task_plan import (
+    HOME,
+    QUERY,
     Plan,
     buffered,
     by_region,
@@ -43,13 +45,14 @@ def assign_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
     """Pack each row into blocks for the regions it lies in. Runs on: executor. Memory: O(buffer x regions of a row)."""
     p = plan.value
     with one_blas_thread():
-        for ids, rows in buffered(batches, p.dims):
+        for ids, rows, query in buffered(batches, p.dims):
             taken, regions, home = p.regions.assign(rows, ids, width=p.config.max_regions, margin=p.margin)
-            yield from pack_rows(regions, ids[taken], rows[taken], home, p.region_tasks)
+            roles = home * HOME + query[taken] * QUERY
+            yield from pack_rows(regions, ids[taken], rows[taken], roles, p.region_tasks)
 
 
 def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
-    """Search the rows at home in each region, write their lists and keep the index; yield a record of what was written.
+    """Search the query rows at home in each region, write their lists and keep the index; yield a record of it.
 
     The record has the name of the Parquet file of this attempt, its rows, how many of them have fewer than k
     neighbours, the ids int64 (m,) and keys float32 (m, k) of the rows that measure the recall, and as JSON the files of
@@ -86,7 +89,8 @@ def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) 
 
 
 def _search_one(p: Plan, region: int, blocks: Iterator[Any], path: str) -> tuple[Searched, dict[str, Any]]:
-    ids, rows, home = unpack_rows(blocks, p.dims)
+    ids, rows, roles = unpack_rows(blocks, p.dims)
+    home = (roles & HOME) > 0
     found = search_region(
         rows,
         ids,
@@ -97,6 +101,7 @@ def _search_one(p: Plan, region: int, blocks: Iterator[Any], path: str) -> tuple
         held_out=p.held_out,
         seed=region_seed(p.random_state, region),
         calibration_rows=max(_LEAST_CALIBRATION_ROWS, CALIBRATION_ROWS // len(p.regions)),
+        query=(roles & QUERY) > 0,
     )
     files = {}
     for suffix in found.index.save(path):

@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 from ivis_spark.core.knn.index import exact_neighbours
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k
 from ivis_spark.core.knn.metrics import Floats, Ints
+from ivis_spark.spark.anchors import row_hash
 from ivis_spark.spark.neighbours.task_plan import buffered, one_blas_thread
 from ivis_spark.spark.tasks import map_arrow
 
@@ -96,7 +97,7 @@ def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) 
         seed: Seed.
     """
     share = min(1.0, (size + 4 * size**0.5 + 10) / n_rows)
-    drawn = rows.withColumn("draw", F.xxhash64("id", F.lit(seed)))
+    drawn = rows.withColumn("draw", row_hash(seed))
     if share < 1:
         drawn = drawn.where(F.col("draw") < F.lit(_LOW + int(share * 2**64)))
     records = drawn.collect()
@@ -126,7 +127,7 @@ def _search_rows(
     sample = asked.value
     merged = ExactLists.empty(len(sample.ids), k)
     with one_blas_thread():
-        for ids, rows in buffered(batches, sample.rows.shape[1]):
+        for ids, rows, _ in buffered(batches, sample.rows.shape[1]):
             near = exact_neighbours(sample.rows, rows, k, metric, own=sample.ids, ids=ids)
             merged = merged.merge(ExactLists(*near))
     yield merged.to_batch()

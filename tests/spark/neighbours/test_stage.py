@@ -16,6 +16,7 @@ from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.regions import MOST_REGIONS
 from ivis_spark.core.knn.sizes import TASK_BYTES, build_sizes
 from ivis_spark.errors import ConfigError, InputError, IvisError
+from ivis_spark.serving.index import PartitionedIndex
 from ivis_spark.spark.neighbours import stage
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.neighbours.task_plan import BLOCK_BYTES, RECORDS_PER_BATCH
@@ -24,13 +25,13 @@ pytestmark = pytest.mark.spark
 
 
 def build(
-    spark: SparkSession, X: np.ndarray, folder: Path, *, cut: int = 2, **settings: object
+    spark: SparkSession, X: np.ndarray, folder: Path, *, cut: int = 2, anchors: int | None = None, **settings: object
 ) -> tuple[dict, np.ndarray]:
     rows = spark.createDataFrame([(i, bytearray(row.tobytes())) for i, row in enumerate(X)], "id long, features binary")
     config = NeighboursConfig(**settings)
-    info = build_neighbours(rows.repartition(cut), config, random_state=0, folder=f"file://{folder}")
+    info = build_neighbours(rows.repartition(cut), config, random_state=0, folder=f"file://{folder}", anchors=anchors)
     table = pq.read_table(folder / "data").sort_by("id")
-    assert table["id"].to_pylist() == list(range(len(X)))
+    assert anchors is not None or table["id"].to_pylist() == list(range(len(X)))
     return info, np.array(table["neighbour_ids"].to_pylist())
 
 
@@ -56,6 +57,24 @@ def test_many_regions_reach_the_target(spark: SparkSession, tmp_path: Path, back
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "index"]
     files = {path.name for path in (tmp_path / "index").iterdir()}
     assert len(files) == info["n_regions"] * (2 if backend == "annoy" else 1) + 3
+
+
+def test_anchors_alone_get_the_lists_they_would_get_among_all(spark: SparkSession, tmp_path: Path) -> None:
+    """The same bits; fewer anchors are a part of more; the index holds all rows."""
+    X, settings = clusters(5000), {"k": 10, "region_rows": 600, "leaf_rows": 50, "target_recall": 0.9}
+    build(spark, X, tmp_path / "all", **settings)
+    full = pq.read_table(tmp_path / "all" / "data").sort_by("id")
+    seen: list[set[int]] = [set()]
+    for cut, anchors in ((1, 550), (3, 1300)):
+        info, _ = build(spark, X, tmp_path / str(anchors), cut=cut, anchors=anchors, **settings)
+        assert (info["rows"], info["anchors"], info["recall"]["sample"]) == (5000, anchors, 500)
+        table = pq.read_table(tmp_path / str(anchors) / "data").sort_by("id")
+        ids = table["id"].to_pylist()
+        assert len(ids) == anchors and seen[-1] < set(ids)
+        seen.append(set(ids))
+        assert table.equals(full.take(ids))
+        assert PartitionedIndex.load(str(tmp_path / str(anchors) / "index")).rows == 5000
+    assert abs(np.mean(ids) - 2500) < 200  # drawn from all over
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "hamming", "dot"])  # all five in tests/core/knn/test_regions.py
