@@ -56,10 +56,10 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 UNUSABLE = {
-    "null": (None, "has 1 rows with null (for example id 77): mend them, or drop them with --set data.invalid=drop"),
-    "null element": ([1.0, None, 2.0], "has 1 rows with null (for example id 77): mend them"),
-    "nan": ([1.0, math.nan, 2.0], "has 1 rows with NaN (for example id 77): mend them, or drop them"),
-    "infinity": ([1.0, -math.inf, 2.0], "has 1 rows with infinity in float32 (for example id 77): mend them"),
+    "null": (None, "has 1 rows with null (for example id 77): fix them, or drop them with --set data.invalid=drop"),
+    "null element": ([1.0, None, 2.0], "has 1 rows with null (for example id 77): fix them"),
+    "nan": ([1.0, math.nan, 2.0], "has 1 rows with NaN (for example id 77): fix them, or drop them"),
+    "infinity": ([1.0, -math.inf, 2.0], "has 1 rows with infinity in float32 (for example id 77): fix them"),
     "ragged": ([1.0, 2.0], "has 1 rows with another number of features than 3 (for example id 77): give every row"),
     "empty array": ([], "has 1 rows with another number of features than 3 (for example id 77): give every row"),
 }

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from ivis_spark import storage
-from ivis_spark.config import Config
+from ivis_spark.config import Config, did_you_mean
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.model import IvisModel, with_summary
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, vectors_wanted, with_outputs
@@ -83,7 +83,8 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             raise ConfigError(f"supervisionMetric={config.train.supervision_metric!r} trains on labels: set labelCol")
         for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
             if name is not None and name not in schema.fieldNames():
-                raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(schema.fieldNames())}")
+                hint = did_you_mean(name, schema.fieldNames()) or f"; it has: {', '.join(schema.fieldNames())}"
+                raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
         outputs = Outputs.of(config.embed, self._classes(schema, config))
         return with_outputs(schema, outputs, vectors=vectors_wanted(self))
 

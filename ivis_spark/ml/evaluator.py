@@ -109,7 +109,8 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         names = {param: self.getOrDefault(param) for param in read}
         for param, name in [*names.items(), *(("featureCols", name) for name in several)]:
             if name not in dataset.columns:
-                raise InputError(f"{param}={name!r} is not in the DataFrame; it has: {', '.join(dataset.columns)}")
+                hint = did_you_mean(name, dataset.columns) or f"; it has: {', '.join(dataset.columns)}"
+                raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
         together = F.array(*[F.col(quoted(name)).cast("float") for name in several])
         chosen = dataset.select(
             (together if several else frames.as_array(dataset, names["featuresCol"])).alias("x"),

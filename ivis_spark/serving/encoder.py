@@ -62,7 +62,7 @@ class Encoder:
         if beyond.any():
             raise InputError(
                 f"{int(beyond.sum())} of {len(X)} rows, the first {int(beyond.argmax())}, lie so far from what the "
-                "model was trained on that their embedding exceeds float32: mend them or leave them out"
+                "model was trained on that their embedding exceeds float32: fix them or leave them out"
             )
         return embedding
 

@@ -5,6 +5,7 @@ Whatever cannot be looked at from here is left to Spark.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import posixpath
 import urllib.parse
@@ -25,6 +26,8 @@ _FORMATS = {
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".snappy", ".lz4", ".deflate")
 _PATTERN = frozenset("*?[{")
 _MOST_FOLDERS = 20
+_MOST_HEADER_BYTES = 1 << 20
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
@@ -48,9 +51,14 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
         pattern = ", or pass --set data.glob=true if it is a pattern of several" if _PATTERN & set(uri) else ""
         raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}{pattern}")
     first = files.first()
-    data = _with_format(data, "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet")
-    if data.format == "parquet" and not data.options and first is not None:
+    guessed = "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet"
+    if data.format == AUTO and not data.options and ".tsv" in posixpath.basename(first or uri).lower():
+        data = dataclasses.replace(data, options={"sep": "\t"})
+    data = _with_format(data, guessed)
+    if first is not None and data.format == "parquet" and not data.options:
         _check_columns(files.columns(first), data)
+    if first is not None and data.format == "csv" and data.options in ({}, {"sep": "\t"}):
+        _check_columns(files.header(first, data.options.get("sep", ",")), data)
     return data
 
 
@@ -104,8 +112,31 @@ class _Files:
                 names = list(pq.read_schema(opened).names)
         except Exception:  # noqa: BLE001 - Spark reads it its own way, or says why it does not
             return []
+        return names + self._partitions(file)
+
+    def header(self, file: str, sep: str) -> list[str]:
+        """Return the columns of a CSV file and of the folders it is in; none if it cannot be read.
+
+        Raises: InputError: if another character than `sep` seems to separate them.
+        """
+        try:
+            with self.fs.open(file, "rb", compression="infer") as opened:
+                line = opened.readline(_MOST_HEADER_BYTES).decode("utf-8-sig").rstrip("\r\n")
+            names = next(csv.reader([line], delimiter=sep))
+        except Exception:  # noqa: BLE001 - as above
+            return []
+        other = max(";\t|", key=line.count)
+        if len(names) == 1 and line.count(other) > 1:
+            shown = {"\t": "\\t"}.get(other, other)
+            raise InputError(
+                f"the first line of {file} has {line.count(other)} {_SEPARATORS[other]} and no comma: pass --set "
+                f"'data.options={{sep: \"{shown}\"}}'"
+            )
+        return names + self._partitions(file)
+
+    def _partitions(self, file: str) -> list[str]:
         inner = file.removeprefix(self.path).split("/")[:-1]
-        return names + [urllib.parse.unquote(part.partition("=")[0]) for part in inner if "=" in part]
+        return [urllib.parse.unquote(part.partition("=")[0]) for part in inner if "=" in part]
 
 
 def _with_format(data: DataConfig, guessed: str) -> DataConfig:

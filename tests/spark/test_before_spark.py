@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,29 @@ def test_a_column_that_is_not_there(table: Path, setting: str) -> None:
         look(name)
     look("zzz", options={"mergeSchema": True})
     look("zzz", format="orc")
+
+
+def test_the_first_line_of_text_is_read(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.csv", 'key,"b, c",label\n1,2,3\n'),
+        ("day=1/a.csv.gz", "\ufeffkey,b,label\n"),
+        ("a.tsv", "key\tlabel\n"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        (gzip.open if name.endswith("gz") else open)(path, "wb").write(text.encode())
+        uri = str(path if path.parent == tmp_path else path.parent.parent / "day=1")
+        assert look_at_input(uri, DataConfig(id_col="key")).format == "csv"
+        with pytest.raises(InputError, match=r"data\.id_col='lable' is not in the table; did you mean label\?"):
+            look_at_input(uri, DataConfig(id_col="lable"))
+        look_at_input(uri, DataConfig(id_col="zzz", options={"header": False}))
+    assert look_at_input(str(tmp_path / "a.tsv"), DataConfig()).options == {"sep": "\t"}
+    (tmp_path / "b.csv").write_text("key;b;label\n")
+    with pytest.raises(InputError, match=r"has 2 semicolons and no comma: pass --set 'data\.options=\{sep: \";\"\}'"):
+        look_at_input(str(tmp_path / "b.csv"), DataConfig())
+    assert look_at_input(str(tmp_path / "b.csv"), DataConfig(options={"sep": ";"})).format == "csv"
+    (tmp_path / "c.csv").write_bytes(b"k\xff\n")
+    assert look_at_input(str(tmp_path / "c.csv"), DataConfig(id_col="x")).format == "csv"
 
 
 def test_what_cannot_be_looked_at_is_left_to_spark(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from runs import published
 from ivis_spark import Config, Pipeline
 from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.by_label import build_label_neighbours
+from ivis_spark.spark.rows import labels
 
 pytestmark = pytest.mark.spark
 N, D = 300, 5
@@ -144,3 +145,13 @@ def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
 def test_by_label_needs_labels_of_two_kinds(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the same in all rows"):
         pipeline(spark, tmp_path, [1] * N, "int").neighbours()
+
+
+def test_a_value_that_no_row_has_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    facts = {"values": ["Unknown", "a"], "unlabelled": 3}
+    for unlabelled, message in (("unknown", "label 'Unknown' of column 'y' is a class"), ("none", None), (None, None)):
+        caplog.clear()
+        labels.check_unlabelled(facts, "y", unlabelled)
+        assert (message in caplog.text) if message else not caplog.text
+    labels.check_unlabelled({"values": [1, 2], "unlabelled": 0}, "y", "3")
+    assert "no row has data.unlabelled='3' in column 'y'" in caplog.text

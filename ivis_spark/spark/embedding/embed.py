@@ -274,7 +274,7 @@ def refuse(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], *, invalid: st
     row = np.array2string(X[int(bad.argmax())], threshold=6, separator=", ")
     shown = "" if "null" in kinds else f"; the first reads {row}"
     raise InputError(
-        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {what}{shown}): mend "
+        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {what}{shown}): fix "
         "them, or choose null or drop for embed.invalid"
     )
 

@@ -116,7 +116,7 @@ def _check_lists(lists: DataFrame, k: int) -> None:
         count = 0 if found is None else found[f"n{number}"] or 0
         if count:
             example = "" if found is None or found[f"e{number}"] is None else f" (id {found[f'e{number}']} is one)"
-            remedy = "lower neighbours.k or give longer lists" if "fewer" in text else "mend the table"
+            remedy = "lower neighbours.k or give longer lists" if "fewer" in text else "fix the table"
             raise InputError(f"{count} rows of neighbours.table {text}{example}: {remedy}")
 
 

@@ -12,7 +12,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.config import DataConfig
+from ivis_spark.config import DataConfig, did_you_mean
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
 from ivis_spark.spark.rows.images import is_image, pixels
@@ -339,7 +339,8 @@ def _kinds(schema: T.StructType) -> dict[str, T.DataType]:
 
 def _require_column(name: str, kinds: dict[str, T.DataType], setting: str) -> None:
     if name not in kinds:
-        raise InputError(f"{setting}={name!r} is not in the table; it has: {_listed(kinds)}")
+        hint = did_you_mean(name, kinds) or f"; it has: {_listed(kinds)}"
+        raise InputError(f"{setting}={name!r} is not in the table{hint}")
 
 
 def _listed(kinds: dict[str, T.DataType]) -> str:

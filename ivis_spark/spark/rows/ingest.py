@@ -102,6 +102,8 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     if source.keys:
         _refuse_repeated_ids(table, source)
     facts = labels.survey(table, source.label_col, source.label_type) if source.label_col else None
+    if facts is not None and source.label_col:
+        labels.check_unlabelled(facts, source.label_col, config.unlabelled)
     _finish(table, raw, data, source, scaler, facts, rows, sum(record.bytes for record in records))
     storage.write_json(build.path("scaler.json"), scaler.to_mapping())
     constant = np.flatnonzero(statistics.constant)
@@ -313,7 +315,7 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
         remedy = (
             "give every row the same number"
             if "width" in counts
-            else "mend them, or drop them with --set data.invalid=drop"
+            else "fix them, or drop them with --set data.invalid=drop"
         )
         raise InputError(f"{'; '.join(found)}: {remedy}")
     for text in found:

@@ -67,6 +67,23 @@ def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
     return facts
 
 
+def check_unlabelled(facts: dict[str, Any], name: str, unlabelled: str | None) -> None:
+    """Warn if a value that stands for no label seems to be misspelt: no row has it, or one that differs in case alone.
+
+    Args:
+        facts: As `survey` returned them.
+        name: What the user calls the column.
+        unlabelled: The value.
+    """
+    if unlabelled is None:
+        return
+    alike = [v for v in facts["values"] or () if isinstance(v, str) and v.strip().lower() == unlabelled.strip().lower()]
+    if alike:
+        log.warning("label %r of column %r is a class; data.unlabelled is %r", alike[0], name, unlabelled)
+    elif not facts["unlabelled"]:
+        log.warning("no row has data.unlabelled=%r in column %r: all rows are labelled", unlabelled, name)
+
+
 def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
     """Return the length that all label arrays have, and how many rows lack one or hold null in it."""
     lacks = F.coalesce(F.exists(LABEL, lambda value: value.isNull()), F.lit(True))

@@ -117,7 +117,7 @@ def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: 
     with (
         pytest.raises(
             InputError,
-            match=rf"^1 of 3 rows of a batch cannot be embedded \({kind} in column 'features'.*\): mend them",
+            match=rf"^1 of 3 rows of a batch cannot be embedded \({kind} in column 'features'.*\): fix them",
         ),
         task_errors(),
     ):

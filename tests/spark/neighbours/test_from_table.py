@@ -53,7 +53,7 @@ FAULTS = {
     "short": (lambda t: [(0, [1, 2, 3]), *t[1:]], r"1 rows .* fewer than neighbours.k=5 neighbours \(id 0 .*: lower"),
     "null list": (lambda t: [(0, None), *t[1:]], r"1 rows .* have null for neighbour_ids or in it \(id 0"),
     "null in a list": (lambda t: [(0, [1, None, 3, 4, 5]), *t[1:]], r"1 rows .* have null for neighbour_ids or in it"),
-    "null id": (lambda t: [(None, [1, 2, 3, 4, 5]), *t[1:]], r"1 rows of neighbours.table have no id: mend"),
+    "null id": (lambda t: [(None, [1, 2, 3, 4, 5]), *t[1:]], r"1 rows of neighbours.table have no id: fix"),
 }
 
 

@@ -102,7 +102,7 @@ def test_ids_that_are_no_ids_are_named_as_that(spark: SparkSession, tmp_path: Pa
         stored(frame, tmp_path, id_col="k")
     info, table = stored(frame, tmp_path, id_col="k", invalid="drop")
     assert table["id"].to_pylist() == [5] and info["dropped"] == 3
-    with pytest.raises(InputError, match=r"id column 'k' has 2 rows with null: mend"):
+    with pytest.raises(InputError, match=r"id column 'k' has 2 rows with null: fix"):
         stored(frame.select(F.col("k").cast("string"), "features"), tmp_path / "text", id_col="k")
 
 
