@@ -211,7 +211,11 @@ class TripletsConfig(Checked):
         low=0.0,
         high=0.9,
     )
-    file_blocks: int = option(8, "Blocks of a Parquet file.", low=1)
+    file_blocks: int = option(
+        8,
+        "Fewest blocks of a Parquet file, which a task writes; those of a large table hold more, up to 256 MiB.",
+        low=1,
+    )
     group_blocks: int = option(
         2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1
     )

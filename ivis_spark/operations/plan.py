@@ -223,25 +223,26 @@ def _triplets(job: _Job) -> StagePlan:
     settings, k = job.config.triplets, job.config.neighbours.k
     per_anchor = 1 + settings.positives_per_anchor
     vectors = job.anchors * per_anchor
-    plan = BlockPlan.of(int(job.anchors), block_rows=settings.block_rows, file_blocks=settings.file_blocks)
+    plan = BlockPlan.of(
+        int(job.anchors),
+        block_rows=settings.block_rows,
+        file_blocks=settings.file_blocks,
+        row_bytes=int(per_anchor * job.vector),
+        list_bytes=8 * k,
+    )
     start, row, value = job.rates.triplets
     core = vectors * (row + value * job.dims)
-    bucket = settings.block_rows * settings.file_blocks * per_anchor
+    bucket, ranks = job.anchors / plan.buckets, job.config.train.num_ranks
     advice = []
-    if plan.buckets > 10_000:
-        blocks = math.ceil(job.rows / settings.block_rows / 10_000)
-        advice.append(f"{plan.buckets:,} files: pass --set triplets.file_blocks={blocks}")
-    if plan.buckets < job.config.train.num_ranks:
-        advice.append(
-            f"{plan.buckets} files for {job.config.train.num_ranks} ranks: lower triplets.file_blocks or block_rows"
-        )
+    if job.anchors < plan.block_rows * settings.group_blocks * ranks:
+        advice.append(f"too few row groups for {ranks} ranks: lower triplets.block_rows or triplets.group_blocks")
     return StagePlan(
         "triplets", plan.buckets,
         job.anchors * (8 * k + 16) + vectors * (job.vector + 56) + job.rows * (job.vector + 8),
-        vectors * job.vector, _PYTHON_BYTES + 6 * settings.block_rows * per_anchor * job.vector + 56 * bucket,
+        vectors * job.vector, _PYTHON_BYTES + 6 * plan.block_rows * per_anchor * job.vector + bucket * (24 * k + 16),
         *job.times("triplets", start, core, plan.buckets),
-        "A anchors, F = A / (block_rows file_blocks) files, v = A (1 + positives_per_anchor) vectors; shuffles "
-        "A (8 k + 16) + v (4 d + 56) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
+        f"A = {job.anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
+        "shuffles A (8 k + 16) + v (4 d + 56) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
         advice,
     )  # fmt: skip
 

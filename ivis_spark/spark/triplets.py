@@ -74,7 +74,15 @@ def build_triplets(
     spark = rows.sparkSession
     rows = hide_labels(rows, config.held_out_labels, random_state)
     describe_job(spark, "triplets: draw and fetch vectors")
-    plan = BlockPlan.of(n_anchors, block_rows=config.block_rows, file_blocks=config.file_blocks)
+    vector, near = rows.select(F.length("features")).first(), neighbours.select(F.size("neighbour_ids")).first()
+    row_bytes, k = vector[0] if vector else 4, near[0] if near else 1
+    plan = BlockPlan.of(
+        n_anchors,
+        block_rows=config.block_rows,
+        file_blocks=config.file_blocks,
+        row_bytes=(1 + config.positives_per_anchor) * row_bytes,
+        list_bytes=8 * k,
+    )
     key = row_hash(random_state)
     by_label = [CLASS] if CLASS in neighbours.columns else []
     dealt = neighbours.select("id", "neighbour_ids", *by_label, key.alias("key")).withColumn(
@@ -101,8 +109,7 @@ def build_triplets(
     )
     placed = repartition_by_group(fetched, "bucket", tasks).sortWithinPartitions("bucket", "place")
     written_blocks = map_arrow(placed, write, "path string, blocks long, rows long, bucket int, label_width int")
-    width = rows.select(F.length("features")).first()
-    with task_errors(), arrow_batches(spark, width[0] if width else 1):
+    with task_errors(), arrow_batches(spark, row_bytes):
         records = written_blocks.collect()
     storage.keep_only(folder, [record.path for record in records])
     blocks = sum(record.blocks for record in records)

@@ -59,9 +59,9 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
             stage.info.update(found)
             return
         scaler = storage.read_json(run.folder.uri(rows, SCALER), Scaler.from_mapping)
-        stage.info.update(
-            build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler, anchors=anchors)
-        )
+        found = build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler, anchors=anchors)
+        stage.digests.update(found.pop("digests"))
+        stage.info.update(found)
 
     return run.publish("neighbours", run.spec("neighbours", "random_state", **inputs), build)
 

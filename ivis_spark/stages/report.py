@@ -109,7 +109,7 @@ def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> tuple[DataFrame
     number = number_column(info) or info["keys"][0]
     taken = {"id", "embedding", "label", number, info["label_col"], *info["keys"]}
     predicted = embeddings.spec["config"]["embed"].get("class_col")
-    shown = unused("predicted", table.columns) if predicted in taken else predicted
+    shown = unused("predicted", table.columns) if predicted and predicted in taken else predicted
     others = [F.col(quoted(name)) for name in table.columns if name not in {*taken, predicted}]
     others += [F.col(quoted(predicted)).alias(shown)] if predicted else []
     return table.select(F.col(quoted(number)).cast("long").alias("id"), "embedding", *others), shown

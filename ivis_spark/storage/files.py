@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -25,6 +26,10 @@ from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.literal import literal
 from ivis_spark.storage.names import join, normalise_uri
 
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+REQUESTS = 32  # at once: those of many files, one after the other, would take hours
 _REBUILD = "rebuild its stage with --overwrite"
 _DIGEST_CHUNK_BYTES = 1 << 20
 _OBJECT_STORES = frozenset(
@@ -63,6 +68,27 @@ def local_path(uri: str) -> str | None:
     """Return the path of a URI on this machine's disk, or None if it is elsewhere."""
     fs, path = filesystem(uri)
     return path if protocol(fs) in ("file", "local") else None
+
+
+def in_parallel(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
+    """Apply a function that waits for storage to some items, many at once; the first fault is raised."""
+    given = list(items)
+    if len(given) < 2:
+        return [function(item) for item in given]
+    with ThreadPoolExecutor(min(REQUESTS, len(given))) as pool:
+        return list(pool.map(function, given))
+
+
+def move_file(source: str, target: str) -> None:
+    """Move a file; one that was moved already is left."""
+    fs, old = filesystem(source)
+    _, new = filesystem(target)
+    fs.makedirs(fs._parent(new), exist_ok=True)
+    try:
+        fs.mv(old, new)
+    except FileNotFoundError:
+        if exists(fs, old) or not exists(fs, new):
+            raise
 
 
 def digest_file(uri: str) -> dict[str, Any]:
@@ -218,10 +244,9 @@ def list_files(uri: str) -> list[tuple[str, int]]:
 def keep_only(folder: str, uris: Iterable[str | None]) -> None:
     """Remove every file of a folder but these: those of task attempts whose result Spark did not take."""
     taken = {posixpath.basename(uri) for uri in uris if uri}
-    for name, _ in list_files(folder):
-        if posixpath.basename(name) not in taken:
-            fs, path = filesystem(join(folder, name))
-            fs.rm_file(path)
+    fs, root = filesystem(folder)
+    left = [name for name, _ in list_files(folder) if posixpath.basename(name) not in taken]
+    in_parallel(lambda name: fs.rm_file(posixpath.join(root, name)), left)
 
 
 def describe_files(uris: Iterable[str]) -> list[list[Any]]:
@@ -230,23 +255,27 @@ def describe_files(uris: Iterable[str]) -> list[list[Any]]:
     Args:
         uris: URIs of files, or of folders, which stand for all files below them.
     """
+    groups = [list(group) for _, group in itertools.groupby(sorted(uris), key=posixpath.dirname)]
+    return sorted(itertools.chain(*in_parallel(_describe_siblings, groups)))
+
+
+def _describe_siblings(uris: list[str]) -> list[list[Any]]:
+    """Describe files, or folders, of one folder."""
+    fs, path = filesystem(posixpath.dirname(uris[0]))
+    # Asking for each of many files takes a request each.
+    fs.invalidate_cache()
+    listing = fs.ls(path, detail=True) if len(uris) > 9 else []
+    listed = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in listing}
     found = []
-    for folder, group in itertools.groupby(sorted(uris), key=posixpath.dirname):
-        fs, path = filesystem(folder)
-        names = list(group)
-        # Asking for each of many files takes a request each.
-        fs.invalidate_cache()
-        listing = fs.ls(path, detail=True) if len(names) > 9 else []
-        listed = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in listing}
-        for uri in names:
-            plain = filesystem(uri)[1]
-            entry = listed.get(posixpath.basename(plain)) or fs.info(plain)
-            root = normalise_uri(uri)
-            if entry["type"] == "file":
-                found.append([root, *_state(entry)])
-            else:
-                found += [[join(root, name), *_state(each)] for name, each in find(fs, plain).items()]
-    return sorted(found)
+    for uri in uris:
+        plain = filesystem(uri)[1]
+        entry = listed.get(posixpath.basename(plain)) or fs.info(plain)
+        root = normalise_uri(uri)
+        if entry["type"] == "file":
+            found.append([root, *_state(entry)])
+        else:
+            found += [[join(root, name), *_state(each)] for name, each in find(fs, plain).items()]
+    return found
 
 
 def _state(entry: dict[str, Any]) -> tuple[int, str]:

@@ -46,10 +46,15 @@ MapFiles = Callable[[Callable[[str], Any], Mapping[str, int]], Iterable[Any]]
 
 @dataclass
 class StageBuild:
-    """A stage that is being built: write below `uri`, note facts in `info`, then leave the `with` block."""
+    """A stage that is being built: write below `uri`, note facts in `info`, then leave the `with` block.
+
+    `digests` may hold bytes and sha256 of files that were digested as they were written, by their path below `uri`:
+    those are not read again.
+    """
 
     uri: str
     info: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def path(self, *parts: str) -> str:
         """Return the URI of a file or folder of the stage."""
@@ -264,7 +269,10 @@ class RunFolder:
             build = StageBuild(building)
             yield build
             files = list_files(building)
-            digests = list(map_files(digest_file, {join(building, name): size for name, size in files}))
+            unknown = {join(building, name): size for name, size in files if name not in build.digests}
+            found = dict(zip(unknown, map_files(digest_file, unknown), strict=True))
+            digests = [build.digests.get(name) or found[join(building, name)] for name, _ in files]
+            _check_sizes(building, files, build.digests)
             manifest = Manifest(
                 stage=stage,
                 spec=dict(spec),
@@ -372,6 +380,17 @@ class RunFolder:
 
     def _children(self, *parts: str) -> list[str]:
         return children(*filesystem(self.path(*parts)))
+
+
+def _check_sizes(folder: str, files: list[tuple[str, int]], digests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ArtifactError if a file that was digested as it was written is not there as it was."""
+    sizes = dict(files)
+    for name, digest in digests.items():
+        if sizes.get(name) != digest["bytes"]:
+            raise ArtifactError(
+                f"{join(folder, name)} holds {sizes.get(name, 'no')} bytes, {digest['bytes']} were written: run the "
+                "same command again"
+            )
 
 
 def _inputs(spec: Mapping[str, Any]) -> dict[str, str]:

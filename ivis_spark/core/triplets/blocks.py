@@ -7,6 +7,7 @@ own anchors, those of a batch, anew in every epoch: they need no vectors, and no
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,22 +18,36 @@ from ivis_spark.core.triplets.sampling import draw_positives, near_codes, same_c
 from ivis_spark.errors import ArtifactError
 
 Ids = NDArray[np.int64]
+FILE_BYTES = 256 << 20  # of blocks in a file of a large table, which a task writes
+LIST_BYTES = 128 << 20  # of lists of neighbours that a task holds to draw from
+_FILES = 64  # that a table has before its files grow: ranks read files in an order of their own, in every epoch
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How many buckets and blocks a table is dealt into. A bucket is a file; its blocks hold `block_rows` each."""
+    """How many buckets and blocks a table is dealt into. A bucket is a file and a task; a block has `block_rows`."""
 
     buckets: int
     block_rows: int
 
     @classmethod
-    def of(cls, rows: int, *, block_rows: int, file_blocks: int) -> BlockPlan:
+    def of(cls, rows: int, *, block_rows: int, file_blocks: int, row_bytes: int, list_bytes: int) -> BlockPlan:
         """Plan blocks of at most `block_rows` rows so that little is padded.
 
-        A bucket's size is random (its rows are picked by a hash), so a table of several buckets keeps full blocks and
-        spreads each bucket's rows evenly over as many as it needs; a table of one bucket shrinks its blocks to fit.
+        A file holds `file_blocks` blocks, or more where the table is large: up to `FILE_BYTES`, of no more rows than
+        have `LIST_BYTES` of lists. A bucket's size is random (its rows are picked by a hash), so a table of several
+        buckets keeps full blocks and spreads each bucket's rows evenly over as many as it needs; a table of one bucket
+        shrinks its blocks to fit.
+
+        Args:
+            rows: Anchors.
+            block_rows: Anchors of a block, at most.
+            file_blocks: Fewest blocks of a file.
+            row_bytes: Bytes of an anchor and its positives.
+            list_bytes: Bytes of a row's list of neighbours.
         """
+        largest = min(FILE_BYTES // row_bytes, LIST_BYTES // list_bytes) // block_rows
+        file_blocks = max(file_blocks, min(largest, rows // (block_rows * _FILES)))
         buckets = max(1, round(rows / (block_rows * file_blocks)))
         if buckets == 1:
             block_rows = -(-rows // -(-rows // block_rows))
@@ -62,10 +77,10 @@ def draw_blocks(
     seed: tuple[int, ...],
     classes: Ids | None = None,
     negatives: bool = True,
-) -> list[BlockDraws]:
+) -> Iterator[BlockDraws]:
     """Deal the rows of a bucket into blocks and draw their triplets.
 
-    Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k).
+    Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k), and one block.
 
     Args:
         ids: Rows of the bucket in random order, shape (n,).
@@ -76,18 +91,19 @@ def draw_blocks(
         classes: Of the rows, shape (n,), when those of one class are all neighbours and not only those listed.
         negatives: Whether negatives will be drawn.
 
-    Returns:
+    Yields:
         The fewest blocks that hold the rows; each gets as many as the others, give or take one.
 
     Raises:
         InputError: if an anchor has no row in its block that is not its neighbour.
     """
-    blocks = []
     for number, members in enumerate(np.array_split(np.arange(len(ids)), -(-len(ids) // block_rows))):
         rng = np.random.default_rng([*seed, number])
-        # Padding comes from the whole bucket, so that even a block of few rows offers negatives.
-        others = np.setdiff1d(np.arange(len(ids)), members) if len(ids) > len(members) else members
-        padding = rng.choice(others, size=block_rows - len(members), replace=block_rows - len(members) > len(others))
+        # Padding comes from the whole bucket, so that even a block of few rows offers negatives: from the rows before
+        # and after the members, which follow one another.
+        others, size = len(ids) - len(members) or len(ids), block_rows - len(members)
+        padding = rng.choice(others, size=size, replace=size > others)
+        padding += len(members) * ((padding >= members[0]) & (others < len(ids)))
         picked = np.concatenate([members, padding])
         anchors, near = ids[picked], neighbours[picked]
         positives = draw_positives(near, draws=draws, rng=rng)
@@ -95,8 +111,7 @@ def draw_blocks(
         codes = None
         if negatives:
             codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
-        blocks.append(BlockDraws(anchors, positives, codes, weights))
-    return blocks
+        yield BlockDraws(anchors, positives, codes, weights)
 
 
 def column_names(draws: int, negatives: bool = True) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_inside, check_list
-from ivis_spark.spark.embedding.units import Unit, move_file, write_record
+from ivis_spark.spark.embedding.units import Unit, write_record
 
 Mode = Literal["append", "overwrite", "replace"]
 MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
@@ -114,10 +114,10 @@ class Target:
         """Do what a journal says; what is done of it already does no harm."""
         uri = self._own(f"{name}.json")
         journal = storage.read_json(uri, read_journal, remedy=_REMEDY)
-        for old in journal["removals"]:
-            self._remove_file(storage.join(self.uri, old))
-        for source, target in journal["moves"]:
-            move_file(storage.join(self.uri, source), storage.join(self.uri, target))
+        storage.in_parallel(lambda old: self._remove_file(storage.join(self.uri, old)), journal["removals"])
+        storage.in_parallel(
+            lambda move: storage.move_file(*(storage.join(self.uri, place) for place in move)), journal["moves"]
+        )
         facts = {field: journal[field] for field in ("number", "key", "mode", "info")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
             for record in self._done():

@@ -85,19 +85,8 @@ def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], d
 
 def move(units: list[Unit], target: str) -> None:
     """Move the files of all units to the same places below a folder."""
-    for unit in units:
-        for name, _ in unit.files:
-            move_file(storage.join(unit.folder, name), storage.join(target, name))
-
-
-def move_file(source: str, target: str) -> None:
-    """Move a file; one that was moved already is left."""
-    fs, old = storage.filesystem(source)
-    _, new = storage.filesystem(target)
-    if not storage.exists(fs, old) and storage.exists(fs, new):
-        return
-    fs.makedirs(fs._parent(new), exist_ok=True)
-    fs.mv(old, new)
+    places = [(unit.folder, name) for unit in units for name, _ in unit.files]
+    storage.in_parallel(lambda place: storage.move_file(storage.join(*place), storage.join(target, place[1])), places)
 
 
 def _finished(work: str, uri: str, files: list[str]) -> Unit | None:

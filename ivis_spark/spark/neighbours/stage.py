@@ -14,7 +14,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,8 +52,6 @@ from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
-_REQUESTS = 32  # of storage, at once
-
 
 def build_neighbours(
     rows: DataFrame,
@@ -79,7 +76,8 @@ def build_neighbours(
         anchors: Number of rows, drawn by hash, that get a list; None for all. The index holds all rows.
 
     Returns:
-        Facts for the manifest: rows, anchors, dims, k, metric, backend, regions, replicas, recall, step_seconds.
+        Facts for the manifest: rows, anchors, dims, k, metric, backend, regions, replicas, recall, step_seconds; and
+        `digests`, of the files that tasks wrote, by their path below the folder.
 
     Raises:
         InputError: if k is not less than the number of rows.
@@ -304,8 +302,7 @@ class _Build:
         fs, source = storage.filesystem(attempts)
         _, target = storage.filesystem(data)
         fs.makedirs(target, exist_ok=True)
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            list(pool.map(lambda row: fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}"), written))
+        storage.in_parallel(lambda row: fs.mv(f"{source}/{row['name']}", f"{target}/{row['name']}"), written)
         storage.remove_folder(attempts)
 
     def _recall(self) -> Recall:
@@ -350,7 +347,13 @@ class _Build:
             "short_rows": sum(row["short"] for row in self.written),
             "recall": recall.to_mapping(),
             "step_seconds": dict(self.facts.seconds),
+            "digests": {f"data/{row['name']}": _digest_of(json.loads(row["digest"])) for row in self.written}
+            | {f"index/{file['path']}": _digest_of(file) for record in records for file in record["files"].values()},
         }
+
+
+def _digest_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in ("bytes", "sha256")}
 
 
 def _deal(costs: npt.NDArray[np.float64], tasks: int) -> npt.NDArray[np.int32]:

@@ -29,7 +29,7 @@ from ivis_spark.spark.neighbours.task_plan import (
 )
 
 REGION_SCHEMA = "task int, region int, block binary"
-WRITTEN_SCHEMA = "name string, rows long, short long, held_out binary, keys binary, regions string"
+WRITTEN_SCHEMA = "name string, digest string, rows long, short long, held_out binary, keys binary, regions string"
 TABLE = pa.schema(
     [
         ("id", pa.int64()),
@@ -54,7 +54,7 @@ def assign_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
 def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
     """Search the query rows at home in each region, write their lists and keep the index; yield a record of it.
 
-    The record has the name of the Parquet file of this attempt, its rows, how many of them have fewer than k
+    The record has the name and digest of the Parquet file of this attempt, its rows, how many of them have fewer than k
     neighbours, the ids int64 (m,) and keys float32 (m, k) of the rows that measure the recall, and as JSON the files of
     the indexes.
 
@@ -82,9 +82,10 @@ def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) 
                     writer.write_table(table)
         if not regions:
             return
-        storage.put_file(path, storage.join(p.folder, "attempts", name), parents=False, move=True)
+        digest = storage.put_file(path, storage.join(p.folder, "attempts", name), parents=False, move=True)
     ids, keys = (b"".join(part[place].tobytes() for part in measured) for place in (0, 1))
-    row = {"name": name, "rows": rows, "short": short, "held_out": ids, "keys": keys, "regions": json.dumps(regions)}
+    row = {"name": name, "digest": json.dumps(digest), "rows": rows, "short": short}
+    row |= {"held_out": ids, "keys": keys, "regions": json.dumps(regions)}
     yield pa.RecordBatch.from_pylist([row])
 
 

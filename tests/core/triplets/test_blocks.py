@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.triplets.blocks import BlockPlan, draw_blocks, unpack_near, unpack_vectors
+from ivis_spark.core.triplets.blocks import FILE_BYTES, LIST_BYTES, BlockPlan, draw_blocks, unpack_near, unpack_vectors
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import ArtifactError, InputError
 
@@ -20,7 +20,7 @@ def ring(n: int, k: int) -> np.ndarray:
 def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: int) -> None:
     order = np.random.default_rng(seed).permutation(n)
     neighbours = ring(n, 3)[order]
-    blocks = draw_blocks(order, neighbours, block_rows=block_rows, draws=draws, seed=(seed, 0))
+    blocks = list(draw_blocks(order, neighbours, block_rows=block_rows, draws=draws, seed=(seed, 0)))
     assert len(blocks) == -(-n // block_rows)
     real = np.concatenate([block.anchors[block.weights == 1] for block in blocks])
     assert sorted(real) == list(range(n))
@@ -39,7 +39,7 @@ def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: 
 
 def test_draws_depend_on_the_seed_alone() -> None:
     first, again, other = (
-        draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed)[1]
+        list(draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed))[1]
         for seed in ((1, 2), (1, 2), (1, 3))
     )
     assert np.array_equal(first.positives, again.positives) and np.array_equal(first.near, again.near)
@@ -48,14 +48,43 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 def test_no_negative_is_an_error() -> None:
     with pytest.raises(InputError, match="lower k"):
-        draw_blocks(np.arange(5), ring(5, 4), block_rows=5, draws=1, seed=(0,))
+        list(draw_blocks(np.arange(5), ring(5, 4), block_rows=5, draws=1, seed=(0,)))
 
 
 @pytest.mark.parametrize(
     ("rows", "buckets", "block_rows"), [(10, 1, 10), (1797, 1, 899), (1024, 1, 1024), (70_000, 9, 1024)]
 )
 def test_plan_pads_little(rows: int, buckets: int, block_rows: int) -> None:
-    assert BlockPlan.of(rows, block_rows=1024, file_blocks=8) == BlockPlan(buckets, block_rows)
+    plan = BlockPlan.of(rows, block_rows=1024, file_blocks=8, row_bytes=160, list_bytes=120)
+    assert plan == BlockPlan(buckets, block_rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dims", "k", "files"),
+    [
+        (100_000, 128, 15, 12),  # as many as file_blocks makes
+        (5_000_000, 8, 15, 64),  # of 12 MiB: fewer would be too few to shuffle
+        (5_000_000, 784, 15, 305),
+        (10**9, 128, 15, 9574),
+        (10**9, 1, 150, 9042),  # by the bytes of lists
+        (10**8, 100_000, 15, 12_207),  # file_blocks of very wide rows
+    ],
+)
+def test_files_are_sized_by_bytes(rows: int, dims: int, k: int, files: int) -> None:
+    """Files, each a task, of 256 MiB at most unless `file_blocks` blocks are more, and 128 MiB of lists."""
+    plan = BlockPlan.of(rows, block_rows=1024, file_blocks=8, row_bytes=5 * 4 * dims, list_bytes=8 * k)
+    assert plan.buckets == pytest.approx(files, rel=0.03)
+    held = rows / plan.buckets
+    assert held * 20 * dims < 1.03 * FILE_BYTES or held < 1.01 * 8 * 1024
+    assert held * 8 * k < 1.03 * LIST_BYTES
+
+
+def test_padding_comes_from_outside_the_block() -> None:
+    """Where there are rows enough: those of the block itself would be its own negatives."""
+    for block in draw_blocks(np.arange(70), ring(70, 2), block_rows=24, draws=1, seed=(0,)):
+        real = block.weights == 1
+        assert not set(block.anchors[~real]) & set(block.anchors[real])
+        assert len(set(block.anchors)) == 24
 
 
 def test_unpack_checks_sizes_and_positions() -> None:

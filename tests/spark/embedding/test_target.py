@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.spark.embedding import target as target_module
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.target import Target
 
@@ -75,19 +76,22 @@ def test_a_job_that_dies_while_moving_is_finished_by_the_next(
 ) -> None:
     put(tmp_path, "append", "before", {1: [0]})
     calls: list[str] = []
-    original = target_module.move_file
+    original = storage.move_file
+
+    turn = threading.Lock()
 
     def dying(source: str, destination: str) -> None:
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        calls.append(source)
+        with turn:
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            calls.append(source)
         original(source, destination)
 
     job = {1: [10], 2: [20], 3: [30]}
-    monkeypatch.setattr(target_module, "move_file", dying)
+    monkeypatch.setattr(storage, "move_file", dying)
     with pytest.raises(KeyboardInterrupt):
         put(tmp_path, mode, "job", job)
-    monkeypatch.setattr(target_module, "move_file", original)
+    monkeypatch.setattr(storage, "move_file", original)
     assert not put(tmp_path, "append", "next", {4: [40]})
     kept = [0] if mode == "append" else []
     assert rows(tmp_path) == {1: [*kept, 10], 2: [20], 3: [30], 4: [40]}
