@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ class Done:
 
 
 @pytest.fixture(scope="module")
-def run(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
+def run(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Done:
     made: list[tuple[str, str]] = []
     plain, folder = fsspec.core.url_to_fs, tmp_path_factory.mktemp("whole")
 
@@ -88,7 +87,7 @@ def run(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Ite
     finally:
         fsspec.core.url_to_fs = plain
     folders = {stage: pipeline.run_folder.uri(manifests[stage]).removeprefix("file://") for stage in STAGES}
-    yield Done(manifests, folders, first, made)
+    return Done(manifests, folders, first, made)
 
 
 def test_files_are_asked_for_once(run: Done) -> None:
