@@ -105,21 +105,21 @@ def _clean_options(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> str:
-    from ivis_spark.operations.measured import measure, show_plan
-    from ivis_spark.operations.plan import Cluster, driver_bytes, make_plan
+    from ivis_spark.operations.measured import measure, notes_of
+    from ivis_spark.operations.plan import make_plan, show_plan
+    from ivis_spark.stages.estimate import Cluster
 
     if (arguments.measured is None) != (arguments.measured_cores is None):
         raise ConfigError("--measured and --measured-cores go together: the run, and the cores that it had")
     config = load_config(arguments.config, arguments.set)
     cluster = Cluster.parse(arguments.executors, arguments.executor_memory, arguments.executor_disk)
-    factors, assumed = None, None
+    factors, seen = None, None
     if arguments.measured is not None:
-        factors, assumed = measure(arguments.measured, arguments.measured_cores)
-    table = arguments.rows, arguments.dims, config
-    stages = make_plan(*table, cluster, assumed=assumed, factors=factors)
+        factors, seen = measure(arguments.measured, arguments.measured_cores)
+    stages = make_plan(arguments.rows, arguments.dims, config, cluster, seen=seen, factors=factors)
     if arguments.json:
-        return _json([dataclasses.asdict(stage) for stage in stages])
-    return show_plan(stages, cluster, driver=driver_bytes(*table), factors=factors)
+        return _json([{**dataclasses.asdict(stage), "seconds": stage.seconds} for stage in stages])
+    return show_plan(stages, cluster, notes=notes_of(factors, stages) if factors else ())
 
 
 def _doctor(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[str, int]:

@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from ivis_spark.config import Config
-from ivis_spark.errors import ArtifactError
-from ivis_spark.operations.inspect import size_text
-from ivis_spark.operations.plan import Assumptions, Cluster, Rates, StagePlan, make_plan
+from ivis_spark.errors import ArtifactError, ConfigError
+from ivis_spark.operations.plan import make_plan
 from ivis_spark.stages import STAGES
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.storage import Manifest, RunFolder
 
+# A stage tells a rate if its work that grows with the rows took at least so many times what it takes whatever they are.
+_GROWING = 1.0
 
-def measure(root: str, cores: int) -> tuple[dict[str, float], Assumptions]:
-    """Return how much longer each stage of a finished run took than its plan says, and what its table showed.
+
+def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Return how much more work the growing part of each stage of a finished run was than its plan says, and its facts.
+
+    What a stage takes whatever its rows is taken off first, and a stage that took hardly more says nothing of rates.
 
     Args:
         root: URI of the run folder.
         cores: Cores that the run had.
 
+    Returns:
+        Factors of the stages that tell one, and facts of all manifests, by stage.
+
     Raises:
         ArtifactError: if a stage is not published.
+        ConfigError: if the run was so small that no stage tells a rate.
     """
     manifests = run_manifests(root)
-    plans = plan_of_run(manifests, cores)
     factors = {}
-    for stage in plans:
-        start = stage.seconds - stage.core_seconds / min(stage.tasks, cores)
-        taken = max(0.1, seconds_of(manifests[stage.stage]) - start)
-        factors[stage.stage] = taken / max(1e-9, stage.seconds - start)
-    return factors, _assumptions(manifests)
+    for stage in plan_of_run(manifests, cores):
+        growing = seconds_of(manifests[stage.stage]) - stage.fixed_seconds
+        planned = stage.core_seconds / stage.slots
+        if min(growing, planned) >= _GROWING * stage.fixed_seconds:
+            factors[stage.stage] = growing / planned
+    if not factors:
+        raise ConfigError(
+            f"--measured {root}: its {manifests['rows'].info['rows']:,} rows are too few: every stage took mostly what "
+            "it takes whatever the rows. Measure a run of more rows, some hundred thousand per core, or plan without it"
+        )
+    return factors, {stage: manifest.info for stage, manifest in manifests.items()}
 
 
-def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[StagePlan]:
+def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[Estimate]:
     """Return the plan that would have been made for a finished run."""
     settings: dict[str, Any] = {}
     for manifest in manifests.values():
         settings.update(manifest.spec["config"])
-    config = Config.from_mapping(settings)
+    seen = {stage: manifest.info for stage, manifest in manifests.items()}
     info = manifests["rows"].info
-    return make_plan(info["rows"], info["dims"], config, Cluster(1, cores, 64e9), assumed=_assumptions(manifests))
+    return make_plan(info["rows"], info["dims"], Config.from_mapping(settings), Cluster(1, cores, 64e9), seen=seen)
 
 
 def run_manifests(root: str) -> dict[str, Manifest]:
@@ -66,45 +78,9 @@ def seconds_of(manifest: Manifest) -> float:
     return float(seconds)
 
 
-def show_plan(
-    stages: list[StagePlan], cluster: Cluster, *, driver: float, factors: Mapping[str, float] | None = None
-) -> str:
-    """Return a plan as text: a table, totals, the formulas, and what to change.
-
-    Args:
-        stages: The plan.
-        cluster: What it was made for.
-        driver: Bytes that the driver holds.
-        factors: What the rates were multiplied by, from a finished run.
-    """
-    head = f"{'stage':<12}{'tasks':>9}{'shuffle':>11}{'storage':>11}{'a task':>10}{'core-hours':>12}{'hours':>9}"
-    lines = [head]
-    for stage in stages:
-        lines.append(
-            f"{stage.stage:<12}{stage.tasks:>9,}{size_text(stage.shuffle_bytes):>11}{size_text(stage.storage_bytes):>11}"
-            f"{size_text(stage.task_bytes):>10}{stage.core_seconds / 3600:>12,.2f}{stage.seconds / 3600:>9,.2f}"
-        )
-    shuffle, stored = (sum(getattr(stage, name) for stage in stages) for name in ("shuffle_bytes", "storage_bytes"))
-    core, hours = (sum(getattr(stage, name) for stage in stages) / 3600 for name in ("core_seconds", "seconds"))
-    lines.append(
-        f"{'all':<12}{'':>9}{size_text(shuffle):>11}{size_text(stored):>11}{'':>10}{core:>12,.2f}{hours:>9,.2f}"
-    )
-    biggest = max(stage.local_bytes(cluster) for stage in stages)
-    lines += ["", f"local disk of an executor for shuffles: {size_text(biggest)}"]
-    lines += [f"memory of the driver for regions and samples: {size_text(driver)}", "", "formulas (N rows, d dims):"]
-    lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
-    rates = dataclasses.asdict(Rates()).items()
-    lines.append("measured rates (seconds of one core): " + ", ".join(f"{name} {value}" for name, value in rates))
-    if factors:
-        found = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
-        lines.append(f"multiplied by what the finished run took: {found}")
-    advice = [f"  {stage.stage}: {text}" for stage in stages for text in stage.advice]
-    return "\n".join([*lines, "", "to change:" if advice else "nothing passes a limit", *advice])
-
-
-def _assumptions(manifests: dict[str, Manifest]) -> Assumptions:
-    found, epochs, base = manifests["neighbours"].info, manifests["model"].info.get("epochs"), Assumptions()
-    return Assumptions(
-        copies=found.get("replicas") or base.copies,
-        epochs=epochs or base.epochs,
-    )
+def notes_of(factors: dict[str, float], stages: list[Estimate]) -> list[str]:
+    """Return what a plan says of rates that were measured."""
+    told = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
+    others = [stage.stage for stage in stages if stage.stage not in factors]
+    lines = [f"work multiplied by what the finished run took: {told}"]
+    return lines + [f"built-in rates, since the run was too small to tell: {', '.join(others)}"] * bool(others)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_FEATURE_BYTES = 256 * 2**20
+FEATURE_BYTES = 256 * 2**20
 _TAILS = (0.0005, 0.9995)
 
 
@@ -236,7 +236,7 @@ def _draw_features(
     first = rows.select(F.length("features").alias("size")).head()
     if first is None:
         return np.empty(0, np.int64), np.empty((0, 1), np.float32)
-    most = max(100, math.floor(_FEATURE_BYTES / max(first["size"], 1)))
+    most = max(100, math.floor(FEATURE_BYTES / max(first["size"], 1)))
     if most < len(ids):
         log.warning("figures are measured on %s rows and not %s: their features fill 256 MiB", most, len(ids))
         ids = ids[:most]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pyspark import TaskContext
 from pyspark.sql import SparkSession
 
+from ivis_spark.core.sizes import BATCH_BYTES
 from ivis_spark.errors import ConfigError, IvisError
 from ivis_spark.progress import Meter
 from ivis_spark.spark.environment import check_variables, ensure_java
@@ -51,7 +52,7 @@ _JAVA_LOG_JSON = (
     '"traceback": "%enc{%ex}{JSON}"}%n'
 )
 
-_BATCH_ROWS, _BATCH_BYTES = "spark.sql.execution.arrow.maxRecordsPerBatch", 64 << 20
+_BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 def get_session(
@@ -226,7 +227,7 @@ class Progress:
 @contextlib.contextmanager
 def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
     """Let Arrow batches of wide rows hold fewer rows, so that a batch stays below 64 MB. Runs on: driver."""
-    with arrow_batch_rows(spark, max(1, min(int(spark.conf.get(_BATCH_ROWS) or 1), _BATCH_BYTES // row_bytes))):
+    with arrow_batch_rows(spark, max(1, min(int(spark.conf.get(_BATCH_ROWS) or 1), BATCH_BYTES // row_bytes))):
         yield
 
 

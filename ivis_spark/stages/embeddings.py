@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.input_table import COLUMNS
+from ivis_spark.stages.model import encoder_flops
 from ivis_spark.stages.places import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
@@ -19,6 +25,10 @@ if TYPE_CHECKING:
     from ivis_spark.spark.embedding.job import Input
 
 log = logging.getLogger(__name__)
+
+# Measured, in seconds of one core: the stage whatever its rows, a row, and a floating-point operation.
+_FIXED, _ROW, _OPERATION = 1.0, 4e-6, 2e-11
+_COPIES = 3  # of a batch, while it is scaled and embedded
 
 
 def publish(run: Run, name: str | None) -> Manifest:
@@ -104,3 +114,22 @@ def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> 
         if all(given[name] in (None, [], own.get(name)) for name in COLUMNS):
             return None
     return embed_job.input_of_table(table, run.input.uri or "", run.config.data, model), source
+
+
+def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
+    """Return what embedding the rows of the run needs, see `stages.estimate`."""
+    vector, width = 4.0 * dims, 4 * config.train.embedding_dims
+    tasks = max(cluster.slots, math.ceil(rows * vector / SPLIT_BYTES))
+    return Estimate(
+        stage="embeddings",
+        tasks=tasks,
+        slots=min(cluster.slots, tasks),
+        fixed_seconds=_FIXED,
+        core_seconds=rows * (_ROW + _OPERATION * encoder_flops(dims, config)),
+        shuffle_bytes=0.0,
+        storage_bytes=rows * (width + 8),
+        task_bytes=PYTHON_BYTES + _COPIES * config.embed.batch_rows * (vector + width),
+        driver_bytes=0.0,
+        formula="stores N (4 e + 8) B; seconds N (a + b flops); no shuffle",
+        remedy="lower embed.batch_rows",
+    )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
+from ivis_spark.config import NETWORK_UNITS, Config
+from ivis_spark.core.sizes import TENSORFLOW_BYTES
 from ivis_spark.errors import ConfigError
 from ivis_spark.runtime.fitness import class_values, label_values
 from ivis_spark.stages import rows as rows_stage
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import SCALER, Run
 from ivis_spark.storage import Manifest, StageBuild
 
@@ -15,6 +20,10 @@ if TYPE_CHECKING:
     from ivis_spark.train.job import TrainingJob
 
 _CHECKPOINTS = ".checkpoints"
+# Measured, in seconds of one core: starting TensorFlow, an anchor of an epoch, and a floating-point operation.
+_FIXED, _ANCHOR, _OPERATION = 6.0, 9e-6, 8e-12
+_EPOCHS = 30  # until the loss stops falling, assumed where no schedule says how many
+_READ_AHEAD = 8  # row groups that a rank holds
 
 
 def publish(run: Run) -> Manifest:
@@ -83,3 +92,45 @@ def _train(run: Run, job: TrainingJob) -> dict[str, Any]:
     from ivis_spark.spark.training import train_on_ring
 
     return train_on_ring(run.get_spark(), job)
+
+
+def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
+    """Return what training needs, see `stages.estimate`."""
+    settings, ranks = config.train, config.train.num_ranks
+    anchors = config.triplets.anchors_of(int(rows)) or rows
+    passes = min(
+        settings.epochs, seen.get("epochs") or (_EPOCHS if settings.schedule == "constant" else settings.epochs)
+    )
+    flops = encoder_flops(dims, config)
+    parameters = 2 * flops  # bytes: two operations for each of four
+    group = config.triplets.group_blocks * config.triplets.block_rows * 2 * 4.0 * dims
+    advice = []
+    if ranks > cluster.slots:
+        advice.append(
+            f"train.num_ranks={ranks} and the cluster has {cluster.slots} cores: training will not start. Lower "
+            "train.num_ranks or give it more executors"
+        )
+    if not NETWORK_UNITS.get(settings.model):
+        advice.append(f"train.model={settings.model!r} is not known here and counted as szubert")
+    return Estimate(
+        stage="model",
+        tasks=ranks,
+        slots=min(cluster.slots, ranks),
+        fixed_seconds=_FIXED,
+        core_seconds=passes * anchors * (_ANCHOR + _OPERATION * 6 * flops),
+        shuffle_bytes=0.0,
+        storage_bytes=3 * parameters,
+        task_bytes=TENSORFLOW_BYTES + _READ_AHEAD * group + 6 * parameters,
+        driver_bytes=0.0,
+        formula=f"{passes} epochs of A = {anchors:,.0f} anchors, R = {ranks} ranks; seconds epochs A (a + b 6 flops) "
+        "/ R: two rows, forward and backward",
+        remedy="lower triplets.block_rows or triplets.group_blocks",
+        slots_of_executor=1,
+        advice=advice,
+    )
+
+
+def encoder_flops(dims: int, config: Config) -> float:
+    """Return the floating-point operations of one row's way through the encoder."""
+    units = NETWORK_UNITS.get(config.train.model) or NETWORK_UNITS["szubert"]
+    return 2.0 * sum(a * b for a, b in itertools.pairwise([dims, *units, config.train.embedding_dims]))

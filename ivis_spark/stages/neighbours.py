@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
-from ivis_spark.config import DataConfig
+from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
+from ivis_spark.core.knn.sizes import build_sizes
 from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.sizes import PYTHON_BYTES
 from ivis_spark.stages import rows as rows_stage
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import SCALER, Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+# Measured, in seconds of one core: the stage's jobs whatever the rows; a row and a value of it, to be sent to regions,
+# compared with a sample and kept in an index; a row whose list is sought, a value of it, and a neighbour in the list.
+_FIXED, _ROW, _VALUE, _QUERY, _QUERY_VALUE, _LISTED = 5.0, 6e-6, 1.4e-7, 9e-6, 7e-8, 6e-7
+_REPLICAS = 1.7  # regions that hold a row, assumed: 1 to 2 in tables looked at, more in noise of many dimensions
 
 
 def publish(run: Run, *, for_training: bool = False) -> Manifest:
@@ -70,3 +79,28 @@ def _given_table(run: Run, uri: str) -> DataFrame:
     from ivis_spark.spark.rows.tables import read_table
 
     return read_table(run.get_spark(), uri, DataConfig(format="parquet"))
+
+
+def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
+    """Return what the stage needs in a run of all stages, see `stages.estimate`."""
+    settings, vector = config.neighbours, 4.0 * dims
+    copies = float(seen.get("replicas") or _REPLICAS)
+    build = build_sizes(rows, dims, settings, copies=copies)
+    copies = copies if build.regions > 1 else 1.0
+    lists = rows if settings.query_rows == "all" else config.triplets.anchors_of(int(rows)) or rows
+    tasks = max(build.tasks, min(build.regions, 2 * cluster.slots))
+    listed = _QUERY + _QUERY_VALUE * dims + _LISTED * settings.k
+    return Estimate(
+        stage="neighbours",
+        tasks=tasks,
+        slots=min(cluster.slots, tasks),
+        fixed_seconds=_FIXED,
+        core_seconds=rows * (_ROW + _VALUE * dims) + lists * listed,
+        shuffle_bytes=copies * rows * (vector + 9),
+        storage_bytes=copies * rows * (vector + 8) + lists * 12 * settings.k,
+        task_bytes=PYTHON_BYTES + build.task,
+        driver_bytes=build.driver,
+        formula=f"R = {build.regions:,} regions, c = {copies:g} copies, A = {lists:,.0f} lists; shuffles c N (4 d + 9) "
+        "B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e + f d + g k)",
+        remedy="lower neighbours.region_rows",
+    )

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from ivis_spark import storage
+from ivis_spark.config import Config
+from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.runtime.fitness import check_fit
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
+
+# Measured, in seconds of one core: the stage whatever its rows, a row, and a value of it.
+_FIXED, _ROW, _VALUE = 6.0, 2e-6, 1e-7
+_ID_BYTES = 5.0  # of an id that is checked, as it is shuffled
 
 
 def publish(run: Run) -> Manifest:
@@ -39,3 +50,22 @@ def checked(run: Run) -> Manifest:
     manifest = run.require("rows")
     check_fit(manifest.info, run.config)
     return manifest
+
+
+def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
+    """Return what the stage needs, see `stages.estimate`."""
+    vector = 4.0 * dims
+    tasks = max(cluster.slots, math.ceil(rows * vector / SPLIT_BYTES))
+    return Estimate(
+        stage="rows",
+        tasks=tasks,
+        slots=min(cluster.slots, tasks),
+        fixed_seconds=_FIXED,
+        core_seconds=rows * (_ROW + _VALUE * dims),
+        shuffle_bytes=rows * (_ID_BYTES if config.data.keys else vector + 24),
+        storage_bytes=rows * (vector + 16),
+        task_bytes=PYTHON_BYTES + 4 * BATCH_BYTES,
+        driver_bytes=64.0 * dims,
+        formula=f"shuffles {_ID_BYTES:g} N B to check ids, N (4 d + 24) B to number rows; stores N (4 d + 16) B; "
+        "seconds N (a + b d)",
+    )

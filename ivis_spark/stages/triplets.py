@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ivis_spark.config import Config
+from ivis_spark.core.sizes import PYTHON_BYTES
+from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ArtifactError
 from ivis_spark.runtime.fitness import class_values
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
+
+# Measured, in seconds of one core: the stage whatever its rows, a vector that is fetched, and a value of it.
+_FIXED, _VECTOR, _VALUE = 3.0, 6e-6, 1.3e-7
+_REQUEST_BYTES = 56  # of a vector that is asked for: its bucket, place and id, in Spark's rows
+_PACKED = 6  # copies of a block while it is packed and written
 
 
 def publish(run: Run) -> Manifest:
@@ -69,3 +79,37 @@ def _numbers_of_classes(rows: Manifest, metric: str | None) -> list[Any] | None:
     classes = class_values(rows.info, metric)
     numbered = classes is None or rows.info["labels"]["kind"] == "names" or classes == list(range(len(classes)))
     return None if numbered else classes
+
+
+def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
+    """Return what the stage needs, see `stages.estimate`."""
+    settings, k, vector = config.triplets, config.neighbours.k, 4.0 * dims
+    anchors = settings.anchors_of(int(rows)) or rows
+    per_anchor = 1 + settings.positives_per_anchor
+    vectors = anchors * per_anchor
+    plan = BlockPlan.of(
+        int(anchors),
+        block_rows=settings.block_rows,
+        file_blocks=settings.file_blocks,
+        row_bytes=int(per_anchor * vector),
+        list_bytes=8 * k,
+    )
+    ranks = config.train.num_ranks
+    starved = ranks > 1 and anchors < plan.block_rows * settings.group_blocks * ranks
+    return Estimate(
+        stage="triplets",
+        tasks=plan.buckets,
+        slots=min(cluster.slots, plan.buckets),
+        fixed_seconds=_FIXED,
+        core_seconds=vectors * (_VECTOR + _VALUE * dims),
+        shuffle_bytes=anchors * (8 * k + 16) + vectors * (vector + _REQUEST_BYTES) + rows * (vector + 8),
+        storage_bytes=vectors * vector,
+        task_bytes=PYTHON_BYTES
+        + _PACKED * plan.block_rows * per_anchor * vector
+        + anchors / plan.buckets * (24 * k + 16),
+        driver_bytes=1024.0 * plan.buckets,
+        formula=f"A = {anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
+        f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
+        remedy="lower triplets.block_rows",
+        advice=["too few row groups for the ranks: lower triplets.block_rows or triplets.group_blocks"] * starved,
+    )

@@ -11,16 +11,17 @@ from ivis_spark import storage
 from ivis_spark.cli import main
 from ivis_spark.config import NETWORK_UNITS, Config, load_config
 from ivis_spark.errors import ConfigError
-from ivis_spark.operations.measured import measure
-from ivis_spark.operations.plan import Assumptions, Cluster, StagePlan, make_plan
+from ivis_spark.operations.measured import measure, plan_of_run, run_manifests
+from ivis_spark.operations.plan import make_plan
+from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.storage import RunFolder
 
 CLUSTER = Cluster(10, 8, 32 * 2**30)
 
 
-def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, StagePlan]:
+def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, Estimate]:
     config = load_config(None, ["data.id_col=id", "triplets.anchors=all", "neighbours.query_rows=all", *settings])
-    stages = make_plan(rows, dims, config, cluster, assumed=Assumptions(copies=2.0, epochs=10))
+    stages = make_plan(rows, dims, config, cluster, seen={"neighbours": {"replicas": 2.0}, "model": {"epochs": 10}})
     return {stage.stage: stage for stage in stages}
 
 
@@ -35,7 +36,7 @@ def test_by_hand() -> None:
     assert stages["triplets"].tasks == 64
     assert stages["triplets"].storage_bytes == 12e6 * 5 * 40
     assert stages["embeddings"].storage_bytes == 12e6 * (8 + 8)
-    assert not any(stage.advice for stage in stages.values())
+    assert not any(stage.advice for stage in stages.values() if stage.stage != "model")
 
 
 def test_derived_ids_are_shuffled() -> None:
@@ -70,9 +71,10 @@ def test_twice_the_cluster_takes_half_the_time() -> None:
             ["triplets.anchors=50000", "train.num_ranks=64"],
             CLUSTER,
             "triplets",
-            "too few row groups for 64 ranks: lower triplets.block_rows",
+            "too few row groups for the ranks: lower triplets.block_rows",
         ),
-        (["train.epochs=10"], CLUSTER, "model", "h of training: more ranks"),
+        (["train.epochs=10"], CLUSTER, "model", "h of training: raise train.num_ranks"),
+        ([], CLUSTER, "model", "79 of 80 cores are idle for "),
         (["triplets.block_rows=65536"], Cluster(1, 16, 2**30), "triplets", "a task needs"),
         (["train.num_ranks=128"], CLUSTER, "model", "the cluster has 80 cores: training will not start"),
         ([], Cluster(10, 8, 32 * 2**30, 10e9), "neighbours", "of an executor's disk, which has 10: larger"),
@@ -128,35 +130,67 @@ def test_networks_are_as_built(name: str) -> None:
 
 @pytest.fixture
 def measured(tmp_path: Path) -> str:
-    """Manifests of a run whose work took 8 times as long as planned, and held each row in three regions."""
-    config, folder = Config(), RunFolder(str(tmp_path / "out"))
-    stages = make_plan(50_000, 20, config, Cluster(1, 2, 64e9), assumed=Assumptions(copies=3.0, epochs=5))
+    """Manifests of a run of 2 million rows whose growing work took 8 times as long as planned."""
+    return write_run(tmp_path, 2_000_000, 8.0)
+
+
+def write_run(folder: Path, rows: int, factor: float, *settings: str) -> str:
+    """Write the manifests of a run whose growing work took so many times what was planned on two cores."""
+    config, run = load_config(None, settings), RunFolder(str(folder / "out"))
+    stages = make_plan(rows, 20, config, Cluster(1, 2, 64e9), seen={"neighbours": {"replicas": 3.0}})
     sections = {"rows": "data", "neighbours": "neighbours", "triplets": "triplets", "model": "train"}
     for stage in stages:
         name = sections.get(stage.stage)
         spec = {"config": {name: config.to_mapping()[name]} if name else {}, "inputs": {}}
-        with folder.build(stage.stage, spec) as build:
-            build.info.update(rows=50_000, dims=20, replicas=3.0, epochs=5)
-        manifest = tmp_path / "out" / stage.stage / "manifest.json"
+        with run.build(stage.stage, spec) as build:
+            build.info.update(rows=rows, dims=20, replicas=3.0)
+        manifest = folder / "out" / stage.stage / "manifest.json"
         content = json.loads(manifest.read_text())
-        content["info"]["seconds"] = stage.seconds + 7 * stage.core_seconds / min(stage.tasks, 2)
+        content["info"]["seconds"] = stage.fixed_seconds + factor * stage.core_seconds / stage.slots
         storage.write_json(str(manifest), content)
-    return str(tmp_path / "out")
+    return str(folder / "out")
 
 
 def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> None:
-    factors, assumed = measure(measured, 2)
-    assert assumed.copies == 3.0 and assumed.epochs == 5
-    assert factors["neighbours"] == pytest.approx(8.0)
-    options = ["plan", "--rows", "1e6", "--dims", "20", "--executors", "2x2", "--json"]
+    """What is fixed is not carried over, and a stage whose growing part is small beside it keeps its built-in rate."""
+    factors, seen = measure(measured, 2)
+    assert seen["neighbours"]["replicas"] == 3.0
+    assert factors == {name: pytest.approx(8.0) for name in ("neighbours", "triplets", "model", "embeddings")}
+    options = ["plan", "--rows", "1e8", "--dims", "20", "--executors", "2x2", "--json"]
     assert main([*options, "--measured", measured, "--measured-cores", "2"]) == 0
     scaled = {stage["stage"]: stage for stage in json.loads(capsys.readouterr().out)}
-    plain = {stage.stage: stage for stage in make_plan(1e6, 20, Config(), Cluster(2, 2, 8 * 2**30), assumed=assumed)}
+    plain = {stage.stage: stage for stage in make_plan(1e8, 20, Config(), Cluster(2, 2, 8 * 2**30), seen=seen)}
     assert scaled["neighbours"]["core_seconds"] == pytest.approx(8 * plain["neighbours"].core_seconds)
+    assert scaled["neighbours"]["fixed_seconds"] == plain["neighbours"].fixed_seconds
+    assert scaled["report"]["core_seconds"] == plain["report"].core_seconds
     assert main([*options[:-1], "--measured", measured, "--measured-cores", "2"]) == 0
-    assert "multiplied by what the finished run took: rows 8.00, neighbours 8.00" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "what the finished run took: neighbours 8.00, triplets 8.00" in text
+    assert "built-in rates, since the run was too small to tell: rows, report" in text
     assert main([*options, "--measured", measured]) == 2
     assert "--measured and --measured-cores go together" in capsys.readouterr().err
+
+
+def test_a_run_that_is_too_small_tells_no_rate(tmp_path: Path) -> None:
+    """Eight times as long as planned, and still less than what starting takes."""
+    with pytest.raises(ConfigError, match="its 5,000 rows are too few: every stage took mostly what it takes whatever"):
+        measure(write_run(tmp_path, 5_000, 8.0, "train.epochs=1"), 2)
+    assert set(measure(write_run(tmp_path / "trained", 5_000, 8.0), 2)[0]) == {"model"}
+
+
+def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:
+    stages = {stage.stage: stage for stage in plan_of_run(run_manifests(measured), 2)}
+    assert "3 copies" in stages["neighbours"].formula and stages["triplets"].tasks == 65
+
+
+def test_cores_are_held_while_one_trains() -> None:
+    """The hours that all cores are held, and which stage lets them idle."""
+    stages = plan(1e8, 32, "train.epochs=10")
+    assert stages["model"].seconds == pytest.approx(stages["model"].fixed_seconds + stages["model"].core_seconds)
+    idle = 79 * stages["model"].seconds / 3600
+    assert any(f"{idle:,.0f} of " in text for text in stages["model"].advice)
+    busy = plan(1e8, 32, "train.epochs=10", "train.num_ranks=80", "train.batch_size=8000")
+    assert not any("idle" in text for text in busy["model"].advice)
 
 
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +200,9 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
         "7,629 regions",
         "core-hours",
         "shuffles c N (4 d + 9)",
-        "measured rates (seconds of one core)",
-        "memory of the driver for regions and samples: ",
-        "nothing passes a limit",
+        "fixed s",
+        "held",
+        "memory of the driver: ",
+        "799 of 800 cores are idle",
     ):
         assert part in text

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from ivis_spark import Pipeline
 from ivis_spark.config import load_config
+from ivis_spark.operations.measured import plan_of_run
 from ivis_spark.stages import STAGES
 from ivis_spark.storage import Manifest
 
@@ -109,3 +110,19 @@ def test_files_are_asked_for_once(run: Done) -> None:
 def test_a_rerun_asks_for_no_file(run: Done) -> None:
     assert len(run.again) < PER_STAGE * len(STAGES), collections.Counter(run.again).most_common(20)
     assert not [path for name, path in run.again if name == "open"]
+
+
+def test_the_plan_said_so(run: Done) -> None:
+    """Bytes within 1.5 times of what was stored; files, regions and weights."""
+    plan = {stage.stage: stage for stage in plan_of_run(run.manifests, 2)}
+    infos = {stage: manifest.info for stage, manifest in run.manifests.items()}
+    for stage in ("rows", "neighbours", "triplets", "embeddings"):
+        stored = sum(record["bytes"] for record in run.manifests[stage].files)
+        assert 1 / 1.5 < plan[stage].storage_bytes / stored < 1.5, (stage, plan[stage].storage_bytes, stored)
+    assert plan["triplets"].tasks == pytest.approx(len(infos["triplets"]["file_blocks"]), abs=2)
+    regions = int(plan["neighbours"].formula.removeprefix("R = ").split()[0])
+    assert regions == pytest.approx(infos["neighbours"]["n_regions"], rel=0.3)
+    for stage in ("neighbours", "triplets"):
+        assert f"A = {infos[stage]['anchors']:,}" in plan[stage].formula
+    weights = next(record["bytes"] for record in run.manifests["model"].files if record["path"] == "dense.npz")
+    assert 3 * weights == pytest.approx(plan["model"].storage_bytes, rel=0.2)

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ivis_spark.config import DataConfig, EmbedConfig
+from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
@@ -27,7 +28,7 @@ from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
 # Formats whose files can be read one by one.
 _FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")
-_SPLIT_BYTES, _WAVES = 128 << 20, 4
+_WAVES = 4
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def embed_input(
     """
     outputs = Outputs.of(config, classes)
     _check_columns(source, outputs, config)
-    size = config.unit_bytes or _WAVES * _SPLIT_BYTES * cores(spark)
+    size = config.unit_bytes or _WAVES * SPLIT_BYTES * cores(spark)
     plan = units.plan_units(source.files, size) if source.files else [[]]
     do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
     describe_job(spark, "embed")

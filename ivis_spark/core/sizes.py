@@ -1,0 +1,8 @@
+"""Bytes that bound what tasks hold, and what their processes hold before any data."""
+
+from __future__ import annotations
+
+SPLIT_BYTES = 128 << 20  # of a table that a task reads
+BATCH_BYTES = 64 << 20  # of an Arrow batch
+PYTHON_BYTES = 150 << 20  # of a Python worker
+TENSORFLOW_BYTES = 700 << 20  # of a rank
