@@ -183,6 +183,16 @@ def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:
     assert "3 copies" in stages["neighbours"].formula and stages["triplets"].tasks == 65
 
 
+@pytest.mark.parametrize("anchors", ["auto", "all"])
+@pytest.mark.parametrize(("rows", "dims"), [(1e9, 128), (1e8, 784), (3e9, 64)])
+def test_no_task_and_no_driver_grows_with_the_table(rows: float, dims: int, anchors: str) -> None:
+    """By the constants of the code; and no more files or tasks than storage and Spark's driver take."""
+    for stage in plan(rows, dims, f"triplets.anchors={anchors}").values():
+        assert stage.task_bytes < 2 * 2**30, stage.stage
+        assert stage.driver_bytes < 2**30, stage.stage
+        assert stage.tasks < 20_000, stage.stage
+
+
 def test_cores_are_held_while_one_trains() -> None:
     """The hours that all cores are held, and which stage lets them idle."""
     stages = plan(1e8, 32, "train.epochs=10")
