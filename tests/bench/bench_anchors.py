@@ -52,7 +52,7 @@ def main() -> None:
     every, some = (mean_of(figures) for figures in found.values())
     marks = [f"{name} {some[name] - every[name]:+.3f}{'!' * (every[name] - some[name] > WORSE)}" for name in every]
     say(
-        f"{options.anchors:,} anchors of {options.rows:,} rows against all, {len(options.seeds)} seeds: {', '.join(marks)}"
+        f"{options.anchors:,} anchors of {options.rows:,} rows less all, {len(options.seeds)} seeds: {', '.join(marks)}"
     )
     sys.exit(int(any(mark.endswith("!") for mark in marks)))
 

@@ -24,7 +24,7 @@ N, D = 3000, 32
 # Of locks, manifests, marks and listings of a stage, whatever its files.
 PER_STAGE = 110
 SETTINGS = [
-    *["data.id_col=id", "neighbours.k=5", "neighbours.region_rows=100", "neighbours.target_recall=0.5"],
+    *["data.id_col=id", "neighbours.k=5", "neighbours.region_rows=100", "neighbours.target_recall=0.1"],
     *["neighbours.max_regions=2", "neighbours.recall_sample=50", "triplets.block_rows=32", "triplets.anchors=2500"],
     *["triplets.file_blocks=1", "triplets.group_blocks=1", "train.epochs=1", "evaluate.sample_rows=200"],
 ]

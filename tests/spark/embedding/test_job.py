@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from pyspark.sql import SparkSession
 from runs import published
 
+from ivis_spark import storage
 from ivis_spark.config import load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, InputError
@@ -227,21 +229,20 @@ def test_target_whose_job_died_while_moving(
     spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table, target = write(tmp_path / "table"), tmp_path / "target"
-    from ivis_spark.spark.embedding import target as target_module
-
     moved: list[str] = []
-    original = target_module.move_file
+    original, turn = storage.move_file, threading.Lock()
 
     def dying(source: str, destination: str) -> None:
-        if len(moved) == 2:
-            raise KeyboardInterrupt
-        moved.append(source)
+        with turn:
+            if len(moved) == 2:
+                raise KeyboardInterrupt
+            moved.append(source)
         original(source, destination)
 
-    monkeypatch.setattr(target_module, "move_file", dying)
+    monkeypatch.setattr(storage, "move_file", dying)
     with pytest.raises(KeyboardInterrupt):
         pipeline(spark, run, table).embed_into(str(target), "append")
-    monkeypatch.setattr(target_module, "move_file", original)
+    monkeypatch.setattr(storage, "move_file", original)
     assert pipeline(spark, run, table).embed_into(str(target), "append")["done_before"]
     check(pq.read_table(target), range(60))
 
