@@ -103,13 +103,14 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         fixed_seconds=_FIXED,
         core_seconds=vectors * (_VECTOR + _VALUE * dims),
         shuffle_bytes=anchors * (8 * k + 16) + vectors * (vector + _REQUEST_BYTES) + rows * (vector + 8),
-        storage_bytes=vectors * vector,
+        storage_bytes=(anchors + plan.padding) * per_anchor * vector,
         task_bytes=PYTHON_BYTES
         + _PACKED * plan.block_rows * per_anchor * vector
         + anchors / plan.buckets * (24 * k + 16),
         driver_bytes=1024.0 * plan.buckets,
         formula=f"A = {anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
-        f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B; seconds v (a + b d)",
+        f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B and half a "
+        "block a file; seconds v (a + b d)",
         remedy="lower triplets.block_rows",
         advice=["too few row groups for the ranks: lower triplets.block_rows or triplets.group_blocks"] * starved,
     )

@@ -34,7 +34,7 @@ def test_by_hand() -> None:
     assert stages["neighbours"].shuffle_bytes == 2 * 12e6 * (40 + 9)
     assert stages["neighbours"].storage_bytes == 12e6 * (2 * 48 + 12 * 15)
     assert stages["triplets"].tasks == 64
-    assert stages["triplets"].storage_bytes == 12e6 * 5 * 40
+    assert stages["triplets"].storage_bytes == (12e6 + 64 * 512) * 5 * 40
     assert stages["embeddings"].storage_bytes == 12e6 * (8 + 8)
     assert not any(stage.advice for stage in stages.values() if stage.stage != "model")
 

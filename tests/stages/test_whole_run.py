@@ -109,7 +109,8 @@ def test_files_are_asked_for_once(run: Done) -> None:
 
 def test_a_rerun_asks_for_no_file(run: Done) -> None:
     assert len(run.again) < PER_STAGE * len(STAGES), collections.Counter(run.again).most_common(20)
-    assert not [path for name, path in run.again if name == "open"]
+    stages = tuple(run.folders.values())
+    assert not [path for name, path in run.again if name == "open" and path.removeprefix("file://").startswith(stages)]
 
 
 def test_the_plan_said_so(run: Done) -> None:

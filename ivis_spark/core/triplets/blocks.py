@@ -30,6 +30,11 @@ class BlockPlan:
     buckets: int
     block_rows: int
 
+    @property
+    def padding(self) -> float:
+        """Rows that pad blocks, about: half a block a bucket, whose rows are as many as chance deals."""
+        return self.buckets * self.block_rows / 2 if self.buckets > 1 else 0.0
+
     @classmethod
     def of(cls, rows: int, *, block_rows: int, file_blocks: int, row_bytes: int, list_bytes: int) -> BlockPlan:
         """Plan blocks of at most `block_rows` rows so that little is padded.
