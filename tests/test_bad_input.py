@@ -125,7 +125,7 @@ def test_options_that_do_not_fit_the_table(
 def test_text_among_the_feature_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = {"key": IDS, "a": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "text": ["x"] * 6}
     refused(tmp_path, columns, "--feature-cols", "a,text")
-    assert "feature column 'text' is string; a numeric column is wanted" in said(capsys)
+    assert "feature column 'text' is string; it must be numeric" in said(capsys)
 
 
 def test_no_row_has_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

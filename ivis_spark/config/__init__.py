@@ -28,6 +28,7 @@ from ivis_spark.config.checks import (
     parse_yaml,
     plain,
     section_from_mapping,
+    without_secrets,
 )
 from ivis_spark.config.sections import (
     BATCH_SIZES,
@@ -76,6 +77,7 @@ __all__ = [
     "section_from_mapping",
     "setting_names",
     "top_settings",
+    "without_secrets",
 ]
 
 # Defaults of the local API that are ivis's and not the pipeline's.
@@ -185,11 +187,13 @@ class Config(Checked):
         return typing.cast("dict[str, Any]", plain(dataclasses.asdict(self)))
 
     def result_settings(self, name: str) -> Any:
-        """Return a section, or a setting of the top, without the settings that leave the result alone."""
+        """Return a section, or a setting of the top, without passwords and settings that leave the result alone."""
         value = self.to_mapping()[name]
         section = _sections().get(name)
         if section is None:
             return value
+        if "options" in value:
+            value["options"] = without_secrets(value["options"])
         operational = {f.name for f in dataclasses.fields(section) if f.metadata.get("operational")}
         return {key: item for key, item in value.items() if key not in operational}
 

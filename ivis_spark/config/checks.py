@@ -249,6 +249,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.YAMLError("aliases (*name) are not allowed in settings")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise yaml.YAMLError(f"given more than once: {', '.join(twice)}")
+        return super().construct_mapping(node, deep)
+
 
 # YAML 1.1, which PyYAML reads, wants a dot in 1.0e-3; everybody else writes 1e-3.
 _Loader.add_implicit_resolver(
@@ -262,6 +268,15 @@ def parse_yaml(text: str, what: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # dates that are none; endless brackets
         raise ConfigError(f"{what} is not valid YAML: {' '.join(str(err).split())}") from err
+
+
+# As Spark's own default for what it keeps out of its pages (spark.redaction.regex), and a few words more.
+_SECRET = re.compile(r"secret|passw|token|credential|(access|account|private)[._-]?key", re.IGNORECASE)
+
+
+def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options whose names are not those of passwords: what is written to disk, and decides a result."""
+    return {name: value for name, value in options.items() if not _SECRET.search(name)}
 
 
 def plain(value: Any) -> Any:

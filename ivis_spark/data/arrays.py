@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,9 @@ def to_numbers(rows: NDArray[Any], dtype: Dtype = np.float32) -> Floats:
         raise InputError(f"Complex data not supported: X is of type {rows.dtype}; make columns of both parts")
     if rows.dtype.kind not in "fiubO":
         raise InputError(f"X is of type {rows.dtype}; X must hold numbers: encode text and categories first")
+    pandas = sys.modules.get("pandas")
+    if rows.dtype.kind == "O" and pandas is not None:  # its NA is no float; as NaN it is refused with its row
+        rows = np.where(pandas.isna(rows), np.nan, rows)
     try:
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as that
             return np.ascontiguousarray(rows, dtype=dtype)
@@ -115,8 +119,8 @@ def check_neighbours(neighbours: NDArray[Any], n_rows: int) -> Ints:
     """
     if neighbours.ndim != 2 or len(neighbours) != n_rows or neighbours.dtype.kind not in "iu" or neighbours.size == 0:
         raise InputError(
-            f"neighbour_matrix has shape {neighbours.shape} and type {neighbours.dtype}; integers of shape "
-            f"({n_rows}, k) are wanted: one row of row numbers for each row of X"
+            f"neighbour_matrix has shape {neighbours.shape} and type {neighbours.dtype}; it must hold integers of "
+            f"shape ({n_rows}, k): row numbers, for each row of X"
         )
     if neighbours.min() < 0 or neighbours.max() >= n_rows:
         raise InputError(

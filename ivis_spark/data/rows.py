@@ -54,7 +54,7 @@ class LazyRows:
         if rows.shape != (len(numbers), *self.shape[1:]):
             raise InputError(
                 f"X gave {len(numbers)} rows as an array of shape {rows.shape}; its own shape is {self.shape}, so "
-                f"{(len(numbers), *self.shape[1:])} is wanted"
+                f"it must be {(len(numbers), *self.shape[1:])}"
             )
         return finite_rows(rows, numbers)
 

@@ -192,7 +192,7 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str) -> tuple[Number
             row = first[int(faults["width"].argmax())].as_py()
             found = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
     if found != width:
-        raise InputError(f"a row has {found} features in {what} where {width} are wanted, as the model was trained on")
+        raise InputError(f"a row has {found} features in {what}; the model was trained on {width}")
     return matrix, faults
 
 
@@ -200,3 +200,11 @@ def describe(features: Sequence[str]) -> str:
     """Return how a message names feature columns."""
     shown = ", ".join(features[:5]) + (", ..." if len(features) > 5 else "")
     return f"column {shown!r}" if len(features) == 1 else f"columns {shown}"
+
+
+def describe_invalid(features: Sequence[str], columns: Sequence[pa.Array]) -> str:
+    """Return how a message names those feature columns of a batch that hold null, NaN or infinity; all if none does."""
+    if len(features) == 1:
+        return describe(features)
+    faults = {name: from_columns([column])[1] for name, column in zip(features, columns, strict=True)}
+    return describe([name for name, masks in faults.items() if any(mask.any() for mask in masks.values())] or features)

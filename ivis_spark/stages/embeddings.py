@@ -68,9 +68,14 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     embed = functools.partial(
         embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed, classes=classes
     )
-    with RunLock(target.lock_folder, "embed") as lock:
+
+    def check_columns() -> None:
         if mode != "overwrite":
             embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
+
+    check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
+    with RunLock(target.lock_folder, "embed") as lock:
+        check_columns()
         info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
     log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
-from ivis_spark.config import Config, DataConfig
+from ivis_spark.config import Config, DataConfig, without_secrets
 from ivis_spark.storage import Manifest
 
 if TYPE_CHECKING:
@@ -61,11 +61,20 @@ class InputTable:
         """
         from ivis_spark.spark.rows.identity import content_of
 
-        how = [self.data.format, self.data.options] if self.frame is None else []
+        how = [self.data.format, without_secrets(self.data.options)] if self.frame is None else []
         opened = {"uri": self._place, "read_as": storage.fingerprint([how, table.schema.json()])}
         if self.data.version is not None:
             return {**opened, "version": self.data.version}
         return opened | content_of(table)
+
+    def former_fingerprint(self, table: DataFrame) -> dict[str, Any]:
+        """Return what identified a table up to version 0.1: names, sizes and times of its files, without folders."""
+        from ivis_spark.spark.rows.tables import input_files
+
+        described = storage.describe_files(input_files(table))
+        files = [[posixpath.basename(uri), size, changed] for uri, size, changed in described]
+        found = {"files": len(files), "bytes": sum(file[1] for file in files), "digest": storage.fingerprint(files)}
+        return found if self.frame is None else {**found, "plan": table.semanticHash()}
 
     @property
     def _place(self) -> str | None:

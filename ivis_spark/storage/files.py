@@ -284,8 +284,12 @@ def _state(entry: dict[str, Any]) -> tuple[int, str]:
     return entry["size"], str(changed)
 
 
-def check_writable(uri: str) -> None:
-    """Make the folder and a file in it, so that a bad `--output` is known before work is done.
+def check_writable(uri: str, option: str = "--output") -> None:
+    """Make the folder and a file in it, so that a bad one is known before work is done.
+
+    Args:
+        uri: The folder.
+        option: Where the user named it.
 
     Raises:
         InputError: if that fails.
@@ -297,4 +301,4 @@ def check_writable(uri: str) -> None:
         fs.pipe_file(probe, b"")
         fs.rm_file(probe)
     except OSError as err:
-        raise InputError(f"--output {uri} cannot be written: {err.strerror or err}; choose another folder") from err
+        raise InputError(f"{option} {uri} cannot be written: {err.strerror or err}; choose another folder") from err

@@ -60,6 +60,13 @@ def test_images_as_arrays_with_a_convolutional_backbone() -> None:
     assert small(model=cnn).fit_transform(images).shape == (40, 2)
 
 
+def test_a_missing_value_of_pandas_is_named_by_its_row() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": pandas.array([0.5, 1.5, None, 3.5] * 5, "Float64"), "b": np.arange(20.0)})
+    with pytest.raises(InputError, match=r"NaN, infinity or a number too large for float32 in 5 of 20 rows, .* 2"):
+        small().fit(frame)
+
+
 def test_headless_pretrained_backbone_keeps_its_frozen_layers() -> None:
     base = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="relu", trainable=False)])
     before = [weight.copy() for weight in base.get_weights()]

@@ -139,7 +139,7 @@ def test_policies_count(spark: SparkSession, fitted: IvisModel, digits: Any) -> 
         fitted.transform(frame).collect()
     short = spark.createDataFrame([(0, bad[:63])], "id long, features array<float>")
     with (
-        pytest.raises(InputError, match="a row has 63 features in column 'features' where 64 are wanted"),
+        pytest.raises(InputError, match="a row has 63 features in column 'features'; the model was trained on 64"),
         task_errors(),
     ):
         null.transform(short).collect()

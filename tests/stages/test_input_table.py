@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.errors import InputError
+from ivis_spark.manifest import fingerprint as digest
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.run import Run
@@ -89,6 +91,39 @@ def test_other_tables_of_equal_files_and_other_ways_to_read_are_others(spark: Sp
         found.append(fingerprint(spark, str(table.parent / "t.csv"), format="csv", options=options))
     assert all(one != other for place, one in enumerate(found) for other in found[:place])
     assert fingerprint(spark, f"file:{table}/../t/") == found[0]
+
+
+@pytest.mark.spark
+def test_passwords_are_neither_kept_nor_part_of_what_a_table_is(spark: SparkSession, table: Path) -> None:
+    def settings(password: str, mode: str) -> dict[str, Any]:
+        return {"options": {"password": password, "fs.s3a.access.key": password, "mode": mode}}
+
+    first, other, changed = (
+        fingerprint(spark, str(table), **settings(*how)) for how in (("a", "x"), ("b", "x"), ("a", "y"))
+    )
+    assert first == other != changed
+    kept = Config(data=DataConfig(**settings("a", "x"))).result_settings("data")
+    assert kept["options"] == {"mode": "x"}
+
+
+@pytest.mark.spark
+def test_a_run_that_a_former_version_began_knows_its_input(spark: SparkSession, table: Path, tmp_path: Path) -> None:
+    """It had noted names, sizes and times of change of the files."""
+    run = run_of(tmp_path / "run", str(table), format="parquet")
+    run = dataclasses.replace(run, input=dataclasses.replace(run.input, get_spark=lambda: spark))
+    files = [[path.name, path.stat().st_size, str(path.stat().st_mtime)] for path in sorted(table.rglob("*.parquet"))]
+    source = {"files": 2, "bytes": sum(size for _, size, _ in files), "digest": digest(files)}
+    with run.folder.build("rows", run.spec("data", source=source)):
+        pass
+
+    def found() -> dict[str, Any]:
+        read = run.input.read()
+        assert read is not None
+        return run.source(read)
+
+    assert found() == source
+    rewrite(table)
+    assert found().keys() == {"uri", "read_as", "files", "bytes", "digest"}
 
 
 FRAMES: dict[str, Callable[[SparkSession, str], list[DataFrame]]] = {

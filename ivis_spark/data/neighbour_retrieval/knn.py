@@ -247,7 +247,7 @@ def extract_knn(knn_index: NeighbourMatrix, verbose: int = 1, n_jobs: int = -1) 
             near = found[0] if with_distances else found
             if len(near) != k:
                 raise InputError(
-                    f"row {row} has {len(near)} neighbours where k={k} are wanted: raise search_k, lower k, or do "
+                    f"row {row} has {len(near)} neighbours, fewer than k={k}: raise search_k, lower k, or do "
                     "not precompute"
                 )
             ids[row] = near

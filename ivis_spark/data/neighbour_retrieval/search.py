@@ -33,8 +33,8 @@ def given_neighbours(neighbour_matrix: Any, n_rows: int) -> Neighbours:
         return list(neighbour_matrix) if ragged else check_neighbours(neighbour_matrix, n_rows)
     if not hasattr(neighbour_matrix, "__getitem__") or not hasattr(neighbour_matrix, "__len__"):
         raise InputError(
-            f"neighbour_matrix is a {type(neighbour_matrix).__name__}; an array of shape ({n_rows}, k) or a sequence "
-            "with a list of neighbours a row is wanted"
+            f"neighbour_matrix is a {type(neighbour_matrix).__name__}; it must be an array of shape ({n_rows}, k), or "
+            "a sequence with a list of neighbours for each row"
         )
     found: Sequence[Any] = neighbour_matrix
     return found

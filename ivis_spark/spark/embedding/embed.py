@@ -25,7 +25,7 @@ from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.rows.columns import FEATURES, quoted
 from ivis_spark.spark.session import is_connect
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import describe, read_rows, to_list, to_packed_halves
+from ivis_spark.spark.vectors import describe, describe_invalid, read_rows, to_list, to_packed_halves
 
 if TYPE_CHECKING:
     from pyspark.broadcast import Broadcast
@@ -224,7 +224,8 @@ def embed_batches(
     what = describe(features)
     for batch in batches:
         columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
-        X, faults = read_rows([batch.column(name) for name in features], encoder.network.n_inputs, what=what)
+        read = [batch.column(name) for name in features]
+        X, faults = read_rows(read, encoder.network.n_inputs, what=what)
         bad = np.zeros(len(X), bool)
         for mask in faults.values():
             bad |= mask
@@ -235,7 +236,8 @@ def embed_batches(
             bad, embedding = bad | faults["infinite"], embedding[~beyond]
         made = outputs.make(encoder, embedding)
         if bad.any():
-            refuse(faults, X, invalid=invalid, what=what)
+            if invalid == "error":
+                raise refusal(faults, X, describe_invalid(features, read))
             if counts is not None:
                 counts.add(faults)
             if invalid == "null":
@@ -261,20 +263,14 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
     return encoder
 
 
-def refuse(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], *, invalid: str, what: str) -> None:
-    """Raise if rows cannot be embedded and that is an error. Runs on: executor.
-
-    Raises:
-        InputError: with the number of rows, what is wrong with them and how the first looks.
-    """
-    if invalid != "error":
-        return
+def refusal(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], where: str) -> InputError:
+    """Return the error of rows that cannot be embedded: how many, what is wrong with them and how the first looks."""
     bad = np.logical_or.reduce(list(faults.values()))
     kinds = [fault for fault in _FAULTS if fault in faults and faults[fault].any()]
     row = np.array2string(X[int(bad.argmax())], threshold=6, separator=", ")
     shown = "" if "null" in kinds else f"; the first reads {row}"
-    raise InputError(
-        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {what}{shown}): fix "
+    return InputError(
+        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {where}{shown}): fix "
         "them, or choose null or drop for embed.invalid"
     )
 
@@ -318,7 +314,8 @@ def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", 
         finite = np.isfinite(X).all(axis=1)
         if not finite.all():
             faults = {"nan": np.isnan(X).any(axis=1), "infinite": np.isinf(X).any(axis=1)}
-            refuse(faults, X, invalid=invalid, what="the features")
+            if invalid == "error":
+                raise refusal(faults, X, "the features")
             X = X[finite]
         embedding = loaded(X)
         rows = [row.tobytes() for row in embedding.astype("<f2")] if half else list(embedding)

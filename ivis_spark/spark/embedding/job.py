@@ -17,7 +17,7 @@ from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
-from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.causes import deepest_cause, task_errors
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
@@ -180,8 +180,12 @@ def check_same_columns(
     new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}
     if outputs.label is not None:
         new[outputs.label] = outputs.label_type
-    table = tables.read_table(spark, target.uri, DataConfig(format="parquet"))
-    old = {field.name: field.dataType.simpleString() for field in table.schema.fields}
+    try:
+        old = {f.name: f.dataType.simpleString() for f in tables.read_parquet(spark, target.uri).schema.fields}
+    except Exception as err:
+        raise InputError(
+            f"--target {target.uri} holds files that are no Parquet table ({deepest_cause(err)}): choose another folder"
+        ) from err
     named = config.partition_by  # their types are guessed from the names of folders
     faults = [f"{name} is only in the table" for name in old if name not in new]
     faults += [f"{name} is only in the embeddings" for name in new if name not in old]

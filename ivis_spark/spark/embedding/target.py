@@ -54,7 +54,7 @@ class Target:
                     f"--target {uri} is a {_FOREIGN_TABLES[name]} table, whose log would not name the new files: write "
                     "what IvisModel.transform returns with its own writer, or choose another target"
                 )
-        storage.check_writable(self.uri)
+        storage.check_writable(self.uri, "--target")
 
     @property
     def lock_folder(self) -> str:

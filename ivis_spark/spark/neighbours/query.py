@@ -21,7 +21,7 @@ from ivis_spark.spark.neighbours.task_plan import one_blas_thread
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import describe, pack, read_rows, to_list, unpack
+from ivis_spark.spark.vectors import describe, describe_invalid, pack, read_rows, to_list, unpack
 
 FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
 _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
@@ -94,14 +94,15 @@ def _with_regions(
     with one_blas_thread():
         for batch in batches:
             columns, names = [batch.column(place) for place in kept], [f"c{place}" for place in range(len(kept))]
-            rows, faults = read_rows([batch.column(name) for name in features], index.dims, what=what)
+            read = [batch.column(name) for name in features]
+            rows, faults = read_rows(read, index.dims, what=what)
             bad = np.logical_or.reduce([np.zeros(len(rows), bool), *faults.values()])
             if bad.any():
                 if not drop:
                     kinds = ", ".join(fault for fault, mask in faults.items() if mask.any())
                     raise InputError(
-                        f"{int(bad.sum())} of {len(rows)} rows of a batch cannot be searched ({kinds} in {what}): fix "
-                        "them, or drop them with --set data.invalid=drop"
+                        f"{int(bad.sum())} of {len(rows)} rows of a batch cannot be searched ({kinds} in "
+                        f"{describe_invalid(features, read)}): fix them, or drop them with --set data.invalid=drop"
                     )
                 rows, columns = rows[~bad], [column.filter(pa.array(~bad)) for column in columns]
             regions = pa.array(index.home(rows) if len(rows) else np.zeros(0, np.int64), pa.int32())

@@ -259,8 +259,8 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         if is_image(kind):
             return (single,), pixels(column, kind, single, config)
         raise InputError(
-            f"features column {single!r} is {kind.simpleString()}; an array of numbers or a Spark ML vector is wanted. "
-            "Several numeric columns are named with data.feature_cols"
+            f"features column {single!r} is {kind.simpleString()}; it must be an array of numbers or a Spark ML "
+            "vector. Several numeric columns are named with data.feature_cols"
         )
     others = (*config.keys, config.label_col)
     names = config.feature_cols or tuple(
@@ -275,7 +275,7 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         _require_column(name, kinds, "data.feature_cols")
         if not isinstance(kinds[name], (T.NumericType, T.BooleanType)):
             raise InputError(
-                f"feature column {name!r} is {kinds[name].simpleString()}; a numeric column is wanted. Leave it out of "
+                f"feature column {name!r} is {kinds[name].simpleString()}; it must be numeric. Leave it out of "
                 "data.feature_cols or turn it into numbers first"
             )
     number = _number([kinds[name] for name in names])

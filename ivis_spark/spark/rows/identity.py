@@ -11,6 +11,7 @@ from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark import storage
+from ivis_spark.config import without_secrets
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import tables
 
@@ -88,8 +89,17 @@ def _source(spark: SparkSession, leaf: Any) -> tuple[list[Any], list[list[Any]]]
             "results for new: name the state that it is in with --set data.version=... (any text that you change when "
             "the content does)"
         )
-    options = leaf.relation().options().toString() if kind == "LogicalRelation" else ""
+    options = _options(leaf.relation().options()) if kind == "LogicalRelation" else {}
     return [kind, options], storage.describe_files(files)
+
+
+def _options(given: Any) -> dict[str, str]:
+    """Return the options of a relation, a map of Scala's, without passwords."""
+    found, entries = {}, given.iterator()
+    while entries.hasNext():
+        entry = entries.next()
+        found[str(entry._1())] = str(entry._2())
+    return without_secrets(found)
 
 
 def _files(leaf: Any) -> list[str] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -38,7 +38,7 @@ def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
         more than 100,000 numbers.
 
     Raises:
-        InputError: if arrays differ in length, there are too many names, or no row has a label.
+        InputError: if labels are infinite, arrays differ in length, there are too many names, or no row has a label.
     """
     describe_job(table.sparkSession, "ingest: list labels")
     facts: dict[str, Any] = {"type": kind.simpleString(), "width": 1, "values": None}
@@ -47,8 +47,13 @@ def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
     facts["kind"] = NUMBERS if isinstance(kind, T.NumericType) else NAMES
     counts = table.groupBy(LABEL).count()
     known = F.col(LABEL).isNotNull()
-    found = counts.agg(F.sum(F.when(known, 1)).alias("labels"), F.sum(F.when(~known, F.col("count"))).alias("gone"))
-    row = found.collect()[0]
+    infinite = _infinite(F.col(LABEL)) if facts["kind"] == NUMBERS else F.lit(False)
+    row = counts.agg(
+        F.sum(F.when(known, 1)).alias("labels"),
+        F.sum(F.when(~known, F.col("count"))).alias("gone"),
+        F.sum(F.when(infinite, F.col("count"))).alias("infinite"),
+    ).collect()[0]
+    _refuse_infinite(name, row["infinite"])
     facts |= {"count": row["labels"] or 0, "unlabelled": row["gone"] or 0}
     if not facts["count"]:
         raise InputError(f"no row has a label in column {name!r}; leave data.label_col out, or label some rows")
@@ -88,13 +93,27 @@ def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
     """Return the length that all label arrays have, and how many rows lack one or hold null in it."""
     lacks = F.coalesce(F.exists(LABEL, lambda value: value.isNull()), F.lit(True))
     sizes = F.when(F.col(LABEL).isNotNull(), F.size(LABEL))
-    found = table.agg(F.min(sizes), F.max(sizes), F.sum(F.when(lacks, 1).otherwise(0))).collect()[0]
+    infinite = F.sum(F.when(F.exists(LABEL, _infinite), 1))
+    found = table.agg(F.min(sizes), F.max(sizes), F.sum(F.when(lacks, 1).otherwise(0)), infinite).collect()[0]
+    _refuse_infinite(name, found[3])
     if found[0] != found[1] or not found[0]:
         raise InputError(
             f"the label arrays of column {name!r} have {found[0] or 0} to {found[1] or 0} elements; every row needs "
             "the same number >= 1"
         )
     return {"count": None, "width": int(found[0]), "unlabelled": int(found[2])}
+
+
+def _infinite(value: Column) -> Column:
+    return value.cast("double").isin(float("inf"), -float("inf"))
+
+
+def _refuse_infinite(name: str, rows: int | None) -> None:
+    """Raise for rows whose label is infinite: no loss can be trained on them."""
+    if rows:
+        raise InputError(
+            f"label column {name!r} holds infinity in {rows} rows: correct them, or make them null, which is no label"
+        )
 
 
 def encoded(table: DataFrame, facts: dict[str, Any]) -> DataFrame:

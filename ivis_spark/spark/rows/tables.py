@@ -61,6 +61,11 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
                 ", or rename files that have a colon in their names: Hadoop's default for local files cannot read them "
                 "(--spark-conf spark.hadoop.fs.file.impl=org.apache.hadoop.fs.RawLocalFileSystem can)"
             )
+        if "NANOS" in reason:
+            hint += (
+                ", or read timestamps in nanoseconds as whole numbers: "
+                "--spark-conf spark.sql.legacy.parquet.nanosAsLong=true; or write them in microseconds"
+            )
         if _PATTERN_CHARACTERS & set(uri) and config.format != "table" and not config.glob:
             hint += ", or pass --set data.glob=true if this is a pattern of several paths"
         raise InputError(

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 X = (RNG.normal(size=(57, 4)) * 10).astype(np.float32)
 KERNELS = RNG.normal(size=(4, 5)).astype(np.float32), RNG.normal(size=(5, 2)).astype(np.float32)
 BIASES = RNG.normal(size=5).astype(np.float32), RNG.normal(size=2).astype(np.float32)
-WRONG_WIDTH = r"^a row has 3 features in column 'features' where 4 are wanted"
+WRONG_WIDTH = r"^a row has 3 features in column 'features'; the model was trained on 4"
 SCALER = Scaler("minmax", X.min(axis=0), 1 / (X.max(axis=0) - X.min(axis=0)))
 
 
@@ -125,6 +125,12 @@ def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: 
     found = embed_frame(frame, encoder, invalid="drop").collect()
     assert [row["id"] for row in found] == [0, 2]
     np.testing.assert_allclose([row["embedding"] for row in found], encoder(X[:2]), rtol=1e-5, atol=1e-6)
+
+
+def test_the_column_that_holds_the_fault_is_named(spark: SparkSession, encoder: Encoder) -> None:
+    frame = spark.createDataFrame([(1.0, 2.0, 3.0, 4.0), (1.0, 2.0, None, 4.0)], "a double, b double, c double, d int")
+    with pytest.raises(InputError, match=r"\(null in column 'c'\)"), task_errors():
+        embed_frame(frame, encoder, invalid="error", features=("a", "b", "c", "d")).collect()
 
 
 @pytest.mark.parametrize("invalid", ["error", "drop"])

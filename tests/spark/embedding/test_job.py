@@ -173,12 +173,15 @@ def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: P
     target.mkdir()
     for wrong, said in {
         "other columns": "more is only in the table; n is string in the table and bigint in the embeddings",
-        "no rows of ours": "cannot be read as parquet",
+        "no rows of ours": "^--target .* holds files that are no Parquet table",
     }.items():
         content = pa.table(columns) if wrong == "other columns" else None
         (target / "a.parquet").write_text("text") if content is None else pq.write_table(content, target / "a.parquet")
         with pytest.raises(InputError, match=said):
             pipeline(spark, run, table).embed_into(str(target), "append")
+        assert [path.name for path in target.iterdir() if not path.name.endswith(".crc")] == ["a.parquet"]
+    with pytest.raises(InputError, match=r"^--target .*a\.parquet cannot be written"):
+        pipeline(spark, run, table).embed_into(str(target / "a.parquet"), "append")
     pq.write_table(pa.table({**columns, "n": [60]}).drop(["more"]), target / "a.parquet")
     with pytest.raises(InputError, match=r"is partitioned by nothing, and embed\.partition_by is n"):
         pipeline(spark, run, table, "embed.partition_by=n").embed_into(str(target), "append")

@@ -141,7 +141,7 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
         ({"id_col": "nope"}, r"data\.id_col='nope' is not in the table"),
         ({"label_col": "nope"}, r"data\.label_col='nope' is not in the table"),
         ({"feature_cols": ("a", "nope")}, r"data\.feature_cols='nope' is not in the table"),
-        ({"feature_cols": ("a", "text")}, "feature column 'text' is string; a numeric column is wanted"),
+        ({"feature_cols": ("a", "text")}, "feature column 'text' is string; it must be numeric"),
         ({"features_col": "text"}, "features column 'text' is string; an array of numbers"),
         ({"features_col": "a"}, "features column 'a' is double; an array of numbers"),
         ({"id_col": "many"}, "id column 'many' is array<int>; a number, text, a date"),

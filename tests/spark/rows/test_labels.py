@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_numbers_are_classes_only_for_a_loss_of_classes(spark: SparkSession, tmp
     rows = spark.read.parquet(str(published(tmp_path, "rows") / "data"))
     coded = {row["id"]: row["label"] for row in labels.as_classes(rows, [1, 3, 7]).collect()}
     assert coded == {0: 1, 1: 2, 2: None, 3: 1, 4: 0, 5: None, 6: None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("double", [1.0, math.inf, None, -math.inf]),
+        ("array<double>", [[1.0, 2.0], [math.inf, 1.0], [None, 1.0], [1.0, -math.inf]]),
+    ],
+)
+def test_infinite_labels_are_refused(spark: SparkSession, tmp_path: Path, kind: str, values: list[Any]) -> None:
+    with pytest.raises(InputError, match="label column 'y' holds infinity in 2 rows: correct them, or make them null"):
+        ingest(spark, tmp_path, values, kind)
 
 
 def test_any_number_of_classes(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,3 +101,9 @@ def test_names_beyond_ascii_in_the_plainest_locale(tmp_path: Path, locale: str) 
     command = [sys.executable, "-c", _READ, str(tmp_path / "größe")]
     done = subprocess.run(command, env={**os.environ, "LC_ALL": locale}, capture_output=True, check=False)
     assert done.stdout.decode().strip() == "1 rows", done.stderr.decode()[-2000:]
+
+
+def test_timestamps_in_nanoseconds_come_with_what_helps(spark: SparkSession, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"t": pa.array([1], pa.timestamp("ns"))}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"--spark-conf spark\.sql\.legacy\.parquet\.nanosAsLong=true"):
+        tables.read_table(spark, str(tmp_path), PARQUET)
