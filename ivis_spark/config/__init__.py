@@ -31,20 +31,22 @@ from ivis_spark.config.checks import (
     without_secrets,
 )
 from ivis_spark.config.sections import (
-    BATCH_SIZES,
-    EPOCHS,
-    LEAST_STEPS,
-    LOSSES,
-    NETWORK_UNITS,
-    STEPS,
     DataConfig,
     EmbedConfig,
     EvaluateConfig,
     Metric,
     NeighboursConfig,
     QueryConfig,
-    TrainConfig,
     TripletsConfig,
+)
+from ivis_spark.config.training import (
+    BATCH_SIZES,
+    EPOCHS,
+    LEAST_STEPS,
+    LOSSES,
+    NETWORK_UNITS,
+    STEPS,
+    TrainConfig,
 )
 from ivis_spark.errors import ConfigError
 

@@ -78,7 +78,14 @@ def test_a_third_backend_is_one_file(tmp_path: Path) -> None:
 
 def test_only_its_own_file_names_a_backend() -> None:
     package = Path(ivis_spark.__file__).parent
-    for file in ("config/sections.py", "train/rank.py", "train/job.py", "train/loop.py", "spark/training.py"):
+    for file in (
+        "config/sections.py",
+        "config/training.py",
+        "train/rank.py",
+        "train/job.py",
+        "train/loop.py",
+        "spark/training.py",
+    ):
         text = (package / file).read_text()
         assert not re.search(r"horovod|hvd|gloo|petastorm|TF_CONFIG", text, re.IGNORECASE), file
 
