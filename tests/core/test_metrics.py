@@ -13,6 +13,8 @@ from sklearn.manifold import trustworthiness as sklearn_trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
 from ivis_spark.core import metrics
+from ivis_spark.core.metrics import points
+from ivis_spark.core.metrics.structure import draw_distinct
 from ivis_spark.errors import ConfigError, InputError
 
 LINE = np.array([[0.0], [1.0], [3.0], [7.0], [15.0], [31.0]])
@@ -24,7 +26,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.mark.parametrize(("n", "d", "e", "k"), [(40, 3, 2, 5), (301, 40, 2, 15), (90, 17, 20, 44), (12, 2, 1, 1)])
 def test_trustworthiness_equals_sklearn(n: int, d: int, e: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 8 * n * 7)  # many uneven blocks
+    monkeypatch.setattr(points, "_BLOCK_BYTES", 8 * n * 7)  # many uneven blocks
     X, Z = rng(1).normal(size=(n, d)).astype(np.float32) + 100, rng(2).normal(size=(n, e))
     Z[:, 0] += X[:, 0] * 2
     assert metrics.trustworthiness(X, Z, k) == pytest.approx(sklearn_trustworthiness(X, Z, n_neighbors=k), abs=1e-12)
@@ -75,7 +77,7 @@ def test_triplets_tied_in_features_are_left_out_and_in_embedding_count_half() ->
 
 
 def test_draws_are_distinct_and_uniform() -> None:
-    drawn = np.array(metrics._distinct(4, 3, 48_000, rng()))
+    drawn = np.array(draw_distinct(4, 3, 48_000, rng()))
     assert all(len(set(column)) == 3 for column in drawn.T[:2000])
     _, counts = np.unique(drawn, axis=1, return_counts=True)
     assert len(counts) == 24
@@ -86,7 +88,7 @@ def test_draws_are_distinct_and_uniform() -> None:
 def test_distance_correlation_equals_scipy() -> None:
     X, Z = rng(3).integers(0, 4, size=(50, 3)).astype(float), rng(4).normal(size=(50, 2))
     Z += X[:, :2]
-    a, b = metrics._distinct(50, 2, 400, rng(5))
+    a, b = draw_distinct(50, 2, 400, rng(5))
     original, embedded = np.linalg.norm(X[a] - X[b], axis=1), np.linalg.norm(Z[a] - Z[b], axis=1)
     pearson, spearman = metrics.distance_correlation(X, Z, n_pairs=400, rng=rng(5))
     assert pearson == pytest.approx(pearsonr(original, embedded).statistic)
@@ -110,7 +112,7 @@ def test_pairs_are_cut_into_bins_of_equal_width_but_for_the_tails() -> None:
 
 @pytest.mark.parametrize("names", [False, True])
 def test_knn_accuracy_equals_sklearn(names: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_BLOCK_BYTES", 8 * 225 * 9)
+    monkeypatch.setattr(points, "_BLOCK_BYTES", 8 * 225 * 9)
     codes = rng(6).integers(0, 4, size=300)
     Z = rng(7).normal(size=(300, 2)) + 0.8 * codes[:, np.newaxis]
     y = np.array(["d", "c", "b", "a"])[codes] if names else codes * 3 - 4

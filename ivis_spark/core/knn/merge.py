@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.core.knn.metrics import Floats, Ints
-from ivis_spark.core.knn.topk import pack, unpack
+from ivis_spark.core.knn.topk import pack_keys, unpack_keys
 
 NO_ID = -(2**63)  # not -1, which a table may hold as an id
 _MERGE_ROWS = 8192
@@ -76,12 +76,12 @@ def merge_top_k(row_ids: Ints, ids: Ints, keys: Floats, k: int) -> tuple[Ints, I
 def _merge_narrow(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floats]:
     """Merge by sorting one integer, key above id: half the moves of sorting two arrays."""
     signed = bool((keys < 0).any())
-    packed = pack(keys, ids - low, signed=signed)
+    packed = pack_keys(keys, ids - low, signed=signed)
     if (missing := ids == NO_ID).any():
         packed[missing] = _NONE
     packed.sort(axis=1)
     packed = _without_repeats(packed, k)
-    found, near = unpack(packed, signed=signed)
+    found, near = unpack_keys(packed, signed=signed)
     found += low
     if (missing := packed == _NONE).any():
         found[missing], near[missing] = NO_ID, np.inf

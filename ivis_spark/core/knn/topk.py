@@ -58,7 +58,7 @@ def bits_to_keys(bits: npt.NDArray[np.uint32], *, signed: bool) -> Floats:
     return bits.view(np.float32)
 
 
-def pack(keys: Floats, numbers: npt.NDArray[Any], *, signed: bool) -> npt.NDArray[np.uint64]:
+def pack_keys(keys: Floats, numbers: npt.NDArray[Any], *, signed: bool) -> npt.NDArray[np.uint64]:
     """Return uint64 that order by key, then by number (below 2**32): one sort does for both."""
     packed = sortable_bits(keys, signed=signed).astype(np.uint64)
     packed <<= np.uint64(32)
@@ -66,7 +66,7 @@ def pack(keys: Floats, numbers: npt.NDArray[Any], *, signed: bool) -> npt.NDArra
     return packed
 
 
-def unpack(packed: npt.NDArray[np.uint64], *, signed: bool) -> tuple[Ints, Floats]:
+def unpack_keys(packed: npt.NDArray[np.uint64], *, signed: bool) -> tuple[Ints, Floats]:
     """Return the numbers int64 and keys float32 of what `pack` made."""
     halves = np.ascontiguousarray(packed).view(np.uint32).reshape(*packed.shape, 2)
     low, high = (0, 1) if np.little_endian else (1, 0)
@@ -76,6 +76,6 @@ def unpack(packed: npt.NDArray[np.uint64], *, signed: bool) -> tuple[Ints, Float
 def in_order(numbers: Ints, keys: Floats, k: int) -> tuple[Ints, Floats]:
     """Sort candidates by (key, number) and keep k of them."""
     signed = bool((keys < 0).any())
-    packed = pack(keys, numbers, signed=signed)
+    packed = pack_keys(keys, numbers, signed=signed)
     packed.sort(axis=1)
-    return unpack(packed[:, :k], signed=signed)
+    return unpack_keys(packed[:, :k], signed=signed)

@@ -95,7 +95,7 @@ def open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
     return index
 
 
-def check_k(n_rows: int, k: int) -> None:
+def check_ivis_k(n_rows: int, k: int) -> None:
     """Check that k neighbours, the row itself counted, can be found. Raises InputError if not."""
     if not 0 < k < n_rows:
         raise InputError(f"k={k} must be at least 1 and less than the number of rows, {n_rows}; lower k")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ivis_spark.config import IVIS_K, IVIS_METRIC, Metric, NeighboursConfig
 from ivis_spark.core.seeds import RandomState
-from ivis_spark.data.neighbour_retrieval.index_file import build_annoy_index, check_k, open_index
+from ivis_spark.data.neighbour_retrieval.index_file import build_annoy_index, check_ivis_k, open_index
 from ivis_spark.data.rows import as_rows
 from ivis_spark.data.threads import count_threads
 from ivis_spark.errors import InputError
@@ -113,7 +113,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         Raises: InputError: if k is not less than the number of rows.
         """
         rows = as_rows(X)
-        check_k(len(rows), k)
+        check_ivis_k(len(rows), k)
         index = build_annoy_index(rows, path, metric, ntrees, build_index_on_disk, verbose, n_jobs, random_state)
         return cls(index, len(rows), path, metric, k, search_k, precompute, include_distances, verbose, n_jobs)
 
@@ -148,7 +148,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
             FileNotFoundError: if there is no such file.
             OSError: if the file is torn.
         """
-        check_k(data_shape[0], k)
+        check_ivis_k(data_shape[0], k)
         index = open_index(index_path, math.prod(data_shape[1:]), metric)
         if index.get_n_items() != data_shape[0]:
             raise InputError(

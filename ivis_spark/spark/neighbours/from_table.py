@@ -20,15 +20,14 @@ from ivis_spark.core.knn.recall import Recall
 from ivis_spark.core.knn.search import keys_of_pairs
 from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.stage import RowFacts
-from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, read_rows
+from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, packed_rows
 from ivis_spark.spark.neighbours.truth import RowSample
+from ivis_spark.spark.rows.columns import INTEGERS
 from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.session import arrow_batch_rows
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
-
-_INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 
 
 def take_neighbours(
@@ -92,9 +91,9 @@ def _checked_types(table: DataFrame) -> DataFrame:
     kinds = {field.name: field.dataType for field in table.schema.fields}
     listed = ", ".join(f"{name} ({kind.simpleString()})" for name, kind in kinds.items())
     ids, lists = kinds.get("id"), kinds.get("neighbour_ids")
-    if not isinstance(ids, _INTEGERS):
+    if not isinstance(ids, INTEGERS):
         raise InputError(f"neighbours.table needs an integer column 'id'; it has: {listed}")
-    if not isinstance(lists, T.ArrayType) or not isinstance(lists.elementType, _INTEGERS):
+    if not isinstance(lists, T.ArrayType) or not isinstance(lists.elementType, INTEGERS):
         raise InputError(f"neighbours.table needs 'neighbour_ids', an array of integers; it has: {listed}")
     return table.select(F.col("id").cast("long"), F.col("neighbour_ids").cast("array<long>"))
 
@@ -164,5 +163,5 @@ def _pair_keys(
     for batch in batches:
         if batch.num_rows:
             asking = batch.column("asking").to_numpy()
-            keys = keys_of_pairs(metric, read_rows(batch, rows.shape[1])[1], rows[np.searchsorted(ids, asking)])
+            keys = keys_of_pairs(metric, packed_rows(batch, rows.shape[1])[1], rows[np.searchsorted(ids, asking)])
             yield pa.RecordBatch.from_arrays([batch.column("asking"), pa.array(keys)], ["asking", "key"])

@@ -62,7 +62,7 @@ def query_flags(batch: pa.RecordBatch) -> Flags:
     return np.asarray(batch.column("query").to_numpy(zero_copy_only=False), bool)
 
 
-def read_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
+def packed_rows(batch: pa.RecordBatch, dims: int) -> tuple[Ints, Floats]:
     """View the columns `id` and `features` of a batch as arrays: int64 (n,), float32 (n, dims)."""
     ids = batch.column("id").to_numpy(zero_copy_only=False)
     return ids.astype(np.int64, copy=False), binary_values(batch.column("features"), np.float32).reshape(-1, dims)
@@ -138,7 +138,7 @@ def buffered(batches: Iterable[pa.RecordBatch], dims: int) -> Iterator[tuple[Int
     size = 0
     for batch in batches:
         if batch.num_rows:
-            waiting.append((*read_rows(batch, dims), query_flags(batch)))
+            waiting.append((*packed_rows(batch, dims), query_flags(batch)))
             size += batch.num_rows * (4 * dims + 8)
         if size >= _BUFFER_BYTES:
             yield _joined(waiting)

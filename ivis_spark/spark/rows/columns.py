@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 ID, FEATURES, LABEL, COLUMNS = "id", "features", "label", "columns"
 IMAGE_SETTINGS = ("image_height", "image_width", "image_mode")
-_INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+INTEGERS = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _EXACT_IN_FLOAT32 = (T.FloatType, T.ByteType, T.ShortType)
 _KEPT = (T.NumericType, T.StringType, T.BooleanType, T.BinaryType, T.DateType, T.TimestampType, T.TimestampNTZType)
 
@@ -131,7 +131,7 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     names, features = _features(kinds, config)
     kept = _kept(kinds, names, config)
     columns = {FEATURES: features}
-    if len(config.keys) == 1 and isinstance(kinds[config.keys[0]], _INTEGERS):
+    if len(config.keys) == 1 and isinstance(kinds[config.keys[0]], INTEGERS):
         columns[ID] = F.col(quoted(config.keys[0])).cast("long")
     if config.label_col:
         columns[LABEL] = _label(config.label_col, kinds[config.label_col], config.unlabelled)
@@ -300,7 +300,7 @@ def _label(name: str, kind: T.DataType, unlabelled: str | None) -> Column:
         return column.cast("array<double>")
     if not isinstance(kind, T.NumericType):
         return column if unlabelled is None else F.when(column.cast("string") != unlabelled, column)
-    number = column.cast("long" if isinstance(kind, _INTEGERS) else "double")
+    number = column.cast("long" if isinstance(kind, INTEGERS) else "double")
     known = ~F.isnan(column.cast("double"))
     if unlabelled is not None:
         try:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ivis_spark.core.knn.topk import pack, smallest_columns, unpack
+from ivis_spark.core.knn.topk import pack_keys, smallest_columns, unpack_keys
 
 any_keys = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(width=32, allow_nan=False))
 numbers_of = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31, 2**32 - 1])
@@ -18,8 +18,8 @@ numbers_of = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 2**31, 2**32 - 1
 def test_packed_order_is_key_then_number(keys: np.ndarray, data: st.DataObject) -> None:
     numbers = np.array(data.draw(st.lists(numbers_of, min_size=len(keys), max_size=len(keys))), np.int64)
     signed = bool((keys < 0).any()) or data.draw(st.booleans())
-    packed = pack(keys, numbers, signed=signed)
-    found, near = unpack(np.sort(packed), signed=signed)
+    packed = pack_keys(keys, numbers, signed=signed)
+    found, near = unpack_keys(np.sort(packed), signed=signed)
     order = np.lexsort((numbers, keys))
     assert np.array_equal(found, numbers[order]) and np.array_equal(near, keys[order])
     assert found.dtype == np.int64 and near.dtype == np.float32
@@ -28,12 +28,12 @@ def test_packed_order_is_key_then_number(keys: np.ndarray, data: st.DataObject) 
 @pytest.mark.parametrize("signed", [True, False])
 def test_packed_zeros_are_one(signed: bool) -> None:
     keys, numbers = np.array([0.0, -0.0, 0.0], np.float32), np.array([3, 2, 1])
-    assert unpack(np.sort(pack(keys, numbers, signed=signed)), signed=signed)[0].tolist() == [1, 2, 3]
+    assert unpack_keys(np.sort(pack_keys(keys, numbers, signed=signed)), signed=signed)[0].tolist() == [1, 2, 3]
 
 
 def test_packed_infinities_stand_at_the_ends() -> None:
     keys = np.array([np.inf, 1, -np.inf, -1e-45, 3e38], np.float32)
-    numbers, near = unpack(np.sort(pack(keys, np.arange(5), signed=True)), signed=True)
+    numbers, near = unpack_keys(np.sort(pack_keys(keys, np.arange(5), signed=True)), signed=True)
     assert numbers.tolist() == [2, 3, 1, 4, 0] and near.tolist() == keys[[2, 3, 1, 4, 0]].tolist()
 
 

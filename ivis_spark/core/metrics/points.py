@@ -1,0 +1,94 @@
+"""Checks of the points that are measured, and their distances, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ivis_spark.errors import ConfigError, InputError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_BLOCK_BYTES = 64 * 2**20
+_DIRECT_DIMS = 16
+
+
+def finite_points(values: ArrayLike, name: str) -> Floats:
+    """Return a matrix as float64, shape (n, d). Raises InputError if it is none, or holds NaN or infinity."""
+    points = np.asarray(values, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] == 0:
+        raise InputError(f"{name} has shape {points.shape}; it must be (rows, dimensions): reshape it")
+    if not np.isfinite(points).all():
+        bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        raise InputError(f"{name} holds NaN or infinity, first in row {bad}; drop or repair such rows")
+    return points
+
+
+def centred_points(values: ArrayLike, name: str, *, least: int) -> Floats:
+    """Return centred float64 points; centring keeps the matrix-product form of distances accurate."""
+    points = finite_points(values, name)
+    if len(points) < least:
+        raise InputError(f"{name} has {len(points)} rows; at least {least} are needed")
+    return np.ascontiguousarray(points - points.mean(axis=0))
+
+
+def centred_pair(X: ArrayLike, Z: ArrayLike, *, least: int = 2) -> tuple[Floats, Floats]:
+    """Return features and embedding of the same rows, each as `centred_points`. Raises InputError if they differ."""
+    features, embedding = centred_points(X, "X", least=least), centred_points(Z, "Z", least=least)
+    if len(features) != len(embedding):
+        raise InputError(f"X has {len(features)} rows and Z has {len(embedding)}; pass the same rows in the same order")
+    return features, embedding
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ConfigError if a number of draws is less than 1."""
+    if value < 1:
+        raise ConfigError(f"{name}={value} must be at least 1")
+
+
+def row_blocks(n_rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) so that a float64 matrix of these rows and `width` columns stays within the block size."""
+    step = max(1, _BLOCK_BYTES // (8 * max(width, 1)))
+    for start in range(0, n_rows, step):
+        yield start, min(start + step, n_rows)
+
+
+def squared_distances(A: Floats, B: Floats) -> Floats:
+    """Return the squared distances of points of shape (a, d) and (b, d), shape (a, b)."""
+    if A.shape[1] <= _DIRECT_DIMS:
+        # Differences are exact for equal rows, which a matrix product is not, and cheap for an embedding.
+        total = np.zeros((len(A), len(B)))
+        for column in range(A.shape[1]):
+            total += np.square(np.subtract.outer(A[:, column], B[:, column]))
+        return total
+    total = A @ B.T
+    total *= -2.0
+    total += np.square(A).sum(axis=1)[:, np.newaxis]
+    total += np.square(B).sum(axis=1)
+    return np.maximum(total, 0.0, out=total)
+
+
+def nearest(distances: Floats, k: int) -> Ints:
+    """Return the k columns with the smallest values of each row, shape (n, k), in no order."""
+    return np.argpartition(distances, k - 1, axis=1)[:, :k]
+
+
+def distances_between(points: Floats, first: Ints, second: Ints) -> Floats:
+    """Return the distances of pairs of points by their numbers, shape (p,)."""
+    out = np.empty(len(first))
+    for start, stop in row_blocks(len(first), points.shape[1]):
+        difference = points[first[start:stop]] - points[second[start:stop]]
+        out[start:stop] = np.sqrt(np.square(difference).sum(axis=1))
+    return out
+
+
+def pearson(a: Floats, b: Floats) -> float:
+    """Return Pearson's correlation of two arrays of shape (n,); 0 if one is constant."""
+    if a.max() == a.min() or b.max() == b.min():
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()
+    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))

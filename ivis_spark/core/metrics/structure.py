@@ -1,0 +1,229 @@
+"""What an embedding keeps of neighbours, order and distances, whatever the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ivis_spark.core.metrics.points import (
+    Floats,
+    Ints,
+    centred_pair,
+    check_count,
+    distances_between,
+    finite_points,
+    nearest,
+    pearson,
+    row_blocks,
+    squared_distances,
+)
+from ivis_spark.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PairDistances:
+    """Distances of random pairs of rows in the features and in the embedding.
+
+    Attributes:
+        first: int64 (p,), the number of one row of each pair.
+        second: int64 (p,), that of the other.
+        original: float64 (p,), their distance in the features.
+        embedded: float64 (p,), their distance in the embedding.
+    """
+
+    first: Ints
+    second: Ints
+    original: Floats
+    embedded: Floats
+
+    def correlations(self) -> tuple[float, float]:
+        """Return Pearson's and Spearman's correlation of the two distances, as `distance_correlation` says."""
+        ranks = (_mean_ranks(self.original), _mean_ranks(self.embedded))
+        return pearson(self.original, self.embedded), pearson(*ranks)
+
+    def bins(self, n_bins: int) -> tuple[Floats, Ints]:
+        """Cut the range of the original distances into bins; ivis draws a box of embedded distances for each.
+
+        The bins are equally wide but for the outermost two, which reach to the extremes: a few outliers would else take
+        most of the range. Equal distances are one bin.
+
+        Returns:
+            The edges, float64 (bins + 1,), and the bin of each pair, int64 (p,).
+        """
+        low, high = np.percentile(self.original, [1, 99])
+        if not high > low:
+            return np.array([self.original.min(), self.original.max()]), np.zeros(len(self.original), np.int64)
+        inner = np.linspace(low, high, n_bins + 1)[1:-1]
+        edges = np.array([self.original.min(), *inner, self.original.max()])
+        return edges, np.searchsorted(inner, self.original, side="right").astype(np.int64)
+
+
+def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
+    """Return how far the k nearest rows in the embedding `Z` are also near in `X`; 1 is best, about .5 is chance.
+
+    The figure of Venna and Kaski (2001): 1 - 2 / (n k (2n - 3k - 1)) * sum of (rank in X - k) over neighbours in Z that
+    are not among the k nearest in X. Ranks count rows strictly nearer, so equal rows never cost anything: constant `X`
+    gives 1.0. Which of equally near rows of `Z` are neighbours depends on the order of the rows: shuffle them if it
+    has a meaning.
+
+    Runs on: driver. Memory: O(n d) plus blocks of 64 MiB; time O(n^2 (d + log n)).
+
+    Args:
+        X: Features, shape (n, d).
+        Z: Embedding, shape (n, e), row i belonging to row i of `X`.
+        k: Neighbours, fewer than n / 2.
+
+    Returns: The figure, at most 1.
+
+    Raises:
+        ConfigError: if k is not in [1, n / 2).
+        InputError: if the arrays differ in rows, are not 2-d or hold NaN or infinity.
+    """
+    features, embedding = centred_pair(X, Z)
+    n = len(features)
+    if not 1 <= k < n / 2:
+        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    excess = 0
+    for start, stop in row_blocks(n, n):
+        near = nearest(_without_self(embedding, start, stop), k)
+        distances = _without_self(features, start, stop)
+        reached = np.take_along_axis(distances, near, axis=1)
+        distances.sort(axis=1)
+        for row, values in zip(distances, reached, strict=True):
+            ranks = np.searchsorted(row, values, side="left") + 1
+            excess += int(np.maximum(ranks - k, 0).sum())
+    return 1.0 - 2.0 * excess / (n * k * (2 * n - 3 * k - 1))
+
+
+def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
+    """Return how far the k nearest rows in `X` are also near in the embedding `Z`; 1 is best, about .5 is chance.
+
+    `trustworthiness` with the two spaces exchanged: it falls when the embedding tears neighbours apart. A constant `Z`
+    gives 1.0, since it tears nothing.
+
+    Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
+    """
+    return trustworthiness(Z, X, k)
+
+
+def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
+    """Return the share of the k nearest rows in `X` that are among the k nearest in the embedding `Z`; 1 is best.
+
+    Chance is k / (n - 1). Which of equally near rows count depends on their order.
+
+    Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
+    """
+    features, embedding = centred_pair(X, Z)
+    n = len(features)
+    if not 1 <= k < n / 2:
+        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    found = 0
+    for start, stop in row_blocks(n, n):
+        wanted, near = (nearest(_without_self(points, start, stop), k) for points in (features, embedding))
+        found += sum(len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(wanted, near, strict=True))
+    return found / (n * k)
+
+
+def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng: np.random.Generator) -> float:
+    """Return the share of random triples (a, b, c) whose order of |a - b| and |a - c| is the same in `X` and `Z`.
+
+    Triples tied in `X` have no order to keep and are left out; a tie in `Z` alone counts one half. Constant `Z` or
+    constant `X` gives .5, which is chance; 1 is best.
+
+    Runs on: driver. Deterministic for a given `rng`.
+
+    Args:
+        X: Features, shape (n, d), n >= 3.
+        Z: Embedding, shape (n, e).
+        n_triplets: Triples to draw, at least 1; the three rows of one differ.
+        rng: Source of randomness.
+
+    Raises:
+        ConfigError: if n_triplets is less than 1.
+        InputError: if there are fewer than 3 rows, or as in `trustworthiness`.
+    """
+    features, embedding = centred_pair(X, Z, least=3)
+    check_count("n_triplets", n_triplets)
+    a, b, c = draw_distinct(len(features), 3, n_triplets, rng)
+    wanted = np.sign(distances_between(features, a, b) - distances_between(features, a, c))
+    found = np.sign(distances_between(embedding, a, b) - distances_between(embedding, a, c))
+    ordered = wanted != 0
+    if not ordered.any():
+        return 0.5
+    return float(0.5 + 0.5 * np.mean(wanted[ordered] * found[ordered]))
+
+
+def distance_correlation(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Return Pearson's and Spearman's correlation of the distances of random pairs in `X` and in `Z`.
+
+    In [-1, 1]; 1 is best. Both are 0 when all distances of either space are equal. Tied distances share their mean
+    rank. (Not Szekely's "distance correlation", a measure of dependence.)
+
+    Runs on: driver. Deterministic for a given `rng`.
+
+    Args:
+        X: Features, shape (n, d), n >= 2.
+        Z: Embedding, shape (n, e).
+        n_pairs: Pairs of different rows to draw, at least 1.
+        rng: Source of randomness.
+
+    Raises:
+        ConfigError: if n_pairs is less than 1.
+        InputError: as in `trustworthiness`.
+    """
+    return draw_pairs(X, Z, n_pairs=n_pairs, rng=rng).correlations()
+
+
+def draw_pairs(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> PairDistances:
+    """Draw random pairs of rows and return their distances in `X` and in `Z`.
+
+    Runs on: driver. Arguments, determinism and errors as in `distance_correlation`.
+    """
+    features, embedding = centred_pair(X, Z)
+    check_count("n_pairs", n_pairs)
+    a, b = draw_distinct(len(features), 2, n_pairs, rng)
+    return PairDistances(a, b, distances_between(features, a, b), distances_between(embedding, a, b))
+
+
+def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
+    """Return whether all rows of the embedding `Z`, shape (n, e), are almost the same point.
+
+    That is: their root mean square distance from the centroid is at most `tolerance` times the centroid's length, or
+    at most 1e-5, what rounding leaves of rows that are equal. A single row, or none, is not collapsed.
+
+    Runs on: driver.
+
+    Raises: InputError: if Z is not 2-d or holds NaN or infinity.
+    """
+    points = finite_points(Z, "Z")
+    if len(points) < 2:
+        return False
+    centre = points.mean(axis=0)
+    spread = float(np.sqrt(np.square(points - centre).sum(axis=1).mean()))
+    return spread <= max(tolerance * float(np.linalg.norm(centre)), 1e-5)
+
+
+def _without_self(points: Floats, start: int, stop: int) -> Floats:
+    distances = squared_distances(points[start:stop], points)
+    distances[np.arange(stop - start), np.arange(start, stop)] = np.inf
+    return distances
+
+
+def draw_distinct(n: int, size: int, draws: int, rng: np.random.Generator) -> list[Ints]:
+    """Return `size` arrays of `draws` row numbers that differ within a draw, uniform over such tuples."""
+    drawn: list[Ints] = []
+    for taken in range(size):
+        new = rng.integers(0, n - taken, size=draws, dtype=np.int64)
+        # Sorted, so that stepping over each taken number leaves the new one uniform over those not taken.
+        for other in np.sort(np.array(drawn, dtype=np.int64).reshape(taken, draws), axis=0):
+            new += new >= other
+        drawn.append(new)
+    return drawn
+
+
+def _mean_ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - 0.5 * (counts - 1))[inverse]
