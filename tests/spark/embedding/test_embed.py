@@ -128,7 +128,7 @@ def test_frame_refuses_or_drops_what_is_no_number(spark: SparkSession, encoder: 
 
 
 def test_the_column_that_holds_the_fault_is_named(spark: SparkSession, encoder: Encoder) -> None:
-    frame = spark.createDataFrame([(1.0, 2.0, 3.0, 4.0), (1.0, 2.0, None, 4.0)], "a double, b double, c double, d int")
+    frame = spark.createDataFrame([(1.0, 2.0, 3.0, 4), (1.0, 2.0, None, 4)], "a double, b double, c double, d int")
     with pytest.raises(InputError, match=r"\(null in column 'c'\)"), task_errors():
         embed_frame(frame, encoder, invalid="error", features=("a", "b", "c", "d")).collect()
 
