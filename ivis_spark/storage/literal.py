@@ -54,19 +54,11 @@ class LiteralPaths:
                     found += [f"{name}/{inner}".rstrip("/") for inner in self._folders(f"{path}/{name}")]
         return found
 
-    def copy(self, source: Any, target: Any, recursive: bool = False, **_: Any) -> None:
-        """Copy a file, several files, or a folder to where none stands."""
-        pairs = zip(source, target, strict=True) if isinstance(source, list) else [(source, target)]
-        for old, new in pairs:
-            names = [f"/{name}" for name in find(self._fs, old)] if self._fs.isdir(old) else [""]
-            for name in names:
-                self._fs.makedirs(self._fs._parent(f"{new}{name}"), exist_ok=True)
-                self._fs.cp_file(f"{old}{name}", f"{new}{name}")
-
-    def mv(self, source: str, target: str, recursive: bool = False, **_: Any) -> None:
-        """Move a file, or a folder to where none stands."""
-        self.copy(source, target)
-        self.rm(source, recursive=True)
+    def mv(self, source: str, target: str) -> None:
+        """Move a file to where none stands."""
+        self._fs.makedirs(self._fs._parent(target), exist_ok=True)
+        self._fs.cp_file(source, target)
+        self._fs.rm_file(source)
 
     def get(self, source: str, target: str, recursive: bool = False) -> None:
         """Copy a file, or what is in a folder, to this machine."""

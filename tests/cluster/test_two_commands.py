@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 from fault_table import Fault, FaultTable
+from object_store import s3_bucket
 from two_commands import FILES, ROWS, commands
 
 from ivis_spark import storage
@@ -35,6 +34,12 @@ PAIRS = [
     ("embed", "embed"),
     ("embed", "embed other"),
     ("embed", "clean"),
+    ("query", "query"),
+    ("query", "neighbours"),
+    ("query", "clean"),
+    ("evaluate", "evaluate"),
+    ("evaluate", "embed"),
+    ("evaluate", "clean"),
     ("embed --target", "embed --target"),
 ]
 
@@ -47,18 +52,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         schemes = {"disk": "", "copying": "copying://", "hdfs-like": "renaming://"}
         yield f"{schemes[request.param]}{tmp_path}/out"
         return
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    pytest.importorskip("s3fs")
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}
-    for name, value in {**settings, "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    bucket = f"runs-{uuid.uuid4().hex}"
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
-    yield f"s3://{bucket}/out"
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_bucket(monkeypatch) as bucket:
+        yield f"{bucket}/out"
 
 
 def run(root: str, pair: tuple[str, str], fault: Fault) -> list[str]:

@@ -116,6 +116,7 @@ def put(table: str, text: str) -> None:
 def commands(root: str, text: str) -> dict[str, Callable[[], Any]]:
     """Return the commands by name; `text` is what they write."""
     stages = {"neighbours": "rows", "train": "model", "embed": "embeddings-a", "embed other": "embeddings-b"}
+    stages |= {"query": "queries-a", "evaluate": "report"}
     found: dict[str, Callable[[], Any]] = {
         name: lambda stage=stage: publish(root, stage, text) for name, stage in stages.items()
     }

@@ -332,6 +332,14 @@ class _Build:
     def _facts(self, backend: str, recall: Recall) -> dict[str, Any]:
         records = self._records()
         rows = np.array([record["rows"] for record in records])
+        short = sum(row["short"] for row in self.written)
+        if short:
+            log.warning(
+                "%d rows have fewer than k=%d neighbours, since their regions hold fewer rows: lower neighbours.k, or "
+                "raise neighbours.region_rows",
+                short,
+                self.config.k,
+            )
         return {
             "rows": self.facts.n_rows,
             "anchors": self.facts.anchors.count,
@@ -344,7 +352,7 @@ class _Build:
             "median_region": float(np.median(rows)),
             "margin": round(self.margin, 4),
             "replicas": round(float(rows.sum()) / self.facts.n_rows, 4),
-            "short_rows": sum(row["short"] for row in self.written),
+            "short_rows": short,
             "recall": recall.to_mapping(),
             "step_seconds": dict(self.facts.seconds),
             "digests": {f"data/{row['name']}": _digest_of(json.loads(row["digest"])) for row in self.written}

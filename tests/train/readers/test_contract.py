@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
+from object_store import s3_bucket  # noqa: E402
 from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark import storage  # noqa: E402
@@ -62,22 +62,8 @@ def elsewhere(blocks: TripletBlocks, folder: str) -> TripletBlocks:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket behind HTTP."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("blocks")
-    yield "s3://blocks/run"
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with s3_bucket(monkeypatch) as bucket:
+        yield f"{bucket}/run"
 
 
 @pytest.mark.parametrize("reader", USABLE)
