@@ -7,15 +7,17 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from sklearn.neighbors import NearestNeighbors
 
-from ivis_spark.config import NeighboursConfig
+from ivis_spark.config import NeighboursConfig, load_config
 from ivis_spark.core.knn.regions import MOST_REGIONS
 from ivis_spark.core.knn.sizes import TASK_BYTES, build_sizes
 from ivis_spark.errors import ConfigError, InputError, IvisError
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving.index import PartitionedIndex
 from ivis_spark.spark.neighbours import stage
 from ivis_spark.spark.neighbours.stage import build_neighbours
@@ -149,3 +151,20 @@ def test_nothing_grows_beyond_memory(rows: int, dims: int) -> None:
     blocks = RECORDS_PER_BATCH * max(BLOCK_BYTES, 4 * dims + 9)
     assert blocks < 2**30 and sizes.quantiser < 2**30
     assert rows / sizes.tasks * (4 * dims + 9) < 2**30
+
+
+def test_coordinates_far_from_zero_keep_their_neighbours(spark: SparkSession, tmp_path: Path) -> None:
+    """Epoch milliseconds and metres: float32 would leave a few values of each, and another table's recall be said."""
+    rng = np.random.default_rng(5)
+    X = np.column_stack([1.7e12 + rng.random(400) * 1e5, 5.5e6 + rng.random(400), rng.random(400)])
+    pq.write_table(pa.table({"id": np.arange(400), "features": list(X)}), tmp_path / "t.parquet")
+    config = load_config(None, ["neighbours.k=7", "data.id_col=id"])
+    run = Pipeline(str(tmp_path / "run"), config, get_spark=lambda: spark, input_uri=str(tmp_path / "t.parquet"))
+    run.ingest()
+    found = run.neighbours()
+    table = spark.read.parquet(run.run_folder.data("neighbours"))
+    lists = {row["id"]: set(row["neighbour_ids"]) for row in table.collect()}
+    scaled = (X - X.min(axis=0)) / np.ptp(X, axis=0)
+    order = np.argsort(((scaled[:, None] - scaled[None]) ** 2).sum(axis=2), axis=1)
+    recall = np.mean([len(lists[row] & set(order[row, 1:8].tolist())) / 7 for row in range(400)])
+    assert recall > 0.999 and found.info["recall"]["value"] >= 0.999
