@@ -53,7 +53,14 @@ class Pipeline:
         if source is not None or input_uri is not None:
             config = dataclasses.replace(config, data=look_at_input(input_uri if source is None else None, config.data))
         runner = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
-        self._run = Run(runner, config, get_spark, InputTable(config.data, get_spark, input_uri, source))
+
+        def get_classic() -> SparkSession:
+            from ivis_spark.spark.session import refuse_connect
+
+            return refuse_connect(get_spark(), "this stage")
+
+        self._run = Run(runner, config, get_classic, InputTable(config.data, get_classic, input_uri, source))
+        self._get_any_spark = get_spark
         self.run_folder, self.tracker = runner.folder, runner.tracker
         self.config = config
 
@@ -127,5 +134,5 @@ class Pipeline:
         return embeddings.put_into(self._run, uri, mode)
 
     def evaluate(self) -> Manifest:
-        """Measure the embeddings and write the report."""
-        return report.publish(self._run)
+        """Measure the embeddings and write the report; through Spark Connect too."""
+        return report.publish(dataclasses.replace(self._run, get_spark=self._get_any_spark))

@@ -89,7 +89,7 @@ def get_session(
     if (master or (settings or {}).get("spark.master") or "").startswith("sc://"):
         raise ConfigError(
             f"--master {master or (settings or {})['spark.master']} is Spark Connect, and stages use Spark's executors "
-            "directly: pass a classic master. Through Spark Connect a trained model embeds: IvisModel.transform"
+            "directly: pass a classic master. " + CONNECT_CAN
         )
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -152,6 +152,11 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
 
 
+CONNECT_CAN = (
+    "Through Spark Connect a trained model embeds, IvisModel.transform, and Pipeline.evaluate makes the report"
+)
+
+
 def is_connect(spark: SparkSession) -> bool:
     """Tell whether a session is one of Spark Connect, which has no executors to speak to directly."""
     return type(spark).__module__.startswith("pyspark.sql.connect")
@@ -166,7 +171,7 @@ def refuse_connect(spark: SparkSession, what: str) -> SparkSession:
     if is_connect(spark):
         raise ConfigError(
             f"{what} uses Spark's executors directly, which Spark Connect does not allow: take a classic session. "
-            "Through Spark Connect a trained model embeds: IvisModel.transform"
+            f"{CONNECT_CAN}"
         )
     return spark
 
@@ -238,6 +243,8 @@ _described: dict[str, str] = {}
 def describe_job(spark: SparkSession, text: str) -> None:
     """Name the Spark jobs that follow, in Spark's UI and in the progress lines."""
     _described["text"] = text
+    if is_connect(spark):
+        return
     spark.sparkContext.setJobDescription(text)
 
 

@@ -36,7 +36,7 @@ def build(folder: Path, fault: str) -> tuple[dict, pa.Table]:
     named |= {record["path"] for record in index["quantiser"]} | {"index.json"}
     assert named == set(os.listdir(folder / "out" / "index"))
     assert not [name for _, names, _ in os.walk(folder) for name in names if name.startswith("ivis-spark-")]
-    ids, distances = PartitionedIndex.load(str(folder / "out")).query(np.zeros((3, 24)), 10, exact=True)
+    ids, distances = PartitionedIndex.load(str(folder / "out" / "index")).query(np.zeros((3, 24)), 10, exact=True)
     assert np.isfinite(distances).all() and ids.shape == (3, 10)  # reads every leaf
     return told, pq.read_table(folder / "out" / "data").sort_by("id")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ import json, sys
 import numpy as np
 from pyspark.sql import SparkSession
 from ivis_spark import IvisEstimator, IvisModel
+from ivis_spark.config import load_config
 from ivis_spark.errors import ConfigError
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.spark.session import get_session, is_connect
 from small_model import small_model
 
@@ -42,13 +45,15 @@ frame = spark.createDataFrame([(i, x.tolist()) for i, x in enumerate(X)], "id lo
 model = IvisModel(small_model())
 rows = model.transform(frame).orderBy("id").collect()
 np.testing.assert_allclose([row["embedding"] for row in rows], model.to_encoder()(X), atol=1e-5)
+pipeline = Pipeline(sys.argv[2], load_config(None, ["evaluate.k=5"]), get_spark=lambda: spark)
+report = pipeline.evaluate()
 refused = []
-for call in (lambda: IvisEstimator().fit(frame), lambda: get_session("stage")):
+for call in (lambda: IvisEstimator().fit(frame), lambda: get_session("stage"), lambda: pipeline.embed("again")):
     try:
         call()
     except ConfigError as err:
         refused.append(str(err))
-print("RESULT", json.dumps({"rows": len(rows), "refused": refused}))
+print("RESULT", json.dumps({"rows": len(rows), "refused": refused, "report": report.info}))
 """
 
 
@@ -59,14 +64,16 @@ def test_a_model_embeds_through_a_connect_server(tmp_path: Path) -> None:
     # PySpark gives its server a free port only to those who test it.
     environment = {**os.environ, "SPARK_TESTING": "1", "PYSPARK_PYTHON": sys.executable}
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    run = shutil.copytree(HERE / "tests" / "kept_runs" / "format-1", tmp_path / "run")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(run)]
     done = subprocess.run(
         command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))
-    assert found["rows"] == 50 and len(found["refused"]) == 2
+    assert found["rows"] == 50 and len(found["refused"]) == 3
+    assert found["report"]["trustworthiness"] > 0.5 and (run / "report" / "manifest.json").exists()
     assert all("Spark Connect" in each and "IvisModel.transform" in each for each in found["refused"])
 
 
