@@ -54,6 +54,8 @@ def main() -> None:
         settings |= {"region_rows": rows // regions, "leaf_rows": 64}
     if options.case == "sample":
         quantiser.SAMPLE_BYTES //= 100
+        regions = build_sizes(1e6, dims, NeighboursConfig(), copies=1.0).regions
+        settings |= {"region_rows": rows // regions}  # as many of any number of rows
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         write_mixture(os.path.join(folder, "rows"), rows, dims)
         build(folder, rows, dims, settings, options.master)
