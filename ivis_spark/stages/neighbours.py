@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Measured, in seconds of one core: the stage's jobs whatever the rows; a row and a value of it, to be sent to regions,
 # compared with a sample and kept in an index; a row whose list is sought, a value of it, and a neighbour in the list.
-_FIXED, _ROW, _VALUE, _QUERY, _QUERY_VALUE, _LISTED = 5.0, 6e-6, 1.4e-7, 9e-6, 7e-8, 6e-7
+_FIXED, _ROW, _VALUE, _QUERY, _QUERY_VALUE, _LISTED = 5.0, 1.2e-5, 2e-7, 2e-5, 1e-7, 1e-6
 _REPLICAS = 1.7  # regions that hold a row, assumed: 1 to 2 in tables looked at, more in noise of many dimensions
 
 
