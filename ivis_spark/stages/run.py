@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import Defaults
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 SCALER = "scaler.json"
-_THREADS = 8  # digesting waits for storage
-_DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 64 << 20
+_DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,7 @@ class Run:
         """Apply a function to files, given with their bytes: here if they are few and small, else in Spark tasks."""
         uris, size = list(files), sum(files.values())
         if size < _DIGEST_ON_EXECUTORS_BYTES:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                return list(pool.map(function, uris))
+            return storage.in_parallel(function, uris)
         # An index has many small files, and a task costs more than reading one; large files stand side by side in the
         # list, so each task gets every n-th.
         tasks = min(len(uris), -(-size // _DIGEST_TASK_BYTES))
