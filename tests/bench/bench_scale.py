@@ -1,22 +1,24 @@
-"""Neighbours at scale, in miniature: rows a second, recall and its tail, peak memory, bytes shuffled, files.
+"""Scale in miniature: rows a second, recall and its tail, peak memory, bytes shuffled, files.
 
     python tests/bench/bench_scale.py [--case rows] [--rows 10000000] [--master 'local-cluster[2,1,2048]'] [--work DIR]
 
-Cases: `rows`, many rows of a mixture; `counts`, as many regions, files and records as 1e9 rows x 128 have, of some
-hundred rows each; `sample`, rows of 784 features whose regions are learnt from a hundredth of the usual sample, which
-must make fewer regions and deal no rows by number. Two executors, each a JVM of 1 GB with a Python worker beside it,
-and a driver of 1 GB. Recall is the stage's own, against exact search for a sample of rows.
+Cases: `journey`, a run of all stages over many rows of a mixture; `rows`, their neighbours alone; `counts`, as many
+regions, files and records as 1e9 rows x 128 have, of some hundred rows each; `sample`, rows of 784 features whose regions
+are learnt from a hundredth of the usual sample, which must be refused or make regions of like sizes, and deal no rows by
+number. Two executors, each a JVM of 1 GB with a Python worker beside it, and a driver of 1 GB. Recall is the stage's own,
+against exact search for a sample of rows.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import resource
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,28 +27,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import parser, say
 
-from ivis_spark.config import NeighboursConfig
+from ivis_spark.config import NeighboursConfig, load_config
 from ivis_spark.core.knn import regions as quantiser
 from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.knn.sizes import build_sizes
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.session import get_session
 
 _FILE_BYTES = 64 << 20
+CASES = {
+    "journey": (10_000_000, 32),
+    "rows": (10_000_000, 32),
+    "counts": (1_000_000, 8),
+    "sample": (1_000_000, 784),
+}
+Work = Callable[[Any, str, dict[str, Any]], dict[str, Any]]
 SHOWN = ("n_regions", "largest_region", "median_region", "margin", "replicas", "step_seconds")
 
 
 def main() -> None:
     """Write the rows, build, and print what it took."""
     made = parser(__doc__, data=False)
-    made.add_argument("--case", choices=["rows", "counts", "sample"], default="rows")
+    made.add_argument("--case", choices=list(CASES), default="rows")
     made.add_argument("--rows", type=int)
     made.add_argument("--k", type=int, default=15)
     made.add_argument("--target-recall", type=float, default=0.93)
     made.add_argument("--master", default="local-cluster[2,1,2048]")
     made.add_argument("--work", help="folder for the table and what Spark spills")
     options = made.parse_args()
-    rows, dims = {"rows": (10_000_000, 32), "counts": (1_000_000, 8), "sample": (1_000_000, 784)}[options.case]
+    rows, dims = CASES[options.case]
     rows = options.rows or rows
     settings = {"k": options.k, "target_recall": options.target_recall}
     if options.case == "counts":
@@ -57,12 +67,13 @@ def main() -> None:
         regions = build_sizes(1e6, dims, NeighboursConfig(), copies=1.0).regions
         settings |= {"region_rows": rows // regions}  # as many of any number of rows
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
-        write_mixture(os.path.join(folder, "rows"), rows, dims)
-        build(folder, rows, dims, settings, options.master)
+        write_mixture(os.path.join(folder, "rows"), rows, dims, packed=options.case != "journey")
+        work = journey if options.case == "journey" else build
+        measured(work, folder, rows, dims, settings, options.master)
 
 
-def build(folder: str, rows: int, dims: int, settings: dict[str, Any], master: str) -> None:
-    """Build in a session of its own, and print what it took."""
+def measured(work: Work, folder: str, rows: int, dims: int, settings: dict[str, Any], master: str) -> None:
+    """Work in a session of its own, and print what it took."""
     spark_settings = {
         "spark.driver.memory": "1g",
         "spark.executor.memory": "1g",
@@ -72,8 +83,7 @@ def build(folder: str, rows: int, dims: int, settings: dict[str, Any], master: s
     spark = get_session("bench-scale", master=master, settings=spark_settings)
     started, cpu = time.perf_counter(), processor_seconds()
     with watched_memory() as peak:
-        table = spark.read.parquet(os.path.join(folder, "rows"))
-        info = build_neighbours(table, NeighboursConfig(**settings), random_state=0, folder=f"file://{folder}/out")
+        info = work(spark, folder, settings)
         cpu = processor_seconds() - cpu
     seconds = time.perf_counter() - started
     say(f"{rows:,} x {dims}, {settings}: {seconds:.0f} s, {cpu:.0f} core-seconds, {rows / cpu:,.0f} rows/s a core")
@@ -82,11 +92,30 @@ def build(folder: str, rows: int, dims: int, settings: dict[str, Any], master: s
     files = sum(len(names) for _, _, names in os.walk(os.path.join(folder, "out")))
     say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB, {files} files")
     say(json.dumps({name: info[name] for name in SHOWN}))
-    dealt = int((Regions.load(os.path.join(folder, "out", "index")).parts > 1).sum())
+    dealt = int((Regions.load(glob.glob(f"{folder}/out/**/index", recursive=True)[0]).parts > 1).sum())
     say(
         f"largest region {info['largest_region'] / info['median_region']:.2f} times the median; {dealt} dealt by number"
     )
     spark.stop()
+
+
+def build(spark: Any, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Find the neighbours, and return the facts of the stage."""
+    table = spark.read.parquet(os.path.join(folder, "rows"))
+    return build_neighbours(table, NeighboursConfig(**settings), random_state=0, folder=f"file://{folder}/out")
+
+
+def journey(spark: Any, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Run all stages, print the seconds and bytes of each, and return the facts of the neighbours."""
+    given = [f"neighbours.{name}={value}" for name, value in settings.items()]
+    config = load_config(None, ["data.id_col=id", *given])
+    pipeline = Pipeline(f"{folder}/out", config, get_spark=lambda: spark, input_uri=f"{folder}/rows")
+    manifests = pipeline.run()
+    for stage, manifest in manifests.items():
+        stored = sum(record["bytes"] for record in manifest.files)
+        say(f"{stage:<12}{manifest.info['seconds']:8.1f} s {stored / 2**20:8.1f} MiB {len(manifest.files):6} files")
+    say(f"trained on {manifests['model'].info['anchors']:,} anchors, {manifests['model'].info['epochs']} epochs")
+    return manifests["neighbours"].info
 
 
 def processor_seconds() -> float:
@@ -103,8 +132,11 @@ def processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def write_mixture(path: str, rows: int, dims: int) -> None:
-    """Write packed rows of 200 Gaussian clusters of very different weights and widths, some thousand rows at a time."""
+def write_mixture(path: str, rows: int, dims: int, *, packed: bool = True) -> None:
+    """Write rows of 200 Gaussian clusters of very different weights and widths, some thousand at a time.
+
+    They are packed as by the stage `rows`, or arrays.
+    """
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, 201)
     centres, widths = rng.random((200, dims)), 0.02 + 0.1 * rng.random(200)
@@ -114,9 +146,13 @@ def write_mixture(path: str, rows: int, dims: int) -> None:
         ids = np.arange(start, min(rows, start + step))
         labels = rng.choice(200, len(ids), p=weights / weights.sum())
         X = (centres[labels] + rng.standard_normal((len(ids), dims)) * widths[labels][:, None]).astype("<f4")
-        offsets = np.arange(0, X.nbytes + 1, 4 * dims, dtype=np.int32)
-        packed = pa.Array.from_buffers(pa.binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(X.tobytes())])
-        table = pa.table({"id": ids, "features": packed})
+        step_of, kind = (4 * dims, pa.binary()) if packed else (dims, pa.list_(pa.float32()))
+        offsets = pa.py_buffer(np.arange(0, len(ids) * step_of + 1, step_of, dtype=np.int32))
+        if packed:
+            features = pa.Array.from_buffers(kind, len(ids), [None, offsets, pa.py_buffer(X.tobytes())])
+        else:
+            features = pa.ListArray.from_buffers(kind, len(ids), [None, offsets], children=[pa.array(X.reshape(-1))])
+        table = pa.table({"id": ids, "features": features})
         pq.write_table(
             table, os.path.join(path, f"part-{number:04d}.parquet"), row_group_size=max(1024, (8 << 20) // (4 * dims))
         )
