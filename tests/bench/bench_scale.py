@@ -3,10 +3,10 @@
     python tests/bench/bench_scale.py [--case rows] [--rows 10000000] [--master 'local-cluster[2,1,2048]'] [--work DIR]
 
 Cases: `journey`, a run of all stages over many rows of a mixture; `rows`, their neighbours alone; `counts`, as many
-regions, files and records as 1e9 rows x 128 have, of some hundred rows each; `sample`, rows of 784 features whose regions
-are learnt from a hundredth of the usual sample, which must be refused or make regions of like sizes, and deal no rows by
-number. Two executors, each a JVM of 1 GB with a Python worker beside it, and a driver of 1 GB. Recall is the stage's own,
-against exact search for a sample of rows.
+regions, files and records as 1e9 rows x 128 have, of some hundred rows each; `sample`, rows of 784 features whose
+regions are learnt from a hundredth of the usual sample, which must be refused or make regions of like sizes, and deal
+no rows by number. Two executors, each a JVM of 1 GB with a Python worker beside it, and a driver of 1 GB. Recall is
+the stage's own, against exact search for a sample of rows.
 """
 
 from __future__ import annotations
