@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -333,3 +336,11 @@ def test_requests_do_not_grow_with_files_but_for_one_each() -> None:
     few, many_files = counts
     assert many_files["write"] - few["write"] == many_files["open"] - few["open"] == 190  # written once, digested once
     assert many_files["info"] == few["info"] and many_files["list"] == few["list"]
+
+
+def test_options_of_a_storage_come_from_the_environment() -> None:
+    """As the operations guide says: in every process, ranks and workers too."""
+    told = "import ivis_spark.storage as s; print(s.filesystem('file:///x')[0].auto_mkdir)"
+    environment = {**os.environ, "FSSPEC_FILE_AUTO_MKDIR": "told"}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "told\n"
