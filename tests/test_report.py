@@ -24,7 +24,7 @@ from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.report import figures, plots
 from ivis_spark.report.colouring import find_columns
 from ivis_spark.report.confusion import Confusion, confusion_section
-from ivis_spark.report.evaluate import evaluate
+from ivis_spark.report.evaluate import evaluate, import_metrics
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components
@@ -127,7 +127,8 @@ def run(spark: SparkSession, folder: Path, *frames: DataFrame, **changed: Any) -
 @pytest.mark.spark
 def test_figures_equal_the_oracles(spark: SparkSession, tmp_path: Path) -> None:
     X, Z, y = blobs()
-    found, page = run(spark, tmp_path / "new", *tables(spark, X, Z, y.tolist(), "long"), settings={"a": {"b": 7}})
+    settings = {"config": EvaluateConfig(metrics=("toy_metrics:kept_order",)), "settings": {"a": {"b": 7}}}
+    found, page = run(spark, tmp_path / "new", *tables(spark, X, Z, y.tolist(), "long"), **settings)
     assert found["trustworthiness"] == pytest.approx(trustworthiness(X, Z, n_neighbors=15))
     assert found["continuity"] == pytest.approx(trustworthiness(Z, X, n_neighbors=15))
     centres = [np.array([points[y == c].mean(axis=0) for c in range(4)]) for points in (X, Z)]
@@ -143,9 +144,18 @@ def test_figures_equal_the_oracles(spark: SparkSession, tmp_path: Path) -> None:
     expected |= {"labelled_rows": 60, "recall_at_k": 0.95, "recall_low": 0.94, "recall_high": 0.96, "final_loss": 0.3}
     assert {key: found[key] for key in expected} == expected
     assert found["collapsed"] is False
-    for text in ("0.9400 to 0.9600", "a.b", "Trustworthiness", "all 60 rows", "2 dimensions"):
+    assert 0 < found["kept_order"] < 1 and 0 <= found["pca_kept_order"] <= 1 and found["kept_order_verdict"]
+    for text in (
+        "Kept order",
+        "Whether rows that follow each other",
+        "0.9400 to 0.9600",
+        "a.b",
+        "Trustworthiness",
+        "all 60 rows",
+        "2 dimensions",
+    ):
         assert text in page.visible
-    assert "collapsed" not in page.visible
+    assert "collapsed" not in page.visible and "Not shown" not in page.visible
     assert not (tmp_path / "new" / "density.png").exists()
 
 
@@ -476,6 +486,15 @@ def test_a_colour_scale_is_cut_into_named_steps() -> None:
     same = read_labels([0.5, 0.5, None])
     assert same is not None
     assert [(step.name, step.rows.tolist()) for step in scale_steps(same, str)] == [("0.5", [0, 1])]
+
+
+def test_metrics_of_ones_own_are_imported_before_anything_is_measured() -> None:
+    for name, said in {
+        "toy_metrics:none": "evaluate.metrics='toy_metrics:none' cannot be imported",
+        "other:trustworthiness": "the report has a metric 'trustworthiness' already",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            import_metrics([name])
 
 
 def test_verdicts_by_hand() -> None:

@@ -256,3 +256,8 @@ class EvaluateConfig(Checked):
         20_000, "Random pairs of rows whose distances are compared, before and after embedding.", low=1
     )
     n_triplets: int = option(20_000, "Random triples of rows whose order of distances is compared.", low=1)
+    metrics: tuple[str, ...] = option(
+        (),
+        "Metrics of your own for the report, each package.module:function. It takes the sampled features and their "
+        "embedding, arrays of shape (rows, columns), and returns a number: 1 is best, 0 is chance.",
+    )

@@ -12,7 +12,8 @@ from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean
+from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean, is_import_name
+from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.params import ReadableParams, add_accessors, set_params
@@ -45,7 +46,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
     metricName = _param(
         "metricName",
         f"One of {', '.join(METRICS)} (knn_recall: share of a row's k neighbours that are its neighbours in the "
-        "embedding too; distance_correlation: Spearman's).",
+        "embedding too; distance_correlation: Spearman's); or package.module:function, your own of both arrays.",
         TypeConverters.toString,
     )
     featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
@@ -80,6 +81,10 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     def _evaluate(self, dataset: DataFrame) -> float:
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
+        if is_import_name(name):
+            with exact_names(dataset):
+                X, Z, _ = self._sample(dataset, labelled=False)
+            return float(import_named(name, "metricName")(X, Z))
         if name not in METRICS:
             raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
         with exact_names(dataset):

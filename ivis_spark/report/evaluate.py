@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.config import EvaluateConfig
+from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics as core_metrics
 from ivis_spark.core.metrics import PairDistances
+from ivis_spark.errors import ConfigError
 from ivis_spark.report import figures, html, plots
 from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.confusion import Confusion
 from ivis_spark.report.labels import Labels
 from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components
-from ivis_spark.report.wording import REMEDY
+from ivis_spark.report.wording import NAMES, REMEDY
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -162,7 +164,9 @@ def measure_sample(
     found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
     found |= {"plot_rows": min(len(sample.ids), config.plot_rows)}
     found |= {"n_pairs": config.n_pairs, "n_triplets": config.n_triplets}
-    found |= dict.fromkeys([*JUDGED, *(f"pca_{name}" for name in JUDGED)])
+    own = import_metrics(config.metrics)
+    found["own_metrics"] = {name: (measure.__doc__ or "").strip().partition("\n")[0] for name, measure in own.items()}
+    found |= dict.fromkeys([f"{prefix}{name}" for prefix in ("", "pca_") for name in (*JUDGED, *own)])
     if not k or pairs is None:
         log.warning("%s rows have both features and an embedding; figures need at least 3", n)
     facts, test = _test_of_labels(sample, measured, k)
@@ -172,11 +176,29 @@ def measure_sample(
         measures: dict[str, Any] = {}
         if k and pairs is not None:
             measures = _of_distances(X, points, k, config=config, random_state=random_state)
+            measures |= {name: _number(measure(X, points)) for name, measure in own.items()}
         if test is not None:
             of_labels, confusion = _of_labels(sample, X, points, test, random_state=random_state)
             measures |= of_labels
         found |= {f"{prefix}{name}": value for name, value in measures.items()}
     return found | facts | {"confusion": None if confusion is None else confusion.to_mapping()}, confusion
+
+
+def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], NDArray[Any]], float]]:
+    """Return metrics of the user's own by the names of their functions.
+
+    Raises:
+        ConfigError: if one cannot be imported, or is called as what a report holds already.
+    """
+    found = {}
+    for name in names:
+        key = name.rpartition(":")[2]
+        if key in found or key in NAMES:
+            raise ConfigError(
+                f"evaluate.metrics: the report has a metric {key!r} already; rename the function of {name}"
+            )
+        found[key] = import_named(name, "evaluate.metrics")
+    return found
 
 
 def _of_distances(

@@ -141,7 +141,7 @@ def _facts(findings: Findings) -> str:
 
 def _verdicts(findings: Findings) -> str:
     found, body = findings.found, []
-    for key, name, meaning, chance in METRICS:
+    for key, name, meaning, chance in _metrics_of(found):
         value = found[key]
         if value is None:
             continue
@@ -173,8 +173,16 @@ def _verdicts(findings: Findings) -> str:
 </section>"""
 
 
+def _metrics_of(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return key, name, meaning and chance of each metric; of the user's own, the name and text of their functions."""
+    own = (
+        (key, key.replace("_", " ").capitalize(), meaning, "") for key, meaning in found.get("own_metrics", {}).items()
+    )
+    return [*METRICS, *((key, *map(escape, texts)) for key, *texts in own)]
+
+
 def _counted(found: Mapping[str, Any]) -> str:
-    given = [found.get(f"{key}_verdict") for key, *_ in METRICS]
+    given = [found.get(f"{key}_verdict") for key, *_ in _metrics_of(found)]
     parts = [f"{given.count(key)} {name.lower()}" for key, name in VERDICTS.items() if key in given]
     return f"<b>{', '.join(parts)}.</b>" if parts else ""
 

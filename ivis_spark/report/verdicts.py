@@ -52,7 +52,9 @@ def judge(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
         metrics: As in metrics.json; `pca_` and a metric's name is what principal components reach.
         settings: The run's configuration, nested.
     """
-    verdicts: dict[str, Verdict | None] = {f"{name}_verdict": _judge(metrics, name) for name in JUDGED}
+    verdicts: dict[str, Verdict | None] = {
+        f"{name}_verdict": _judge(metrics, name) for name in (*JUDGED, *metrics.get("own_metrics", ()))
+    }
     if metrics["labels"] == "trained on":
         verdicts |= {f"{name}_verdict": None for name in (*_OF_CLASSES, "centroid_correlation")}
     recall, low = metrics["recall_at_k"], metrics["recall_low"]

@@ -52,7 +52,7 @@ def write_report(
     found |= {"classes": None, "recall_low": 0.4, "recall_high": 0.6}
     training = {"loss": [0.9, 0.5, 0.3]}
     found |= {"labels": None, "tested_rows": None}
-    findings = html.Findings("A page", found, sample, None, pairs, measured, training, {}, [], {})
+    findings = html.Findings("A page", found, sample, None, pairs, measured, None, training, {}, [], {})
     folder.mkdir(parents=True, exist_ok=True)
     write_findings(str(folder), findings)
     return folder / "report.html", np.stack([pairs.first, pairs.second], axis=1)

@@ -267,6 +267,7 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same", labelCol="y").evaluate(frame)
     with pytest.raises(ConfigError, match="metricName='nope' is not one of: trustworthiness"):
         EmbeddingEvaluator(metricName="nope", embeddingCol="same").evaluate(frame)
+    assert EmbeddingEvaluator(metricName="toy_metrics:kept_order", embeddingCol="same").evaluate(frame) == 1
     EmbeddingEvaluator(k=3).save(str(tmp_path / "e"))
     assert EmbeddingEvaluator.load(str(tmp_path / "e")).getK() == 3
 
