@@ -206,3 +206,35 @@ def test_numbers_as_numpy_and_yaml_have_them() -> None:
     for name, wrong in refused:
         with pytest.raises(ConfigError, match=f"train.{name}=.* number, for example"):
             TrainConfig(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("components", "n_features", "kind", "expected"),
+    [
+        ("auto", 128, {}, None),
+        ("auto", 129, {}, 50),
+        ("auto", 51, {"sparse": True}, 50),
+        ("auto", 50, {"sparse": True}, None),
+        ("auto", 3000, {"images": True}, None),
+        ("none", 3000, {}, None),
+        (20, 3000, {}, 20),
+        (20, 8, {}, 8),
+    ],
+)
+def test_components_follow_the_width(components: object, n_features: int, kind: dict, expected: int | None) -> None:
+    data = Config.from_mapping({"data": {"components": components}}).data
+    assert data.components_of(n_features, **{"sparse": False, "images": False, **kind}) == expected
+
+
+def test_components_keep_euclidean_distances_alone() -> None:
+    assert Config().data.components == "auto" and Config(preset="ivis").data.components is None
+    assert Config.from_mapping({"neighbours": {"metric": "manhattan"}}).data.components is None
+    for metric in ("angular", "manhattan"):
+        with pytest.raises(ConfigError, match=f"data.components=20 .*metric={metric}.*data.components=none"):
+            Config.from_mapping({"data": {"components": 20}, "neighbours": {"metric": metric}})
+
+
+def test_indices_need_values() -> None:
+    for data in ({"indices_col": "i"}, {"n_features": 3}):
+        with pytest.raises(ConfigError, match="pass that too"):
+            Config.from_mapping({"data": data})

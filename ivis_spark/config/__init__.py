@@ -106,6 +106,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"patience": IVIS_PATIENCE, "cooldown_epochs": IVIS_COOLDOWN},
     },
     "fast": {
+        "data": {"components": AUTO},
         "train": {
             "distance": "infonce",
             "shared_negatives": 128,
@@ -157,6 +158,24 @@ class Config(Checked):
             if passed is None or isinstance(passed, section):
                 object.__setattr__(self, name, _with_preset(section, passed, preset.get(name, {})))
         super().__post_init__()
+        self._choose_components()
+
+    def _choose_components(self) -> None:
+        """Let `auto` project nothing where that would change which rows are near: components keep Euclidean distances.
+
+        Angles and inner products depend on the origin, the other metrics on the axes.
+        """
+        count: Any = self.data.components
+        if count is None or self.neighbours.metric == "euclidean":
+            return
+        if count != AUTO:
+            raise ConfigError(
+                f"data.components={count} keeps Euclidean distances, not neighbours.metric={self.neighbours.metric}: "
+                "set data.components=none, or the metric to euclidean"
+            )
+        data, given = dataclasses.replace(self.data, components=None), self.data.given
+        object.__setattr__(data, "given", given)
+        object.__setattr__(self, "data", data)
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:

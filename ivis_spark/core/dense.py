@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.core.projection import is_sparse
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 
 Array = NDArray[np.float32]
@@ -125,13 +126,13 @@ class DenseNetwork:
         """Return this network followed by another."""
         return DenseNetwork(self.layers + head.layers)
 
-    def __call__(self, X: NDArray[Any]) -> Array:
+    def __call__(self, X: Any) -> Array:
         """Return the output of each row.
 
         Runs on: driver or executor. Memory: the output, and about 1 MB a layer for a chunk of rows.
 
         Args:
-            X: Features of any numeric type, shape (n, n_inputs).
+            X: Features of any numeric type, shape (n, n_inputs); an array, or a SciPy CSR matrix, which stays sparse.
 
         Returns:
             float32, shape (n, n_outputs).
@@ -144,18 +145,23 @@ class DenseNetwork:
                 f"X has shape {X.shape}; it must have rows of {self.n_inputs} features, as the model was trained on: "
                 f"pass an array of shape (n, {self.n_inputs})"
             )
-        output = np.empty((len(X), self.n_outputs), dtype=np.float32)
+        output = np.empty((X.shape[0], self.n_outputs), dtype=np.float32)
         widest = max(layer.kernel.shape[1] for layer in self.layers)
-        rows = min(max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (4 * widest)), max(1, len(X)))
+        rows = min(max(_MIN_CHUNK_ROWS, _CHUNK_BYTES // (4 * widest)), max(1, X.shape[0]))
         # Used again for every chunk: fresh memory of this size costs a page fault each 4 kB.
         buffers = [np.empty((rows, layer.kernel.shape[1]), np.float32) for layer in self.layers[:-1]]
         spare = np.empty((rows, widest), np.float32)
-        for start in range(0, len(X), rows):
-            hidden = np.ascontiguousarray(X[start : start + rows], dtype=np.float32)
-            count = len(hidden)
+        for start in range(0, X.shape[0], rows):
+            hidden: Any = X[start : start + rows]
+            hidden = hidden.astype(np.float32) if is_sparse(X) else np.ascontiguousarray(hidden, dtype=np.float32)
+            count = hidden.shape[0]
             targets = [*(buffer[:count] for buffer in buffers), output[start : start + rows]]
             for layer, target in zip(self._folded, targets, strict=True):
-                hidden = np.matmul(hidden, layer.kernel, out=target)
+                if is_sparse(hidden):
+                    target[:] = hidden @ layer.kernel
+                    hidden = target
+                else:
+                    hidden = np.matmul(hidden, layer.kernel, out=target)
                 hidden += layer.bias
                 if layer.activation == _BENT:
                     _bend(hidden, spare.reshape(-1)[: hidden.size].reshape(hidden.shape))

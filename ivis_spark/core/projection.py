@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,11 @@ SAMPLE_BYTES = 64 << 20
 _ROWS_AT_ONCE = 4096
 
 
+def is_sparse(rows: Any) -> bool:
+    """Tell whether rows are a SciPy sparse matrix."""
+    return hasattr(rows, "tocsr")
+
+
 @dataclass(frozen=True, eq=False)
 class Projection:
     """Maps a row x to (x - mean) @ axes.
@@ -24,7 +31,7 @@ class Projection:
 
     Attributes:
         mean: Of each feature, float64 (d,).
-        axes: float64 (d, c).
+        axes: float64 (d, c), each a float32 number: what is saved is what was used.
         explained: Share of the variance along each component, float64 (c,); empty if it is not known.
     """
 
@@ -49,29 +56,36 @@ class Projection:
         from sklearn.decomposition import PCA
 
         n, d = sample.shape
-        sparse = hasattr(sample, "tocsr")
+        sparse = is_sparse(sample)
         count = min(n_components, n - 1, d - 1 if sparse else d)  # ARPACK finds all but the last
         if count < 1:
             raise InputError(f"rows of shape {(n, d)} have no principal components: at least 2 rows and 2 features do")
+        if sparse and (sample.max(axis=0) != sample.min(axis=0)).nnz == 0:  # rows that are all equal break ARPACK
+            mean = np.asarray(sample.mean(axis=0), dtype=np.float64).ravel()
+            return cls(mean, np.eye(d, count), np.zeros(count))
         pca = PCA(count, svd_solver="arpack" if sparse else "auto", random_state=seed)
         with np.errstate(invalid="ignore", divide="ignore"):  # of rows that are all equal
             pca.fit(sample.astype(np.float64) if sparse else sample)
         spread = float(np.sqrt(np.mean(pca.explained_variance_, dtype=np.float64)))
         scale = 1.0 / spread if spread > 0 else 1.0
-        axes = pca.components_.T.astype(np.float64) * scale
+        axes = (pca.components_.T * scale).astype(np.float32).astype(np.float64)
         explained = np.nan_to_num(pca.explained_variance_ratio_.astype(np.float64))
         return cls(np.asarray(pca.mean_, dtype=np.float64), axes, explained)
 
     def transform(self, rows: Any) -> NDArray[np.float32]:
         """Project rows, an array or a SciPy sparse matrix of shape (n, d), to float32 (n, c)."""
-        if hasattr(rows, "tocsr"):
+        if is_sparse(rows):
             return np.asarray(rows.astype(np.float64) @ self.axes - self.mean @ self.axes, dtype=np.float32)
-        output, axes = np.empty((len(rows), self.axes.shape[1]), np.float32), self.axes.astype(np.float32)
+        output, axes = np.empty((len(rows), self.axes.shape[1]), np.float32), self._axes
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
             # Centred before it is rounded: features far from 0 keep their digits.
             np.matmul((rows[part] - self.mean).astype(np.float32), axes, out=output[part])
         return output
+
+    @functools.cached_property
+    def _axes(self) -> NDArray[np.float32]:
+        return self.axes.astype(np.float32)
 
     def around_origin(self, projected: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return projected rows (n, c) as seen from the origin of the features, float32 (n, c + 1).
@@ -83,3 +97,46 @@ class Projection:
         rest = np.sqrt(max(0.0, float(self.mean @ self.mean) * length**2 - float(offset @ offset)))
         constant = np.full((len(projected), 1), rest, np.float32)
         return np.concatenate([projected + offset.astype(np.float32), constant], axis=1)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what JSON can hold; the arrays as base64 of little-endian numbers, exactly."""
+        arrays = {"mean": self.mean.astype("<f8"), "axes": self.axes.astype("<f4")}
+        packed = {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
+        return {**packed, "explained": self.explained.tolist()}
+
+    @classmethod
+    def from_mapping(cls, mapping: Any) -> Projection:
+        """Read what `to_mapping` gave. Raises KeyError, TypeError or ValueError if it is something else."""
+        mean = np.frombuffer(base64.b64decode(mapping["mean"], validate=True), "<f8")
+        axes = np.frombuffer(base64.b64decode(mapping["axes"], validate=True), "<f4").reshape(len(mean), -1)
+        if not axes.shape[1]:
+            raise ValueError("a projection has no axes")
+        return cls(mean, axes.astype(np.float64), np.asarray(mapping["explained"], np.float64))
+
+
+def kept_neighbours(rows: Any, projected: NDArray[np.float32], *, k: int, queries: int) -> float:
+    """Return the share of the k nearest rows by all features that are among the k nearest by components.
+
+    Runs on: driver. Memory: queries x (n + d) numbers.
+
+    Args:
+        rows: float (n, d) in random order, an array or a SciPy sparse matrix.
+        projected: The same rows projected, float32 (n, c).
+        k: Neighbours, fewer than n.
+        queries: Number of first rows whose neighbours are compared.
+    """
+    near = [_nearest(points, min(queries, len(projected)), k) for points in (rows, projected)]
+    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*near, strict=True)]))
+
+
+def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
+    """Return the k nearest other rows of the first ones."""
+    if is_sparse(rows):
+        lengths = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
+        products = np.asarray(rows @ rows[:queries].T.toarray()).T
+    else:
+        rows = rows - rows.mean(axis=0)
+        lengths, products = np.einsum("ij,ij->i", rows, rows), rows[:queries] @ rows.T
+    keys = lengths[None, :] - 2 * products
+    keys[np.arange(queries), np.arange(queries)] = np.inf
+    return np.argpartition(keys, k - 1, axis=1)[:, :k]

@@ -6,6 +6,7 @@ common, and lose the others when they are made float32 as they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.core.projection import Projection, is_sparse
 from ivis_spark.errors import ArtifactError, InputError
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -41,14 +43,25 @@ class FeatureStatistics:
         return cls(0, zeros, zeros, np.full(width, np.inf), np.full(width, -np.inf))
 
     @classmethod
-    def of(cls, X: NDArray[Any]) -> FeatureStatistics:
-        """Statistics of the rows of X, shape (n, d), finite."""
-        if len(X) == 0:
+    def of(cls, X: Any) -> FeatureStatistics:
+        """Statistics of the rows of X, shape (n, d), finite; an array or a SciPy sparse matrix of float64."""
+        if X.shape[0] == 0:
             return cls.empty(X.shape[1])
+        if is_sparse(X):
+            return cls._of_sparse(X)
         low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
         mean = np.clip(X.mean(axis=0, dtype=np.float64), low, high)
         m2 = ((X - mean) ** 2).sum(axis=0, dtype=np.float64)
         return cls(len(X), mean, m2, low, high)
+
+    @classmethod
+    def _of_sparse(cls, X: Any) -> FeatureStatistics:
+        n, width = X.shape
+        low, high = (found.toarray().ravel() for found in (X.min(axis=0), X.max(axis=0)))
+        mean = np.clip(np.bincount(X.indices, X.data, width) / n, low, high)
+        zeros = n - np.bincount(X.indices, minlength=width)
+        m2 = np.bincount(X.indices, (X.data - mean[X.indices]) ** 2, width) + zeros * mean**2
+        return cls(n, mean, m2, low, high)
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         """Statistics of the rows of both."""
@@ -101,11 +114,34 @@ class FeatureStatistics:
 
 @dataclass(frozen=True)
 class Scaler:
-    """Maps a row x to (x - offset) * factor, in float64, then to float32. Shapes (d,), float64."""
+    """Maps a row x to (x - offset) * factor, in float64, then to float32. Shapes (d,), float64.
+
+    With a projection, scaled rows are projected onto principal components before they are made float32. All that takes
+    a scaler, such as an encoder or an index, then takes rows as the user has them, dense or sparse.
+    """
 
     kind: str
     offset: NDArray[np.float64]
     factor: NDArray[np.float64]
+    projection: Projection | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """Features of a row as the user has it."""
+        return len(self.offset)
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers of a row that was transformed."""
+        return self.n_inputs if self.projection is None else self.projection.axes.shape[1]
+
+    @functools.cached_property
+    def _folded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The scaling folded into the projection: axes (d, c) and constant (c,), so that sparse rows stay sparse."""
+        projection = self.projection
+        if projection is None:
+            raise ValueError("there is no projection")
+        return self.factor[:, None] * projection.axes, (self.offset * self.factor + projection.mean) @ projection.axes
 
     @classmethod
     def fit(cls, kind: str, statistics: FeatureStatistics) -> Scaler:
@@ -127,30 +163,35 @@ class Scaler:
         factor = np.divide(1.0, spread, out=np.zeros(width), where=varies & (spread > _LEAST_SPREAD))
         return cls(kind, offset, factor)
 
-    def transform(self, X: NDArray[Any]) -> NDArray[np.float32]:
-        """Scale rows. What lies so far out that it is no float32 becomes infinite; callers refuse it.
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Scale rows, and project them. What lies so far out that it is no float32 becomes infinite; callers refuse it.
 
         Args:
-            X: Numbers, shape (n, d), not cast to fewer digits before.
+            X: Numbers, shape (n, d), not cast to fewer digits before; an array, or a SciPy sparse matrix, which is made
+                dense a chunk at a time if there is no projection.
 
         Returns:
-            float32, shape (n, d); X itself if the scaler changes nothing and X is float32.
+            float32, shape (n, n_outputs); X itself if the scaler changes nothing and X is float32.
 
         Raises:
             InputError: if X has another number of features than the scaler was fitted on.
         """
         if X.shape[1] != len(self.offset):
             raise InputError(f"rows have {X.shape[1]} features; the model was trained on {len(self.offset)}")
-        with np.errstate(over="ignore"):
-            if self.kind == "none":
-                return X.astype(np.float32, copy=False)
-            scaled = np.empty(X.shape, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if is_sparse(X) and self.projection is not None:
+                axes, constant = self._folded
+                return np.asarray(X.astype(np.float64) @ axes - constant, dtype=np.float32)
+            if self.kind == "none" and self.projection is None and not is_sparse(X):
+                return np.asarray(X.astype(np.float32, copy=False))
+            output = np.empty((X.shape[0], self.n_outputs), np.float32)
             step = max(1, _CHUNK_NUMBERS // max(X.shape[1], 1))
-            for start in range(0, len(X), step):
-                part = np.subtract(X[start : start + step], self.offset, dtype=np.float64)
+            for start in range(0, X.shape[0], step):
+                part = X[start : start + step]
+                part = np.subtract(part.toarray() if is_sparse(X) else part, self.offset, dtype=np.float64)
                 part *= self.factor
-                scaled[start : start + step] = part
-        return scaled
+                output[start : start + step] = part if self.projection is None else self.projection.transform(part)
+        return output
 
     def inverse(self, values: NDArray[Any], features: Sequence[int]) -> NDArray[np.float64]:
         """Return scaled values of some features, shape (n, len(features)), as the user had them.
@@ -163,8 +204,9 @@ class Scaler:
         return unscaled + self.offset[places]
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return plain lists for JSON; float64 survives the way exactly."""
-        return {"kind": self.kind, "offset": self.offset.tolist(), "factor": self.factor.tolist()}
+        """Return what JSON can hold; float64 survives the way exactly."""
+        plain = {"kind": self.kind, "offset": self.offset.tolist(), "factor": self.factor.tolist()}
+        return plain if self.projection is None else {**plain, "projection": self.projection.to_mapping()}
 
     @classmethod
     def from_mapping(cls, mapping: Any) -> Scaler:
@@ -177,11 +219,14 @@ class Scaler:
             offset = np.asarray(mapping["offset"], dtype=np.float64)
             factor = np.asarray(mapping["factor"], dtype=np.float64)
             kind = str(mapping["kind"])
+            projection = Projection.from_mapping(mapping["projection"]) if mapping.get("projection") else None
         except (KeyError, TypeError, ValueError) as err:
             raise ArtifactError(f"the saved scaler is not readable: {err!r}; train the model again") from err
         if offset.ndim != 1 or offset.shape != factor.shape:
             raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; train the model again")
-        return cls(kind, offset, factor)
+        if projection is not None and len(projection.mean) != len(offset):
+            raise ArtifactError("the saved projection is of other features than the scaler; train the model again")
+        return cls(kind, offset, factor, projection)
 
 
 def _rounded(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ivis_spark.estimator import Ivis
 
 _PARAMS = (
-    *("featuresCol", "featureCols", "labelCol", "idCol", "imageHeight", "imageWidth", "imageMode"),
+    *("featuresCol", "featureCols", "indicesCol", "labelCol", "idCol", "imageHeight", "imageWidth", "imageMode"),
     *("outputCol", "scoresCol", "classCol", "precision", "embedInvalid"),
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
@@ -95,6 +95,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         names = folder.serving["features"]
         chosen = {"featuresCol": names[0]} if len(names) == 1 else {"featureCols": names}
         images = {camel(name): value for name, value in folder.images.items()}
+        images |= {"indicesCol": folder.indices_col} if folder.indices_col else {}
         set_params(self, {**(chosen if names else {}), **images, **params})
 
     @property

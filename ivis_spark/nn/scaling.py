@@ -13,16 +13,31 @@ from ivis_spark.nn.distances import Tensor
 
 @keras.saving.register_keras_serializable(package="ivis_spark")
 class RowScaling(keras.layers.Layer):  # type: ignore[misc]
-    """Maps rows x to (x - offset) * factor as `core.scaling.Scaler` does, to the same bits: float64 to float32."""
+    """Maps rows x to (x - offset) * factor as `core.scaling.Scaler` does, to the same bits: float64 to float32.
 
-    def __init__(self, kind: str, offset: list[float], factor: list[float], **options: Any) -> None:
+    With a projection, scaled rows are projected too, as far as float32 goes to the same numbers.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        offset: list[float],
+        factor: list[float],
+        projection: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         """Keep what `Scaler.to_mapping` gives."""
         super().__init__(trainable=False, **{**options, "dtype": "float64"})
-        self.scaler = Scaler.from_mapping({"kind": kind, "offset": offset, "factor": factor})
+        plain = {"kind": kind, "offset": offset, "factor": factor}
+        self.scaler = Scaler.from_mapping({**plain, "projection": projection})
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Scale rows, shape (b, d)."""
-        return keras.ops.cast((inputs - self.scaler.offset) * self.scaler.factor, "float32")
+        """Scale rows, shape (b, d), and project them."""
+        scaled, projection = (inputs - self.scaler.offset) * self.scaler.factor, self.scaler.projection
+        if projection is None:
+            return keras.ops.cast(scaled, "float32")
+        centred = keras.ops.cast(scaled - projection.mean, "float32")
+        return keras.ops.matmul(centred, keras.ops.cast(projection.axes, "float32"))
 
     def get_config(self) -> dict[str, Any]:
         """Return what the layer is made of."""

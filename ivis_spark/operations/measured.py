@@ -53,7 +53,10 @@ def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[Estimate]:
         settings.update(manifest.spec["config"])
     seen = {stage: manifest.info for stage, manifest in manifests.items()}
     info = manifests["rows"].info
-    return make_plan(info["rows"], info["dims"], Config.from_mapping(settings), Cluster(1, cores, 64e9), seen=seen)
+    projected = info.get("components")  # a run of an older version has none, whatever the default is now
+    settings["data"] = {**settings.get("data", {}), "components": None if projected is None else projected["count"]}
+    config, n_features = Config.from_mapping(settings), info.get("n_features", info["dims"])
+    return make_plan(info["rows"], n_features, config, Cluster(1, cores, 64e9), seen=seen)
 
 
 def run_manifests(root: str) -> dict[str, Manifest]:

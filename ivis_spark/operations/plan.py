@@ -38,7 +38,7 @@ def make_plan(
 
     Args:
         n_rows: Rows of the table.
-        dims: Features of a row.
+        dims: Features of a row; stages after the rows have as many components, if `data.components` projects these.
         config: Settings of the run.
         cluster: What it runs on.
         seen: By stage, facts of a finished run's manifest, in the place of what is assumed of the table.
@@ -53,9 +53,10 @@ def make_plan(
             f"--rows {n_rows:g} --dims {dims}: dims must be at least 1, and rows at least neighbours.k + 2 = "
             f"{config.neighbours.k + 2}"
         )
-    found = []
+    found, components = [], config.data.components_of(dims, sparse=False, images=False)
     for name, estimate in _ESTIMATES.items():
-        stage = estimate(n_rows, dims, config, cluster, (seen or {}).get(name, {}))
+        width = dims if name == "rows" or components is None else components
+        stage = estimate(n_rows, width, config, cluster, (seen or {}).get(name, {}))
         found.append(dataclasses.replace(stage, core_seconds=stage.core_seconds * (factors or {}).get(name, 1.0)))
     held = cluster.slots * sum(stage.seconds for stage in found)
     for stage in found:

@@ -53,7 +53,8 @@ def find_columns(
 
     Args:
         names: As the user named them.
-        features: Names of the feature columns, or of the one array, whose elements are `name[0]`, `name[1]`, ...
+        features: Names of the feature columns, or of the one array, whose elements are `name[0]`, `name[1]`, ...; none
+            if the rows hold principal components.
         width: Features of a row.
         scaler: How they were scaled; values are shown as the user had them.
         kept: Names of the columns that were kept.
@@ -75,9 +76,12 @@ def find_columns(
         return Wanted(found, scaler=scaler)
     missing = [name for name in others if name not in kept]
     if missing:
+        if features:
+            what = f"neither features ({', '.join(features[:20])}; of an array name[0] and so on) nor"
+        else:
+            what = "whose values rows of principal components lack: data.keep_columns keeps columns of numbers. Not"
         raise ConfigError(
-            f"{_SETTING} names {', '.join(missing)}, neither features ({', '.join(features[:20])}; of an array name[0] "
-            f"and so on) nor columns that were kept with the rows ({', '.join(kept)})"
+            f"{_SETTING} names {', '.join(missing)}, {what} columns that were kept with the rows ({', '.join(kept)})"
         )
     from ivis_spark.spark.rows.columns import quoted
 

@@ -23,7 +23,7 @@ from ivis_spark.report import figures, html, plots
 from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.confusion import Confusion
 from ivis_spark.report.labels import Labels
-from ivis_spark.report.sample import Sample, count_density, density_bins, draw_sample
+from ivis_spark.report.sample import Originals, Sample, count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components
 from ivis_spark.report.wording import NAMES, REMEDY
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _MARGIN_SHARE = 0.01
 _FITTED = 0.75
+_KEPT = ("kept_neighbours", "kept_neighbours_k")
 
 
 def evaluate(
@@ -52,6 +53,8 @@ def evaluate(
     held_out: tuple[float, int] | None = None,
     table: str | None = None,
     predicted: str | None = None,
+    originals: Originals | None = None,
+    components: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write report.html, metrics.json and pictures into `folder`.
 
@@ -77,6 +80,8 @@ def evaluate(
         held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
         table: Name of the table, for the heading.
         predicted: Column of `embeddings` with the class that the model predicts; None if it predicts none.
+        originals: Of rows that hold principal components, features of some, by which all is measured but the recall.
+        components: What the stage `rows` says of them.
 
     Returns:
         The figures, as in metrics.json: the same keys always, None where a figure does not apply, flat but for
@@ -100,6 +105,7 @@ def evaluate(
         wanted=wanted,
         held_out=held_out,
         predicted=predicted,
+        originals=originals,
     )
     pairs = sample_pairs(sample, config=config, random_state=random_state)
     describe_job(spark, "report: counts of all rows")
@@ -111,6 +117,7 @@ def evaluate(
         "embedding_dims": sample.embedding.shape[1],
         **measures,
         **_of_run(training, neighbours),
+        **_of_components(components),
     }
     found |= judge(found, settings or {})
     reasons = collapse_reasons(sample, training)
@@ -298,6 +305,11 @@ def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -
         "epochs": training.get("epochs", len(loss)),
         "training_seconds": _number(training.get("training_seconds")),
     }
+
+
+def _of_components(components: Mapping[str, Any] | None) -> dict[str, Any]:
+    names = {"count": "components", **{name: name for name in ("explained_variance", *_KEPT)}}
+    return {key: (components or {}).get(name) for name, key in names.items()}
 
 
 def collapse_reasons(sample: Sample, training: Mapping[str, Any]) -> list[str]:

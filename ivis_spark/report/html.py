@@ -278,6 +278,12 @@ def _recall_note(found: Mapping[str, Any]) -> str:
         parts.append(f"95 % interval {found['recall_low']:.4f} to {found['recall_high']:.4f}")
     if found["recall_sample"] is not None:
         parts.append(f"{found['recall_sample']:,} sampled rows against exact search")
+    if found.get("components") is not None:
+        parts.append(
+            f"among {found['components']} principal components with {100 * found['explained_variance']:.1f} % of the "
+            f"variance, which keep {100 * found['kept_neighbours']:.1f} % of the {found['kept_neighbours_k']} nearest "
+            "of sampled rows by all features"
+        )
     return f" ({escape('; '.join(parts))}.)" if parts else ""
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.config import EvaluateConfig
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.report.colouring import Wanted, packed_features, readable, unpack_features
 from ivis_spark.report.labels import Labels, read_labels
@@ -61,6 +62,19 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Originals:
+    """Features of some rows as the user has them, where the rows hold principal components.
+
+    Attributes:
+        table: `id` and `features`, not scaled.
+        scaler: Of the features, without the projection.
+    """
+
+    table: DataFrame
+    scaler: Scaler
+
+
+@dataclass(frozen=True)
 class Density:
     """All rows counted in equal bins of the first two dimensions (or the only one).
 
@@ -85,8 +99,11 @@ def draw_sample(
     wanted: Wanted | None = None,
     held_out: tuple[float, int] | None = None,
     predicted: str | None = None,
+    originals: Originals | None = None,
 ) -> Sample:
     """Draw rows by id; features for at most `config.sample_rows` of them, and at most 256 MiB.
+
+    With `originals`, the rows that these are of come first, and they alone are measured.
 
     Runs on: driver. Collects at most max(sample_rows, plot_rows) embeddings, with the columns to colour them by.
 
@@ -105,7 +122,11 @@ def draw_sample(
     columns += [] if predicted is None else [_plain(embeddings, predicted, "predicted")]
     size = max(config.sample_rows, config.plot_rows)
     hashed = F.xxhash64(F.lit(random_state), F.col("id"))
-    drawn: Any = embeddings.select(*columns).orderBy(hashed, F.col("id")).limit(size).toPandas()
+    order = [hashed, F.col("id")]
+    if originals is not None:
+        whole = F.broadcast(originals.table.select("id", F.lit(True).alias("original")))
+        embeddings, order = embeddings.join(whole, "id", "left"), [F.col("original").asc_nulls_last(), *order]
+    drawn: Any = embeddings.orderBy(*order).limit(size).select(*columns).toPandas()
     if drawn.empty:
         raise InputError("the table of embeddings has no rows; nothing can be evaluated")
     ids = drawn["id"].to_numpy(np.int64)
@@ -119,7 +140,7 @@ def draw_sample(
     found = {name: list(drawn[f"column{place}"]) for place, name in enumerate(further)}
     found |= _draw_wanted(spark, rows, wanted or Wanted(), ids)
     read = {name: read_labels(values) for name, values in found.items()}
-    measured, features = _draw_features(spark, rows, ids[: config.sample_rows])
+    measured, features = _draw_features(spark, rows, originals, ids[: config.sample_rows])
     known = {name: column for name, column in read.items() if column is not None}
     tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
     of_model = None if predicted is None else read_labels(list(drawn["predicted"]))
@@ -229,14 +250,16 @@ def _of_ids(spark: SparkSession, table: DataFrame, ids: NDArray[np.int64]) -> An
 
 
 def _draw_features(
-    spark: SparkSession, rows: DataFrame, ids: NDArray[np.int64]
+    spark: SparkSession, rows: DataFrame, originals: Originals | None, ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     from pyspark.sql import functions as F
 
-    first = rows.select(F.length("features").alias("size")).head()
+    rows = rows if originals is None else originals.table
+    first: Any = rows.select(F.length("features").alias("size") if originals is None else "id").head()
     if first is None:
         return np.empty(0, np.int64), np.empty((0, 1), np.float32)
-    most = max(100, math.floor(FEATURE_BYTES / max(first["size"], 1)))
+    size = first["size"] if originals is None else 4 * originals.scaler.n_inputs
+    most = max(100, math.floor(FEATURE_BYTES / max(size, 1)))
     if most < len(ids):
         log.warning("figures are measured on %s rows and not %s: their features fill 256 MiB", most, len(ids))
         ids = ids[:most]
@@ -245,7 +268,12 @@ def _draw_features(
     positions = np.array([place for place, key in enumerate(ids) if key in by_id], np.int64)
     if not len(positions):
         return positions, np.empty((0, 1), np.float32)
-    return positions, np.stack([np.frombuffer(by_id[ids[place]], "<f4") for place in positions])
+    packed = [by_id[ids[place]] for place in positions]
+    if originals is None:
+        return positions, np.stack([np.frombuffer(row, "<f4") for row in packed])
+    from ivis_spark.spark.rows.components import rows_of
+
+    return positions, originals.scaler.transform(rows_of(packed, originals.scaler.n_inputs))
 
 
 def _stack(ids: NDArray[np.int64], vectors: Any) -> NDArray[np.float64]:

@@ -42,6 +42,12 @@ def check_fit(info: dict[str, Any], config: Config) -> None:
             f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "
             f"input has {rows}. " + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
         )
+    if info.get("components") and config.neighbours.metric != "euclidean":
+        raise InputError(
+            f"neighbours.metric={config.neighbours.metric} needs the features, and the rows of this run hold "
+            f"{info['components']['count']} principal components: build them again with --overwrite and --set "
+            "data.components=none"
+        )
     if config.neighbours.by_label and info["labels"] is None:
         raise InputError("neighbours.by_label needs labels; name their column with --label-col")
     _check_labels(info, config.train.supervision_metric)

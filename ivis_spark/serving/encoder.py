@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.core.projection import is_sparse
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError, NotFittedError
 
 Floats = NDArray[np.float32]
 
+_CHUNK_BYTES = 8 << 20  # of sparse rows that must be made dense
 _KERAS_BATCH = 256  # the one shape a graph is traced for; the last rows of a batch are padded to it
 
 
@@ -41,7 +43,7 @@ class Encoder:
 
     Args:
         network: Forward pass: in NumPy, or of Keras for a backbone that is not a chain of dense layers.
-        scaler: Scaling of raw rows; None for rows that are scaled already.
+        scaler: Scaling of raw rows, and their projection; None for rows that went through it already.
         head: From the embedding to the scores of a supervised model.
     """
 
@@ -50,8 +52,15 @@ class Encoder:
         self.scaler = scaler
         self.head = head
 
-    def __call__(self, X: NDArray[Any]) -> Floats:
+    @property
+    def n_inputs(self) -> int:
+        """Features of a row as it comes."""
+        return self.network.n_inputs if self.scaler is None else self.scaler.n_inputs
+
+    def __call__(self, X: Any) -> Floats:
         """Embed rows of shape (n, d), in float64 where float32 would lose digits: float32, shape (n, e).
+
+        A SciPy CSR matrix stays sparse up to the projection, or to the first layer where nothing is scaled.
 
         Raises:
             InputError: if d is not the width the network was trained on, or rows lie so far from what it was trained on
@@ -61,21 +70,31 @@ class Encoder:
         beyond = ~np.isfinite(embedding).all(axis=1)
         if beyond.any():
             raise InputError(
-                f"{int(beyond.sum())} of {len(X)} rows, the first {int(beyond.argmax())}, lie so far from what the "
-                "model was trained on that their embedding exceeds float32: fix them or leave them out"
+                f"{int(beyond.sum())} of {len(beyond)} rows, the first {int(beyond.argmax())}, lie so far from what "
+                "the model was trained on that their embedding exceeds float32: fix them or leave them out"
             )
         return embedding
 
-    def embed(self, X: NDArray[Any]) -> Floats:
+    def embed(self, X: Any) -> Floats:
         """Embed rows as `__call__` does, but leave what exceeds float32 infinite or NaN, for the caller to handle.
 
         Raises:
             InputError: if d is not the width the network was trained on.
         """
-        if len(X) == 0:
+        if X.shape[0] == 0:
             return np.empty((0, self.network.n_outputs), np.float32)
+        if is_sparse(X) and not self._takes_sparse:
+            step = max(1, _CHUNK_BYTES // (8 * X.shape[1]))
+            starts = range(0, X.shape[0], step)
+            return np.concatenate([self.embed(X[start : start + step].toarray()) for start in starts])
         with np.errstate(over="ignore", invalid="ignore"):
             return self.network(X if self.scaler is None else self.scaler.transform(X))
+
+    @property
+    def _takes_sparse(self) -> bool:
+        if self.scaler is None:
+            return isinstance(self.network, DenseNetwork)
+        return self.scaler.projection is not None
 
     @property
     def border(self) -> float:

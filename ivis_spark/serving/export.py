@@ -43,13 +43,18 @@ def export_onnx(model: ModelFolder, path: str) -> None:
     if scaler is not None and scaler.kind != "none":
         hidden = graph.add("Sub", hidden, graph.constant(scaler.offset, np.float64))
         hidden = graph.add("Mul", hidden, graph.constant(scaler.factor, np.float64))
+    if scaler is not None and scaler.projection is not None:
+        hidden = graph.add("Sub", hidden, graph.constant(scaler.projection.mean, np.float64))
+    if hidden != "features":
         hidden, kind = graph.add("Cast", hidden, to=TensorProto.FLOAT), TensorProto.DOUBLE
+    if scaler is not None and scaler.projection is not None:
+        hidden = graph.add("MatMul", hidden, graph.constant(scaler.projection.axes))
     outputs = [_value("embedding", encoder.network.n_outputs)]
     graph.add("Identity", graph.dense(hidden, encoder.network), output="embedding")
     if encoder.head is not None:
         graph.add("Identity", graph.dense("embedding", encoder.head), output="scores")
         outputs.append(_value("scores", encoder.head.n_outputs))
-    inputs = [helper.make_tensor_value_info("features", kind, ["n", encoder.network.n_inputs])]
+    inputs = [helper.make_tensor_value_info("features", kind, ["n", encoder.n_inputs])]
     made = helper.make_graph(graph.nodes, "ivis_spark", inputs, outputs, graph.constants)
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
     onnx.checker.check_model(proto)

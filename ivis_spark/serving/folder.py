@@ -4,7 +4,7 @@
 |---|---|
 | `encoder.keras`, `head.keras`, `model.json` | the Keras networks, for training on and for Python on one machine |
 | `dense.npz`, `head.npz` | the same networks as plain arrays; `dense.npz` only of a chain of dense layers |
-| `scaler.json` | scaling of the features; missing if the network takes rows as they are |
+| `scaler.json` | scaling of the features, and their projection; missing if the network takes rows as they are |
 | `serving.json` | shape of a row, dimensions of the embedding, names of the features, size of images |
 | `manifest.json`, in the folder above | settings, figures, and the digest of every file here |
 """
@@ -50,8 +50,9 @@ class ModelFolder:
 
     @property
     def n_inputs(self) -> int:
-        """Features of a row."""
-        return math.prod(self.serving["input_shape"])
+        """Features of a row as the user has it."""
+        scaler = self.scaler()
+        return math.prod(self.serving["input_shape"]) if scaler is None else scaler.n_inputs
 
     def encoder(self, *, scaled: bool = False, custom_objects: Mapping[str, Any] | None = None) -> Encoder:
         """Return what embeds rows.
@@ -83,6 +84,12 @@ class ModelFolder:
     def images(self) -> dict[str, Any]:
         """Settings of `data` that bring images to what the network takes; empty if the features are no images."""
         found: dict[str, Any] = self.serving.get("images") or {}
+        return found
+
+    @property
+    def indices_col(self) -> str | None:
+        """Name of the column with the indices of sparse features; None if they are not given so."""
+        found: str | None = self.serving.get("indices_col")
         return found
 
     @property
@@ -149,6 +156,7 @@ def add_serving_files(
     features: list[str],
     scaler: dict[str, Any] | None = None,
     images: dict[str, Any] | None = None,
+    indices_col: str | None = None,
     classes: dict[str, Any] | None = None,
 ) -> None:
     """Add to a folder that `nn.persistence.save_model` wrote what embedding without TensorFlow needs.
@@ -159,6 +167,7 @@ def add_serving_files(
         folder: Local path.
         features: Names of the feature columns.
         scaler: Of raw rows, from `Scaler.to_mapping`; None if the network takes them as they are.
+        indices_col: Name of the column with the indices of sparse features.
         images: `image_height`, `image_width` and `image_mode` if the features are images.
         classes: `values`, the label of each class in the order of the scores, and `type`, that of the label column.
     """
@@ -177,6 +186,7 @@ def add_serving_files(
         "n_outputs": int(saved.encoder.output_shape[-1]),
         "features": features,
         **({"images": images} if images else {}),
+        **({"indices_col": indices_col} if indices_col else {}),
         **({"classes": classes} if classes else {}),
     }
     for name, value in ((SERVING, serving), (SCALER, scaler)):
@@ -199,6 +209,7 @@ def _read_serving(value: Any) -> dict[str, Any]:
         raise ArtifactError(f"it has format {found}; this version reads format {_FORMAT}: {remedy}")
     check_fields(serving, input_shape=list, n_outputs=int, features=list)
     check_list(serving["features"], str, "features")
+    check_fields({"indices_col": None, **serving}, indices_col=(str, type(None)))
     if serving.get("classes"):
         check_fields(serving["classes"], values=list, type=str)
     if min([serving["n_outputs"], *check_list(serving["input_shape"], int, "input_shape")]) < 1:

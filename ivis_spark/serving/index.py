@@ -5,6 +5,7 @@ A row is searched in its home region, of whose file only the leaves near the row
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import tempfile
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ivis_spark import storage
 from ivis_spark.config import Metric
@@ -24,6 +24,7 @@ from ivis_spark.core.knn.leaves import Leaf
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.regions import Regions
+from ivis_spark.core.projection import is_sparse
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_record
@@ -84,7 +85,12 @@ class PartitionedIndex:
 
     @property
     def dims(self) -> int:
-        """Features of a row."""
+        """Features of a row, as the user has it."""
+        return self._dims if self.scaler is None else self.scaler.n_inputs
+
+    @property
+    def _dims(self) -> int:
+        """Numbers of a row of the index: features, or components."""
         return int(self._head["dims"])
 
     @property
@@ -102,14 +108,22 @@ class PartitionedIndex:
         """Share of the true `k` neighbours that the build found for rows held out; a query looks as far."""
         return float(self._head["recall"])
 
-    @property
+    @functools.cached_property
     def scaler(self) -> Scaler | None:
-        """What the rows of the index went through before they came into it."""
+        """What the rows of the index went through before they came into it: scaling, projection."""
         return Scaler.from_mapping(self._head["scaler"]) if self._head.get("scaler") else None
+
+    def transform(self, X: Any) -> Floats:
+        """Return rows, shape (n, d), as they are in the index: scaled and projected, float32.
+
+        Raises:
+            InputError: if they have another width or are not finite.
+        """
+        return self._checked(X, scaled=False)
 
     def query(
         self,
-        X: npt.NDArray[Any],
+        X: Any,
         k: int | None = None,
         *,
         scaled: bool = False,
@@ -119,9 +133,9 @@ class PartitionedIndex:
         """Find the nearest rows of the index.
 
         Args:
-            X: Numbers, shape (n, d), finite: rows as the user has them.
+            X: Numbers, shape (n, d), finite: rows as the user has them, an array or a SciPy CSR matrix.
             k: Neighbours wanted; that of the build if left out.
-            scaled: Whether X went through the scaler of the index already.
+            scaled: Whether X went through `transform`, or the scaler of the index, already.
             own: int64, shape (n,): ids of the rows, to leave each itself out if it is in the index.
             exact: Whether to compare with every row of the index, however long that takes.
 
@@ -147,15 +161,16 @@ class PartitionedIndex:
                 ids[part], keys[part] = without_self(*self._query(rows[part], k + 1, exact), own[part], k)
         return ids, Space(self.metric).distances(keys)
 
-    def home(self, X: npt.NDArray[Any]) -> Ints:
-        """Return int64 (n,): the region in which a query looks for the neighbours of each row, given as in `query`."""
-        return self.regions.home(self._checked(X, scaled=False), np.zeros(len(X), np.int64))
+    def home(self, rows: Floats) -> Ints:
+        """Return int64 (n,): the region in which a query looks for the neighbours of each row that `transform` gave."""
+        return self.regions.home(self._checked(rows, scaled=True), np.zeros(len(rows), np.int64))
 
-    def _checked(self, X: npt.NDArray[Any], *, scaled: bool) -> Floats:
-        X = np.asarray(X)
-        if X.ndim != 2 or X.shape[1] != self.dims:
-            raise InputError(f"X has shape {X.shape}; the index needs (n, {self.dims})")
+    def _checked(self, X: Any, *, scaled: bool) -> Floats:
         scaler = None if scaled else self.scaler
+        X = X if is_sparse(X) and scaler is not None else np.asarray(X.toarray() if is_sparse(X) else X)
+        width = self._dims if scaler is None else scaler.n_inputs
+        if X.ndim != 2 or X.shape[1] != width:
+            raise InputError(f"X has shape {X.shape}; the index needs (n, {width})")
         rows = np.ascontiguousarray(X if scaler is None else scaler.transform(X), dtype=np.float32)
         if not np.isfinite(rows).all():
             bad = int((~np.isfinite(rows).all(axis=1)).sum())
@@ -196,7 +211,7 @@ class PartitionedIndex:
                 raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {_REMEDY}")
             files = _Files(self, self._records[number])
             try:
-                index = INDEXES[str(self._head["backend"])].load(files, self.metric, self.dims)
+                index = INDEXES[str(self._head["backend"])].load(files, self.metric, self._dims)
             except UNREADABLE as err:
                 raise ArtifactError(f"index file {files.names} cannot be read ({err}); {_REMEDY}") from err
             self._open[number] = index

@@ -18,6 +18,8 @@ from ivis_spark.errors import InputError
 Numbers = NDArray[np.float32] | NDArray[np.float64]
 Faults = dict[str, NDArray[np.bool_]]
 
+INDICES_FAULT = "indices that repeat, lie outside of the row or do not pair with its values"
+
 _LARGEST = np.finfo(np.float32).max
 _NARROW = (pa.float16(), pa.float32(), pa.int8(), pa.int16(), pa.uint8(), pa.uint16(), pa.bool_())
 
@@ -126,31 +128,113 @@ def from_list(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
     return matrix, {"null": null, "width": wrong, **not_finite(matrix)}
 
 
+def sparse_rows(column: pa.Array, width: int) -> tuple[Any, Faults]:
+    """Return Spark ML vectors, dense and sparse, or indices and values, as a SciPy matrix and what is wrong with them.
+
+    Nothing of the size n x width is made.
+
+    Args:
+        column: What Spark makes of a vector: struct<type, size, indices, values>, type 1 being dense; size may be null
+            if it is not known.
+        width: Size that every vector should have.
+
+    Returns:
+        CSR matrix of float64, shape (n, width), its indices sorted, and without elements in rows that cannot be read;
+        and for each fault of `from_list`, and for `indices` (repeated, outside of the row, or not one for each value),
+        a mask of shape (n,).
+    """
+    from scipy.sparse import csr_matrix
+
+    n = len(column)
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    dense = column.field("type").fill_null(1).to_numpy(zero_copy_only=False) == 1
+    lengths, values = list_values(column.field("values"))
+    index_lengths, indices = list_values(column.field("indices"))
+    for name in ("values", "indices"):
+        missing = column.field(name).is_null().to_numpy(zero_copy_only=False)
+        null = null | (missing & ~dense if name == "indices" else missing)
+    data = values.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
+    sizes = np.where(dense, lengths, column.field("size").fill_null(width).to_numpy(zero_copy_only=False))
+    wrong = (sizes != width) & ~null
+    unpaired = ~dense & (index_lengths != lengths) & ~null
+    readable = ~wrong & ~null & ~unpaired
+    places = indices.fill_null(-1).to_numpy(zero_copy_only=False)[np.repeat(readable & ~dense, index_lengths)]
+    kept = np.repeat(readable, lengths)
+    of_row = np.repeat(np.arange(n), np.where(readable, lengths, 0))
+    columns = np.empty(len(of_row), np.int64)
+    columns[~dense[of_row]] = places
+    columns[dense[of_row]] = np.tile(np.arange(width), int((readable & dense).sum()))
+    nulls = values.is_null().to_numpy(zero_copy_only=False)[kept] if values.null_count else None
+    inside = (columns >= 0) & (columns < width)
+    data = data[kept]
+    if not inside.all():
+        unpaired |= _rows_with(of_row[~inside], n)
+        of_row, columns, data = of_row[inside], columns[inside], data[inside]
+        nulls = None if nulls is None else nulls[inside]
+    order = np.lexsort((columns, of_row))
+    repeated = (np.diff(of_row[order]) == 0) & (np.diff(columns[order]) == 0)
+    unpaired |= _rows_with(of_row[order][1:][repeated], n)
+    with np.errstate(invalid="ignore"):
+        faults = {
+            "null": null if nulls is None else null | _rows_with(of_row[nulls], n),
+            "width": wrong,
+            "indices": unpaired,
+            "nan": _rows_with(of_row[np.isnan(data)], n),
+            "infinite": _rows_with(of_row[np.abs(data) > _LARGEST], n),
+        }
+    ends = np.concatenate([[0], np.cumsum(np.bincount(of_row, minlength=n))])
+    return csr_matrix((data[order], columns[order], ends), (n, width)), faults
+
+
+def _rows_with(rows: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[rows] = True
+    return mask
+
+
+def pack_sparse(matrix: Any) -> pa.Array:
+    """Return a CSR matrix of n rows as a column of structs: `indices`, packed int32, and `values`, packed float64."""
+    ends = matrix.indptr.astype(np.int64)
+    parts = {"indices": matrix.indices.astype("<i4"), "values": matrix.data.astype("<f8")}
+    fields = []
+    for numbers in parts.values():
+        if numbers.nbytes >= 2**31:
+            raise InputError(f"an Arrow batch of {len(ends) - 1} sparse rows exceeds 2 GiB; lower embed.batch_rows")
+        offsets = pa.py_buffer((ends * numbers.itemsize).astype(np.int32))
+        fields.append(pa.Array.from_buffers(pa.binary(), len(ends) - 1, [None, offsets, pa.py_buffer(numbers)]))
+    return pa.StructArray.from_arrays(fields, list(parts))
+
+
+def unpack_sparse(column: pa.Array, width: int) -> Any:
+    """Return what `pack_sparse` packed as a CSR matrix of shape (n, width)."""
+    from scipy.sparse import csr_matrix
+
+    parts = []
+    for name, dtype in (("indices", "<i4"), ("values", "<f8")):
+        field = column.field(name)
+        offsets = np.frombuffer(field.buffers()[1], np.int32)[field.offset : field.offset + len(field) + 1]
+        content = b"" if field.buffers()[2] is None else field.buffers()[2]
+        parts.append(np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]].view(dtype))
+    ends = (offsets.astype(np.int64) - offsets[0]) // 8
+    return csr_matrix((parts[1], parts[0], ends), (len(column), width))
+
+
 def from_vectors(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
     """Return a column of Spark ML vectors, dense and sparse, as rows and what is wrong with them; see `from_list`.
 
     Args:
-        column: What Spark makes of a vector: struct<type, size, indices, values>, type 1 being dense.
+        column: As for `sparse_rows`.
         width: Size that every vector should have.
     """
-    n = len(column)
-    null = column.is_null().to_numpy(zero_copy_only=False)
-    dense = column.field("type").fill_null(1).to_numpy(zero_copy_only=False) == 1
-    if dense.all() and not null.any():
+    if are_dense(column):
         return from_list(column.field("values"), width)
-    lengths, values = list_values(column.field("values"))
-    index_lengths, indices = list_values(column.field("indices"))
-    flat, places = values.to_numpy(zero_copy_only=False), indices.to_numpy(zero_copy_only=False)
-    sizes = np.where(dense, lengths, column.field("size").fill_null(0).to_numpy(zero_copy_only=False))
-    wrong = (sizes != width) & ~null
-    filled, sparse = dense & ~wrong & ~null, ~dense & ~wrong & ~null
-    matrix = np.zeros((n, width), np.float64)
-    matrix[filled] = flat[np.repeat(filled, lengths)].reshape(-1, width)
-    rows = np.repeat(np.arange(n), lengths)
-    matrix[rows[np.repeat(sparse, lengths)], places[np.repeat(sparse, index_lengths)]] = flat[
-        np.repeat(sparse, lengths)
-    ]
-    return matrix, {"null": null, "width": wrong, **not_finite(matrix)}
+    matrix, faults = sparse_rows(column, width)
+    return matrix.toarray(), faults
+
+
+def are_dense(column: pa.Array) -> bool:
+    """Tell whether all of a column of Spark ML vectors are dense, and none is null."""
+    return not column.null_count and bool((column.field("type").to_numpy(zero_copy_only=False) == 1).all())
 
 
 def from_columns(columns: list[pa.Array]) -> tuple[Numbers, Faults]:
@@ -165,16 +249,17 @@ def from_columns(columns: list[pa.Array]) -> tuple[Numbers, Faults]:
     return matrix, {"null": null, "width": np.zeros(len(matrix), bool), **not_finite(matrix)}
 
 
-def read_rows(columns: list[pa.Array], width: int, *, what: str) -> tuple[Numbers, Faults]:
+def read_rows(columns: list[pa.Array], width: int, *, what: str, sparse: bool = False) -> tuple[Any, Faults]:
     """Return the features of a batch as rows of shape (n, width), and a mask of shape (n,) for each fault.
 
     Args:
         columns: One column of packed vectors, lists or Spark ML vectors; or several of numbers.
         width: Features that every row must have.
         what: How an error names the columns.
+        sparse: Whether rows that come as sparse vectors are returned as a SciPy CSR matrix, not as an array.
 
     Raises:
-        InputError: if a row has another width; names both and the column.
+        InputError: if a row has another width, naming both and the column; or indices that are not those of a row.
     """
     first = columns[0]
     if len(columns) > 1 or not (pa.types.is_nested(first.type) or pa.types.is_binary(first.type)):
@@ -186,11 +271,19 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str) -> tuple[Number
         finite = np.isfinite(matrix).all(axis=1)
         faults = {"nan": ~finite} if not finite.all() else {}
     else:
-        matrix, faults = (from_vectors if pa.types.is_struct(first.type) else from_list)(first, width)
+        read: Any = from_list
+        if pa.types.is_struct(first.type):
+            read = sparse_rows if sparse and not are_dense(first) else from_vectors
+        matrix, faults = read(first, width)
         found = width
         if faults["width"].any():
             row = first[int(faults["width"].argmax())].as_py()
             found = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
+        if "indices" in faults and faults["indices"].any():
+            raise InputError(
+                f"{int(faults['indices'].sum())} of {len(first)} rows of a batch have {INDICES_FAULT} in {what}: give "
+                f"each value one place from 0 to {width - 1}"
+            )
     if found != width:
         raise InputError(f"a row has {found} features in {what}; the model was trained on {width}")
     return matrix, faults

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 # Settings `data.*` that decide which columns are read and kept.
-COLUMNS = ("features_col", "feature_cols", "id_col", "id_cols", "keep_columns", "drop_columns")
+COLUMNS = ("features_col", "feature_cols", "indices_col", "id_col", "id_cols", "keep_columns", "drop_columns")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ class InputTable:
     def columns_like(self, rows: Manifest, table: DataFrame) -> DataConfig:
         """Return which columns of another table to read: of each kind those named, else those of the run's input."""
         trained, named = Config.from_mapping({"data": rows.spec["config"]["data"]}).data, self.data
-        features: dict[str, Any] = {"features_col": trained.features_col, "feature_cols": trained.feature_cols}
+        settings = ("features_col", "feature_cols", "indices_col")
+        features: dict[str, Any] = {name: getattr(trained, name) for name in settings}
         if named.features_col or named.feature_cols:
-            features = {"features_col": named.features_col, "feature_cols": named.feature_cols}
+            features = {name: getattr(named, name) for name in settings}
         elif not trained.features_col and not trained.feature_cols:
             names = tuple(rows.info["features"])
             features = {"features_col": names[0]} if len(names) == 1 else {"feature_cols": names}

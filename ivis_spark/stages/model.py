@@ -41,10 +41,10 @@ def publish(run: Run) -> Manifest:
             stage.info["held_out_labels"] = triplets.info.get("held_out_labels", 0.0)
         scaler = storage.read_json(run.folder.uri(rows, SCALER))
         with storage.local_copy(stage.uri) as folder:
-            images = rows.info.get("images")
+            read = {name: rows.info.get(name) for name in ("images", "indices_col")}
             values = class_values(rows.info, run.config.train.supervision_metric)
             classes = None if values is None else {"values": values, "type": rows.info["labels"]["type"]}
-            add_serving_files(folder, features=rows.info["features"], scaler=scaler, images=images, classes=classes)
+            add_serving_files(folder, features=rows.info["features"], scaler=scaler, classes=classes, **read)
             if folder != storage.local_path(stage.uri):
                 storage.put_folder(folder, stage.uri)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+log = logging.getLogger(__name__)
 
 # Measured, in seconds of one core: the stage's jobs whatever the rows; a row and a value of it, to be sent to regions,
 # compared with a sample and kept in an index; a row whose list is sought, a value of it, and a neighbour in the list.
@@ -51,6 +54,17 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
             inputs["anchors"] = anchors
 
     def build(stage: StageBuild) -> None:
+        search(stage)
+        if rows.info.get("components"):
+            names = ("count", "explained_variance", "kept_neighbours", "kept_neighbours_k")
+            stage.info["components"] = {name: rows.info["components"][name] for name in names}
+            log.info(
+                "neighbours, distances and recall are by %d principal components; see the manifest of the rows for the "
+                "neighbours by all features that these keep: %.1f %%",
+                *(rows.info["components"]["count"], 100 * rows.info["components"]["kept_neighbours"]),
+            )
+
+    def search(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.by_label import build_label_neighbours
         from ivis_spark.spark.neighbours.from_table import take_neighbours
         from ivis_spark.spark.neighbours.stage import build_neighbours

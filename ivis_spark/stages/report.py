@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import posixpath
 import shutil
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from ivis_spark.report.colouring import Wanted
+    from ivis_spark.report.sample import Originals
 
 # Measured, in seconds of one core: the stage, whose samples do not grow with the rows, and a row that is counted.
 _FIXED, _ROW = 8.5, 2.4e-6
@@ -61,6 +63,8 @@ def publish(run: Run) -> Manifest:
                 held_out=_held_out(needed["model"], needed["neighbours"]),
                 wanted=wanted,
                 predicted=predicted,
+                originals=_originals(run, needed["rows"]),
+                components=needed["rows"].info.get("components"),
             )
             storage.put_folder(folder, stage.uri)
         stage.info.update(figures)
@@ -74,12 +78,27 @@ def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
 
     return find_columns(
         run.config.evaluate.colour_by,
-        features=rows.info["features"],
+        features=[] if rows.info.get("components") else rows.info["features"],
         width=rows.info["dims"],
-        scaler=Scaler.from_mapping(storage.read_json(run.folder.uri(rows, SCALER))),
+        scaler=_scaler(run, rows),
         kept=rows.info["columns"] or (),
         read_table=lambda: _with_kept(run, rows),
     )
+
+
+def _scaler(run: Run, rows: Manifest) -> Scaler:
+    return Scaler.from_mapping(storage.read_json(run.folder.uri(rows, SCALER)))
+
+
+def _originals(run: Run, rows: Manifest) -> Originals | None:
+    """Return the features of some rows, where all rows hold principal components."""
+    if not rows.info.get("components"):
+        return None
+    from ivis_spark.report.sample import Originals
+    from ivis_spark.spark.rows.tables import read_parquet
+
+    table = read_parquet(run.get_spark(), run.folder.uri(rows, "originals"))
+    return Originals(table, dataclasses.replace(_scaler(run, rows), projection=None))
 
 
 def _with_kept(run: Run, rows: Manifest) -> DataFrame:

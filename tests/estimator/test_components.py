@@ -60,7 +60,12 @@ def test_projection_keeps_distances_and_angles(sparse_rows: bool) -> None:
 
 def test_few_rows_make_few_components() -> None:
     assert Projection.fit(wide()[:5], 50, seed=0).axes.shape == (40, 4)
-    assert np.isfinite(Projection.fit(np.ones((5, 4)), 2, seed=0).transform(np.ones((5, 4)))).all()
+    for equal in (np.ones((5, 4)), sparse.csr_matrix(np.ones((5, 4))), sparse.csr_matrix((5, 4))):
+        assert np.abs(Projection.fit(equal, 2, seed=0).transform(equal)).max() < 1e-9
+    few = wide()[:3][np.arange(30) % 3].astype(np.float64)  # rows that span two dimensions
+    for rows in (few, sparse.csr_matrix(few)):
+        projection = Projection.fit(rows, 6, seed=0)
+        assert np.isfinite(projection.axes).all() and projection.explained[:2].sum() == pytest.approx(1)
     with pytest.raises(InputError, match="at least 2 rows"):
         Projection.fit(wide()[:1], 50, seed=0)
 

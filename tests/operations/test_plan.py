@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -181,6 +182,21 @@ def test_a_run_that_is_too_small_tells_no_rate(tmp_path: Path) -> None:
 def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:
     stages = {stage.stage: stage for stage in plan_of_run(run_manifests(measured), 2)}
     assert "3 copies" in stages["neighbours"].formula and stages["triplets"].tasks == 65
+
+
+def test_stages_after_the_rows_are_planned_for_components(measured: str) -> None:
+    wide, narrow = (plan(1e6, 784, f"data.components={count}") for count in ("none", "50"))
+    assert narrow["rows"].storage_bytes == wide["rows"].storage_bytes
+    for stage in ("neighbours", "triplets", "model"):
+        assert narrow[stage].core_seconds < wide[stage].core_seconds
+    # The run of an older version had none, whatever is the default now
+    manifests = run_manifests(measured)
+    info = {**manifests["rows"].info, "dims": 784}
+    found = plan_of_run({**manifests, "rows": dataclasses.replace(manifests["rows"], info=info)}, 2)
+    info |= {"dims": 50, "n_features": 784, "components": {"count": 50}}
+    projected = plan_of_run({**manifests, "rows": dataclasses.replace(manifests["rows"], info=info)}, 2)
+    sizes = [{stage.stage: stage.storage_bytes for stage in stages} for stages in (found, projected)]
+    assert sizes[0]["rows"] == sizes[1]["rows"] and sizes[0]["triplets"] > 10 * sizes[1]["triplets"]
 
 
 @pytest.mark.parametrize("anchors", ["auto", "all"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
+from ivis_spark.core.projection import Projection
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.serving.encoder import Encoder
@@ -50,6 +53,48 @@ def test_folder_round_trip_and_refusals(tmp_path: Path) -> None:
     write_model(str(tmp_path / "newer"), newer)
     with pytest.raises(ArtifactError, match="has format 2; this version reads format 1: update ivis_spark"):
         read_model(str(tmp_path / "newer"))
+
+
+def projected() -> ModelFolder:
+    """A model on 4 components of 9 features; its network takes components."""
+    rows = RNG.normal(size=(50, 9)) * 5 + 100
+    plain = Scaler.fit("minmax", FeatureStatistics.of(rows))
+    projection = Projection.fit((rows - plain.offset) * plain.factor, 4, seed=0)
+    layers = (
+        DenseLayer.of(RNG.normal(size=(4, 8)), None, "selu"),
+        DenseLayer.of(RNG.normal(size=(8, 2)), None, "linear"),
+    )
+    files = {
+        "serving.json": b'{"format": 1, "input_shape": [4], "n_outputs": 2, "features": ["features"]}',
+        "dense.npz": DenseNetwork(layers).to_bytes(),
+        "scaler.json": json.dumps(dataclasses.replace(plain, projection=projection).to_mapping()).encode(),
+    }
+    return ModelFolder({"config": {}, "inputs": {}}, {}, files)
+
+
+def test_a_model_on_components_takes_the_features(tmp_path: Path) -> None:
+    """In every form, the numbers are those of projecting first."""
+    model, rows = projected(), RNG.normal(size=(30, 9)) * 5 + 100
+    encoder, scaler = model.encoder(), model.scaler()
+    assert model.n_inputs == encoder.n_inputs == 9 and scaler is not None and scaler.projection is not None
+    components = ((rows - scaler.offset) * scaler.factor - scaler.projection.mean) @ scaler.projection.axes
+    expected = model.encoder(scaled=True)(components.astype(np.float32))
+    np.testing.assert_allclose(encoder(rows), expected, atol=1e-4)
+    np.testing.assert_allclose(encoder(csr_matrix(rows)), expected, atol=1e-4)
+    np.testing.assert_allclose(PyfuncModel(encoder, ["features"]).predict(rows), expected, atol=1e-4)
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    from ivis_spark.serving.export import export_onnx
+
+    export_onnx(model, str(tmp_path / "model.onnx"))
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(["embedding"], {"features": rows})[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_sparse_rows_without_components(scaled: bool) -> None:
+    encoder = folder(scaled=scaled).encoder()
+    np.testing.assert_allclose(encoder(csr_matrix(X)), encoder(X), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -20,6 +20,7 @@ from pyspark.sql.pandas.functions import pandas_udf
 
 from ivis_spark.config import EmbedConfig
 from ivis_spark.core.dense import DenseNetwork
+from ivis_spark.core.projection import is_sparse
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.rows.columns import FEATURES, quoted
@@ -225,8 +226,8 @@ def embed_batches(
     for batch in batches:
         columns, names = [batch.column(place) for place in kept], [batch.schema.names[place] for place in kept]
         read = [batch.column(name) for name in features]
-        X, faults = read_rows(read, encoder.network.n_inputs, what=what)
-        bad = np.zeros(len(X), bool)
+        X, faults = read_rows(read, encoder.n_inputs, what=what, sparse=True)
+        bad = np.zeros(X.shape[0], bool)
         for mask in faults.values():
             bad |= mask
         embedding = encoder.embed(X[~bad] if bad.any() else X)
@@ -263,15 +264,16 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
     return encoder
 
 
-def refusal(faults: dict[str, NDArray[np.bool_]], X: NDArray[Any], where: str) -> InputError:
+def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputError:
     """Return the error of rows that cannot be embedded: how many, what is wrong with them and how the first looks."""
     bad = np.logical_or.reduce(list(faults.values()))
     kinds = [fault for fault in _FAULTS if fault in faults and faults[fault].any()]
-    row = np.array2string(X[int(bad.argmax())], threshold=6, separator=", ")
+    first = X[int(bad.argmax())]
+    row = np.array2string(first.toarray()[0] if is_sparse(X) else first, threshold=6, separator=", ")
     shown = "" if "null" in kinds else f"; the first reads {row}"
     return InputError(
-        f"{int(bad.sum())} of {len(X)} rows of a batch cannot be embedded ({', '.join(kinds)} in {where}{shown}): fix "
-        "them, or choose null or drop for embed.invalid"
+        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({', '.join(kinds)} in {where}{shown}): "
+        "fix them, or choose null or drop for embed.invalid"
     )
 
 
@@ -310,7 +312,7 @@ def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", 
     def embed(features: pd.Series) -> pd.Series:
         loaded = load_encoder(shared)
         known = features.notna().to_numpy()
-        X = _matrix(features[known].to_list(), loaded.network.n_inputs)
+        X = _matrix(features[known].to_list(), loaded.n_inputs)
         finite = np.isfinite(X).all(axis=1)
         if not finite.all():
             faults = {"nan": np.isnan(X).any(axis=1), "infinite": np.isinf(X).any(axis=1)}

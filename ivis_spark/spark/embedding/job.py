@@ -95,6 +95,10 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
         config = dataclasses.replace(config, **chosen)
     if config.image_height is None and config.image_width is None:
         config = dataclasses.replace(config, **model.images)
+    if model.indices_col and config.indices_col is None:
+        config = dataclasses.replace(config, indices_col=model.indices_col)
+    if config.indices_col:
+        config = dataclasses.replace(config, n_features=model.n_inputs)
     config = dataclasses.replace(config, label_col=None)
     source = frames.resolve(table, config)
     if source.width != model.n_inputs:

@@ -5,6 +5,7 @@ Rows go to their home regions by a shuffle, so that a task reads the leaves of f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
 
@@ -25,7 +26,6 @@ from ivis_spark.spark.vectors import describe, describe_invalid, pack, read_rows
 
 FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
 _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
-_DIGITS = "<f8"
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
 
@@ -54,6 +54,8 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
     if not 1 <= k <= opened.rows:
         raise InputError(f"k={k} is out of range: {index} has {opened.rows} rows, so k must be 1 to {opened.rows}")
     config = data or DataConfig()
+    if config.indices_col:
+        config = dataclasses.replace(config, n_features=opened.dims)
     with exact_names(frame):
         source = frames.resolve(frame, config)
     if source.width != opened.dims:
@@ -88,25 +90,27 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
 def _with_regions(
     batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, features: tuple[str, ...], kept: list[int], drop: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Pack the features of each row, all their digits, and add its home region. Runs on: executor. Memory: O(batch)."""
+    """Pack each row as it is in the index and add its home region. Runs on: executor. Memory: O(batch)."""
     index = _index(uri, digest)
     what = describe(features)
     with one_blas_thread():
         for batch in batches:
             columns, names = [batch.column(place) for place in kept], [f"c{place}" for place in range(len(kept))]
             read = [batch.column(name) for name in features]
-            rows, faults = read_rows(read, index.dims, what=what)
-            bad = np.logical_or.reduce([np.zeros(len(rows), bool), *faults.values()])
+            rows, faults = read_rows(read, index.dims, what=what, sparse=True)
+            bad = np.logical_or.reduce([np.zeros(batch.num_rows, bool), *faults.values()])
             if bad.any():
                 if not drop:
                     kinds = ", ".join(fault for fault, mask in faults.items() if mask.any())
                     raise InputError(
-                        f"{int(bad.sum())} of {len(rows)} rows of a batch cannot be searched ({kinds} in "
+                        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be searched ({kinds} in "
                         f"{describe_invalid(features, read)}): fix them, or drop them with --set data.invalid=drop"
                     )
                 rows, columns = rows[~bad], [column.filter(pa.array(~bad)) for column in columns]
-            regions = pa.array(index.home(rows) if len(rows) else np.zeros(0, np.int64), pa.int32())
-            yield pa.RecordBatch.from_arrays([*columns, pack(rows, _DIGITS), regions], [*names, *_READ.names])
+            if rows.shape[0]:
+                scaled = index.transform(rows)
+                regions = pa.array(index.home(scaled), pa.int32())
+                yield pa.RecordBatch.from_arrays([*columns, pack(scaled), regions], [*names, *_READ.names])
 
 
 def _search(
@@ -118,7 +122,7 @@ def _search(
         for batch in batches:
             if batch.num_rows:
                 *columns, features, _ = batch.columns
-                ids, distances = index.query(unpack(features, _DIGITS), k)
+                ids, distances = index.query(unpack(features), k, scaled=True)
                 offsets = np.arange(0, ids.size + 1, k, dtype=np.int32)
                 lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids.reshape(-1)))
                 yield pa.RecordBatch.from_arrays([*columns, lists, to_list(distances)], [*names, *FOUND.names])

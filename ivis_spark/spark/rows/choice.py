@@ -48,7 +48,9 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
     named = config.features_col or config.feature_cols
     others = "not named as a feature" if named else f"beside the column {FEATURES!r}" if features == (FEATURES,) else ""
     left_out = {
-        field.name: _reason(field, config, others) for field in table.schema.fields if field.name not in features
+        field.name: _reason(field, config, others)
+        for field in table.schema.fields
+        if field.name not in (*features, config.indices_col)
     }
     if not others:
         _warn_of_partitions(table, features)

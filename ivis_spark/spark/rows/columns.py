@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pyspark.sql import types as T
 
 from ivis_spark.config import DataConfig, did_you_mean
 from ivis_spark.errors import InputError
+from ivis_spark.spark.rows import sparse
 from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
 from ivis_spark.spark.rows.images import is_image, pixels
 
@@ -31,7 +33,8 @@ class Source:
     """A table whose columns are resolved.
 
     Attributes:
-        frame: `features` array<float>, or array<double> where float32 would lose digits; `id` long if one integer
+        frame: `features` array<float>, or array<double> where float32 would lose digits, or of sparse rows what
+            `spark.vectors.sparse_rows` reads; `id` long if one integer
             column is the key, else `hash` long of what identifies a row; `label` if there is one; `columns`, a struct
             of the columns that are kept, if there are any, its fields called by number: names may differ in case only.
         width: Features of a row.
@@ -41,6 +44,8 @@ class Source:
         label_col: The column of the label.
         label_type: Its type.
         images: Of images, the settings of `data` by which they are read.
+        sparse: Whether the features are sparse vectors, or indices and values.
+        indices_col: The column of the indices.
     """
 
     frame: DataFrame
@@ -51,11 +56,13 @@ class Source:
     label_col: str | None = None
     label_type: T.DataType = T.NullType()  # noqa: RUF009
     images: dict[str, Any] | None = None
+    sparse: bool = False
+    indices_col: str | None = None
 
     @property
     def carried(self) -> tuple[str, ...]:
         """Columns that what is made of the rows has too: those kept, else the features, which alone tell rows apart."""
-        return self.kept or self.feature_names
+        return self.kept or (*self.feature_names, *([self.indices_col] if self.indices_col else []))
 
     @property
     def numbered(self) -> bool:
@@ -129,7 +136,17 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
             "numbers, text, a boolean or a date is a label"
         )
     names, features = _features(kinds, config)
-    kept = _kept(kinds, names, config)
+    kept = _kept(kinds, (*names, *([config.indices_col] if config.indices_col else [])), config)
+    is_sparse, column = config.indices_col is not None, F.col(quoted(names[0]))
+    if type(kinds[names[0]]).__name__ == "VectorUDT":
+        width, is_sparse = sparse.width_of_vectors(frame, column, names[0])
+        features = column if is_sparse else features
+    elif config.indices_col:
+        places = F.col(quoted(config.indices_col))
+        width = config.n_features or sparse.largest_index(frame, places, config.indices_col) + 1
+        features = sparse.indexed(places, column, width)
+    else:
+        width = _width(frame.select(features.alias(FEATURES)), names)
     columns = {FEATURES: features}
     if len(config.keys) == 1 and isinstance(kinds[config.keys[0]], INTEGERS):
         columns[ID] = F.col(quoted(config.keys[0])).cast("long")
@@ -138,7 +155,6 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     if kept:
         columns[COLUMNS] = F.struct(*[F.col(quoted(name)).alias(field_of(kept, name)) for name in kept])
     selected = frame.select(*[column.alias(name) for name, column in columns.items()])
-    width = _width(selected, names)
     if ID not in columns:
         inside = [kept_column(kept, name) for name in kept if hashable(kinds[name])]
         keys = [kept_column(kept, name) for name in config.keys]
@@ -154,6 +170,8 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
         label_col=config.label_col,
         label_type=kinds.get(config.label_col or "", T.NullType()),
         images=images,
+        sparse=is_sparse,
+        indices_col=config.indices_col,
     )
 
 
@@ -196,18 +214,21 @@ def _storable(kind: T.DataType) -> bool:
 
 
 def decoded(frame: DataFrame, names: tuple[str, ...], config: DataConfig, *, into: str | None = None) -> DataFrame:
-    """Return a table whose features can be embedded: a column of images becomes their pixels, all others stay.
+    """Return a table whose features can be embedded: images become pixels, and indices and values become one column.
 
     Args:
         frame: A table with feature columns.
         names: Of those.
         config: The size and mode of images.
-        into: Column for the pixels; None puts them in the place of the images.
+        into: Column for what is made; None puts it in the place of the features.
 
     Raises:
         InputError: if there are images and no size.
     """
     kind = frame.schema[names[0]].dataType
+    if config.indices_col:
+        places, values = F.col(quoted(config.indices_col)), F.col(quoted(names[0]))
+        return frame.withColumn(into or names[0], sparse.indexed(places, values, config.n_features))
     if len(names) > 1 or not is_image(kind):
         return frame
     return frame.withColumn(into or names[0], pixels(F.col(quoted(names[0])), kind, names[0], config))
@@ -222,11 +243,12 @@ def to_map(table: DataFrame, source: Source, config: DataConfig) -> tuple[DataFr
         config: The size and mode of images.
 
     Returns:
-        `source.carried` and the features; images are their pixels in a column of their own.
+        `source.carried` and the features; what `decoded` makes is in a column of its own.
     """
     features = source.feature_names
-    if source.images:
-        features = (unused("pixels", table.columns),)
+    if source.images or source.indices_col:
+        features = (unused("decoded", table.columns),)
+        config = dataclasses.replace(config, n_features=source.width if source.indices_col else None)
         table = decoded(table, source.feature_names, config, into=features[0])
     return table.select([quoted(name) for name in table.columns if name in (*source.carried, *features)]), features
 
@@ -254,6 +276,9 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
             return (single,), vector_to_array(column)
+        if config.indices_col:
+            _require_column(config.indices_col, kinds, "data.indices_col")
+            sparse.check_types(single, kind, config.indices_col, kinds[config.indices_col])
         if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
             return (single,), column.cast(f"array<{_number([kind.elementType])}>")
         if is_image(kind):

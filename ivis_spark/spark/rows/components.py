@@ -1,0 +1,135 @@
+"""Principal components of the rows: learnt on the driver from a sample, with what is needed to judge them by.
+
+The sample is of distinct rows where rows are told apart by their content: of a table that is mostly copies, components
+must tell the others apart. It is drawn by a hash, so that it is the same however the table was cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from ivis_spark.core.projection import SAMPLE_BYTES, Projection, is_sparse, kept_neighbours
+from ivis_spark.core.scaling import Scaler
+from ivis_spark.spark.rows.columns import FEATURES, ID, Source
+from ivis_spark.spark.rows.ids import HASH
+from ivis_spark.spark.session import describe_job
+from ivis_spark.spark.vectors import unpack, unpack_sparse
+
+log = logging.getLogger(__name__)
+
+_SEED = 0  # the stage's own: run seeds belong to later stages
+_LOW = -(2**63)  # of xxhash64
+_NEAREST, _QUERIES = 15, 500
+_LEAST_SAMPLE = 1_000  # rows, though they are more than SAMPLE_BYTES
+# Rows whose features are kept for the report, which measures them densely.
+ORIGINAL_ROWS, ORIGINAL_BYTES, LEAST_ORIGINALS = 5_000, 64 << 20, 100
+
+
+def with_components(
+    scaler: Scaler, raw: DataFrame, source: Source, count: int, *, rows: int
+) -> tuple[Scaler, dict[str, Any]]:
+    """Return a scaler that projects too, and what the manifest says of the components.
+
+    Runs on: driver. Memory: a sample of 64 MiB of rows as they are stored, and what PCA makes of it.
+
+    Args:
+        scaler: Scaling of the features.
+        raw: Rows as `ingest` wrote them: checked, not scaled, packed.
+        source: What they come from.
+        count: Components; fewer where there are not more rows, or features, than that.
+        rows: Number of rows.
+
+    Raises:
+        InputError: if sparse rows have only one feature.
+    """
+    spark = raw.sparkSession
+    describe_job(spark, "ingest: sample rows for principal components")
+    size = max(2 * count, _LEAST_SAMPLE, int(SAMPLE_BYTES / _row_bytes(raw, source)))
+    sample = _scaled(scaler, _draw(raw, source, size, rows), source)
+    if sample.shape[0] == 1:  # all rows are equal, and numbered by content
+        sample = sample[[0, 0]]
+    n_sampled = sample.shape[0]
+    projection = Projection.fit(sample, count, seed=_SEED)
+    # sparse samples are not shifted by the offset, which would fill them
+    mean = projection.mean - scaler.offset * scaler.factor if is_sparse(sample) else projection.mean
+    k = min(_NEAREST, n_sampled - 1)
+    kept = kept_neighbours(sample, projection.transform(sample), k=k, queries=_QUERIES)
+    projection = dataclasses.replace(projection, mean=mean)
+    explained = projection.explained
+    facts = {
+        "count": len(explained),
+        "explained_variance": float(explained.sum()),
+        "explained_variance_ratio": [round(float(share), 6) for share in explained],
+        "sample_rows": n_sampled,
+        "kept_neighbours": round(kept, 4),
+        "kept_neighbours_k": k,
+    }
+    log.info(
+        "%d principal components stand for %d features: %.1f %% of the variance; of the %d nearest of %d sampled rows "
+        "by all features, %.1f %% are the nearest by components",
+        *(facts["count"], source.width, 100 * facts["explained_variance"], k, n_sampled, 100 * kept),
+    )
+    if facts["count"] < count:
+        log.warning(
+            "%d and not %d components: components are fewer than rows, of which %d were sampled, and features",
+            *(facts["count"], count, n_sampled),
+        )
+    return dataclasses.replace(scaler, projection=projection), facts
+
+
+def _row_bytes(raw: DataFrame, source: Source) -> float:
+    """Return the bytes of a row, of sparse ones on average: the same however the table was cut."""
+    if not source.sparse:
+        return np.dtype(source.dtype).itemsize * source.width
+    found = raw.select(F.avg(F.length(F.col(FEATURES)["indices"]))).first()
+    return max(1.0, 3 * float(found[0]) if found is not None else 0.0)  # 4 bytes of the index, 8 of the value
+
+
+def _draw(raw: DataFrame, source: Source, size: int, rows: int) -> list[Any]:
+    """Return about `size` rows, packed, in random order."""
+    key = ID if ID in raw.columns else HASH
+    share = min(1.0, (size + 4 * size**0.5 + 10) / rows)
+    drawn = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), FEATURES)
+    if share < 1:
+        drawn = drawn.where(F.col("draw") < F.lit(_LOW + int(share * 2**64)))
+    if key == HASH:
+        drawn = drawn.groupBy("draw").agg(F.min(FEATURES).alias(FEATURES))
+    return drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
+
+
+def _scaled(scaler: Scaler, records: list[Any], source: Source) -> Any:
+    """Return packed rows scaled, float64: dense, or sparse and times the factor alone."""
+    rows = rows_of([record[FEATURES] for record in records], source.width)
+    return rows.multiply(scaler.factor[None, :]).tocsr() if is_sparse(rows) else (rows - scaler.offset) * scaler.factor
+
+
+def rows_of(packed: list[Any], width: int) -> Any:
+    """Return collected values of `features`, of rows that were not scaled, as an array or a SciPy CSR matrix (n, d)."""
+    if not packed:
+        return np.empty((0, width), np.float32)
+    if isinstance(packed[0], (bytes, bytearray)):
+        return unpack(pa.array(packed, pa.binary()), "<f4" if len(packed[0]) == 4 * width else "<f8")
+    fields = [pa.array([row[name] for row in packed], pa.binary()) for name in ("indices", "values")]
+    return unpack_sparse(pa.StructArray.from_arrays(fields, ["indices", "values"]), width)
+
+
+def keeps_original(numbers: NDArray[np.int64], rows: int, width: int) -> NDArray[np.bool_]:
+    """Tell which rows of a table keep their features beside the components: a random sample by id, of bounded size."""
+    most = min(ORIGINAL_ROWS, max(LEAST_ORIGINALS, ORIGINAL_BYTES // (4 * width)))
+    if rows <= most:
+        return np.ones(len(numbers), bool)
+    # SplitMix64: Spark's hash is not at hand in a task
+    mixed = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    chosen: NDArray[np.bool_] = mixed < np.uint64(int(most / rows * 2**64))
+    return chosen

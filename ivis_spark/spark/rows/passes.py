@@ -1,0 +1,181 @@
+"""The two passes over the rows, as tasks make them: checked and packed, then numbered, scaled and projected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ivis_spark.core.knn.merge import NO_ID
+from ivis_spark.core.scaling import FeatureStatistics, Scaler
+from ivis_spark.errors import InputError
+from ivis_spark.spark.rows import ids
+from ivis_spark.spark.rows.columns import COLUMNS, FEATURES, ID, LABEL
+from ivis_spark.spark.rows.components import keeps_original
+from ivis_spark.spark.rows.writer import RowWriter
+from ivis_spark.spark.vectors import bad_cells, from_list, pack, pack_sparse, sparse_rows, unpack, unpack_sparse
+
+ID_FAULTS = {
+    "no_id": "null",
+    "lost_id": f"{NO_ID}, which NaN and NaT become when they are made integers",
+}
+RECORD_SCHEMA = (
+    "path string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
+    "examples map<string,string>"
+)
+
+
+def write_checked(
+    batches: Iterator[pa.RecordBatch],
+    *,
+    folder: str,
+    width: int,
+    drop: bool,
+    dtype: str,
+    keys: tuple[str, ...],
+    by_column: bool = False,
+    sparse: tuple[bool, bool] = (False, False),
+) -> Iterator[pa.RecordBatch]:
+    """Write a task's valid rows as one Parquet file and yield one record of them and of the invalid ones.
+
+    With `by_column`, invalid elements of features are counted by their place too. `sparse` says whether rows come as
+    `sparse_rows` reads them, and whether they are written so too.
+
+    Rows without integer ids get `place`, where they stand in the file. Runs on: executor. Memory: one Arrow batch and
+    one row group.
+    """
+    statistics = FeatureStatistics.empty(width)
+    counts: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    dropped = 0
+    with RowWriter(folder) as writer:
+        for batch in batches:
+            read: Any = sparse_rows if sparse[0] else from_list
+            matrix, faults = read(batch.column(FEATURES), width)
+            named = _key_columns(batch, keys)
+            for name, mask in {**faults, **_id_faults(named)}.items():
+                faults[name] = mask
+                if mask.any():
+                    counts[name] = counts.get(name, 0) + int(mask.sum())
+                    if named and name not in ID_FAULTS:
+                        row = int(mask.argmax())
+                        examples.setdefault(name, ids.key_text([column[row].as_py() for column in named]))
+            invalid = np.logical_or.reduce(list(faults.values()))
+            dropped += int(invalid.sum())
+            if by_column and invalid.any():
+                for (name, place), count in bad_cells(batch.column(FEATURES).filter(pa.array(invalid))).items():
+                    counts[f"{name} {place}"] = counts.get(f"{name} {place}", 0) + count
+            keep = pa.array(~invalid) if invalid.any() else None
+            matrix = matrix if keep is None else matrix[~invalid]
+            statistics = statistics.merge(FeatureStatistics.of(matrix))
+            if sparse[0] and not sparse[1]:
+                matrix = matrix.toarray()
+            columns = {FEATURES: pack_sparse(matrix) if sparse[1] else pack(matrix, dtype)}
+            for name in (ID, LABEL, COLUMNS, ids.HASH):
+                if name in batch.schema.names:
+                    columns[name] = batch.column(name) if keep is None else batch.column(name).filter(keep)
+            if ids.HASH in columns:
+                columns[ids.PLACE] = pa.array(writer.rows + np.arange(matrix.shape[0]))
+            if drop or keep is None:
+                writer.write(columns)
+    yield _record(writer.path, writer.rows, writer.bytes, dropped, statistics, counts, examples)
+
+
+def _key_columns(batch: pa.RecordBatch, keys: tuple[str, ...]) -> list[pa.Array]:
+    """Return the columns that identify the rows of a batch."""
+    if ID in batch.schema.names:
+        return [batch.column(ID)]
+    return [batch.column(COLUMNS).field(name) for name in keys]
+
+
+def _id_faults(columns: list[pa.Array]) -> dict[str, NDArray[np.bool_]]:
+    faults: dict[str, NDArray[np.bool_]] = {}
+    if any(column.null_count for column in columns):
+        nulls = [column.is_null().to_numpy(zero_copy_only=False) for column in columns]
+        faults["no_id"] = np.logical_or.reduce(nulls)
+    if len(columns) == 1 and pa.types.is_int64(columns[0].type):
+        lost = columns[0].fill_null(0).to_numpy(zero_copy_only=False) == NO_ID
+        if lost.any():
+            faults["lost_id"] = lost
+    return faults
+
+
+def _record(
+    path: str | None,
+    rows: int,
+    n_bytes: int,
+    dropped: int,
+    statistics: FeatureStatistics | None,
+    counts: dict[str, int],
+    examples: dict[str, str],
+) -> pa.RecordBatch:
+    values: list[Any] = [
+        path,
+        rows,
+        n_bytes,
+        dropped,
+        None if statistics is None else statistics.to_bytes(),
+        list(counts.items()),
+        list(examples.items()),
+    ]
+    maps = [pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.string())]
+    kinds = [pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.binary(), *maps]
+    names = [part.split()[0] for part in RECORD_SCHEMA.split(", ")]
+    return pa.RecordBatch.from_arrays([pa.array([v], k) for v, k in zip(values, kinds, strict=True)], names)
+
+
+def fold_records(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the records of several tasks, their statistics folded into one record more.
+
+    Statistics are 32 d bytes, too much for the driver to hold of every task. Runs on: executor. Memory: one of them.
+    """
+    folded: FeatureStatistics | None = None
+    for batch in batches:
+        for packed_statistics in batch.column("statistics"):
+            part = FeatureStatistics.from_bytes(packed_statistics.as_py())
+            folded = part if folded is None else folded.merge(part)
+        names = batch.schema.names
+        nothing = pa.nulls(batch.num_rows, pa.binary())
+        columns = [nothing if name == "statistics" else batch.column(name) for name in names]
+        yield pa.RecordBatch.from_arrays(columns, names)
+    if folded is not None:
+        yield _record(None, 0, 0, 0, folded, {}, {})
+
+
+def write_scaled(
+    batches: Iterator[pa.RecordBatch],
+    *,
+    folder: str,
+    scaler: Scaler,
+    dtype: str,
+    groups: ids.Groups | None,
+    originals: tuple[str, int] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Write a task's packed rows, numbered and scaled, as one Parquet file and yield its path. Runs on: executor.
+
+    `originals` is a folder for a sample of the rows as they come, and the number of all rows; its file is yielded too.
+    """
+    counter = None if groups is None else ids.Counter(groups)
+    with RowWriter(folder) as writer, RowWriter(originals[0] if originals else folder) as unscaled:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            columns = {name: batch.column(name) for name in batch.schema.names if name != ids.GROUP}
+            if counter is not None:
+                columns[ID] = counter.numbers(batch.column(ids.GROUP))
+            packed, width = columns[FEATURES], scaler.n_inputs
+            if originals is not None:
+                numbers = columns[ID].to_numpy(zero_copy_only=False)
+                chosen = pa.array(keeps_original(numbers, originals[1], width))
+                unscaled.write({ID: columns[ID].filter(chosen), FEATURES: packed.filter(chosen)})
+            sparse = pa.types.is_struct(packed.type)
+            scaled = scaler.transform(unpack_sparse(packed, width) if sparse else unpack(packed, dtype))
+            if not np.isfinite(scaled).all():
+                raise InputError("scaled features exceed float32: look for values like 1e38 in place of missing ones")
+            columns[FEATURES] = pack(scaled)
+            writer.write(columns)
+    paths = [pa.array([path], pa.string()) for path in (writer.path, unscaled.path)]
+    yield pa.RecordBatch.from_arrays(paths, ["path", "original"])

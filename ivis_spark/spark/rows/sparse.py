@@ -1,0 +1,52 @@
+"""Columns of sparse rows: Spark ML vectors, and indices and values in two arrays."""
+
+from __future__ import annotations
+
+from pyspark.ml.linalg import SparseVector
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ivis_spark.errors import InputError
+
+
+def check_types(values: str, kind: T.DataType, indices: str, places: T.DataType) -> None:
+    """Check that two columns are arrays of numbers, and of whole numbers.
+
+    Raises:
+        InputError: if they are not.
+    """
+    whole = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+    if not (isinstance(places, T.ArrayType) and isinstance(places.elementType, whole)):
+        raise InputError(f"indices column {indices!r} is {places.simpleString()}; an array of whole numbers is wanted")
+    if not (isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType)):
+        raise InputError(f"features column {values!r} is {kind.simpleString()}; an array of numbers is wanted")
+
+
+def width_of_vectors(frame: DataFrame, column: Column, name: str) -> tuple[int, bool]:
+    """Return the size of the first Spark ML vector that is not null, and whether it is sparse. Runs on: driver."""
+    first = frame.select(column.alias("vector")).where(F.col("vector").isNotNull()).first()
+    if first is None:
+        raise InputError(f"the input has no row with features in column {name!r}; at least 3 rows are needed")
+    if not len(first["vector"]):
+        raise InputError(f"features column {name!r} holds an empty vector; every row needs the same number >= 1")
+    return len(first["vector"]), isinstance(first["vector"], SparseVector)
+
+
+def largest_index(frame: DataFrame, places: Column, name: str) -> int:
+    """Return the largest index of a table. Runs on: driver; reads the column."""
+    found = frame.select(F.max(F.array_max(places))).first()
+    if found is None or found[0] is None or found[0] < 0:
+        raise InputError(f"indices column {name!r} holds no index of a feature; name another with data.indices_col")
+    return int(found[0])
+
+
+def indexed(places: Column, values: Column, width: int | None) -> Column:
+    """Return indices and values as one column, as Spark gives its sparse vectors to Arrow."""
+    fields = {
+        "type": F.lit(0).cast("byte"),
+        "size": F.lit(width).cast("int"),
+        "indices": places.cast("array<int>"),
+        "values": values.cast("array<double>"),
+    }
+    return F.struct(*[column.alias(name) for name, column in fields.items()])
