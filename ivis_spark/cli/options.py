@@ -15,10 +15,10 @@ LOG_FILE = "ivis-spark.log"
 _DESCRIPTION = """\
 ivis for tables too large for one machine: neighbours, triplets and embeddings on Spark, a Siamese network on Keras.
 
-A run is a folder. Each stage publishes a folder of its own in it, whole or not at all, and a rerun skips the stages
-that are there: rows/ neighbours/ triplets/ model/ embeddings/ report/.
+A run is a folder. Each stage publishes its own folder in it, completely or not at all, and a rerun skips published
+stages: rows/ neighbours/ triplets/ model/ embeddings/ report/.
 
-Exit codes: 0 done; 2 the input or the configuration is wrong; 130 ended by Ctrl-C, 143 by SIGTERM; 1 anything else.
+Exit codes: 0 success; 2 invalid input or configuration; 130 ended by Ctrl-C, 143 by SIGTERM; 1 any other error.
 """
 _COMMANDS = {
     "run": (
@@ -30,7 +30,7 @@ _COMMANDS = {
         "neighbours --input digits.parquet --output runs/digits --set neighbours.k=20",
     ),
     "query": (
-        "Find the neighbours of another table's rows among the rows of the run.",
+        "Find the nearest rows of the run for each row of another table.",
         "query --input new_rows.parquet --output runs/digits --set query.k=10",
     ),
     "triplets": (
@@ -137,14 +137,14 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
         add("--target", metavar="URI", help="write the embeddings into this Parquet table instead")
         modes = "with --target: append (default), overwrite, or replace (only partitions present in the new data)"
         add("--mode", default="append", help=modes)
-    add("--master", metavar="URL", help="Spark master (default: as spark-submit says, else local[*])")
+    add("--master", metavar="URL", help="Spark master (default: set by spark-submit, else local[*])")
     _repeatable_spark_conf(add)
     add("--quiet", action="store_true", help="no progress, only warnings and the result")
     add("--verbose", action="store_true", help="also debug messages")
     where = f"where the log goes (default: {LOG_FILE} in a local run folder)"
     add("--log-file", metavar="FILE", help=where)
     add("--log-format", choices=logs.FORMATS, default="text", help="json: one object per line (default: text)")
-    add("--mlflow", metavar="EXPERIMENT", help="report settings, metrics, losses and the report to MLflow")
+    add("--mlflow", metavar="EXPERIMENT", help="log settings, metrics, losses and the report to this MLflow experiment")
     add("--run-id", metavar="ID", help="id in JSON logs and manifests (default: a new one)")
 
 

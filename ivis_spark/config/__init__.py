@@ -1,8 +1,8 @@
 """The configuration: the only defaults, the only documentation and the only checks of every setting.
 
-One frozen dataclass a stage, nested in `Config`. A setting's full name is `section.key`, as in `neighbours.k`;
-`random_state` and `preset` stand at the top. A preset replaces some defaults; YAML files and `--set section.key=value`
-override both. `sections` has the settings, `checks` what all of them share.
+One frozen dataclass per stage, nested in `Config`. A setting's full name is `section.key`, as in `neighbours.k`;
+`random_state` and `preset` are at the top level. A preset replaces some defaults; YAML files and `--set
+section.key=value` override both. `sections` holds the settings, `checks` what they share.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Config(Checked):
     train: TrainConfig = _by_preset()
     embed: EmbedConfig = _by_preset()
     evaluate: EvaluateConfig = _by_preset()
-    preset: Literal["fast", "ivis"] = option("fast", "Whose defaults hold: fast, or ivis, those of the package ivis.")
-    random_state: int = option(0, "Seed of everything drawn at random.", low=0, high=2**31 - 1)
+    preset: Literal["fast", "ivis"] = option("fast", "Which defaults apply: fast, or ivis (those of the ivis package).")
+    random_state: int = option(0, "Seed of all random sampling.", low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
         """Let the preset decide what was set neither here nor in a section that was passed, and check all."""
@@ -186,11 +186,11 @@ class Config(Checked):
         return cls(**{str(key): value for key, value in mapping.items()})
 
     def for_rows(self, rows: int, *, anchors: int | None = None) -> Config:
-        """Return the configuration for a table of so many rows, with a value for each setting that is `auto`.
+        """Return the configuration for a table of this size, with a value for each setting that is `auto`.
 
         Args:
             rows: Rows of the table.
-            anchors: Rows that training sees as anchors; by default as many as `triplets.anchors` says.
+            anchors: Rows used as anchors; by default set by `triplets.anchors`.
         """
         patience, model = next(rule[1:] for rule in _RULES_OF_THUMB if rows < rule[0])
         rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model}
@@ -292,10 +292,10 @@ def load_config(
 
     Args:
         path: The file.
-        assignments: Texts of the form `section.key=value`, the value in YAML.
+        assignments: Strings of the form `section.key=value`, the value in YAML.
         settings: Values by `section.key`, as they are.
 
-    Raises: ConfigError: if the file cannot be read, is not YAML or holds anything not allowed.
+    Raises: ConfigError: if the file cannot be read, is not YAML or holds a setting that is not allowed.
     """
     mapping: dict[str, Any] = {}
     if path is not None:
@@ -322,7 +322,7 @@ def load_config(
 
 
 def describe() -> str:
-    """Return every setting with its default and documentation, a line each, for `--help`."""
+    """Return every setting with its default and documentation, one per line, for `--help`."""
     lines, defaults = [], Config()
     for name, section in _sections().items():
         lines.append(f"{name}: {(section.__doc__ or '').strip().splitlines()[0]}")

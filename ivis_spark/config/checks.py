@@ -52,8 +52,8 @@ def option(
         doc: Its documentation.
         low: Smallest value allowed, inclusive.
         high: Largest value allowed, inclusive.
-        operational: Whether it leaves the result alone.
-        importable: Whether it may name code of the user's.
+        operational: Whether the result does not depend on it.
+        importable: Whether it may name the user's own code.
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
         aliases: Other names of allowed values.
         package: Whose files it names, beside `auto`.
@@ -227,7 +227,7 @@ def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
 
 
 def did_you_mean(given: Any, valid: Iterable[Any], prefix: str = "") -> str:
-    """Return the end of a message that asks for the valid name nearest to the one given; empty if none is near."""
+    """Return the end of a message that suggests the closest valid name; empty if none is close."""
     near = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 

@@ -19,54 +19,59 @@ AUTO_COMPONENTS, AUTO_FEATURES = 50, 128
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which columns to read, how to check and how to scale them."""
+    """Which columns to read, and how to check and scale them."""
 
     section = "data"
 
     format: str = option(
         AUTO,
-        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for one named in the catalog; "
-        "auto guesses it from the files.",
+        "Spark data source of the input: parquet, delta, csv, json, orc, ..., or table for a catalog table; auto "
+        "detects it from the files.",
     )
     options: dict[str, Any] = option({}, "Options of that data source, for example {header: true} for csv.")
     version: str | None = option(
         None,
-        "Which state the input is in, for inputs that do not tell when they change, like a database: any text that "
-        "you change when the content does. Given for other inputs too, it stands for their files.",
+        "Version of the input, for sources that do not report changes, such as databases: any text that you change "
+        "when the content changes. For other inputs it replaces the check of their files.",
         operational=True,
     )
     glob: bool = option(
         False,
-        "Whether *, ?, [...] and {...} in the input's path select several paths; else they stand for themselves.",
+        "Whether *, ?, [...] and {...} in the input's path are wildcards; otherwise they are literal.",
         operational=True,
     )
     features_col: str | None = option(
         None,
         "Column with the features: an array of any numeric type, a Spark ML vector, or images (files as binary, or "
-        "Spark's image source). Without it and `feature_cols`: the column `features`, else all numeric columns but id "
-        "and label.",
+        "Spark's image source). If neither this nor `feature_cols` is set: the column `features`, else all numeric "
+        "columns but id and label.",
     )
-    feature_cols: tuple[str, ...] = option((), "Numeric columns that together are the features, in this order.")
+    feature_cols: tuple[str, ...] = option((), "Numeric columns used as features, in this order.")
     indices_col: str | None = option(
         None,
-        "Column with an array of whole numbers from 0: which features the values of `features_col` are, for sparse "
-        "rows that are not Spark ML vectors. All others are 0.",
+        "Column with an array of feature indices from 0 for the values in `features_col`, for sparse rows that are "
+        "not Spark ML vectors. All other features are 0.",
     )
     n_features: int | None = option(
-        None, "Features of a row given by `indices_col`; none is the largest index of the table plus 1.", low=1
+        None, "Number of features if `indices_col` is set; none is the largest index of the table plus 1.", low=1
     )
     id_col: str | None = option(
         None,
-        "Column with a unique value a row, of any atomic type. Without it and `id_cols`, rows are numbered by content.",
+        "Column with a unique value per row, of any atomic type. Without it and `id_cols`, rows are numbered by "
+        "content.",
     )
-    id_cols: tuple[str, ...] = option((), "Columns whose values together are unique in each row, instead of `id_col`.")
+    id_cols: tuple[str, ...] = option((), "Columns whose values together are unique per row, instead of `id_col`.")
     label_col: str | None = option(
         None,
-        "Column with the label: a number, an array of numbers, or text, a boolean or a date, whose values are "
-        "classes; used by the report, and by training when train.supervision_metric is set. Null is no label.",
+        "Column with the label: a number, an array of numbers, or a class (text, boolean or date); used by the "
+        "report, and by training if train.supervision_metric is set. Null means unlabelled.",
     )
-    unlabelled: str | None = option(None, "Value of the label column that, like null, is no label, as unknown.")
-    keep_columns: tuple[str, ...] = option((), "Columns that embedded tables keep beside ids; else all but features.")
+    unlabelled: str | None = option(
+        None, "Value of the label column that, like null, means unlabelled; for example unknown."
+    )
+    keep_columns: tuple[str, ...] = option(
+        (), "Columns that embedded tables keep, in addition to ids; by default all but the features."
+    )
     drop_columns: tuple[str, ...] = option((), "Columns that embedded tables leave out.")
     image_height: int | None = option(None, "Height that images are resized to.", low=1)
     image_width: int | None = option(None, "Width that images are resized to.", low=1)
@@ -76,14 +81,14 @@ class DataConfig(Checked):
     scaling: Literal["none", "minmax", "standard"] = option(
         "minmax",
         "Scaling of each feature, learnt in Spark and saved with the model: none, minmax (to [0, 1]) or standard "
-        "(mean 0, variance 1). Constant columns become 0 in both.",
+        "(mean 0, variance 1). Both map constant columns to 0.",
     )
     components: int | None = option(
         None,
-        "Principal components that stand for the features in search and training, learnt on a sample of the scaled "
-        "rows; the model still takes the features. Sparse rows stay sparse until they are projected. auto is "
-        f"{AUTO_COMPONENTS} where there are more than {AUTO_FEATURES} features, or as many as components in sparse "
-        "rows, and the metric is euclidean, else none. None projects nothing.",
+        "Principal components that replace the features in search and training, learnt on a sample of the scaled rows; "
+        "the model still takes the features. Sparse rows stay sparse until they are projected. auto is "
+        f"{AUTO_COMPONENTS} for more than {AUTO_FEATURES} features (of sparse rows: at least as many as components) "
+        "with metric euclidean, else none. none disables the projection.",
         low=1,
         auto=True,
     )
@@ -100,14 +105,17 @@ class DataConfig(Checked):
                 )
         if self.indices_col and not self.features_col:
             raise ConfigError(
-                f"data.indices_col={self.indices_col!r} says which features the values of data.features_col are: pass "
+                f"data.indices_col={self.indices_col!r} holds the indices of the values in data.features_col: pass "
                 "that too"
             )
         if self.n_features and not self.indices_col:
             raise ConfigError(f"data.n_features={self.n_features} is for rows of data.indices_col: pass that too")
         both = sorted(set(self.drop_columns) & {*self.keep_columns, *self.keys})
         if both:
-            raise ConfigError(f"data.drop_columns names {', '.join(both)}, which are kept or ids: leave them out there")
+            raise ConfigError(
+                f"data.drop_columns names {', '.join(both)}, which are kept or are ids: remove them "
+                "from data.drop_columns"
+            )
 
     def components_of(self, n_features: int, *, sparse: bool, images: bool) -> int | None:
         """Return how many components rows of so many features are projected onto; None projects nothing."""
@@ -131,7 +139,7 @@ class NeighboursConfig(Checked):
 
     k: int = option(
         15,
-        "Neighbours of each row, itself not counted. Must be less than the number of rows. Or auto.",
+        "Neighbours per row, excluding the row itself; less than the number of rows. Or auto.",
         low=1,
         auto=True,
     )
@@ -140,52 +148,52 @@ class NeighboursConfig(Checked):
     )
     backend: str = option(
         "auto",
-        "Index library of a region: leaves (matrix products, the most accurate and fastest), annoy, one that was "
-        "registered, or auto, which picks the cheapest by measured costs.",
+        "Index used within a region: leaves (matrix products, the most accurate and fastest), annoy, a registered "
+        "one, or auto, which picks the cheapest by measured costs.",
     )
     table: str | None = option(
         None,
-        "Parquet table with neighbours found elsewhere, used instead of a search: `id`, and `neighbour_ids` with at "
+        "Parquet table with precomputed neighbours, used instead of a search: `id`, and `neighbour_ids` with at "
         "least k ids, nearest first. It is checked against the rows, and its recall is measured.",
     )
     target_recall: float = option(
         0.95,
-        "Recall@k that the stage must reach: effort is chosen for it, and it is an error if the lower end of the 95 % "
+        "Recall@k to reach: the search effort is chosen for it, and the stage fails if the lower end of the 95 % "
         "interval of the measured recall is below it.",
         low=0.0,
         high=1.0,
     )
     recall_sample: int = option(
         500,
-        "Rows whose exact neighbours are searched to measure the recall; nothing is learnt or chosen by them.",
+        "Rows whose exact neighbours are searched to measure the recall; they are not used for learning or tuning.",
         low=1,
     )
     region_rows: int | None = option(
         None,
-        "Rows of a region, which one task holds and searches; none: a sixteenth of the table, at least 16,384 rows and "
-        "at most 64 MiB of them.",
+        "Rows per region, which one task holds and searches; none: a sixteenth of the table, at least 16,384 rows and "
+        "at most 64 MiB.",
         low=2,
     )
     leaf_rows: int = option(
-        256, "Rows of a leaf: a region is searched by comparing each row with the rows of its nearest leaves.", low=2
+        256, "Rows per leaf: within a region, each row is compared with the rows of its nearest leaves.", low=2
     )
     max_regions: int = option(
         8,
-        "Most regions that hold a row: the nearest, and further ones where it is close behind the border, by the "
-        "smallest margin that reaches target_recall.",
+        "Maximum regions per row: the nearest one, and others whose boundary is close, by the smallest margin that "
+        "reaches target_recall.",
         low=1,
     )
     query_rows: Literal["auto", "all", "anchors"] = option(
         AUTO,
-        "Rows whose neighbours are sought, among all rows: all, or the anchors of triplets.anchors. auto is all where "
-        "the stage is run by itself, and the anchors in a run of all stages.",
+        "Rows whose neighbours are searched among all rows: all, or the anchors set by triplets.anchors. auto is all "
+        "if the stage is run by itself, and the anchors in a run of all stages.",
         operational=True,
     )
     by_label: bool = option(
-        False, "Rows with the same label are neighbours: k of them are drawn for each row, and no search is made."
+        False, "Rows with the same label are neighbours: k of them are drawn per row, and nothing is searched."
     )
-    n_trees: int = option(50, "Trees of an Annoy index; more trees, higher recall and cost.", low=1)
-    search_k: int = option(-1, "Nodes that Annoy inspects per query, at least; -1 is n_trees * k.", low=-1)
+    n_trees: int = option(50, "Trees of an Annoy index; more trees give higher recall at higher cost.", low=1)
+    search_k: int = option(-1, "Minimum nodes that Annoy inspects per query; -1 is n_trees * k.", low=-1)
 
 
 @dataclass(frozen=True)
@@ -194,45 +202,45 @@ class QueryConfig(Checked):
 
     section = "query"
 
-    k: int | None = option(None, "Neighbours of each new row; none for as many as the index was built for.", low=1)
+    k: int | None = option(None, "Neighbours per new row; none: as many as the index was built with.", low=1)
 
 
 @dataclass(frozen=True)
 class TripletsConfig(Checked):
-    """Triplets: anchors and their positives packed into blocks, with which anchors are near one another."""
+    """Anchors and their positives, packed into blocks with the pairs that must not be negatives."""
 
     section = "triplets"
 
     anchors: int | None = option(
         AUTO,
-        "Rows that training sees as anchors: all, or a number of them, drawn by a hash of their ids. Only these need "
-        f"neighbours, which are sought among all rows; all rows are embedded. auto is all up to {AUTO_ANCHORS:,} rows, "
-        f"and {AUTO_ANCHORS:,} of more.",
+        "Rows used as anchors in training: all, or this many, sampled by a hash of their ids. Only anchors need "
+        "neighbours, which are searched among all rows; all rows are embedded. auto is all rows up to "
+        f"{AUTO_ANCHORS:,}, and {AUTO_ANCHORS:,} of larger tables.",
         low=2,
         auto=True,
         aliases={"all": "none"},
     )
     positives_per_anchor: int = option(
         4,
-        "Positives sampled for each anchor: epoch e trains on number e mod positives_per_anchor. Negatives are sampled "
-        "again in every epoch.",
+        "Positives sampled per anchor: epoch e uses number e mod positives_per_anchor. Negatives are resampled every "
+        "epoch.",
         low=1,
     )
-    block_rows: int = option(1024, "Anchors of a block; a block is one row of the Parquet files.", low=2, high=65536)
+    block_rows: int = option(1024, "Anchors per block; a block is one row of the Parquet files.", low=2, high=65536)
     held_out_labels: float = option(
         0.1,
-        "Share of the rows whose labels supervised training never sees, so that the report can measure on them what "
-        "the embedding tells of labels. 0 trains on all labels, and the report says so.",
+        "Share of rows whose labels are hidden from supervised training, so that the report can measure accuracy on "
+        "them. 0 trains on all labels, and the report says so.",
         low=0.0,
         high=0.9,
     )
     file_blocks: int = option(
         8,
-        "Fewest blocks of a Parquet file, which a task writes; those of a large table hold more, up to 256 MiB.",
+        "Minimum blocks per Parquet file, which one task writes; files of large tables hold more, up to 256 MiB.",
         low=1,
     )
     group_blocks: int = option(
-        2, "Blocks of a Parquet row group, the unit that training reads; at least one group a rank is needed.", low=1
+        2, "Blocks per Parquet row group, the unit that training reads; each rank needs at least one.", low=1
     )
 
     def anchors_of(self, rows: int) -> int | None:
@@ -249,51 +257,52 @@ class EmbedConfig(Checked):
 
     section = "embed"
 
-    batch_rows: int = option(10_000, "Rows of an Arrow batch handed to Python.", low=1)
-    output_col: str = option("embedding", "Column of the embedding.")
+    batch_rows: int = option(10_000, "Rows per Arrow batch passed to Python.", low=1)
+    output_col: str = option("embedding", "Name of the embedding column.")
     scores_col: str | None = option(
-        None, "Column of a supervised model's scores (class probabilities, or values), made in the same pass."
+        None, "Column for a supervised model's scores (class probabilities, or values), computed in the same pass."
     )
     class_col: str | None = option(
-        None, "Column of a classifier's most probable class, with the values and the type of the label column."
+        None, "Column for a classifier's most probable class, with the values and type of the label column."
     )
     precision: Literal["float32", "float16"] = option(
         "float32",
-        "float32: array<float>. float16: binary of packed little-endian float16, half the bytes (Spark has no such "
-        "number; NumPy reads a row with frombuffer(row, '<f2')).",
+        "float32: array<float>. float16: binary of packed little-endian float16, half the bytes (Spark has no float16 "
+        "type; in NumPy, read a row with frombuffer(row, '<f2')).",
     )
     invalid: Literal["error", "null", "drop"] = option(
-        "error", "What to do with rows that hold null, NaN or infinity: stop, embed as null, or drop; both counted."
+        "error",
+        "What to do with rows that hold null, NaN or infinity: stop, embed as null, or drop; invalid rows are counted.",
     )
     unit_bytes: int | None = option(
         None,
-        "Bytes of input files after which the job notes what is done, so that a killed run resumes from there; none is "
-        "four splits of 128 MiB a core.",
+        "Bytes of input files per unit of work: a killed run resumes after its last finished unit; none is four "
+        "splits of 128 MiB per core.",
         low=1,
     )
-    partition_by: tuple[str, ...] = option((), "Columns whose values make the folders of the embedded table.")
+    partition_by: tuple[str, ...] = option((), "Partition columns of the embedded table.")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig(Checked):
-    """The report."""
+    """Quality metrics and the report."""
 
     section = "evaluate"
 
     sample_rows: int = option(5_000, "Rows sampled for the quality metrics.", low=10)
-    plot_rows: int = option(20_000, "Rows sampled for the interactive scatter.", low=10)
+    plot_rows: int = option(20_000, "Rows sampled for the interactive scatter plot.", low=10)
     colour_by: tuple[str, ...] = option(
         (),
-        "What the points of the scatter can be coloured by, beside label, scores and what else the embeddings hold: "
-        "features by name, name[0] and so on of an array; other columns that were kept with the rows.",
+        "What the scatter plot can be coloured by, in addition to label, scores and other columns of the embeddings: "
+        "features by name (name[0] etc. for an array), or other columns kept with the rows.",
     )
-    k: int = option(15, "Neighbours in trustworthiness, continuity and kNN accuracy.", low=1)
+    k: int = option(15, "Neighbours for trustworthiness, continuity and kNN accuracy.", low=1)
     n_pairs: int = option(
-        20_000, "Random pairs of rows whose distances are compared, before and after embedding.", low=1
+        20_000, "Random pairs of rows whose distances are compared before and after embedding.", low=1
     )
     n_triplets: int = option(20_000, "Random triples of rows whose order of distances is compared.", low=1)
     metrics: tuple[str, ...] = option(
         (),
-        "Metrics of your own for the report, each package.module:function. It takes the sampled features and their "
+        "Your own metrics for the report, each package.module:function. It takes the sampled features and their "
         "embedding, arrays of shape (rows, columns), and returns a number: 1 is best, 0 is chance.",
     )

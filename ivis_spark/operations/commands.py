@@ -1,4 +1,4 @@
-"""The operator's commands of the command line: their options and what they print."""
+"""The operational commands: their options and output."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ivis_spark.operations.inspect import show, status, verify
 
 COMMANDS = {
     "plan": (
-        "Estimate what a run needs: tasks, bytes, memory per task, core-hours; and what to change.",
+        "Estimate the resources of a run (tasks, bytes, memory per task, core-hours) and what to change.",
         "plan --rows 1e9 --dims 128 --executors 50x16 --executor-memory 64g --set neighbours.k=20",
     ),
     "doctor": (
-        "Check whether this machine, or this cluster, can run the stages; a remedy for each fault.",
+        "Check whether this machine or cluster can run the stages, and show how to fix each problem.",
         "doctor --output hdfs:///runs/digits --master spark://host:7077",
     ),
     "status": (
-        "Show what a run folder holds: stages, rows, times, quality, and who is writing it.",
+        "Show the contents of a run folder: stages, rows, times, quality, and which process is writing it.",
         "status runs/digits",
     ),
     "verify": ("Read every published file and compare it with the digest in its manifest.", "verify runs/digits"),
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add a parser a command; `add` takes what `add_parser` of argparse takes."""
+    """Add a parser per command; `add` has the signature of argparse's `add_parser`."""
     options = {"plan": _plan_options, "doctor": _doctor_options, "clean": _clean_options}
     for name, (text, example) in COMMANDS.items():
         command = add(
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
     """Run a command; return what it prints and the exit code.
 
     Raises:
-        IvisError: whatever the command raises.
+        IvisError: any error of the command.
     """
     if arguments.command == "plan":
         return _plan(arguments), 0
@@ -85,8 +85,10 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--config", metavar="FILE", help="settings of the run, as for `run`")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
-    command.add_argument("--measured", metavar="DIR", help="a finished run on a part of the table, to take rates from")
-    command.add_argument("--measured-cores", type=int, metavar="N", help="the number of cores that run had")
+    command.add_argument(
+        "--measured", metavar="DIR", help="a finished run on part of the table, whose measured rates are used"
+    )
+    command.add_argument("--measured-cores", type=int, metavar="N", help="the number of cores of that run")
 
 
 def _doctor_options(command: argparse.ArgumentParser) -> None:
@@ -101,7 +103,7 @@ def _doctor_options(command: argparse.ArgumentParser) -> None:
 
 def _clean_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--stages", default="", metavar="A,B", help="published stages to remove")
-    command.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    command.add_argument("--dry-run", action="store_true", help="show what would be removed, without removing it")
 
 
 def _plan(arguments: argparse.Namespace) -> str:
@@ -110,7 +112,7 @@ def _plan(arguments: argparse.Namespace) -> str:
     from ivis_spark.stages.estimate import Cluster
 
     if (arguments.measured is None) != (arguments.measured_cores is None):
-        raise ConfigError("--measured and --measured-cores go together: the run, and the cores that it had")
+        raise ConfigError("--measured and --measured-cores must be passed together: the run, and its number of cores")
     config = load_config(arguments.config, arguments.set)
     cluster = Cluster.parse(arguments.executors, arguments.executor_memory, arguments.executor_disk)
     factors, seen = None, None

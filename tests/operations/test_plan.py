@@ -169,7 +169,7 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "what the finished run took: neighbours 8.00, triplets 8.00" in text
     assert "built-in rates, since the run was too small to tell: rows, report" in text
     assert main([*options, "--measured", measured]) == 2
-    assert "--measured and --measured-cores go together" in capsys.readouterr().err
+    assert "--measured and --measured-cores must be passed together" in capsys.readouterr().err
 
 
 def test_a_run_that_is_too_small_tells_no_rate(tmp_path: Path) -> None:
