@@ -62,6 +62,7 @@ def test_every_option_that_a_message_names_is_known_in_python() -> None:
         re.sub(r"\{.*?\}", "value", literal)
         for path in PACKAGE.rglob("*.py")
         if path.relative_to(PACKAGE).parts[0] not in ("cli", "operations", "errors.py")
+        and path.name != "estimate.py"  # for `plan` alone
         for literal in re.findall(r'"([^"\n]*--[a-z][^"\n]*)"', path.read_text())
     ]
     speak_python(True)

@@ -225,6 +225,10 @@ class SparkStage:
     def rows(self) -> list[int]:
         return ids(self._target() if self.name == "table" else published(self.output, self.name) / "data")
 
+    def locked(self) -> list[Path]:
+        """Return the folders that hold locks."""
+        return [self.output, self._target() / "_ivis_spark"]
+
     def _target(self) -> Path:
         return self.output.with_suffix(".table")
 
@@ -238,7 +242,8 @@ def test_stages_that_spark_works_for(spark: Any, rows: Path, tmp_path: Path, tab
         for _ in each_death(stage.work, stage.prepare, most=MOST):
             with fault.attempt():
                 fault.look(stage.output)
-                bury(str(stage.output))
+                for place in stage.locked():
+                    bury(str(place))
                 stage.work()
                 fault.look(stage.output)
                 fault.compare(stage.rows(), range(ROWS))

@@ -192,7 +192,7 @@ class HookedFileSystem(MemoryFileSystem):
         super().pipe_file(path, value, *arguments, **options)
 
     def cp_file(self, path1: str, path2: str, **options: Any) -> None:
-        self.before("copy", self.store[self._strip_protocol(path1)].size)
+        self.before("copy", self.info(path1)["size"])
         super().cp_file(path1, path2, **options)
 
     def cat_file(self, *arguments: Any, **options: Any) -> Any:

@@ -81,7 +81,8 @@ def test_the_first_line_of_text_is_read(tmp_path: Path) -> None:
     ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        (gzip.open if name.endswith("gz") else open)(path, "wb").write(text.encode())
+        with (gzip.open if name.endswith("gz") else open)(path, "wb") as file:
+            file.write(text.encode())
         uri = str(path if path.parent == tmp_path else path.parent.parent / "day=1")
         assert look_at_input(uri, DataConfig(id_col="key")).format == "csv"
         with pytest.raises(InputError, match=r"data\.id_col='lable' is not in the table; did you mean label\?"):
