@@ -49,7 +49,16 @@ def speak_python(on: bool) -> None:
 
 
 class IvisError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base of all errors this package raises on purpose.
+
+    Example:
+        >>> from ivis_spark import IvisError, load_config
+        >>> try:
+        ...     load_config("no_such_file.yaml")
+        ... except IvisError as error:
+        ...     print(error, error.exit_code)
+        configuration file 'no_such_file.yaml' cannot be read: No such file or directory 2
+    """
 
     exit_code = 1
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark.config import Config
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.before_spark import look_at_input
+from ivis_spark.spark.watching import Progress
 from ivis_spark.stages import COMMANDS, STAGES, embeddings, model, neighbours, query, report, rows, triplets
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_places
@@ -36,6 +37,13 @@ class Pipeline:
     Raises:
         InputError: if the run folder is, holds or lies in the input; if the input is not there, or a column that is
             named is not in it, as far as can be seen without Spark.
+
+    Example:
+        >>> from ivis_spark import Pipeline, load_config
+        >>> config = load_config(None, ["data.id_col=id", "neighbours.k=5", "neighbours.recall_sample=20"])
+        >>> pipeline = Pipeline("cells-run", config, get_spark=lambda: spark, input_uri="cells.parquet")
+        >>> pipeline.neighbours().info["recall"]["value"]
+        1.0
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class Pipeline:
         resolve_backend(self.config.train)  # hours before it is needed
         search = functools.partial(self.neighbours, for_training=True)
         steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
-        with self._run.runner.locked():
+        with self._run.runner.locked(), Progress():
             manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
         return {STAGES[0]: self._run.require(STAGES[0]), **manifests}
 

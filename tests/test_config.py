@@ -238,3 +238,10 @@ def test_indices_need_values() -> None:
     for data in ({"indices_col": "i"}, {"n_features": 3}):
         with pytest.raises(ConfigError, match="pass that too"):
             Config.from_mapping({"data": data})
+
+
+def test_texts_that_look_like_dates_are_texts(tmp_path: Path) -> None:
+    assert load_config(None, ["data.version=2026-11-27", "data.unlabelled=2026-01-01"]).data.version == "2026-11-27"
+    (tmp_path / "run.yaml").write_text("data: {version: 2026-11-27 10:00:00, drop_columns: [2026-01-01]}")
+    data = load_config(str(tmp_path / "run.yaml")).data
+    assert (data.version, data.drop_columns) == ("2026-11-27 10:00:00", ("2026-01-01",))

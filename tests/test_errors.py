@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +74,20 @@ def test_every_option_that_a_message_names_is_known_in_python() -> None:
 def _commands() -> list:  # type: ignore[type-arg]
     (action,) = [each for each in make_parser()._actions if hasattr(each, "choices") and each.choices]
     return list(action.choices.values())
+
+
+def test_messages_name_only_files_that_the_wheel_has() -> None:
+    """The wheel has the package alone: no conf/, jobs/, docs/, tests/ or Makefile."""
+    for file in PACKAGE.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        docs = {
+            node.body[0].value
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
+                found = re.search(r"\b(conf|jobs|docs|tests)/\w|README|CONTRIBUTING|Makefile", node.value)
+                assert found is None, f"{file}:{node.lineno} names {found}"

@@ -98,6 +98,22 @@ class ExitCodes(Generated):
         return [*lines, ""]
 
 
+class Params(Generated):
+    """The Params of the estimator, with the settings that they are."""
+
+    def markdown(self) -> list[str]:
+        """Return the lines of the content."""
+        from ivis_spark.ml import IvisModel
+        from ivis_spark.ml.params import settings
+
+        lines = ["| Param | setting | model |", "|---|---|---|"]
+        for name, setting in settings().items():
+            lines.append(f"| `{name}` | `{setting.full_name}` | {'yes' if hasattr(IvisModel, name) else ''} |")
+        for name in ("runFolder", "outputType"):
+            lines.append(f"| `{name}` | none: see `explainParams()` | {'yes' if hasattr(IvisModel, name) else ''} |")
+        return [*lines, ""]
+
+
 def _values(hint: typing.Any, metadata: typing.Mapping[str, typing.Any]) -> str:
     options = [hint, *typing.get_args(hint)]
     literal = next((o for o in options if typing.get_origin(o) is typing.Literal), None)
@@ -124,4 +140,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("settings", Settings)
     app.add_directive("commands", Commands)
     app.add_directive("exit-codes", ExitCodes)
+    app.add_directive("params", Params)
     return {"parallel_read_safe": True}

@@ -157,7 +157,8 @@ def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[A
     """Return a function that starts the session, and with it the progress lines, when it is first called."""
 
     def get_spark() -> SparkSession:
-        from ivis_spark.spark.session import Progress, end_quietly, get_session
+        from ivis_spark.spark.session import end_quietly, get_session
+        from ivis_spark.spark.watching import Progress
 
         spark = get_session(
             f"ivis-spark {arguments.command}",
@@ -169,8 +170,7 @@ def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[A
         if not opened:
             guard.at_once(lambda: end_quietly(spark))
             log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
-            progress = Progress(spark)
-            opened.append(progress.__enter__())
+            opened.append(Progress().__enter__())
         return spark
 
     return get_spark

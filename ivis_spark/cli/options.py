@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "ivis-spark", description=_DESCRIPTION, formatter_class=formatter, allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example) in _COMMANDS.items():
         epilog = (
@@ -73,6 +75,14 @@ def make_parser() -> argparse.ArgumentParser:
         _add_options(command, name)
     operations.add_commands(commands.add_parser)
     return parser
+
+
+def _version() -> str:
+    """Return the version of the installed package, as `doctor` reports it too."""
+    try:
+        return f"ivis_spark {importlib.metadata.version('ivis_spark')}"
+    except importlib.metadata.PackageNotFoundError:  # a zip on the path of Python
+        return "ivis_spark, not installed"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

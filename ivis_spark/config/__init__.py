@@ -136,6 +136,14 @@ class Config(Checked):
     """All settings of a run.
 
     Raises: ConfigError: if a value is of the wrong type or out of range.
+
+    Example:
+        >>> from ivis_spark import Config
+        >>> config = Config(neighbours={"k": 20}, train={"embedding_dims": 3})
+        >>> config.neighbours.k, config.train.embedding_dims, config.preset
+        (20, 3, 'fast')
+        >>> Config.from_mapping(config.to_mapping()) == config
+        True
     """
 
     data: DataConfig = _by_preset()
@@ -296,6 +304,14 @@ def load_config(
         settings: Values by `section.key`, as they are.
 
     Raises: ConfigError: if the file cannot be read, is not YAML or holds a setting that is not allowed.
+
+    Example:
+        >>> from ivis_spark import load_config
+        >>> load_config(None, ["neighbours.k=20", "preset=ivis"]).neighbours.k
+        20
+        >>> load_config(None, ["train.epoch=20"])
+        Traceback (most recent call last):
+        ivis_spark.errors.ConfigError: train has no setting 'epoch'; did you mean train.epochs?
     """
     mapping: dict[str, Any] = {}
     if path is not None:

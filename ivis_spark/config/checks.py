@@ -256,6 +256,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# No setting is a date; a version or a label may look like one.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 # YAML 1.1, which PyYAML reads, wants a dot in 1.0e-3; everybody else writes 1e-3.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789")
@@ -266,7 +271,7 @@ def parse_yaml(text: str, what: str) -> Any:
     """Return the value of a text in YAML, or raise ConfigError that names `what` it is."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # dates that are none; endless brackets
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # endless brackets
         raise ConfigError(f"{what} is not valid YAML: {' '.join(str(err).split())}") from err
 
 

@@ -105,6 +105,17 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         n_classes_: Outputs of the supervised model; None without one.
         n_features_in_: Size of a row's first axis, its features.
         feature_names_in_: Names of the columns, where X was a data frame.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> from ivis_spark import Ivis
+        >>> X, y = load_iris(return_X_y=True)
+        >>> names = load_iris().target_names[y]
+        >>> ivis = Ivis(k=15, epochs=2, verbose=0).fit(X, names)
+        >>> ivis.transform(X[:3]).shape
+        (3, 2)
+        >>> ivis.classes_, ivis.score_samples(X[:3]).shape
+        (array(['setosa', 'versicolor', 'virginica'], dtype='<U10'), (3, 3))
     """
 
     _seed = Config.random_state

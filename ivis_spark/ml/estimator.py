@@ -32,7 +32,8 @@ from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
-from ivis_spark.spark.session import Progress, refuse_connect
+from ivis_spark.spark.session import refuse_connect
+from ivis_spark.spark.watching import Progress
 from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
 
@@ -45,6 +46,15 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
     Args:
         params: Spark ML Params by name; `explainParams()` lists them with documentation and defaults. The settings of
             the configuration are there in camel case: `train.embedding_dims` is `embeddingDims`.
+
+    Example:
+        `frame` has the columns id, features and label.
+
+        >>> from ivis_spark import IvisEstimator
+        >>> estimator = IvisEstimator(idCol="id", labelCol="label", k=5, epochs=1, recallSample=20)
+        >>> model = estimator.setSupervisionMetric("sparse_categorical_crossentropy").fit(frame)
+        >>> model.transform(frame).columns
+        ['id', 'features', 'label', 'embedding']
     """
 
     runFolder: Param[str] = Param(
@@ -113,7 +123,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:
-            with exact_names(dataset), Progress(dataset.sparkSession):
+            with exact_names(dataset), Progress():
                 folder = self._run(dataset, config, scratch)
             model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
         finally:

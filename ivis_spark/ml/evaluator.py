@@ -41,6 +41,12 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     Args:
         params: Spark ML Params by name; `explainParams()` lists them.
+
+    Example:
+        >>> from ivis_spark import EmbeddingEvaluator
+        >>> value = EmbeddingEvaluator(metricName="trustworthiness", k=5).evaluate(model.transform(frame))
+        >>> 0.5 < value <= 1
+        True
     """
 
     metricName = _param(

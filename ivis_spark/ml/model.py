@@ -81,6 +81,19 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         folder: The model's files.
         custom_objects: Layers and functions of a custom backbone by name; executors import them by their modules.
         params: Spark ML Params by name, as in `explainParams()`.
+
+    Example:
+        `model` was fitted with text labels.
+
+        >>> from ivis_spark import IvisModel
+        >>> embedded = model.setClassCol("class").setOutputType("array").transform(frame)
+        >>> embedded.select("embedding", "class").dtypes
+        [('embedding', 'array<float>'), ('class', 'string')]
+        >>> model.write().overwrite().save("cells-model")
+        >>> IvisModel.load("cells-model").getClassCol()
+        'class'
+        >>> model.summary.epochs, model.summary.rows
+        (1, 60)
     """
 
     outputType = OUTPUT_TYPE
@@ -242,6 +255,13 @@ def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
     Args:
         model: Its `precision` and `embedInvalid` are honoured; `drop` drops nothing in a UDF and gives null.
         spark: The session; by default the active one.
+
+    Example:
+        >>> from ivis_spark import embed_udf
+        >>> _ = spark.udf.register("ivis_embed", embed_udf(model, spark))
+        >>> frame.createOrReplaceTempView("cells")
+        >>> len(spark.sql("SELECT ivis_embed(features) AS z FROM cells LIMIT 1").first().z)
+        2
     """
     session = spark or SparkSession.active()
     invalid = "error" if model.getOrDefault("embedInvalid") == "error" else "null"

@@ -43,6 +43,15 @@ def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
 
     Returns:
         `loss_fn` itself, or a decorator when it is not given.
+
+    Example:
+        >>> from ivis_spark.nn.losses import register_loss, triplet_loss
+        >>> @register_loss(name="squared_hinge_of_mine")
+        ... def squared_hinge(y_true, y_pred):
+        ...     anchor, positive, negative = y_pred[0], y_pred[1], y_pred[2]
+        ...     return ((anchor - positive) ** 2 - (anchor - negative) ** 2 + 1) ** 2
+        >>> triplet_loss("squared_hinge_of_mine") is squared_hinge
+        True
     """
     if loss_fn is None:
         return functools.partial(register_loss, name=name)

@@ -39,6 +39,15 @@ def register_network(build_fn: Any = None, *, name: str | None = None) -> Any:
 
     Returns:
         `build_fn` itself, or a decorator when it is not given.
+
+    Example:
+        >>> import keras
+        >>> from ivis_spark.nn.networks import get_base_networks, register_network
+        >>> @register_network(name="narrow")
+        ... def narrow(input_shape):
+        ...     return keras.Sequential([keras.Input(input_shape), keras.layers.Dense(16, activation="selu")])
+        >>> "narrow" in get_base_networks()
+        True
     """
     if build_fn is None:
         return functools.partial(register_network, name=name)
@@ -93,7 +102,7 @@ def build_encoder(
         precision: Keras's dtype policy of a registered network; the embedding layer's is float32.
 
     Returns:
-        A Keras model, shape (b, *input_shape) -> (b, embedding_dims).
+        A Keras model, shape (b, ...) -> (b, embedding_dims), with `input_shape` after b.
 
     Raises:
         ConfigError: if no base network of that name is registered.

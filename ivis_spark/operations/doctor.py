@@ -92,9 +92,7 @@ def show(checks: list[Check]) -> str:
 
 
 # What to do where a check itself breaks.
-_INSTALL = (
-    "pip install -c conf/constraints-today.txt 'ivis_spark[fit]', or with conf/constraints.txt 'ivis_spark[classic]'"
-)
+_INSTALL = "pip install 'ivis_spark[fit,report]', or 'ivis_spark[classic,report]' for Petastorm on CPython 3.10 to 3.12"
 _REMEDIES = {
     "packages": _INSTALL,
     "memory": "run on Linux or macOS, whose memory can be asked for",
@@ -208,7 +206,9 @@ def _ring() -> Check:
     name = resolve_backend(TrainConfig(num_ranks=2)).__module__.rpartition(".")[2]
     if name != "horovod":
         return Check("ring", "ok", f"several ranks train by {name}")
-    remedy = "only training on several ranks needs it: build it as the README says, or set train.backend=tensorflow"
+    from ivis_spark.train.backends.horovod import BUILD
+
+    remedy = f"only training on several ranks needs it. {BUILD}"
     try:
         hvd = importlib.import_module("horovod.tensorflow")
     except Exception as err:  # noqa: BLE001 - built for another TensorFlow, it raises errors of its own

@@ -56,6 +56,16 @@ def plot(
         ConfigError: if arguments exclude each other.
         InputError: if there is not one finite row per label, or the model has no embedding to draw.
         DependencyError: if matplotlib or plotly is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from ivis_spark import plot
+        >>> embedding = np.random.default_rng(0).normal(size=(100, 2))
+        >>> axes = plot(embedding, labels=np.where(embedding[:, 0] > 0, "right", "left"), title="Two halves")
+        >>> axes.get_title()
+        'Two halves'
+        >>> type(plot(embedding, values=embedding[:, 1], interactive=True)).__name__
+        'Figure'
     """
     if labels is not None and values is not None:
         raise ConfigError("labels and values both colour the points: pass one of them")

@@ -25,6 +25,10 @@ def export_onnx(model: ModelFolder, path: str) -> None:
     Raises:
         DependencyError: if onnx is not installed.
         ArtifactError: if the encoder is not a chain of dense layers.
+
+    Example:
+        >>> from ivis_spark.serving.export import export_onnx
+        >>> export_onnx(model.to_folder(), "cells.onnx")
     """
     try:
         import onnx

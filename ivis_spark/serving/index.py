@@ -47,6 +47,14 @@ class PartitionedIndex:
         uri: Folder with `index.json`, the quantiser and the files of the regions.
         head: Content of `index.json`.
         regions: The quantiser.
+
+    Example:
+        >>> import numpy as np
+        >>> from ivis_spark.serving.index import PartitionedIndex
+        >>> index = PartitionedIndex.load("cells-run")
+        >>> ids, distances = index.query(np.zeros((2, 4)), k=3)
+        >>> ids.shape, distances.shape
+        ((2, 3), (2, 3))
     """
 
     def __init__(self, uri: str, head: dict[str, Any], regions: Regions) -> None:

@@ -25,6 +25,10 @@ def save_pyfunc(model: ModelFolder, path: str, **options: Any) -> None:
 
     Raises:
         DependencyError: if mlflow is not installed.
+
+    Example:
+        >>> from ivis_spark.serving.pyfunc import save_pyfunc
+        >>> save_pyfunc(model.to_folder(), "cells-pyfunc")
     """
     _write("save_model", model, path=path, **options)
 

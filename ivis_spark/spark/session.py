@@ -17,12 +17,11 @@ from pyspark.sql import SparkSession
 
 from ivis_spark.core.sizes import BATCH_BYTES
 from ivis_spark.errors import ConfigError, IvisError
-from ivis_spark.progress import Meter
 from ivis_spark.spark.environment import check_variables, ensure_java
+from ivis_spark.spark.watching import described
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_INTERVAL_S = 2.0
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
 _LOCAL_SETTINGS = {
@@ -83,6 +82,11 @@ def get_session(
     Raises:
         DependencyError: if no Java is found that this PySpark runs on, or SPARK_HOME or PYSPARK_PYTHON is wrong.
         IvisError: if called inside a task.
+
+    Example:
+        >>> from ivis_spark.spark.session import get_session
+        >>> get_session("my job").range(3).count()
+        3
     """
     if TaskContext.get() is not None:
         raise IvisError("a Spark session was asked for inside a task; only the driver has one")
@@ -181,54 +185,6 @@ def is_local(spark: SparkSession) -> bool:
     return str(spark.sparkContext.master).partition("[")[0] == "local"
 
 
-class Progress:
-    """Shows every few seconds how many tasks of the running Spark stages are done, and when they will be.
-
-    Runs on: driver; a thread that only asks Spark's status tracker.
-
-    Args:
-        spark: The session to watch.
-    """
-
-    def __init__(self, spark: SparkSession) -> None:
-        self._context = spark.sparkContext
-        self._meter: Meter | None = None
-        self._shown: tuple[object, ...] = ()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Progress:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=2)  # a JVM that died would hold it longer
-
-    def _watch(self) -> None:
-        with contextlib.suppress(Exception):  # a session that is being stopped must not break the stage that ends
-            while not self._stop.wait(_PROGRESS_INTERVAL_S):
-                self._show()
-        self._close()
-
-    def _show(self) -> None:
-        tracker = self._context.statusTracker()
-        stages = [stage for stage in map(tracker.getStageInfo, tracker.getActiveStageIds()) if stage is not None]
-        tasks = sum(stage.numTasks for stage in stages)
-        shown = (_described.get("text", "Spark job"), *sorted(stage.stageId for stage in stages))
-        if shown != self._shown:
-            self._close()
-            self._shown = shown
-            self._meter = Meter(str(shown[0]) + ":", tasks, unit="tasks") if tasks else None
-        if self._meter is not None:
-            self._meter.update(sum(stage.numCompletedTasks for stage in stages))
-
-    def _close(self) -> None:
-        if self._meter is not None:
-            self._meter.close()
-            self._meter = None
-
-
 @contextlib.contextmanager
 def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
     """Let Arrow batches of wide rows hold fewer rows, so that a batch stays below 64 MB. Runs on: driver."""
@@ -236,13 +192,9 @@ def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
         yield
 
 
-# Spark keeps a job's description a thread, where the thread that watches cannot see it.
-_described: dict[str, str] = {}
-
-
 def describe_job(spark: SparkSession, text: str) -> None:
     """Name the Spark jobs that follow, in Spark's UI and in the progress lines."""
-    _described["text"] = text
+    described["text"] = text
     if is_connect(spark):
         return
     spark.sparkContext.setJobDescription(text)

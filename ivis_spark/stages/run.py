@@ -16,6 +16,7 @@ from ivis_spark.manifest import Defaults
 from ivis_spark.runtime.fitness import rows_facts
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.watching import Progress
 from ivis_spark.stages import STAGES, lock_of
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.places import check_table
@@ -73,7 +74,7 @@ class Run:
         after: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Publish a stage unless it is already published with this specification; `after` removes what it left."""
-        with task_errors():
+        with task_errors(), Progress():
             return self.runner.publish(
                 name,
                 spec,

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.spark import session
+from ivis_spark.spark import session, watching
 from ivis_spark.spark.neighbours.stage import build_neighbours
 
 SEARCH_STEPS = ("assign", "search")  # Spark stages, in order, of the one search job
@@ -92,7 +92,7 @@ class Killer(threading.Thread):
 
     def _running(self) -> str:
         """Return the sub-stage that has tasks running now."""
-        text = session._described.get("text", "")
+        text = watching.described.get("text", "")
         step = text.removeprefix("neighbours: ").split(" ")[0]
         for stage in sorted(self.tracker.getActiveStageIds()):
             found = self.tracker.getStageInfo(stage)

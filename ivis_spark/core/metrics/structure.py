@@ -127,7 +127,7 @@ def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
 
 
 def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng: np.random.Generator) -> float:
-    """Return the share of random triples (a, b, c) whose order of |a - b| and |a - c| is the same in `X` and `Z`.
+    """Return the share of random triples (a, b, c) of which b or c is the nearer to a in both `X` and `Z`.
 
     Triples tied in `X` have no order to keep and are left out; a tie in `Z` alone counts one half. Constant `Z` or
     constant `X` gives .5, which is chance; 1 is best.

@@ -46,6 +46,14 @@ class AnnoyKnnMatrix(NeighbourMatrix):
 
     Unless precomputed, neighbours are searched when they are asked for, so memory does not grow with the rows; the
     index stays on disk. Pickling keeps the path of the index, not the index.
+
+    Example:
+        >>> import numpy as np
+        >>> from ivis_spark.data.neighbour_retrieval import AnnoyKnnMatrix
+        >>> X = np.arange(10.0)[:, None]
+        >>> matrix = AnnoyKnnMatrix.build(X, "example.annoy", k=3, metric="euclidean", n_jobs=1)
+        >>> sorted(matrix[4])
+        [3, 4, 5]
     """
 
     k: int = 0

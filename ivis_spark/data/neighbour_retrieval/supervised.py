@@ -17,6 +17,11 @@ class LabeledNeighbourMap(Sequence[Any]):
 
     Args:
         labels: One label a row, shape (n,).
+
+    Example:
+        >>> from ivis_spark.data.neighbour_retrieval import LabeledNeighbourMap
+        >>> LabeledNeighbourMap(["a", "b", "a"])[0]
+        array([0, 2])
     """
 
     def __init__(self, labels: ArrayLike) -> None:

@@ -22,6 +22,11 @@ class ImageDataset(IndexableDataset):
     """Images read from disk and resized when asked for, each of shape (height, width, channels).
 
     The model must take images, for example a convolutional network given to `Ivis` as `model`.
+
+    Example:
+        >>> from ivis_spark.data.sequence import ImageDataset
+        >>> ImageDataset(["a.png", "b.png"], img_shape=(28, 28), color_mode="grayscale").shape
+        (2, 28, 28, 1)
     """
 
     shape: tuple[int, ...] = ()

@@ -48,6 +48,13 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         ArtifactError: if there is no index.
         InputError: if the columns do not fit it, k is not less than its rows, or the table has a column
             `neighbour_ids` or `distances` that is kept.
+
+    Example:
+        `cells-run` is a run folder with published neighbours.
+
+        >>> from ivis_spark.spark.neighbours.query import query
+        >>> query(frame.select("id", "features"), "cells-run", k=3).columns
+        ['id', 'neighbour_ids', 'distances']
     """
     opened = PartitionedIndex.load(index)
     k = opened.k if k is None else k

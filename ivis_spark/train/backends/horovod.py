@@ -14,8 +14,8 @@ from ivis_spark.errors import DependencyError
 from ivis_spark.nn.reducer import Tensor
 from ivis_spark.train.backends import Backend, Meeting, local_address
 
-_REMEDY = (
-    "Build it for the TensorFlow that is installed: conf/install_horovod.sh PYTHON conf/constraints.txt, or "
+BUILD = (
+    "Build it for the TensorFlow that is installed: "
     "pip install --no-build-isolation --no-cache-dir 'horovod==0.28.*' with cmake below 4, setuptools below 70 and "
     "HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITH_GLOO=1; or train with train.backend=tensorflow"
 )
@@ -43,7 +43,7 @@ class Ranks(Backend):
     def check(cls) -> None:
         """Check that Horovod is installed; whether it fits TensorFlow is seen where it is used."""
         if importlib.util.find_spec("horovod") is None:
-            raise DependencyError(f"Horovod is not installed here. {_REMEDY}")
+            raise DependencyError(f"Horovod is not installed here. {BUILD}")
 
     @classmethod
     @contextlib.contextmanager
@@ -119,7 +119,7 @@ def _horovod() -> Any:
         hvd.gloo_built()
     except (ImportError, AttributeError, OSError, tf.errors.NotFoundError) as err:
         raise DependencyError(
-            f"Horovod cannot be used with TensorFlow {tf.__version__}: {' '.join(str(err).split())[:300]}. {_REMEDY}"
+            f"Horovod cannot be used with TensorFlow {tf.__version__}: {' '.join(str(err).split())[:300]}. {BUILD}"
         ) from err
     return hvd
 
@@ -134,7 +134,7 @@ def _rendezvous() -> Iterator[int]:
     try:
         from horovod.runner.http.http_server import RendezvousServer
     except ImportError as err:
-        raise DependencyError(f"Horovod is missing on {socket.gethostname()}: {err}. {_REMEDY}") from err
+        raise DependencyError(f"Horovod is missing on {socket.gethostname()}: {err}. {BUILD}") from err
     server = RendezvousServer()
     port = server.start()
     try:
