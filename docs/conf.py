@@ -22,6 +22,9 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "ivis_spark"
 html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
+html_show_copyright = False
+default_role = "code"  # `names` in docstrings
 copybutton_exclude = ".linenos, .gp"
 
 autodoc_typehints = "signature"
