@@ -250,6 +250,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self._loss()  # refuses an unknown one before the neighbours are searched
         self._seed = to_seed(self.random_state)
         goes_on = self.encoder_ is not None and (self.warm_start or self._loaded)
+        names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
         if isinstance(rows, np.ndarray):
             warn_of_range(rows)
@@ -262,7 +263,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if not goes_on:
             self._forget()
             self.n_features_in_ = rows.shape[1]
-            if (names := names_of(X)) is not None:
+            if names is not None:
                 self.feature_names_in_ = names
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
         if self.n_components is not None and not goes_on:

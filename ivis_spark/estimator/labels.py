@@ -46,7 +46,7 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
 
 def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
     """Return the numbers of classes of labels of shape (n,), and the classes, None if the labels were numbers."""
-    missing = np.array([_is_missing(label) for label in labels]) if labels.dtype.kind in "OmMf" else None
+    missing = np.array([is_missing(label) for label in labels]) if labels.dtype.kind in "OmMf" else None
     known = labels if missing is None else labels[~missing]
     if labels.dtype.kind == "O" and all(_is_number(label) for label in known):
         known = known.astype(np.float64)
@@ -66,7 +66,8 @@ def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
     return numbered, classes
 
 
-def _is_missing(label: Any) -> bool:
+def is_missing(label: Any) -> bool:
+    """Tell whether a value is None, NaN, NA or NaT."""
     return label is None or type(label).__name__ in ("NAType", "NaTType") or label != label
 
 

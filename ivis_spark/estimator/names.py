@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.errors import InputError
+from ivis_spark.estimator.labels import is_missing
 
 Names = NDArray[np.object_]
 
@@ -16,12 +17,19 @@ Names = NDArray[np.object_]
 def names_of(X: Any) -> Names | None:
     """Return the column names of a data frame, object (d,); None if it is no frame, or its columns have numbers.
 
-    Raises: InputError: if some names are text and some are not, so that the columns go neither by name nor by place.
+    Raises: InputError: if columns hold text or dates (names them), or if some names are text and some are not, so that
+        the columns go neither by name nor by place.
     """
     columns = getattr(X, "columns", None)
     if columns is None or callable(columns) or hasattr(X, "tocsr"):
         return None
     names = np.array(list(columns), dtype=object)
+    others = [str(name) for place, name in enumerate(names) if _holds_text(X, place)]
+    if others:
+        raise InputError(
+            f"{_listed(others)} of X {'hold' if len(others) > 1 else 'holds'} text or dates: leave out what is no "
+            "feature, as X.select_dtypes('number') does in pandas, and encode categories first"
+        )
     texts = [isinstance(name, str) for name in names]
     if not any(texts):
         return None
@@ -56,6 +64,20 @@ def in_order(X: Any, fitted: Names | None) -> Any:
             f"X {' and '.join(parts)}: columns go by name; pass those of the fit, which feature_names_in_ lists"
         )
     return X if list(names) == list(fitted) else X[list(fitted)]
+
+
+def _holds_text(X: Any, place: int) -> bool:
+    """Tell whether a column of a frame holds dates, or text that is no number."""
+    column = X.iloc[:, place] if hasattr(X, "iloc") else X[:, place]
+    kind = getattr(getattr(column, "dtype", None), "kind", "O")
+    if kind in "fiub":
+        return False
+    first = next((value for value in column if not is_missing(value)), 0.0)
+    try:
+        float(first)
+    except (TypeError, ValueError):
+        return isinstance(first, str) or kind in "Mm" or hasattr(first, "year")
+    return kind in "Mm"
 
 
 def _without(names: Names, others: Names) -> list[str]:

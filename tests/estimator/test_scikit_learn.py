@@ -25,6 +25,7 @@ from sklearn.preprocessing import MinMaxScaler  # noqa: E402
 from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
 
 from ivis_spark.estimator import Ivis  # noqa: E402
+from ivis_spark.estimator.names import names_of  # noqa: E402
 
 # The checks that fail, each with its reason; README.md has them too.
 ROUNDING = "float32 products of other batches round otherwise, by 1e-6"
@@ -172,3 +173,12 @@ def test_a_preset_takes_the_place_of_defaults() -> None:
     assert clone(model).get_params() == model.get_params()
     with pytest.raises(ConfigError, match="preset='quick' is not one of: fast, ivis"):
         Ivis(preset="quick").fit(FRAME)
+
+
+def test_columns_of_text_and_dates_are_named() -> None:
+    frame = FRAME.assign(id="row", day=pd.Timestamp("2026-01-01"), kind=pd.Categorical(NAMES), flag=True)
+    with pytest.raises(InputError, match="columns 'id', 'day', 'kind' of X hold text or dates: leave out"):
+        small().fit(frame)
+    numbers = pd.DataFrame({"a": ["1.5", None], "b": np.array([None, 2], object), "c": pd.array([pd.NA, 1], "Int64")})
+    names = names_of(numbers)
+    assert names is not None and names.tolist() == ["a", "b", "c"]
