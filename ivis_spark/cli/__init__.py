@@ -189,7 +189,9 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
     ]
     lines += [f"{name:<32} {metrics[key]:.3f}" for key, name in NAMES.items() if metrics.get(key) is not None]
     pairs = (metrics.get("confusion") or {}).get("pairs", [])[:3]
-    confused = [f"{pair['label']} taken for {pair['predicted']} ({pair['share']:.0%})" for pair in pairs]
+    confused = [
+        f"{pair['label']} taken for {pair['predicted']} ({pair['rows']} rows, {pair['share']:.0%})" for pair in pairs
+    ]
     lines += [f"{'Confused most':<32} {', '.join(confused)}"] if confused else []
     return "\n".join(lines)
 
