@@ -65,7 +65,8 @@ def show(found: Status) -> str:
         lines.append(f"{line}  {stage['created']}")
     if found.quality:
         lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
-    tables = [f"{stage['stage']:<24} {stage['table']}" for stage in found.stages if stage["table"]]
+    shown = {stage["stage"]: stage["table"] or stage["page"] for stage in found.stages}
+    tables = [f"{name:<24} {uri}" for name, uri in shown.items() if uri]
     lines += ["", *tables] if tables else []
     lines += [f"outdated: {text}" for text in found.outdated]  # and with it the quality above
     lines += [f"running: {text}" for text in found.running]
@@ -112,10 +113,12 @@ def _manifests(folder: RunFolder) -> dict[str, Manifest]:
 
 def _stage(folder: RunFolder, manifest: Manifest) -> dict[str, Any]:
     table = any(record["path"].startswith("data/") for record in manifest.files)
+    page = any(record["path"] == "report.html" for record in manifest.files)
     return {
         "stage": manifest.stage,
         "uri": folder.uri(manifest),
         "table": folder.uri(manifest, "data") if table else None,
+        "page": folder.uri(manifest, "report.html") if page else None,
         "rows": _number(manifest.info.get("rows")),
         "seconds": _number(manifest.info.get("seconds")),
         "bytes": sum(record["bytes"] for record in manifest.files),

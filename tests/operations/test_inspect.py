@@ -41,6 +41,12 @@ def test_status(root: Path) -> None:
         assert "running: process" in show(status(str(root)))
 
 
+def test_status_names_the_page_of_the_report(tmp_path: Path) -> None:
+    with RunFolder(str(tmp_path)).build("report", {"config": {}, "inputs": {}}) as build:
+        storage.write_json(build.path("report.html"), "page")
+    assert show(status(str(tmp_path))).splitlines()[-1].endswith("/report.html")
+
+
 def test_status_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no run; its stages are made by: ivis-spark run"):
         status(str(tmp_path))
