@@ -18,9 +18,9 @@ def check_types(values: str, kind: T.DataType, indices: str, places: T.DataType)
     """
     whole = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
     if not (isinstance(places, T.ArrayType) and isinstance(places.elementType, whole)):
-        raise InputError(f"indices column {indices!r} is {places.simpleString()}; an array of whole numbers is wanted")
+        raise InputError(f"indices column {indices!r} is {places.simpleString()}; it must be an array of whole numbers")
     if not (isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType)):
-        raise InputError(f"features column {values!r} is {kind.simpleString()}; an array of numbers is wanted")
+        raise InputError(f"features column {values!r} is {kind.simpleString()}; it must be an array of numbers")
 
 
 def width_of_vectors(frame: DataFrame, column: Column, name: str) -> tuple[int, bool]:
