@@ -138,6 +138,7 @@ def run_system(
     row = {"case": case, "system": system, "seed": seed, "version": facts["version"], "seconds": facts["total"]}
     row |= figures | {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
     say(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in row.items()))
+    os.makedirs(os.path.dirname(os.path.abspath(options.rows)), exist_ok=True)
     with open(options.rows, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
