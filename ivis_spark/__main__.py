@@ -6,13 +6,13 @@ import sys
 
 
 def start() -> int:
-    """Run a command and return its exit code; Ctrl-C is one line from the first moment on."""
+    """Run a command and return its exit code; Ctrl-C prints one line, even during imports."""
     try:
         from ivis_spark.cli import main
 
         return main()
     except KeyboardInterrupt:
-        sys.stderr.write("ivis-spark: interrupted; nothing was begun\n")
+        sys.stderr.write("ivis-spark: interrupted before anything was started\n")
         return 130
 
 

@@ -112,10 +112,10 @@ def check_fields(mapping: Any, **kinds: type | tuple[type, ...]) -> dict[str, An
     """Return what JSON gave if it is a mapping that holds each of these fields as one of its kinds.
 
     Raises:
-        ValueError: if not; says what is wrong. A truth value is no number.
+        ValueError: if not; says what is wrong. A bool does not count as a number.
     """
     if not isinstance(mapping, dict):
-        raise ValueError(f"it is no mapping of {', '.join(kinds)}")
+        raise ValueError(f"it is not a mapping of {', '.join(kinds)}")
     missing = [name for name in kinds if name not in mapping]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
@@ -123,14 +123,14 @@ def check_fields(mapping: Any, **kinds: type | tuple[type, ...]) -> dict[str, An
         wanted = kind if isinstance(kind, tuple) else (kind,)
         value = mapping[name]
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise ValueError(f"{name} is no {' or '.join(each.__name__ for each in wanted)}")
+            raise ValueError(f"{name} must be {' or '.join(each.__name__ for each in wanted)}")
     return mapping
 
 
 def check_list(value: Any, kind: type | tuple[type, ...], name: str) -> list[Any]:
     """Return what JSON gave if it is a list of such items. Raises ValueError if not."""
     if not isinstance(value, list):
-        raise ValueError(f"{name} is no list")
+        raise ValueError(f"{name} is not a list")
     for item in value:
         check_fields({name: item}, **{name: kind})
     return value

@@ -57,7 +57,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             load_config(str(tmp_path / "x.yaml"), [])
     (tmp_path / "x.yaml").write_text("train:\n  epochs: 3\n  model: maaten\n  epochs: 4\n")
-    with pytest.raises(ConfigError, match=r"x\.yaml.*given more than once: epochs"):
+    with pytest.raises(ConfigError, match=r"x\.yaml.*repeated: epochs"):
         load_config(str(tmp_path / "x.yaml"), [])
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_config(str(tmp_path / "missing.yaml"), [])

@@ -1,7 +1,7 @@
 """The command line `ivis-spark`: parse, set up logging and Spark, call the pipeline, return an exit code.
 
-0: done. 2: the input or the configuration is wrong; one line says what was given, what is allowed and what to do.
-1: anything else. 130 and 143: ended by Ctrl-C or SIGTERM, with nothing half published.
+0: success. 2: invalid input or configuration; one line says what was given, what is allowed and what to do. 1: any
+other error. 130 and 143: ended by Ctrl-C or SIGTERM; nothing is published partially.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 128 + signal.SIGINT
-_RESUMES = "what was published stays, and the same command resumes from there"
+_RESUMES = "published stages are kept, and the same command resumes from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def task() -> None:
-    """Run a command as a Databricks wheel task, which looks for an exception and not at exit codes.
+    """Run a command as a Databricks wheel task, which checks for an exception and not for exit codes.
 
     Raises:
         IvisError: if the exit code is not 0.
     """
     code = main()
     if code:
-        raise IvisError(f"exit code {code}; the reason stands above")
+        raise IvisError(f"exit code {code}; see the reason above")
 
 
 def _run(arguments: argparse.Namespace, guard: Guard) -> int:
@@ -190,7 +190,7 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
     lines += [f"{name:<32} {metrics[key]:.3f}" for key, name in NAMES.items() if metrics.get(key) is not None]
     pairs = (metrics.get("confusion") or {}).get("pairs", [])[:3]
     confused = [
-        f"{pair['label']} taken for {pair['predicted']} ({pair['rows']} rows, {pair['share']:.0%})" for pair in pairs
+        f"{pair['label']} predicted as {pair['predicted']} ({pair['rows']} rows, {pair['share']:.0%})" for pair in pairs
     ]
     lines += [f"{'Confused most':<32} {', '.join(confused)}"] if confused else []
     return "\n".join(lines)

@@ -191,7 +191,7 @@ def _as_python(value: Any) -> Any:
 def section_from_mapping(section: type[SectionT], mapping: Any) -> SectionT:
     """Make one section from a mapping.
 
-    Raises: ConfigError: if `mapping` is no mapping, or a key is unknown.
+    Raises: ConfigError: if `mapping` is not a mapping, or a key is unknown.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{section.section}={mapping!r} must be a section of settings: {{key: value, ...}}")
@@ -252,7 +252,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise yaml.YAMLError(f"given more than once: {', '.join(twice)}")
+            raise yaml.YAMLError(f"repeated: {', '.join(twice)}")
         return super().construct_mapping(node, deep)
 
 

@@ -1,4 +1,4 @@
-"""Code of one's own by name: `package.module:function`, as the user writes it in the configuration.
+"""The user's own code by name: `package.module:function`, as written in the configuration.
 
 Such a name is imported only where a caller passes it; none is ever read from a model's files.
 """
@@ -22,7 +22,7 @@ def import_named(name: str, setting: str) -> Any:
         setting: What the name was given as, for messages.
 
     Raises:
-        ConfigError: if it is no such name, or there is no such module or function.
+        ConfigError: if it is not such a name, or there is no such module or function.
     """
     if not is_import_name(name):
         raise ConfigError(f"{setting}={name!r} must be of the form package.module:function")

@@ -197,24 +197,25 @@ class DenseNetwork:
     def from_bytes(cls, content: bytes) -> DenseNetwork:
         """Read what `to_bytes` wrote.
 
-        Raises: ArtifactError: if the content is torn or not a network.
+        Raises: ArtifactError: if the content is corrupt or not a network.
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 return cls(_read_layers(arrays))
         except UNREADABLE as err:
             raise ArtifactError(
-                f"the network of {len(content)} bytes cannot be read ({err}): it is torn or not a network; train again"
+                f"the network of {len(content)} bytes cannot be read ({err}): it is corrupt or not a network; train "
+                f"again"
             ) from err
 
 
 def _read_layers(arrays: Mapping[str, NDArray[Any]]) -> tuple[DenseLayer, ...]:
     activations = json.loads(arrays["activations"].tobytes())
     if not isinstance(activations, list):
-        raise ValueError(f"activations {activations!r} are no list")
+        raise ValueError(f"activations {activations!r} are not a list")
     unknown = [name for name in activations if not isinstance(name, str) or name not in ACTIVATIONS]
     if unknown:
-        raise ValueError(f"activations {unknown} are none of {list(ACTIVATIONS)}")
+        raise ValueError(f"activations {unknown} are not among {list(ACTIVATIONS)}")
     layers = tuple(
         DenseLayer(arrays[f"kernel_{position}"], arrays[f"bias_{position}"], activation)
         for position, activation in enumerate(activations)

@@ -59,7 +59,9 @@ class Projection:
         sparse = is_sparse(sample)
         count = min(n_components, n - 1, d - 1 if sparse else d)  # ARPACK finds all but the last
         if count < 1:
-            raise InputError(f"rows of shape {(n, d)} have no principal components: at least 2 rows and 2 features do")
+            raise InputError(
+                f"rows of shape {(n, d)} have no principal components: at least 2 rows and 2 features are needed"
+            )
         if sparse and (sample.max(axis=0) != sample.min(axis=0)).nnz == 0:  # rows that are all equal break ARPACK
             mean = np.asarray(sample.mean(axis=0), dtype=np.float64).ravel()
             return cls(mean, np.eye(d, count), np.zeros(count))

@@ -221,7 +221,7 @@ class Scaler:
             kind = str(mapping["kind"])
             projection = Projection.from_mapping(mapping["projection"]) if mapping.get("projection") else None
         except (KeyError, TypeError, ValueError) as err:
-            raise ArtifactError(f"the saved scaler is not readable: {err!r}; train the model again") from err
+            raise ArtifactError(f"the saved scaler cannot be read: {err!r}; train the model again") from err
         if offset.ndim != 1 or offset.shape != factor.shape:
             raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; train the model again")
         if projection is not None and len(projection.mean) != len(offset):

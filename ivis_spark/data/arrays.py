@@ -38,7 +38,7 @@ def shape_message(shape: tuple[int, ...]) -> str:
     """Return what is wrong with a shape that is not one of rows of features, in scikit-learn's terms."""
     if len(shape) < 2:
         return (
-            f"X has shape {shape}; rows of features, (n, d), are needed. Reshape your data: X.reshape(1, -1) is one "
+            f"X has shape {shape}; it must be (n, d), rows of features. Reshape your data: X.reshape(1, -1) is one "
             "row, X.reshape(-1, 1) are rows of one feature"
         )
     empty = "sample" if shape[0] == 0 else "feature"
@@ -60,12 +60,12 @@ def warn_of_range(rows: Floats) -> None:
     large, coarse = np.flatnonzero(statistics.overflow), np.flatnonzero(statistics.coarse)
     if len(large):
         raise InputError(
-            f"distances between rows of X exceed float32, because of columns {large[:5].tolist()}: scale X, or look "
-            "for values that stand for missing ones"
+            f"distances between rows of X exceed float32, because of columns {large[:5].tolist()}: scale X, or check "
+            f"for placeholders of missing values"
         )
     if len(coarse):
         log.warning(
-            "%d columns of X lie far from 0 and close together, and keep fewer than 1,000 different values in float32: "
+            "%d columns of X vary little around a large value and keep fewer than 1,000 distinct values in float32: "
             "%s. Scale X, for example with sklearn.preprocessing.MinMaxScaler",
             len(coarse),
             coarse[:5].tolist(),
@@ -78,9 +78,11 @@ def to_numbers(rows: NDArray[Any], dtype: Dtype = np.float32) -> Floats:
     Raises: InputError: if it holds anything else.
     """
     if rows.dtype.kind == "c":
-        raise InputError(f"Complex data not supported: X is of type {rows.dtype}; make columns of both parts")
+        raise InputError(
+            f"Complex data not supported: X is of type {rows.dtype}; use the real and imaginary parts as columns"
+        )
     if rows.dtype.kind not in "fiubO":
-        raise InputError(f"X is of type {rows.dtype}; X must hold numbers: encode text and categories first")
+        raise InputError(f"X has type {rows.dtype}; X must hold numbers: encode text and categories first")
     pandas = sys.modules.get("pandas")
     if rows.dtype.kind == "O" and pandas is not None:  # its NA is no float; as NaN it is refused with its row
         rows = np.where(pandas.isna(rows), np.nan, rows)
@@ -89,7 +91,7 @@ def to_numbers(rows: NDArray[Any], dtype: Dtype = np.float32) -> Floats:
             return np.ascontiguousarray(rows, dtype=dtype)
     except (ValueError, TypeError) as err:
         kind = _NotNumbers if isinstance(err, TypeError) else InputError
-        raise kind(f"X is not made of numbers ({err}); encode text and categories first") from err
+        raise kind(f"X does not hold numbers ({err}); encode text and categories first") from err
 
 
 def finite_rows(rows: Floats, numbers: Ints | None = None) -> Floats:

@@ -53,8 +53,8 @@ class LazyRows:
         rows = to_numbers(np.asarray(self._read(numbers)), self._dtype)
         if rows.shape != (len(numbers), *self.shape[1:]):
             raise InputError(
-                f"X gave {len(numbers)} rows as an array of shape {rows.shape}; its own shape is {self.shape}, so "
-                f"it must be {(len(numbers), *self.shape[1:])}"
+                f"X gave {len(numbers)} rows as an array of shape {rows.shape}; X has shape {self.shape}, so it must "
+                f"be {(len(numbers), *self.shape[1:])}"
             )
         return finite_rows(rows, numbers)
 
@@ -106,7 +106,7 @@ class LazyRows:
         wrong = ~np.isfinite(rows.data)
         if wrong.any():
             row = int(numbers[np.searchsorted(rows.indptr, np.flatnonzero(wrong)[0], side="right") - 1])
-            raise InputError(f"X holds NaN or infinity, first in row {row}; drop or repair such rows")
+            raise InputError(f"X holds NaN or infinity, first in row {row}; drop or fix these rows")
         return rows
 
 
@@ -144,7 +144,7 @@ def learn_projection(rows: Rows, n_components: int, *, seed: int) -> Projection:
     Raises: InputError: if the rows are not vectors, or have no components.
     """
     if len(rows.shape) != 2:
-        raise InputError(f"X has shape {rows.shape}; n_components needs rows that are vectors: flatten them")
+        raise InputError(f"X has shape {rows.shape}; n_components needs rows to be vectors: flatten them")
     rng = np.random.default_rng(seed)
     row_bytes = rows.row_bytes if isinstance(rows, LazyRows) else 4 * rows.shape[1]
     count = max(2 * n_components, SAMPLE_BYTES // row_bytes)
@@ -173,8 +173,8 @@ def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
     """
     labels = np.asarray(Y)
     if labels.ndim == 0 or len(labels) != n_rows:
-        found = len(labels) if labels.ndim else "no list of"
-        raise InputError(f"Y has {found} labels for {n_rows} rows of X; pass one label a row")
+        found = len(labels) if labels.ndim else "not a list of"
+        raise InputError(f"Y has {found} labels for {n_rows} rows of X; pass one label per row")
     if labels.dtype.kind not in "fiub":
         return labels
     return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)

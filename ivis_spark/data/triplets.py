@@ -91,7 +91,7 @@ class TripletReader:
     def __init__(self, X: Rows, neighbours: Sequence[Any] | Ints) -> None:
         if len(neighbours) != len(X):
             raise InputError(
-                f"neighbour_matrix has {len(neighbours)} rows and X has {len(X)}: give one list of neighbours a row"
+                f"neighbour_matrix has {len(neighbours)} rows and X has {len(X)}: pass one list of neighbours per row"
             )
         self._X = X
         self._neighbours = neighbours

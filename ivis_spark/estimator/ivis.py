@@ -244,7 +244,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             TrainingError: if the loss diverges.
         """
         if Y is not None and y is not None:
-            raise ConfigError("Y and y are two names of the labels: pass one of them")
+            raise ConfigError("Y and y are two names for the labels: pass one of them")
         Y = y if Y is None else Y
         settings = self._config()
         self._loss()  # refuses an unknown one before the neighbours are searched

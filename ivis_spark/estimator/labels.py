@@ -60,7 +60,9 @@ def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
         classes, codes = np.unique(known, return_inverse=True)
     except TypeError as err:
         kinds = ", ".join(sorted({type(label).__name__ for label in known}))
-        raise InputError(f"labels are of types that do not sort together ({kinds}); make them all text") from err
+        raise InputError(
+            f"labels have types that cannot be sorted together ({kinds}); convert them all to text"
+        ) from err
     numbered = np.full(len(labels), UNLABELLED, np.int64)
     numbered[slice(None) if missing is None else ~missing] = codes
     return numbered, classes

@@ -35,7 +35,7 @@ def names_of(X: Any) -> Names | None:
         return None
     if not all(texts):
         kinds = ", ".join(sorted({type(name).__name__ for name in names}))
-        raise InputError(f"the columns of X have names of several types ({kinds}); name all of them by text")
+        raise InputError(f"the columns of X have names of several types ({kinds}); use strings for all names")
     return names
 
 
@@ -58,10 +58,10 @@ def in_order(X: Any, fitted: Names | None) -> Any:
     missing, others = _without(fitted, names), _without(names, fitted)
     if missing or others or len(names) != len(fitted):
         parts = [f"lacks {_listed(missing)}"] if missing else []
-        parts += [f"has {_listed(others)}, which the fit did not"] if others else []
-        parts += [] if parts else ["has columns twice"]
+        parts += [f"has {_listed(others)}, which were not in the fit"] if others else []
+        parts += [] if parts else ["has duplicate columns"]
         raise InputError(
-            f"X {' and '.join(parts)}: columns go by name; pass those of the fit, which feature_names_in_ lists"
+            f"X {' and '.join(parts)}: columns are matched by name; pass those of the fit, listed in feature_names_in_"
         )
     return X if list(names) == list(fitted) else X[list(fitted)]
 

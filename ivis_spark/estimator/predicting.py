@@ -63,7 +63,7 @@ def check_components(count: Any, metric: str, *, searched: bool) -> None:
         raise ConfigError(f"n_components={count!r} must be a whole number of at least 1, or None")
     if searched and metric not in _PROJECTED:
         raise ConfigError(
-            f"n_components={count} keeps distances of the kinds {', '.join(_PROJECTED)} only, not "
+            f"n_components={count} preserves only the distances {', '.join(_PROJECTED)}, not "
             f"knn_distance_metric={metric!r}: change one of them, or pass neighbour_matrix"
         )
 
@@ -96,8 +96,8 @@ def warn_if_collapsed(rows: Floats, embedding: Floats, *, stacklevel: int) -> No
     """Warn, with what to try, if rows that differ all lie at almost the same point."""
     if (rows != rows[0]).any() and is_collapsed(embedding):
         warnings.warn(
-            "the embedding has collapsed: rows that differ lie at almost the same point. Scale the features to [0, 1], "
-            "lower learning_rate, take another distance, or start with preset='fast'",
+            "the embedding has collapsed: different rows are embedded at almost the same point. Scale the features to "
+            "[0, 1], lower learning_rate, use another distance, or start with preset='fast'",
             UserWarning,
             stacklevel=stacklevel,
         )

@@ -88,7 +88,8 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             foreign = persistence.foreign_files(target) if os.path.isdir(target) else [os.path.basename(target)]
             if foreign:
                 raise ExistsError(
-                    f"{folder_path!r} holds what no saved model does ({', '.join(foreign[:5])}); choose another path"
+                    f"{folder_path!r} holds files that are not part of a saved model ({', '.join(foreign[:5])}); "
+                    f"choose another path"
                 )
         os.makedirs(os.path.dirname(target), exist_ok=True)
         building, replaced = (f"{target}.{uuid.uuid4().hex[:8]}.{state}" for state in ("building", "replaced"))

@@ -60,8 +60,8 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
     runFolder: Param[str] = Param(
         Params._dummy(),
         "runFolder",
-        "URI that all executors reach. Each fit makes a run of its own below it, named by data and settings, and the "
-        "same fit resumes there. Without it, on one machine: a temporary folder.",
+        "URI that all executors can reach. Each fit writes its own run folder below it, named after data and "
+        "settings, and the same fit resumes there. Default on one machine: a temporary folder.",
         typeConverter=TypeConverters.toString,
     )
 
@@ -118,7 +118,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         given = self.getOrDefault("runFolder")
         if given is None and not (dataset.sparkSession.sparkContext.master or "").startswith("local"):
             raise ConfigError(
-                "on a cluster the run needs a folder that all executors reach: set runFolder to its URI, like "
+                "on a cluster the run needs a folder that all executors can reach: set runFolder to its URI, like "
                 "hdfs:///runs, s3://bucket/runs or dbfs:/runs"
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None

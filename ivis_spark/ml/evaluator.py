@@ -52,20 +52,21 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
     metricName = _param(
         "metricName",
         f"One of {', '.join(METRICS)} (knn_recall: share of a row's k neighbours that are its neighbours in the "
-        "embedding too; distance_correlation: Spearman's); or package.module:function, your own of both arrays.",
+        "embedding too; distance_correlation: Spearman's); or package.module:function, your own function of both "
+        "arrays.",
         TypeConverters.toString,
     )
     featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
     featureCols = _param(
         "featureCols",
-        "Numeric columns that together are the features; used instead of featuresCol.",
+        "Numeric columns used as features, instead of featuresCol.",
         TypeConverters.toListString,
     )
     embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
     labelCol = _param("labelCol", f"Column with the class; {', '.join(_LABELLED)} need it.", TypeConverters.toString)
-    k = _param("k", "Neighbours in metrics of neighbours.", TypeConverters.toInt)
+    k = _param("k", "Neighbours in neighbour metrics.", TypeConverters.toInt)
     sampleRows = _param("sampleRows", "Rows to measure on, drawn at random.", TypeConverters.toInt)
-    seed = _param("seed", "Of the sample and of all draws.", TypeConverters.toInt)
+    seed = _param("seed", "Seed of all random sampling.", TypeConverters.toInt)
 
     def __init__(self, **params: Any) -> None:
         super().__init__()

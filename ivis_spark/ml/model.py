@@ -197,7 +197,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         from ivis_spark.nn.scaling import split_scaling
 
         if local.encoder_ is None:
-            raise NotFittedError("the Ivis was not fitted: call fit before from_local")
+            raise NotFittedError("the Ivis is not fitted: call fit before from_local")
         encoder, scaler = split_scaling(local.encoder_)
         train = {setting: getattr(local, name) for name, setting in TRAIN_SETTINGS.items()}
         train |= {"distance": local.distance} if isinstance(local.distance, str) else {}

@@ -28,7 +28,7 @@ def _kind(value: Any) -> str:
 OUTPUT_TYPE: Param[str] = Param(
     Params._dummy(),
     "outputType",
-    "vector: outputCol and scoresCol are Spark ML vectors, which every stage of Spark ML takes; array: array<float>, "
+    "vector: outputCol and scoresCol are Spark ML vectors, which all stages of Spark ML accept; array: array<float>, "
     "half the bytes. With precision float16 both are binary.",
     typeConverter=_kind,
 )
@@ -41,7 +41,7 @@ def vectors_wanted(params: Params) -> bool:
     """
     half = params.getOrDefault("precision") == "float16"
     if half and params.isSet("outputType") and params.getOrDefault("outputType") == VECTOR:
-        raise ConfigError("outputType=vector holds doubles: leave precision=float16 out, or outputType")
+        raise ConfigError("outputType=vector holds doubles: remove precision=float16, or set outputType=array")
     return not half and bool(params.getOrDefault("outputType") == VECTOR)
 
 

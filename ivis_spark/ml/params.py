@@ -159,7 +159,7 @@ def restore(instance: Any, uri: str) -> None:
         raise ArtifactError(f"{uri} holds no saved {type(instance).__name__}: its folder metadata is missing")
     metadata = storage.read_json(storage.join(folder, parts[0]), remedy="save it again")
     if metadata["class"].rpartition(".")[2] != type(instance).__name__:
-        raise ArtifactError(f"{uri} holds a {metadata['class']}, not an {type(instance).__name__}")
+        raise ArtifactError(f"{uri} holds a {metadata['class']}, not a {type(instance).__name__}")
     instance._resetUid(metadata["uid"])
     DefaultParamsReader.getAndSetParams(instance, metadata)
 

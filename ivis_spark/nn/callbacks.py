@@ -170,7 +170,7 @@ class _Pictured(_OfEmbeddings):
         super().__init__(data, log_dir, epoch_interval)
         self.labels = np.zeros(data.shape[0]) if labels is None else np.asarray(labels).reshape(-1)
         if len(self.labels) != data.shape[0]:
-            raise InputError(f"{len(self.labels)} labels for {data.shape[0]} rows to draw; pass one label a row")
+            raise InputError(f"{len(self.labels)} labels for {data.shape[0]} rows to draw; pass one label per row")
         self.n_classes = len(np.unique(self.labels))
 
     def draw(self) -> bytes:

@@ -55,7 +55,7 @@ def load_ivis2_folder(folder: str, *, custom_objects: Mapping[str, Any] | None =
         with open(path, encoding="utf-8") as file:
             facts = check_fields(json.load(file))
     except UNREADABLE as err:
-        raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; save the model again") from err
+        raise ArtifactError(f"{path!r} cannot be read ({err}): it is corrupt; save the model again") from err
     params = {name: value for name, value in facts.items() if not name.endswith("_")}
     params.update(callbacks=None, neighbour_matrix=None)
     extra = {"params": params, "loss_history": facts.get("loss_history_", []), "n_classes": facts.get("n_classes_")}
@@ -139,5 +139,5 @@ def _assign(network: keras.Model, variables: Any, prefix: str) -> None:
         for weight in layer.weights:
             key = _VARIABLE.format(f"{at}{weight.name}")
             if not variables.has_tensor(key):
-                raise KeyError(f"no variable {weight.name!r} of layer {layer.name!r}")
+                raise KeyError(f"there is no variable {weight.name!r} of layer {layer.name!r}")
             weight.assign(variables.get_tensor(key))

@@ -40,7 +40,7 @@ def triplet_network(
     source, output = base_network.inputs[0], base_network.outputs[0]
     if len(output.shape) != 2:
         raise ConfigError(
-            f"the base network gives rows of shape {tuple(output.shape[1:])}; it must give one vector per row"
+            f"the base network returns rows of shape {tuple(output.shape[1:])}; it must return one vector per row"
         )
     if embedding_dims is not None:
         penalty = keras.regularizers.L2(embedding_l2)

@@ -114,7 +114,7 @@ def build_encoder(
         output = base.outputs[0]
         if len(output.shape) != 2:
             raise ConfigError(
-                f"the model given gives rows of shape {tuple(output.shape[1:])}; it must give one vector per row: "
+                f"the model returns rows of shape {tuple(output.shape[1:])}; it must give one vector per row: "
                 "end it with a pooling or Flatten layer"
             )
         return keras.Model(

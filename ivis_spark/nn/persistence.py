@@ -48,7 +48,7 @@ class SavedOptimizer:
         kind = known.get(self.name) or getattr(keras.optimizers, self.name, None)
         if kind is None:
             raise ArtifactError(
-                f"the saved optimizer {self.name!r} is none of Keras {keras.__version__}: pass its class in "
+                f"the saved optimizer {self.name!r} is not one of Keras {keras.__version__}: pass its class in "
                 "custom_objects"
             )
         optimizer = kind.from_config(dict(self.config))
@@ -126,7 +126,9 @@ def load_model(folder: str, *, custom_objects: Mapping[str, Any] | None = None) 
         if not os.path.isfile(path):
             raise ArtifactError(f"{path!r} is missing, though {_INDEX} lists it: copy the whole folder, or train again")
         if _digest(path) != digest:
-            raise ArtifactError(f"{path!r} is torn or was altered: its digest is not the one in {_INDEX}; train again")
+            raise ArtifactError(
+                f"{path!r} is corrupt or was modified: its digest is not the one in {_INDEX}; train again"
+            )
     head = load_keras(paths[_HEAD], custom_objects) if _HEAD in paths else None
     optimizer = _load_optimizer(paths[_OPTIMIZER], index) if _OPTIMIZER in paths else None
     return SavedModel(load_keras(paths[_ENCODER], custom_objects), head, index["extra"], optimizer)
@@ -170,7 +172,7 @@ def _load_optimizer(path: str, index: dict[str, Any]) -> SavedOptimizer:
             state = [arrays[f"arr_{position}"] for position in range(len(arrays.files))]
         return SavedOptimizer(index["optimizer"]["name"], index["optimizer"]["config"], state)
     except UNREADABLE as err:
-        raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; train again") from err
+        raise ArtifactError(f"{path!r} cannot be read ({err}): it is corrupt; train again") from err
 
 
 def _read_index(path: str) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def _read_index(path: str) -> dict[str, Any]:
     except FileNotFoundError as err:
         raise ArtifactError(f"{path!r} is missing: the folder holds no saved model; pass one, or train first") from err
     except UNREADABLE as err:
-        raise ArtifactError(f"{path!r} cannot be read ({err}): it is torn; train again") from err
+        raise ArtifactError(f"{path!r} cannot be read ({err}): it is corrupt; train again") from err
     newer = isinstance(index, dict) and isinstance(index.get("format"), int) and index["format"] > _FORMAT
     if newer:
         raise ArtifactError(f"{path!r} has format {index['format']}; this version reads {_FORMAT}: update ivis_spark")

@@ -28,7 +28,7 @@ def check_code(path: str, custom_objects: Container[str]) -> None:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
     except UNREADABLE as err:
-        raise ArtifactError(f"{path!r} is not a Keras file ({err}): it is torn; train again") from err
+        raise ArtifactError(f"{path!r} is not a Keras file ({err}): it is corrupt; train again") from err
     check_config(config, path, custom_objects)
 
 
@@ -44,8 +44,8 @@ def check_config(config: Any, path: str, custom_objects: Container[str]) -> None
         known = known or keras.saving.get_registered_object(registered or name) is not None
         if not passed and (not known or name in _FORBIDDEN):
             raise ArtifactError(
-                f"{path!r} wants {name!r} of {module!r} to be loaded; only Keras's own layers are without being asked. "
-                f"If you trust it, import it yourself and pass custom_objects={{{name!r}: ...}}"
+                f"{path!r} needs {name!r} of {module!r}; only Keras's own layers are loaded automatically. If you "
+                f"trust it, import it yourself and pass custom_objects={{{name!r}: ...}}"
             )
 
 

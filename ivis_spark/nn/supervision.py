@@ -48,15 +48,15 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
     width = labels.shape[1] if labels.ndim > 1 else 1
     if not np.issubdtype(labels.dtype, np.number) and labels.dtype != np.bool_:
         raise InputError(
-            f"Unknown label type: {labels.dtype}; supervision_metric={name!r} takes numbers; pass them, or use "
+            f"Unknown label type: {labels.dtype}; supervision_metric={name!r} takes numbers; pass numbers, or use "
             f"{_SPARSE!r}"
         )
     if name == _SPARSE:
         return _count_classes(labels.reshape(-1) if width == 1 else labels)
     if name in _MULTICLASS and width < 2:
         raise InputError(
-            f"labels have shape {labels.shape}; supervision_metric={name!r} wants one column a class: one-hot encode "
-            f"them, or use {_SPARSE!r}"
+            f"labels have shape {labels.shape}; supervision_metric={name!r} needs one column per class: one-hot "
+            f"encode the labels, or use {_SPARSE!r}"
         )
     return width
 
@@ -136,7 +136,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
 
 def _count_classes(labels: NDArray[Any]) -> int:
     if labels.ndim != 1:
-        raise InputError(f"labels have shape {labels.shape}; supervision_metric={_SPARSE!r} wants one integer a row")
+        raise InputError(f"labels have shape {labels.shape}; supervision_metric={_SPARSE!r} needs one integer per row")
     found = np.unique(labels)
     found = found[found != UNLABELLED]
     if len(found) == 0:
@@ -150,7 +150,7 @@ def _count_classes(labels: NDArray[Any]) -> int:
     if found[-1] != len(found) - 1:
         missing = next(number for number, label in enumerate(found) if label != number)
         raise InputError(
-            f"labels go up to {found[-1]:g} but none is {missing}. Ensure that your labels are indexed consecutively"
+            f"labels go up to {found[-1]:g} but {missing} is missing. Ensure that your labels are indexed consecutively"
         )
     return len(found)
 

@@ -30,7 +30,7 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     """
     folder = RunFolder(root)
     if not folder.exists():
-        raise ArtifactError(f"{folder.root} is not there; give the folder that --output named")
+        raise ArtifactError(f"{folder.root} does not exist; pass the folder that was given as --output")
     if not folder.is_run():
         raise ArtifactError(f"{folder.root} is not a run folder; nothing in it was written by ivis-spark")
     published = folder.published()
@@ -41,7 +41,7 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     locks = owners(folder.root)
     alive = [owner for owner in locks.values() if not owner.seems_dead()]
     if alive:
-        raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it when that has ended")
+        raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it after that process has ended")
     done = [f"{uri}: removed, the lock of {owner}" for uri, owner in locks.items()]
     names = folder.stages()
     with contextlib.ExitStack() as held:

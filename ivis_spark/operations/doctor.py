@@ -95,13 +95,14 @@ def show(checks: list[Check]) -> str:
 _INSTALL = "pip install 'ivis_spark[fit,report]', or 'ivis_spark[classic,report]' for Petastorm on CPython 3.10 to 3.12"
 _REMEDIES = {
     "packages": _INSTALL,
-    "memory": "run on Linux or macOS, whose memory can be asked for",
+    "memory": "run on Linux or macOS, which report their memory",
     "disk": "set spark.local.dir (or SPARK_LOCAL_DIRS) to a folder that exists",
     "tensorflow": _INSTALL,
     "reader": _INSTALL,
     "ring": _INSTALL,
-    "gpus": "install a TensorFlow that loads: " + _INSTALL,
-    "storage": "pass a folder that this user can make and write, or a URI whose filesystem is installed (file, hdfs, "
+    "gpus": "install a TensorFlow that can be imported: " + _INSTALL,
+    "storage": "pass a folder that this user can create and write, or a URI whose filesystem package is installed "
+    "(file, hdfs, "
     "dbfs; s3 needs pip install s3fs, gs gcsfs, abfs adlfs)",
     "spark": "correct what it names (Java 17 and JAVA_HOME, SPARK_HOME, PYSPARK_PYTHON, --master, --spark-conf), then "
     "run doctor again",
@@ -123,7 +124,7 @@ def _broken(name: str, err: Exception) -> Check:
 def _python() -> Check:
     version = platform.python_version()
     if sys.version_info >= (3, 14):
-        return Check("python", "warn", version, "nobody has tried it: use CPython 3.10 to 3.13")
+        return Check("python", "warn", version, "untested: use CPython 3.10 to 3.13")
     return Check("python", "ok", f"{version} ({sys.executable})")
 
 
@@ -155,7 +156,7 @@ def _memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores"
     if total < _LEAST_MEMORY_BYTES:
-        return Check("memory", "warn", found, "4 GiB or more: a JVM and TensorFlow live side by side")
+        return Check("memory", "warn", found, "use 4 GiB or more: a JVM and TensorFlow run side by side")
     return Check("memory", "ok", found)
 
 
@@ -164,7 +165,12 @@ def _disk() -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _LEAST_FREE_BYTES:
-        return Check("disk", "warn", found, "shuffles go there: free some, or set spark.local.dir to a larger disk")
+        return Check(
+            "disk",
+            "warn",
+            found,
+            "shuffles are written there: free some space, or set spark.local.dir to a larger disk",
+        )
     return Check("disk", "ok", found)
 
 
@@ -208,7 +214,7 @@ def _ring() -> Check:
         return Check("ring", "ok", f"several ranks train by {name}")
     from ivis_spark.train.backends.horovod import BUILD
 
-    remedy = f"only training on several ranks needs it. {BUILD}"
+    remedy = f"needed only for training on several ranks. {BUILD}"
     try:
         hvd = importlib.import_module("horovod.tensorflow")
     except Exception as err:  # noqa: BLE001 - built for another TensorFlow, it raises errors of its own
@@ -225,7 +231,9 @@ def _gpus() -> Check:
     if found:
         return Check("gpus", "ok", ", ".join(device.name for device in found))
     if shutil.which("nvidia-smi"):
-        return Check("gpus", "warn", "nvidia-smi is there, TensorFlow sees none", "pip install 'ivis_spark[gpu]'")
+        return Check(
+            "gpus", "warn", "nvidia-smi is present, but TensorFlow sees no GPU", "pip install 'ivis_spark[gpu]'"
+        )
     return Check("gpus", "ok", "none; everything runs on CPUs")
 
 
@@ -240,10 +248,10 @@ def _storage(root: str) -> Check:
     fs.rm(path, recursive=True)
     taken = time.monotonic() - started
     if [name for name, _ in listed] != ["a.json"] or read != {"a": 1}:
-        return Check("storage", "fail", f"{root} lists {listed} after a rename", "use storage that is consistent")
+        return Check("storage", "fail", f"{root} lists {listed} after a rename", "use consistent storage")
     if taken > 5:
         return Check(
-            "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage nearer to the cluster"
+            "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage closer to the cluster"
         )
     return Check("storage", "ok", f"{root} is written, renamed, listed and read in {taken:.2f} s")
 
@@ -305,7 +313,9 @@ def _executors(spark: Any, root: str | None) -> list[Check]:
         shared = _marks_seen(root, mark)
         if not shared:
             remedy = "use a path or URI that driver and executors share (HDFS, S3, DBFS, NFS)"
-            checks["shared", root] = Check("shared storage", "fail", f"{root} is another place on executors", remedy)
+            checks["shared", root] = Check(
+                "shared storage", "fail", f"{root} is a different place on executors", remedy
+            )
     hosts = sorted({report["host"] for report in found})
     return [Check("executors", "ok", f"{tasks} tasks on {', '.join(hosts)}"), *checks.values()]
 

@@ -46,9 +46,7 @@ def status(root: str) -> Status:
     if not running:
         left += [name for stage in folder.stages() for name in folder.garbage(stage)]
     if not stages and not running and not left:
-        raise ArtifactError(
-            f"{folder.root} holds no run; its stages are made by: ivis-spark run --input ... --output ..."
-        )
+        raise ArtifactError(f"{folder.root} holds no run; create one: ivis-spark run --input ... --output ...")
     found = {text: value for text, value in quality.items() if isinstance(value, (int, float))}
     outdated = [fault for stage in stages for fault in _outdated(folder, stage["stage"])]
     return Status(folder.root, sorted(stages, key=lambda stage: stage["created"]), found, running, left, outdated)
@@ -102,7 +100,9 @@ def verify(root: str) -> dict[str, int]:
             faults += _altered(folder, name, manifest, pool) + _outdated(folder, name)
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
-        raise ArtifactError(f"{folder.root} is not what was published: {shown}. Rebuild those stages with --overwrite")
+        raise ArtifactError(
+            f"{folder.root} differs from what was published: {shown}. Rebuild these stages with --overwrite"
+        )
     return {name: len(manifest.files) for name, manifest in manifests.items()}
 
 
@@ -144,7 +144,7 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
     for path, digest in zip(whole, digests, strict=True):
         wanted = {key: records[path][key] for key in ("bytes", "sha256")}
         if digest != wanted:
-            faults.append(f"{name}/{path} was altered ({digest['bytes']} bytes, {wanted['bytes']} were written)")
+            faults.append(f"{name}/{path} was modified ({digest['bytes']} bytes, {wanted['bytes']} were written)")
     return faults
 
 

@@ -40,8 +40,8 @@ def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str
             factors[stage.stage] = growing / planned
     if not factors:
         raise ConfigError(
-            f"--measured {root}: its {manifests['rows'].info['rows']:,} rows are too few: every stage took mostly what "
-            "it takes whatever the rows. Measure a run of more rows, some hundred thousand per core, or plan without it"
+            f"--measured {root}: its {manifests['rows'].info['rows']:,} rows are too few: fixed costs dominate in "
+            f"every stage. Measure a run with more rows, a few hundred thousand per core, or plan without it"
         )
     return factors, {stage: manifest.info for stage, manifest in manifests.items()}
 
@@ -77,7 +77,9 @@ def seconds_of(manifest: Manifest) -> float:
     """
     seconds = manifest.info.get("seconds")
     if not isinstance(seconds, (int, float)):
-        raise ArtifactError(f"the manifest of {manifest.stage!r} has no seconds; rebuild the stage with --overwrite")
+        raise ArtifactError(
+            f"the manifest of {manifest.stage!r} does not record its seconds; rebuild the stage with --overwrite"
+        )
     return float(seconds)
 
 
@@ -85,5 +87,5 @@ def notes_of(factors: dict[str, float], stages: list[Estimate]) -> list[str]:
     """Return what a plan says of rates that were measured."""
     told = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
     others = [stage.stage for stage in stages if stage.stage not in factors]
-    lines = [f"work multiplied by what the finished run took: {told}"]
-    return lines + [f"built-in rates, since the run was too small to tell: {', '.join(others)}"] * bool(others)
+    lines = [f"work scaled by the finished run: {told}"]
+    return lines + [f"built-in rates, because the run was too small: {', '.join(others)}"] * bool(others)

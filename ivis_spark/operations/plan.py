@@ -120,7 +120,7 @@ def show_plan(stages: Sequence[Estimate], cluster: Cluster, *, notes: Sequence[s
     biggest = max(stage.local_bytes(cluster) for stage in stages)
     lines += [
         "",
-        "fixed s: whatever the rows; core-hours: work that grows with them; hours: wall time; held: core-hours that",
+        "fixed s: independent of the rows; core-hours: grows with the rows; hours: wall time; held: core-hours that",
         f"the {cluster.slots} cores of the cluster are held, busy or not",
         f"local disk of an executor for shuffles: {size_text(biggest)}",
         f"memory of the driver: {size_text(driver_bytes(stages))}",
@@ -130,7 +130,7 @@ def show_plan(stages: Sequence[Estimate], cluster: Cluster, *, notes: Sequence[s
     ]
     lines += [f"  {stage.stage}: {stage.formula}" for stage in stages]
     advice = [f"  {stage.stage}: {text}" for stage in stages for text in stage.advice]
-    return "\n".join([*lines, "", "to change:" if advice else "nothing passes a limit", *advice])
+    return "\n".join([*lines, "", "to change:" if advice else "no limit is exceeded", *advice])
 
 
 def _times(stages: Sequence[Estimate], cluster: Cluster) -> list[str]:

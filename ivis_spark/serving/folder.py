@@ -126,7 +126,7 @@ def read_model(root: str, manifest: Manifest | None = None) -> ModelFolder:
         fs, path = storage.filesystem(uri)
         content: bytes = fs.cat_file(path)
         if hashlib.sha256(content).hexdigest() != record["sha256"]:
-            raise ArtifactError(f"{uri} was altered: its digest is not the one in the manifest; {_REMEDY}")
+            raise ArtifactError(f"{uri} was modified: its digest is not the one in the manifest; {_REMEDY}")
         files[record["path"]] = content
     model = ModelFolder(manifest.spec, manifest.info, files)
     _check(model, run.uri(manifest))

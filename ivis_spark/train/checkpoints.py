@@ -86,7 +86,7 @@ class Checkpoints:
                 sha256, state = storage.read_json(storage.join(folder, _INDEX), read_index)
                 with storage.local_copy(storage.join(folder, _ARRAYS)) as path:
                     if storage.digest_file(path)["sha256"] != sha256:
-                        raise ArtifactError(f"{folder}/{_ARRAYS} is torn or was altered")
+                        raise ArtifactError(f"{folder}/{_ARRAYS} is corrupt or was modified")
                     with np.load(path, allow_pickle=False) as arrays:
                         _assign(model, dict(arrays))
             except _UNUSABLE as err:

@@ -128,7 +128,7 @@ def test_a_signal(
                 raise clean_up
 
     assert ends_with(monkeypatch, work, str(tmp_path / "out")) == code
-    assert f"{text}; what was published stays, and the same command resumes from there" in only_line(capsys)
+    assert f"{text}; published stages are kept, and the same command resumes from there" in only_line(capsys)
 
 
 def test_a_signal_that_is_swallowed_at_the_very_end_still_counts(
@@ -180,4 +180,4 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (130, "ivis-spark: interrupted; nothing was begun\n")
+    assert (done.returncode, done.stderr) == (130, "ivis-spark: interrupted before anything was started\n")

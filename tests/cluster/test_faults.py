@@ -148,7 +148,7 @@ def test_torn_and_altered_files(
         with fault.attempt():
             middle = len(content) // 2
             victim.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-            assert f"{victim.name} was altered" in refuses(capsys, "verify", str(output))
+            assert f"{victim.name} was modified" in refuses(capsys, "verify", str(output))
             victim.write_bytes(content)
         with fault.attempt():
             whole = manifest.read_bytes()

@@ -59,7 +59,7 @@ def test_signal_in_each_stage(tmp_path: Path, number: int, code: int, text: str)
         assert run.returncode == code, error
         assert time.monotonic() - started < FAST_EXIT_S
         own = [line for line in error.splitlines() if not line.startswith("{")]
-        assert len(own) == 1 and own[0].startswith(f"ivis-spark run: {text}; what was published stays"), error
+        assert len(own) == 1 and own[0].startswith(f"ivis-spark run: {text}; published stages are kept"), error
         assert not (output / stage / "manifest.json").exists()
         # Units that are embedded stay for the rerun; nothing else does.
         left = [path.name for path in (output / stage).glob("*")] + [path.name for path in output.glob(".lock*")]

@@ -161,7 +161,7 @@ def test_doctor_sees_that_executors_have_storage_of_their_own() -> None:
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "ok    executors: 2 tasks on" in done.stdout
-    assert "fail  shared storage: memory://doctor is another place on executors" in done.stdout
+    assert "fail  shared storage: memory://doctor is a different place on executors" in done.stdout
 
 
 def settings_of(file: Path) -> dict[str, str]:

@@ -65,7 +65,7 @@ def test_then_bytes_and_refusals() -> None:
     both = network().then(head)
     X = np.ones((3, 3), np.float32)
     np.testing.assert_array_equal(DenseNetwork.from_bytes(both.to_bytes())(X), head(network()(X)))
-    with pytest.raises(ArtifactError, match="torn"):
+    with pytest.raises(ArtifactError, match="corrupt"):
         DenseNetwork.from_bytes(both.to_bytes()[:200])
     with pytest.raises(InputError, match=r"\(3, 4\).*3 features"):
         both(np.ones((3, 4)))

@@ -95,7 +95,7 @@ def test_rows_that_cannot_be_used_are_named() -> None:
         take(rows, np.array([1, 3]))
     with pytest.raises(InputError, match=r"\(1, 5\).*\(1, 6\)"):
         take(rows, np.array([5]))
-    with pytest.raises(InputError, match="not made of numbers"):
+    with pytest.raises(InputError, match="does not hold numbers"):
         as_rows(np.array([["a", None]], dtype=object))
     with pytest.raises(InputError, match=r"shape=\(0, 3\)"):
         as_rows(pytest.importorskip("scipy.sparse").csr_matrix((0, 3)))

@@ -197,7 +197,7 @@ def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
         file = published(path, "model") / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(ArtifactError, match=rf"{name} was altered"):
+        with pytest.raises(ArtifactError, match=rf"{name} was modified"):
             IvisModel.load(str(path))
         file.unlink()
         with pytest.raises(ArtifactError, match=rf"{name} is missing"):

@@ -58,7 +58,7 @@ def test_arrays_and_vectors_hold_the_same(spark: SparkSession, fitted: IvisModel
     array = IvisModel(fitted.to_folder(), outputType="array").transform(digits_frame)
     assert array.schema["embedding"].dataType == T.ArrayType(T.FloatType(), containsNull=False)
     assert KMeans(featuresCol="embedding", k=2).fit(array).summary.k == 2
-    with pytest.raises(ConfigError, match="leave precision=float16 out"):
+    with pytest.raises(ConfigError, match="remove precision=float16"):
         IvisModel(fitted.to_folder(), outputType="vector", precision="float16").transform(digits_frame)
     with pytest.raises(ConfigError, match="outputType='list' is not one of: vector, array"):
         IvisModel(fitted.to_folder(), outputType="list")

@@ -51,7 +51,7 @@ def test_head_fits_the_metric(metric: str, labels: np.ndarray, units: int, activ
         (np.array([0.5, 1.0]), "0.5"),
         (np.array([-1, -1]), "all -1"),
         (np.array(["a", "b"]), "Unknown label type"),
-        (np.ones((3, 2)), "one integer a row"),
+        (np.ones((3, 2)), "one integer per row"),
     ],
 )
 def test_wrong_classes_are_refused(labels: np.ndarray, message: str) -> None:

@@ -53,7 +53,7 @@ def test_storage(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "file").write_text("")
     check = check_storage(str(tmp_path / "file" / "out"))
-    assert check.state == "fail" and "NotADirectoryError" in check.found and "this user can make" in check.remedy
+    assert check.state == "fail" and "NotADirectoryError" in check.found and "this user can create" in check.remedy
     check = check_storage("s4://bucket/out")
     assert check.state == "fail" and "s4" in check.found and "pip install s3fs" in check.remedy
 

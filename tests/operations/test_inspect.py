@@ -48,7 +48,7 @@ def test_status_names_the_page_of_the_report(tmp_path: Path) -> None:
 
 
 def test_status_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="holds no run; its stages are made by: ivis-spark run"):
+    with pytest.raises(ArtifactError, match="holds no run; create one: ivis-spark run"):
         status(str(tmp_path))
 
 
@@ -124,7 +124,7 @@ def test_clean_takes_nothing_that_is_being_built(root: Path) -> None:
 
 
 def test_clean_leaves_a_living_run_alone(root: Path) -> None:
-    with RunLock(str(root)), pytest.raises(ArtifactError, match="clean it when that has ended"):
+    with RunLock(str(root)), pytest.raises(ArtifactError, match="clean it after that process has ended"):
         clean(str(root))
 
 
@@ -132,7 +132,7 @@ def test_clean_stages(root: Path) -> None:
     with pytest.raises(ArtifactError, match="has no stage 'nope'; it has: model, neighbours, rows"):
         clean(str(root), stages=["rows", "nope"])
     assert (root / "rows").exists()
-    with pytest.raises(ArtifactError, match="nowhere is not there; give the folder that --output named"):
+    with pytest.raises(ArtifactError, match="nowhere does not exist; pass the folder that was given as --output"):
         clean(str(root / "nowhere"))
     clean(str(root), stages=["neighbours"])
     assert not (root / "neighbours").exists() and (root / "rows").exists()

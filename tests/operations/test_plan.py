@@ -166,15 +166,15 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
     assert scaled["report"]["core_seconds"] == plain["report"].core_seconds
     assert main([*options[:-1], "--measured", measured, "--measured-cores", "2"]) == 0
     text = capsys.readouterr().out
-    assert "what the finished run took: neighbours 8.00, triplets 8.00" in text
-    assert "built-in rates, since the run was too small to tell: rows, report" in text
+    assert "scaled by the finished run: neighbours 8.00, triplets 8.00" in text
+    assert "built-in rates, because the run was too small: rows, report" in text
     assert main([*options, "--measured", measured]) == 2
     assert "--measured and --measured-cores must be passed together" in capsys.readouterr().err
 
 
 def test_a_run_that_is_too_small_tells_no_rate(tmp_path: Path) -> None:
     """Eight times as long as planned, and still less than what starting takes."""
-    with pytest.raises(ConfigError, match="its 5,000 rows are too few: every stage took mostly what it takes whatever"):
+    with pytest.raises(ConfigError, match="its 5,000 rows are too few: fixed costs dominate"):
         measure(write_run(tmp_path, 5_000, 8.0, "train.epochs=1"), 2)
     assert set(measure(write_run(tmp_path / "trained", 5_000, 8.0), 2)[0]) == {"model"}
 

@@ -180,7 +180,7 @@ def test_mlflow_loads_without_pickle(tmp_path: Path) -> None:
         loaded.predict(pd.DataFrame({"features": [np.full(6, np.nan)]}))
     file = next(path.rglob("dense.npz"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(ArtifactError, match=r"dense\.npz was altered"):
+    with pytest.raises(ArtifactError, match=r"dense\.npz was modified"):
         mlflow.pyfunc.load_model(str(path))
 
 

@@ -107,8 +107,8 @@ class Regions:
         wanted = max(1, round(n_rows / region_rows))
         if wanted > 1 and len(sample) < min(n_rows // 4, _LEAST_SAMPLE_ROWS * wanted):
             raise InputError(
-                f"{wanted:,} regions cannot be learnt from a sample of {len(sample):,} rows, which must be at least "
-                f"{_LEAST_SAMPLE_ROWS} per region: raise neighbours.region_rows={region_rows}"
+                f"{wanted:,} regions cannot be learnt from a sample of {len(sample):,} rows; at least "
+                f"{_LEAST_SAMPLE_ROWS} per region are needed: raise neighbours.region_rows={region_rows}"
             )
         space = Space(metric)
         routed, routing = _routed(space, sample), space.routing
@@ -252,7 +252,7 @@ class Regions:
                 found = {name: arrays[name] for name in cls._ARRAYS}
             first, *others = (found[name].shape for name in cls._ARRAYS)
             if len(first) != 2 or set(others) != {first[:1]} or (found["parts"] < 1).any():
-                raise ValueError(f"shapes {first} and {others} do not go together")
+                raise ValueError(f"shapes {first} and {others} do not match")
             return cls(metric, **found)
         except UNREADABLE as err:
             raise ArtifactError(f"{folder} holds no usable regions ({err}); rebuild the neighbours") from err

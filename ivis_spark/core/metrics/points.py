@@ -23,7 +23,7 @@ def finite_points(values: ArrayLike, name: str) -> Floats:
         raise InputError(f"{name} has shape {points.shape}; it must be (rows, dimensions): reshape it")
     if not np.isfinite(points).all():
         bad = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        raise InputError(f"{name} holds NaN or infinity, first in row {bad}; drop or repair such rows")
+        raise InputError(f"{name} holds NaN or infinity, first in row {bad}; drop or fix these rows")
     return points
 
 

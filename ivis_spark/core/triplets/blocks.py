@@ -143,7 +143,7 @@ def unpack_near(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
     sound = len(packed) % 4 == 0 and (codes[1:] > codes[:-1]).all()
     if not sound or (len(codes) and int(codes[-1]) >= block_rows**2):
         raise ArtifactError(
-            f"triplet block column 'near' holds {len(packed)} bytes that are no pairs of {block_rows} rows; rebuild "
+            f"triplet block column 'near' holds {len(packed)} bytes that are not pairs of {block_rows} rows; rebuild "
             "the stage: ivis-spark triplets --overwrite"
         )
     return codes

@@ -203,7 +203,7 @@ def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
     """
     equal = classes[:, None] == classes
     if equal.all():
-        raise InputError("a block holds rows of one label only, so that none has a negative: raise triplets.block_rows")
+        raise InputError("all rows of a block have the same label, so none has a negative: raise triplets.block_rows")
     np.fill_diagonal(equal, False)
     return np.flatnonzero(equal).astype(np.uint32)
 

@@ -84,13 +84,13 @@ def open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
     """
     index = _new_index(dims, metric)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no Annoy index at {path!r}: pass the path of one, or build it")
+        raise FileNotFoundError(f"there is no Annoy index at {path!r}: pass the path of an index, or build one")
     try:
         index.load(path)
     except OSError as err:
         raise OSError(
-            f"the Annoy index {path!r} cannot be loaded as one of {dims} features ({err}): it is torn, or of other "
-            "data; rebuild it"
+            f"the Annoy index {path!r} cannot be loaded as one of {dims} features ({err}): it is corrupt, or was "
+            f"built on other data; rebuild it"
         ) from err
     return index
 

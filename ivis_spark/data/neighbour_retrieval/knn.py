@@ -161,7 +161,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         if index.get_n_items() != data_shape[0]:
             raise InputError(
                 f"the Annoy index {index_path!r} holds {index.get_n_items()} rows and X has {data_shape[0]}: pass the "
-                "index of this data"
+                f"index that was built on X"
             )
         return cls(
             index, data_shape[0], index_path, metric, k, search_k, precompute, include_distances, verbose, n_jobs

@@ -57,7 +57,7 @@ class LabeledNeighbourMap(Sequence[Any]):
             InputError: if all rows have one label.
         """
         if len(self._counts) == 1:
-            raise InputError(f"all {len(self)} rows are labelled {self.labels[0]}, so that none has a negative")
+            raise InputError(f"all {len(self)} rows are labelled {self.labels[0]}, so none has a negative")
         codes = self._codes[anchors]
         starts, counts = self._starts[codes], self._counts[codes]
         steps = 1 + rng.integers(0, np.maximum(counts - 1, 1))

@@ -94,5 +94,5 @@ def test_unpack_checks_sizes_and_positions() -> None:
         unpack_vectors(vectors.tobytes(), 2, 4, "anchor")
     assert np.array_equal(unpack_near(np.array([1, 2], "<u4").tobytes(), 2), [1, 2])
     for wrong in (np.array([1, 4], "<u4").tobytes(), np.array([2, 1], "<u4").tobytes(), b"123"):
-        with pytest.raises(ArtifactError, match=r"'near' holds .* no pairs of 2 rows"):
+        with pytest.raises(ArtifactError, match=r"'near' holds .* not pairs of 2 rows"):
             unpack_near(wrong, 2)
