@@ -64,7 +64,7 @@ def test_verify_names_every_fault(root: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         verify(str(root))
     for text in (
-        "rows/data/part-0 was altered",
+        "rows/data/part-0 was modified",
         "neighbours/data/part-0 is missing",
         "model/data/foreign is not in the manifest",
     ):
@@ -147,7 +147,7 @@ def test_commands(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (published(root, "rows") / "data" / "part-0").write_text("")
     assert main(["verify", str(root)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was altered" in error
+    assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was modified" in error
     assert main(["clean", str(root), "--stages", "rows,model", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said == [f"dry run: file://{root / name}: removed" for name in ("rows", "model")]
