@@ -1,4 +1,4 @@
-"""How far a piece of work is and when it will end: a bar in terminals and notebooks, lines of the log elsewhere."""
+"""Progress and remaining time of a piece of work: a bar in terminals and notebooks, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _lock, _bars, _redirection = threading.Lock(), 0, contextlib.ExitStack()
 
 
 def say(text: str) -> None:
-    """Write a line to the log, or to standard error where nobody has set up a log."""
+    """Write a line to the log, or to standard error if no log is set up."""
     if _log.hasHandlers():
         _log.info(text)
     else:
@@ -32,7 +32,7 @@ def say(text: str) -> None:
 
 
 def time_left(seconds: float) -> str:
-    """Return a time as people say it: 40 s, 3 min, 2 h 5 min."""
+    """Return a time in readable form: 40 s, 3 min, 2 h 5 min."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)
@@ -43,12 +43,12 @@ class Meter:
     """Shows the progress of a piece of work whose size is known.
 
     Args:
-        title: What is counted, as in `epoch`.
-        total: How many there will be.
-        unit: Of the count, as in `tasks`.
-        begun: How many were done before, by an earlier process; they took no time of this one.
+        title: What is counted, for example `epoch`.
+        total: Total number.
+        unit: Unit of the count, for example `tasks`.
+        begun: How many an earlier process finished; they are excluded from the rate.
         at_most: Whether the work may end before `total`.
-        seconds_between_lines: Least seconds between two lines where there is no bar; the last is always written.
+        seconds_between_lines: Minimum seconds between two lines where there is no bar; the last is always written.
     """
 
     def __init__(

@@ -139,7 +139,7 @@ def test_stage_by_stage_equals_run(finished: Path, tmp_path: Path) -> None:
 def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["evaluate", "--output", str(finished / "out"), "--overwrite", "--quiet"]
     assert main([*argv, "--set", "evaluate.colour_by=nope"]) == 2
-    text = "colour_by names nope, neither features (features; of an array name[0] and so on) nor columns that were kept"
+    text = "colour_by names nope: neither features (features; name[0] etc. for an array) nor columns kept"
     assert text in capsys.readouterr().err
     assert main([*argv, "--set", "evaluate.colour_by=text,features[20]"]) == 0
     page = (published(finished / "out", "report") / "report.html").read_text()
@@ -154,7 +154,7 @@ def test_points_are_coloured_by_columns_of_the_input(finished: Path, capsys: pyt
         (["--features-col", "text"], "features column 'text' is string"),
         (["--set", "neighbours.k=299"], "neighbours.k=299 needs at least 301 rows"),
         (["--set", "neighbours.kk=3"], "neighbours has no setting 'kk'; did you mean neighbours.k?"),
-        (["--set", "train.supervision_metric=mae"], "needs labels; name their column with --label-col"),
+        (["--set", "train.supervision_metric=mae"], "needs labels; set the label column with --label-col"),
         (["--config", "/nowhere.yaml"], "'/nowhere.yaml' cannot be read"),
     ],
 )

@@ -28,7 +28,7 @@ def _language() -> Iterator[None]:
     ("options", "python"),
     [
         ("Pass --set neighbours.k=4 or less", "Pass neighbours.k=4 or less"),
-        ("name their column with --label-col", "name their column with data.label_col"),
+        ("set the label column with --label-col", "set the label column with data.label_col"),
         ("name another with --set embed.output_col", "name another with embed.output_col"),
         ("make it first: ivis-spark neighbours --output ...", "make it first: Pipeline(...).neighbours()"),
         ("ivis-spark neighbours --input ... --output ...", "Pipeline(...).neighbours()"),

@@ -180,17 +180,17 @@ def test_a_box_chooses_rows_in_all_views(page: Any, report: tuple[Path, np.ndarr
 def test_a_label_is_chosen_by_its_name_but_not_its_hidden_rows(page: Any, report: tuple[Path, np.ndarray]) -> None:
     bright = colour_at(page, CORNERS[0])
     click(page, page.find_elements("css selector", "#layers button")[2])
-    assert by_id(page, "selection").text == "200 of 600 rows chosen"
+    assert by_id(page, "selection").text == "200 of 600 rows selected"
     assert np.abs(colour_at(page, CORNERS[0]) - bright).max() > 0.1  # of another label: faded
     _, labels, _ = points()
     ends = np.array([label == "b" for label in labels])[report[1]].any(axis=1).sum()
     names = page.execute_script("return document.getElementById('distances').data.map(trace => trace.name)")
-    assert names[1] == f"with a chosen row ({ends:,})"
+    assert names[1] == f"with a selected row ({ends:,})"
     click(page, page.find_elements("css selector", "#layers button")[2])
     assert by_id(page, "selection").text == "600 rows"
     click(page, page.find_elements("css selector", "#layers input")[2])
     click(page, page.find_elements("css selector", "#layers button")[2])
-    assert by_id(page, "selection").text == "0 of 600 rows chosen"
+    assert by_id(page, "selection").text == "0 of 600 rows selected"
 
 
 def test_tools_zoom_and_show_all(page: Any) -> None:
@@ -259,5 +259,5 @@ def test_200_000_rows_are_drawn(chromium: Any, tmp_path: Path) -> None:
     )
     assert drawn == 200_000
     click(page, page.find_elements("css selector", "#layers button")[3])
-    assert by_id(page, "selection").text == f"{(labels == 3).sum():,} of 200,000 rows chosen"
+    assert by_id(page, "selection").text == f"{(labels == 3).sum():,} of 200,000 rows selected"
     assert complaints(page) == []

@@ -104,10 +104,10 @@ def test_interactive_figures() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"labels": NAMES, "values": np.arange(90)}, ConfigError, "pass one of them"),
-        ({"labels": NAMES[1:]}, InputError, r"labels has shape \(89,\); \(90,\) is needed"),
+        ({"labels": NAMES, "values": np.arange(90)}, ConfigError, "pass only one of them"),
+        ({"labels": NAMES[1:]}, InputError, r"labels has shape \(89,\); it must be \(90,\)"),
         ({"values": NAMES}, InputError, "pass classes as labels"),
-        ({"X": Z}, ConfigError, "leave X out"),
+        ({"X": Z}, ConfigError, "omit X"),
         ({"model_or_embedding": Z[:, 0]}, InputError, r"shape \(90,\)"),
         ({"model_or_embedding": "cells"}, InputError, "a str is not an embedding"),
         ({"model_or_embedding": np.where(Z > 7, np.nan, Z)}, InputError, "hold NaN"),

@@ -178,10 +178,10 @@ def test_accuracies_are_of_rows_whose_labels_training_did_not_see(spark: SparkSe
     honest, page = run(spark, tmp_path / "a", *frames, held_out=share)
     assert honest["labels"] == "held out" and honest["tested_rows"] == len(hidden)
     assert honest["knn_accuracy"] < 0.4 and honest["linear_svm_accuracy"] < 0.5
-    assert f"{len(hidden)} rows whose labels training did not see" in page.visible
+    assert f"{len(hidden)} rows whose labels were held out of training" in page.visible
     seen, page = run(spark, tmp_path / "b", *frames, held_out=(0.0, 3))
     assert seen["labels"] == "trained on" and seen["knn_accuracy"] > 0.7
-    assert "training saw the labels" in page.visible
+    assert "training used the labels" in page.visible
     unseen, page = run(spark, tmp_path / "c", *frames)
     assert unseen["labels"] == "not trained on" and unseen["tested_rows"] == 250
 
@@ -491,7 +491,7 @@ def test_a_colour_scale_is_cut_into_named_steps() -> None:
 def test_metrics_of_ones_own_are_imported_before_anything_is_measured() -> None:
     for name, said in {
         "toy_metrics:none": "evaluate.metrics='toy_metrics:none' cannot be imported",
-        "other:trustworthiness": "the report has a metric 'trustworthiness' already",
+        "other:trustworthiness": "the report already has a metric 'trustworthiness'",
     }.items():
         with pytest.raises(ConfigError, match=said):
             import_metrics([name])

@@ -77,11 +77,11 @@ def find_columns(
     missing = [name for name in others if name not in kept]
     if missing:
         if features:
-            what = f"neither features ({', '.join(features[:20])}; of an array name[0] and so on) nor"
+            what = f"neither features ({', '.join(features[:20])}; name[0] etc. for an array) nor"
         else:
-            what = "whose values rows of principal components lack: data.keep_columns keeps columns of numbers. Not"
+            what = "not features, since rows hold principal components (data.keep_columns keeps numeric columns), nor"
         raise ConfigError(
-            f"{_SETTING} names {', '.join(missing)}, {what} columns that were kept with the rows ({', '.join(kept)})"
+            f"{_SETTING} names {', '.join(missing)}: {what} columns kept with the rows ({', '.join(kept)})"
         )
     from ivis_spark.spark.rows.columns import quoted
 

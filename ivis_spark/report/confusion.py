@@ -93,16 +93,16 @@ def confusion_section(confusion: Confusion | None, *, seen: bool) -> str:
         return ""
     by = "the model" if confusion.by == "model" else "a vote of the nearest rows in the embedding"
     what = f"Predicted by {by}, for {len(confusion.true):,} sampled rows"
-    note = f"{what} whose labels training saw: on new rows it may be worse." if seen else f"{what}."
+    note = f"{what} whose labels were used in training: accuracy on new rows may be lower." if seen else f"{what}."
     small = len(confusion.present()) <= MOST_CLASSES
     how = (
-        "One line per true class, one column per predicted one; right ones are blue, the darker the larger the share "
-        "of the class."
+        "One line per true class, one column per predicted class; correct predictions are blue, darker for a larger "
+        "share of the class."
         if small
-        else f"The {MOST_PAIRS} pairs of classes confused most; metrics.json has them too."
+        else f"The {MOST_PAIRS} most confused pairs of classes; metrics.json lists them too."
     )
     return f"""<section id="confusion">
-<h2>Which classes are taken for which</h2>
+<h2>Confused classes</h2>
 <p class="soft">{note} {how}</p>
 {_matrix(confusion) if small else _pairs(confusion)}
 </section>"""
@@ -123,7 +123,7 @@ def _matrix(confusion: Confusion) -> str:
         )
     return f"""<div class="scroll" tabindex="0" role="region" aria-label="Table of true and predicted classes">
 <table class="confusion">
-<thead><tr><th scope="col">true \\ predicted</th>{heads}<th scope="col"><span>right</span></th>
+<thead><tr><th scope="col">true \\ predicted</th>{heads}<th scope="col"><span>correct</span></th>
 <th scope="col"><span>rows</span></th></tr></thead>
 <tbody>{"".join(lines)}</tbody>
 </table></div>"""
@@ -142,9 +142,9 @@ def _pairs(confusion: Confusion) -> str:
         for label, taken, rows, share in confusion.pairs()
     )
     right = np.mean(confusion.true == confusion.predicted)
-    return f"""<p>{right:.1%} of the rows are right, of {len(confusion.present()):,} classes.</p>
+    return f"""<p>{right:.1%} of the rows are predicted correctly, in {len(confusion.present()):,} classes.</p>
 <table>
-<thead><tr><th scope="col">Class</th><th scope="col">Taken for</th><th scope="col">Rows</th>
-<th scope="col">Of the class</th></tr></thead>
+<thead><tr><th scope="col">Class</th><th scope="col">Predicted as</th><th scope="col">Rows</th>
+<th scope="col">Share of the class</th></tr></thead>
 <tbody>{body}</tbody>
 </table>"""

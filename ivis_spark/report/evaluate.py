@@ -175,7 +175,7 @@ def measure_sample(
     found["own_metrics"] = {name: (measure.__doc__ or "").strip().partition("\n")[0] for name, measure in own.items()}
     found |= dict.fromkeys([f"{prefix}{name}" for prefix in ("", "pca_") for name in (*JUDGED, *own)])
     if not k or pairs is None:
-        log.warning("%s rows have both features and an embedding; figures need at least 3", n)
+        log.warning("%s rows have both features and an embedding; metrics need at least 3", n)
     facts, test = _test_of_labels(sample, measured, k)
     linear = principal_components(X, Z.shape[1], seed=random_state)
     confusion = None
@@ -202,7 +202,7 @@ def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], ND
         key = name.rpartition(":")[2]
         if key in found or key in NAMES:
             raise ConfigError(
-                f"evaluate.metrics: the report has a metric {key!r} already; rename the function of {name}"
+                f"evaluate.metrics: the report already has a metric {key!r}; rename the function of {name}"
             )
         found[key] = import_named(name, "evaluate.metrics")
     return found
@@ -321,7 +321,7 @@ def collapse_reasons(sample: Sample, training: Mapping[str, Any]) -> list[str]:
     last = _number(loss[-1]) if loss else None
     if margin and last is not None and abs(last - margin) <= _MARGIN_SHARE * margin:
         reasons.append(
-            f"the last loss, {last:.4g}, is about the margin, {margin:.4g}: neighbours are no nearer than random rows"
+            f"the last loss, {last:.4g}, is about the margin, {margin:.4g}: neighbours are no closer than random rows"
         )
     return reasons
 

@@ -1,4 +1,4 @@
-// The script of the page: it draws with plotly, and links the views by the rows that are chosen. Texts of the data reach
+// The script of the page: it draws with plotly, and links the views by the rows that are selected. Texts of the data reach
 // the page as text nodes only, so that none of them is read as HTML.
 (() => {
   'use strict';
@@ -156,7 +156,7 @@
       entry.fill.style.width = 100 * (chosen ? here / Math.max(rows[i].length, 1) : rows[i].length / most) + '%';
       entry.button.setAttribute('aria-pressed', String(chosenLayer === i));
     });
-    byId('selection').textContent = chosen ? count(total) + ' of ' + count(n) + ' rows chosen' : count(n) + ' rows';
+    byId('selection').textContent = chosen ? count(total) + ' of ' + count(n) + ' rows selected' : count(n) + ' rows';
     byId('clear').hidden = !chosen;
   };
   const distances = read('distance-data');
@@ -177,7 +177,7 @@
     const boxes = [box('all pairs', '#4a5765', () => true)];
     // Rows that are not drawn (n and beyond) cannot be chosen.
     if (chosen) {
-      boxes.push(box('with a chosen row', '#bd1f01', i => chosen[distances.first[i]] || chosen[distances.second[i]]));
+      boxes.push(box('with a selected row', '#bd1f01', i => chosen[distances.first[i]] || chosen[distances.second[i]]));
     }
     const edges = distances.edges.map((edge, i) => narrow && i % 2 ? '' : String(edge));
     draw('distances', boxes, {

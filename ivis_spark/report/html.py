@@ -210,10 +210,10 @@ def _label_note(found: Mapping[str, Any]) -> str:
         )
     if found["labels"] == "trained on":
         return (
-            "Accuracies and centroids are not judged: training saw the labels of all rows. To measure on others, set "
-            "triplets.held_out_labels=0.1 and train again."
+            "Accuracies and centroid correlation have no verdict: training used the labels of all rows. To measure on "
+            "held-out labels, set triplets.held_out_labels=0.1 and train again."
         )
-    return f"Accuracies: on {tested:,} {_plural(tested, 'row')}, the others were fitted on."
+    return f"Accuracies: on {tested:,} {_plural(tested, 'row')}; the others were used to fit the classifiers."
 
 
 def _explorer(findings: Findings, folder: str) -> str:
@@ -250,7 +250,7 @@ def _distances(findings: Findings, folder: str) -> str:
         return ""
     alt = f"Boxes of distances in the embedding by distance in the features, {len(findings.pairs.first):,} random pairs"
     return f"""<section>
-<h2>How distances are kept</h2>
+<h2>Distance preservation</h2>
 <p class="soft">{DISTANCE_HINT}</p>
 <div id="distances" class="plot middle" role="img" aria-label="{alt}"></div>
 <noscript>{_image(folder, "distances.png", alt)}</noscript>
@@ -294,7 +294,7 @@ def _loss(findings: Findings, folder: str) -> str:
     plot = (
         f'<div id="loss" class="plot low" role="img" aria-label="{alt}"></div>'
         if curves
-        else "<p>None was recorded.</p>"
+        else "<p>No loss was recorded.</p>"
     )
     return f"""<section>
 <h2>Loss by epoch</h2>

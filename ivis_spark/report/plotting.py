@@ -68,7 +68,7 @@ def plot(
         'Figure'
     """
     if labels is not None and values is not None:
-        raise ConfigError("labels and values both colour the points: pass one of them")
+        raise ConfigError("labels and values both colour the points: pass only one of them")
     if interactive and ax is not None:
         raise ConfigError("ax is of matplotlib and interactive=True draws with plotly: pass one of them")
     embedding = _embedding_of(model_or_embedding, X)
@@ -92,16 +92,18 @@ def plot(
 def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
     if hasattr(source, "transform"):
         if X is None and getattr(source, "embedding_", None) is None:
-            raise InputError("the model keeps no embedding of the rows it was fitted on: pass X, the rows to embed")
+            raise InputError(
+                "the model did not keep the embedding of the rows it was fitted on: pass X, the rows to embed"
+            )
         source = source.embedding_ if X is None else source.transform(X)
     elif X is not None:
-        raise ConfigError("X are rows for a model to embed, and this is an embedding already: leave X out")
+        raise ConfigError("X holds rows for a model to embed, but an embedding was passed: omit X")
     try:
         embedding = np.asarray(source, np.float64)
     except (TypeError, ValueError) as err:
         raise InputError(f"a {type(source).__name__} is not an embedding: pass an array of numbers, (n, e)") from err
     if embedding.ndim != 2 or 0 in embedding.shape:
-        raise InputError(f"the embedding has shape {embedding.shape}; (n, e) is needed, like that of Ivis.transform")
+        raise InputError(f"the embedding has shape {embedding.shape}; it must be (n, e), as returned by Ivis.transform")
     if not np.isfinite(embedding).all():
         bad = ~np.isfinite(embedding).all(axis=1)
         raise InputError(f"{bad.sum()} rows of the embedding hold NaN or infinity, first row {bad.argmax()}")
@@ -114,12 +116,12 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
         return None
     array = np.asarray(given)
     if array.shape != (n_rows,):
-        raise InputError(f"{name} has shape {array.shape}; ({n_rows},) is needed, one per row of the embedding")
+        raise InputError(f"{name} has shape {array.shape}; it must be ({n_rows},), one per row of the embedding")
     if values is not None:
         try:
             numbers = array.astype(np.float64)
         except (TypeError, ValueError) as err:
-            raise InputError("values are numbers; pass classes as labels") from err
+            raise InputError("values must be numbers; pass classes as labels") from err
         numbers[~np.isfinite(numbers)] = np.nan
         return Labels((), np.full(n_rows, -1, np.int64), numbers)
     known = [
@@ -140,7 +142,10 @@ def _shade(embedding: NDArray[np.float64], labels: Labels | None) -> Shaded | No
         import pandas as pd
         from datashader import transfer_functions
     except ImportError:
-        log.warning("%s points hide one another; pip install datashader mixes their colours", f"{len(embedding):,}")
+        log.warning(
+            "%s points overlap; with datashader installed (pip install datashader) their colours are blended",
+            f"{len(embedding):,}",
+        )
         return None
     x, y = place_points(embedding, labels)
     layers = plan_layers(labels, len(x)) + ([] if labels is None else scale_steps(labels, scale_colour))

@@ -128,7 +128,7 @@ def draw_sample(
         embeddings, order = embeddings.join(whole, "id", "left"), [F.col("original").asc_nulls_last(), *order]
     drawn: Any = embeddings.orderBy(*order).limit(size).select(*columns).toPandas()
     if drawn.empty:
-        raise InputError("the table of embeddings has no rows; nothing can be evaluated")
+        raise InputError("the table of embeddings has no rows, so there is nothing to evaluate")
     ids = drawn["id"].to_numpy(np.int64)
     embedding = _stack(ids, drawn["embedding"])
     if labelled:
@@ -261,7 +261,9 @@ def _draw_features(
     size = first["size"] if originals is None else 4 * originals.scaler.n_inputs
     most = max(100, math.floor(FEATURE_BYTES / max(size, 1)))
     if most < len(ids):
-        log.warning("figures are measured on %s rows and not %s: their features fill 256 MiB", most, len(ids))
+        log.warning(
+            "metrics are measured on %s rows instead of %s, whose features would exceed 256 MiB", most, len(ids)
+        )
         ids = ids[:most]
     found = _of_ids(spark, rows.select("id", "features"), ids)
     by_id = dict(zip(found["id"], found["features"], strict=True))
@@ -285,7 +287,7 @@ def _stack(ids: NDArray[np.int64], vectors: Any) -> NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
     if len(bad):
         raise InputError(
-            f"{len(bad)} of {len(ids)} sampled embeddings hold null, NaN or infinity or have not {dims} dimensions, "
-            f"first id {ids[bad[0]]}; train again with scaled features or a lower learning rate"
+            f"{len(bad)} of {len(ids)} sampled embeddings hold null, NaN or infinity or do not have {dims} "
+            f"dimensions, first id {ids[bad[0]]}; train again with scaled features or a lower learning rate"
         )
     return out

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 REMEDY = (
-    "Try: scaled features (data.scaling=minmax or standard); another neighbours.k; a lower train.learning_rate; "
-    "and see whether most rows are duplicates or constant"
+    "Try scaled features (data.scaling=minmax or standard), another neighbours.k or a lower train.learning_rate, and "
+    "check whether most rows are duplicates or constant"
 )
 
 # Key, name, what a value means, what it is by chance.
@@ -12,7 +12,7 @@ METRICS = (
     (
         "recall_at_k",
         "Neighbour recall",
-        "Share of the true nearest neighbours that the neighbours stage found.",
+        "Share of the true nearest neighbours found by the search.",
         "",
     ),
     (
@@ -30,57 +30,63 @@ METRICS = (
     (
         "random_triplet_accuracy",
         "Random triplet accuracy",
-        "Of three random rows, the nearer pair is still the nearer one: the global layout.",
+        "Share of random triples of rows whose order of distances is preserved: the global structure.",
         "0.5 is chance.",
     ),
     (
         "distance_correlation_pearson",
         "Distance correlation (Pearson)",
-        "Distances of random pairs in the features and in the embedding grow together, in proportion.",
+        "Correlation of the distances of random pairs in the features and in the embedding.",
         "0 is chance.",
     ),
     (
         "distance_correlation_spearman",
         "Distance correlation (Spearman)",
-        "The same for the order of the distances only.",
+        "The same for the ranks of the distances.",
         "0 is chance.",
     ),
     (
         "knn_accuracy",
         "kNN accuracy",
-        "Labels predicted by the nearest rows of the embedding, right on rows that were not fitted on.",
+        "Accuracy of labels predicted by the nearest rows in the embedding, on rows left out of the fit.",
         "",
     ),
     (
         "linear_svm_accuracy",
         "Linear SVM accuracy",
-        "Labels predicted by straight cuts through the embedding, fitted and tested on the same rows as kNN.",
+        "Accuracy of a linear classifier on the embedding, fitted and tested on the same rows as kNN.",
         "",
     ),
     (
         "centroid_correlation",
         "Centroid correlation",
-        "Distances between the centres of the labels in the features and in the embedding (Mantel statistic).",
+        "Correlation of the distances between class centroids in the features and in the embedding (Mantel statistic).",
         "0 is chance.",
     ),
-    ("final_loss", "Final loss", "Loss of the last epoch.", "Lower is better; only comparable between equal losses."),
+    (
+        "final_loss",
+        "Final loss",
+        "Loss of the last epoch.",
+        "Lower is better; comparable only for the same loss function.",
+    ),
 )
 NAMES = {key: name for key, name, *_ in METRICS}
 VERDICTS = {"good": "Good", "doubtful": "Doubtful", "poor": "Poor"}
 VERDICTS_HINT = (
-    "1 is perfect in every metric but the loss. The yardstick (PCA, the dark mark on a bar) is what principal "
-    "components of the same rows reach in as many dimensions: good is at least as good, or close to perfect; poor is "
-    "less than half the way to it from chance."
+    "For every metric except the loss, 1 is perfect. The baseline (PCA, the dark mark on a bar) is what principal "
+    "components of the same rows reach in as many dimensions: good means at least as good, or close to perfect; poor "
+    "means less than half the way from chance to the baseline."
 )
 
 EXPLORER_HINT = (
-    "Point at a row to read it. Choose rows with a box or lasso, or a colour by its name: its rows stand out here and "
-    "in the distances below, and are counted beside. Clear a tick to hide a colour."
+    "Hover over a point to see its row. Select rows with a box or lasso, or all rows of a colour by its name: they "
+    "are highlighted here and in the distances below, and counted beside the plot. Clear a checkbox to hide a colour."
 )
 DISTANCE_HINT = (
-    "Random pairs of rows by their distance in the features; each box holds the middle half of their distances in the "
-    "embedding, its line the median, its whiskers the rest but for outliers. Boxes that rise steadily keep distances; "
-    "flat ones tell near from far no more. With rows chosen above, pairs with a chosen row have boxes beside."
+    "Random pairs of rows, binned by their distance in the features; each box shows the quartiles of their distances "
+    "in the embedding, its line the median, its whiskers the range without outliers. Steadily rising boxes mean that "
+    "distances are preserved; flat boxes mean that near and far are no longer distinguished. If rows are selected "
+    "above, pairs with a selected row have their own boxes."
 )
 # Element and text of the buttons above the picture.
 TOOLS = (

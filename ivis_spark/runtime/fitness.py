@@ -39,7 +39,7 @@ def check_fit(info: dict[str, Any], config: Config) -> None:
     k = config.for_rows(rows).neighbours.k
     if rows < k + 2:
         raise InputError(
-            f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other; the "
+            f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other row; the "
             f"input has {rows}. " + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
         )
     if info.get("components") and config.neighbours.metric != "euclidean":
@@ -49,7 +49,7 @@ def check_fit(info: dict[str, Any], config: Config) -> None:
             "data.components=none"
         )
     if config.neighbours.by_label and info["labels"] is None:
-        raise InputError("neighbours.by_label needs labels; name their column with --label-col")
+        raise InputError("neighbours.by_label needs labels; set the label column with --label-col")
     _check_labels(info, config.train.supervision_metric)
 
 
@@ -70,8 +70,8 @@ def class_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
     if labels["kind"] == "names":
         if most < labels["count"]:
             raise InputError(
-                f"label column {info['label_col']!r} holds {labels['count']} names; "
-                f"train.supervision_metric={metric!r} takes {'numbers' if most == 0 else 'two of them'}: use "
+                f"label column {info['label_col']!r} holds {labels['count']} classes; "
+                f"train.supervision_metric={metric!r} takes {'numbers' if most == 0 else 'two'}: use "
                 "sparse_categorical_crossentropy"
             )
         return list(labels["values"])
@@ -79,15 +79,15 @@ def class_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
         return None
     if labels["values"] is None:
         raise InputError(
-            f"label column {info['label_col']!r} has {labels['count']} different numbers, too many for the classes of "
-            f"train.supervision_metric={metric!r}: use a loss of quantities, like mae"
+            f"label column {info['label_col']!r} has {labels['count']} distinct numbers, too many classes for "
+            f"train.supervision_metric={metric!r}: use a regression loss, like mae"
         )
     values = [value for value in labels["values"] if value != UNLABELLED]
     broken = next((value for value in values if not math.isfinite(value) or value != int(value)), None)
     if broken is not None:
         raise InputError(
-            f"label column {info['label_col']!r} holds {broken}; the classes of train.supervision_metric={metric!r} "
-            "are whole numbers or text: use a loss of quantities, like mae"
+            f"label column {info['label_col']!r} holds {broken}; classes for train.supervision_metric={metric!r} must "
+            f"be whole numbers or text: use a regression loss, like mae"
         )
     return values
 
@@ -108,7 +108,7 @@ def _check_labels(info: dict[str, Any], metric: str | None) -> None:
     if metric is None:
         return
     if info["labels"] is None:
-        raise InputError(f"train.supervision_metric={metric!r} needs labels; name their column with --label-col")
+        raise InputError(f"train.supervision_metric={metric!r} needs labels; set the label column with --label-col")
     from ivis_spark.nn.supervision import count_outputs
 
     values = np.asarray(label_values(info, metric))

@@ -68,7 +68,7 @@ class Owner:
         check_fields({"processes": None, **mapping}, processes=text)
         times = check_fields(mapping, started=(int, float), heartbeat=(int, float))
         if not all(0 <= times[name] < _YEAR_10000 for name in ("started", "heartbeat")) or owner["pid"] < 1:
-            raise ValueError("its times or its process cannot be")
+            raise ValueError("its times or process number are impossible")
         return cls(**owner)
 
     def is_gone(self) -> bool:
@@ -114,7 +114,7 @@ class RunLock:
             if not before.is_silent() or _beats(self.uri, before):
                 raise self._refused(before)
         if before is not None:
-            log.warning("the lock of a run that ended without a word is taken over: %s", before)
+            log.warning("taking over a stale lock: %s", before)
         alone = self._create(replace=before is not None)
         if not alone:
             time.sleep(_SETTLE_S)
@@ -145,9 +145,9 @@ class RunLock:
     def _refused(self, owner: Owner | None) -> ArtifactError:
         folder = self.uri.rpartition("/")[0]
         if owner is None:
-            return ArtifactError(f"the lock {self.uri} of this run was removed; start the run again")
+            return ArtifactError(f"the lock {self.uri} of this run was removed; restart the run")
         wait = STALE_S - (time.time() - owner.heartbeat)
-        rest = f"start again in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "start again"
+        rest = f"restart in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "restart"
         return ArtifactError(
             f"{folder} is being written by {owner}. Wait for it, choose another --output, or, if it is dead, {rest}"
         )
@@ -200,12 +200,12 @@ def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owne
             return None
         except ArtifactError:
             continue
-    return Owner("", "a host unknown", 0, "somebody unknown", None, 0.0, 0.0)
+    return Owner("", "an unknown host", 0, "an unknown user", None, 0.0, 0.0)
 
 
 def _beats(uri: str, owner: Owner) -> bool:
     """Watch whether the heartbeat of an owner goes on, whatever the clocks say."""
-    log.info("looking whether a run is alive: %s", owner)
+    log.info("checking whether a run is alive: %s", owner)
     until = time.monotonic() + WATCH_S
     while time.monotonic() < until:
         time.sleep(min(1.0, WATCH_S / 5))

@@ -123,7 +123,9 @@ def _only_warn(what: str) -> Iterator[None]:
     except DependencyError:
         raise
     except Exception as err:  # noqa: BLE001 - whatever a tracking server does, the run goes on
-        log.warning("%s is not in MLflow: %s", what, str(err).splitlines()[0] if str(err) else type(err).__name__)
+        log.warning(
+            "%s could not be logged to MLflow: %s", what, str(err).splitlines()[0] if str(err) else type(err).__name__
+        )
 
 
 def _scheme(uri: str) -> str:
@@ -138,8 +140,8 @@ def _require(uri: str) -> None:
     if missing:
         package = "mlflow" if "sqlalchemy" in missing else " ".join(name.replace(".", "-") for name in missing)
         raise DependencyError(
-            f"MLflow needs {' and '.join(missing)} for {_scheme(uri)} URIs, which mlflow-skinny does not bring: "
-            f"pip install {package}; or track on a server, MLFLOW_TRACKING_URI=http://..."
+            f"MLflow needs {' and '.join(missing)} for {_scheme(uri)} URIs, which mlflow-skinny does not install: pip "
+            f"install {package}; or use a tracking server, MLFLOW_TRACKING_URI=http://..."
         )
 
 

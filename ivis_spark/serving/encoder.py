@@ -70,8 +70,8 @@ class Encoder:
         beyond = ~np.isfinite(embedding).all(axis=1)
         if beyond.any():
             raise InputError(
-                f"{int(beyond.sum())} of {len(beyond)} rows, the first {int(beyond.argmax())}, lie so far from what "
-                "the model was trained on that their embedding exceeds float32: fix them or leave them out"
+                f"{int(beyond.sum())} of {len(beyond)} rows, the first {int(beyond.argmax())}, are so far from the "
+                f"training data that their embedding exceeds float32: fix or drop them"
             )
         return embedding
 
@@ -108,7 +108,7 @@ class Encoder:
             NotFittedError: if the model was trained without labels.
         """
         if self.head is None:
-            raise NotFittedError("the model has no supervised head, so it gives no scores: train with labels")
+            raise NotFittedError("the model has no supervised head and returns no scores: train with labels")
         return self.head(embedding)
 
 

@@ -197,7 +197,7 @@ def add_serving_files(
 
 def _check(model: ModelFolder, uri: str) -> None:
     if SERVING not in model.files or not (DENSE in model.files or KERAS in model.files):
-        raise ArtifactError(f"{uri} lacks {SERVING} or the encoder; it was made by an older version: train again")
+        raise ArtifactError(f"{uri} lacks {SERVING} or the encoder; it was written by an older version: train again")
     storage.parse_json(model.files[SERVING], f"{uri}/{SERVING}", _read_serving, remedy=_REMEDY)
 
 

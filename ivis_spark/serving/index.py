@@ -83,7 +83,7 @@ class PartitionedIndex:
             paths = [_fetch(uri, record, folder) for record in head["quantiser"]]
             regions = Regions.load(os.path.dirname(paths[0]))
         if max((record["region"] for record in head["regions"]), default=0) >= len(regions):
-            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that its quantiser does not have; {_REMEDY}")
+            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that are not in its quantiser; {_REMEDY}")
         return cls(uri, head, regions)
 
     @property

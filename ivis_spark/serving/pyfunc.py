@@ -110,7 +110,7 @@ class PyfuncModel:
         X = X if X.dtype == np.float32 else X.astype(np.float64)
         if not np.isfinite(X).all():
             bad = int((~np.isfinite(X).all(axis=1)).sum())
-            raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: fix them or leave them out")
+            raise InputError(f"{bad} of {len(X)} rows hold null, NaN or infinity: fix or drop them")
         return self._encoder(X)
 
     def _rows(self, model_input: Any) -> Any:

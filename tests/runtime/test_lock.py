@@ -68,9 +68,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_second_run_is_refused_and_the_first_keeps_its_lock(root: str) -> None:
     with RunLock(root) as first:
-        with pytest.raises(
-            ArtifactError, match=rf"is being written by process {os.getpid()} of .* start again in 1\d\d s"
-        ):
+        with pytest.raises(ArtifactError, match=rf"is being written by process {os.getpid()} of .* restart in 1\d\d s"):
             RunLock(root).__enter__()
         first.check()
         with RunLock(root, "embeddings-other"):
@@ -88,7 +86,7 @@ def test_lock_of_another_process(
     other.wait()
     with caplog.at_level(logging.WARNING, "ivis_spark"), RunLock(root) as mine:
         mine.check()
-    assert f"the lock of a run that ended without a word is taken over: process {other.pid} of" in caplog.text
+    assert f"taking over a stale lock: process {other.pid} of" in caplog.text
 
 
 def change(root: str, **fields: object) -> None:
@@ -100,7 +98,7 @@ def change(root: str, **fields: object) -> None:
 def test_silent_owner_elsewhere_is_taken_over_and_hears_of_it(root: str) -> None:
     with RunLock(root) as first:
         change(root, host="elsewhere", heartbeat=time.time() - lock.STALE_S + 30)
-        with pytest.raises(ArtifactError, match=r"on elsewhere, .* start again in 30 s"):
+        with pytest.raises(ArtifactError, match=r"on elsewhere, .* restart in 30 s"):
             RunLock(root).__enter__()
         change(root, host="elsewhere", heartbeat=time.time() - lock.STALE_S - 1)
         with RunLock(root):

@@ -120,7 +120,9 @@ def test_a_server_that_fails_costs_a_warning(
         tracker = Tracker(folder, "cells")
         tracker.stage_published(manifest)
         tracker.ended("FINISHED")
-    assert "this run is not in MLflow" in caplog.text and "model is not in MLflow" in caplog.text
+    assert (
+        "this run could not be logged to MLflow" in caplog.text and "model could not be logged to MLflow" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_rows_beyond_float32_are_refused_and_not_infinite() -> None:
     encoder = Encoder(folder().encoder().network, Scaler("minmax", np.zeros(6), np.full(6, 100.0)))
     rows = X.astype(np.float64)
     rows[3] = 3e38
-    with pytest.raises(InputError, match=r"1 of 50 rows, the first 3, lie so far from what the model was trained on"):
+    with pytest.raises(InputError, match=r"1 of 50 rows, the first 3, are so far from the training data"):
         encoder(rows)
     assert np.isfinite(encoder.embed(rows)).all(axis=1).sum() == 49
 

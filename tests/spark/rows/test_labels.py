@@ -43,7 +43,7 @@ def test_names_become_numbers(
     assert found == codes and info["labels"]["values"] == names and info["labels"]["unlabelled"] == codes.count(None)
     assert class_values(info, SPARSE) == names and label_values(info, SPARSE) == list(range(len(names)))
     with pytest.raises(
-        InputError, match=r"label column 'y' holds . names; train.supervision_metric='mae' takes numbers"
+        InputError, match=r"label column 'y' holds . classes; train.supervision_metric='mae' takes numbers"
     ):
         class_values(info, "mae")
 
@@ -77,7 +77,7 @@ def test_any_number_of_classes(spark: SparkSession, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(labels, "MOST_CLASSES", 1000)
     info, _ = ingest(spark, tmp_path / "quantity", values, "int")
     assert label_values(info, "mae") == [0.0, 1.0] and info["labels"]["unlabelled"] == 1
-    with pytest.raises(InputError, match="label column 'y' has 1500 different numbers, too many for the classes"):
+    with pytest.raises(InputError, match="label column 'y' has 1500 distinct numbers, too many classes for"):
         class_values(info, SPARSE)
     with pytest.raises(InputError, match="label column 'y' has 1500 different values; at most 1000 classes"):
         ingest(spark, tmp_path / "names", [None if v is None else f"c{v}" for v in values], "string")
@@ -88,7 +88,7 @@ def test_any_number_of_classes(spark: SparkSession, tmp_path: Path, monkeypatch:
 def test_classes_are_whole_numbers(spark: SparkSession, tmp_path: Path) -> None:
     info, _ = ingest(spark, tmp_path, [1.0, 2.5, float("nan")], "double")
     assert info["labels"]["unlabelled"] == 1
-    with pytest.raises(InputError, match=r"label column 'y' holds 2.5; the classes of"):
+    with pytest.raises(InputError, match=r"label column 'y' holds 2.5; classes for"):
         class_values(info, SPARSE)
 
 
