@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
 import uuid
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from ivis_spark.spark.vectors import list_values, unpack
 
 log = logging.getLogger(__name__)
 
+_WRITTEN_SCHEMA = "path string, digest string, blocks long, rows long, bucket int, label_width int"
 _REQUEST_SCHEMA = "bucket int, place long, other long, weight float, near binary"
 
 
@@ -66,7 +68,7 @@ def build_triplets(
     Returns:
         Facts for the manifest: anchors, blocks, block_rows, draws, padding, labelled (the numbers of a row's label, 0
         without), held_out_labels (the share that is hidden), whether negatives can be drawn, and the blocks of each
-        file.
+        file; and `digests` of the files.
 
     Raises:
         InputError: if a row has no possible negative, or a neighbour is not among the rows.
@@ -108,7 +110,7 @@ def build_triplets(
         group_blocks=config.group_blocks,
     )
     placed = repartition_by_group(fetched, "bucket", tasks).sortWithinPartitions("bucket", "place")
-    written_blocks = map_arrow(placed, write, "path string, blocks long, rows long, bucket int, label_width int")
+    written_blocks = map_arrow(placed, write, _WRITTEN_SCHEMA)
     with task_errors(), arrow_batches(spark, row_bytes):
         records = written_blocks.collect()
     storage.keep_only(folder, [record.path for record in records])
@@ -139,8 +141,13 @@ def build_triplets(
         "padding_rows": padding,
         "labelled": records[0].label_width if records else 0,
         "held_out_labels": config.held_out_labels,
-        "file_blocks": {record.path.rsplit("/", 1)[-1]: record.blocks for record in records},
+        "file_blocks": {_name(record): record.blocks for record in records},
+        "digests": {_name(record): json.loads(record.digest) for record in records},
     }
+
+
+def _name(record: Any) -> str:
+    return str(record.path.rsplit("/", 1)[-1])
 
 
 def request_vectors(
@@ -239,16 +246,17 @@ def write_blocks(
     for bucket, blocks in _bucket_blocks(batches, size):
         path = storage.join(folder, f"bucket-{bucket:06d}-{uuid.uuid4().hex[:12]}.parquet")
         facts = _write_bucket(path, blocks, block_rows=block_rows, draws=draws, group_blocks=group_blocks)
-        count, rows, label_width = facts
+        count, rows, label_width, digest = facts
         yield pa.RecordBatch.from_arrays(
             [
                 pa.array([path]),
+                pa.array([json.dumps(digest)]),
                 pa.array([count]),
                 pa.array([rows]),
                 pa.array([bucket], pa.int32()),
                 pa.array([label_width], pa.int32()),
             ],
-            ["path", "blocks", "rows", "bucket", "label_width"],
+            ["path", "digest", "blocks", "rows", "bucket", "label_width"],
         )
 
 
@@ -292,14 +300,14 @@ def _taken(ahead: list[tuple[int, pa.RecordBatch]]) -> Iterator[tuple[int, pa.Re
 
 def _write_bucket(
     path: str, blocks: Iterator[pa.Table], *, block_rows: int, draws: int, group_blocks: int
-) -> tuple[int, int, int]:
-    """Write the blocks of a bucket; return how many there are, their rows of weight 1 and the numbers of a label."""
+) -> tuple[int, int, int, dict[str, Any]]:
+    """Write a bucket; return how many blocks it has, their rows of weight 1, the numbers of a label, and the digest."""
     fs, plain = storage.filesystem(path)
     fs.makedirs(fs._parent(plain), exist_ok=True)
     count, rows, label_width = 0, 0, 0
     group: list[pa.Table] = []
-    with fs.open(plain, "wb") as sink:
-        writer = None
+    with fs.open(plain, "wb") as file:
+        sink, writer = storage.DigestedWriter(file), None
         for block in blocks:
             packed = _pack_block(block, block_rows, draws)
             writer = writer or pq.ParquetWriter(
@@ -321,7 +329,7 @@ def _write_bucket(
             if group:
                 writer.write_table(pa.concat_tables(group))
             writer.close()
-    return count, rows, label_width
+    return count, rows, label_width, sink.record
 
 
 def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:

@@ -37,18 +37,17 @@ def publish(run: Run) -> Manifest:
         lists, seed = run.table(neighbours), run.config.random_state
         held = neighbours.info.get("anchors", rows.info["rows"])
         chosen = Anchors.draw(lists, anchors, n_rows=held, random_state=seed)
-        stage.info.update(
-            build_triplets(
-                table,
-                chosen.of(lists),
-                run.config.triplets,
-                n_anchors=chosen.count,
-                random_state=seed,
-                folder=stage.path("data"),
-                negatives=negatives,
-            )
+        found = build_triplets(
+            table,
+            chosen.of(lists),
+            run.config.triplets,
+            n_anchors=chosen.count,
+            random_state=seed,
+            folder=stage.path("data"),
+            negatives=negatives,
         )
-        stage.info |= {"rows": rows.info["rows"], "dims": rows.info["dims"]}
+        stage.digests.update({f"data/{name}": digest for name, digest in found.pop("digests").items()})
+        stage.info |= found | {"rows": rows.info["rows"], "dims": rows.info["dims"]}
 
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "neighbours": neighbours.fingerprint, "negatives": negatives}
     if classes is not None:

@@ -7,6 +7,7 @@ absences.
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerprint, installed_versions
 from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.files import (
+    DigestedWriter,
     check_writable,
     describe_files,
     digest_file,
@@ -34,6 +35,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
     "MARK",
+    "DigestedWriter",
     "Manifest",
     "MapFiles",
     "Place",

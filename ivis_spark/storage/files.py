@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -100,6 +101,38 @@ def digest_file(uri: str) -> dict[str, Any]:
             digest.update(chunk)
             size += len(chunk)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+class DigestedWriter(io.RawIOBase):
+    """A file that is written from its start to its end, and digested meanwhile. Runs on: driver or executor.
+
+    Args:
+        file: What to write into; it is closed by whoever opened it.
+    """
+
+    def __init__(self, file: Any) -> None:
+        super().__init__()
+        self._file, self._digest, self._bytes = file, hashlib.sha256(), 0
+
+    def writable(self) -> bool:
+        """Tell that it can be written."""
+        return True
+
+    def tell(self) -> int:
+        """Return how many bytes were written."""
+        return self._bytes
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        self._file.write(data)
+        self._digest.update(data)
+        self._bytes += memoryview(data).nbytes
+        return memoryview(data).nbytes
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """`{"bytes", "sha256"}` of what was written, as `digest_file` gives it."""
+        return {"bytes": self._bytes, "sha256": self._digest.hexdigest()}
 
 
 def put_file(local: str, uri: str, *, parents: bool = True, move: bool = False) -> dict[str, Any]:

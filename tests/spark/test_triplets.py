@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import InputError
@@ -43,6 +44,7 @@ def test_blocks_hold_right_triplets(spark: SparkSession, tmp_path: Path) -> None
     info = build(spark, tmp_path)
     blocks = content(tmp_path)
     assert info["blocks"] == len(blocks) == sum(info["file_blocks"].values())
+    assert info["digests"] == {name: storage.digest_file(f"file://{tmp_path}/{name}") for name in info["file_blocks"]}
     seen = []
     for block in blocks:
         anchor, weight = (np.frombuffer(block[name], "<f4") for name in ("anchor", "weight"))

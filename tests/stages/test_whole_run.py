@@ -92,15 +92,16 @@ def run(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Don
 
 
 def test_files_are_asked_for_once(run: Done) -> None:
-    """Lists and indexes come with their digests; other files are digested, by one request each; those of rows, which
-    are embedded, are asked for their sizes if they are few, and else listed."""
+    """Lists, indexes and blocks come with their digests, other files are digested, by a request each; rows, which are
+    embedded, are asked for their sizes if they are few files, and else listed.
+    """
     by_path = collections.Counter(path.removeprefix("file://") for _, path in run.requests)
     written = 0
     for stage in STAGES:
         names = [record["path"] for record in run.manifests[stage].files if Path(record["path"]).parent.name]
         written += len(names)
         asked = {name: by_path[f"{run.folders[stage]}/{name}"] for name in names}
-        most = {"neighbours": 0, "rows": 2}.get(stage, 1)
+        most = {"neighbours": 0, "triplets": 0, "rows": 2}.get(stage, 1)
         late = {name for name, times in asked.items() if times > most and Path(name).suffix in (".parquet", ".leaves")}
         assert not late, (stage, late)
     assert written > 100, {stage: len(manifest.files) for stage, manifest in run.manifests.items()}
