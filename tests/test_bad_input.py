@@ -56,12 +56,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 UNUSABLE = {
-    "null": (None, "has 1 rows with null (for example id 77): fix them, or drop them with --set data.invalid=drop"),
-    "null element": ([1.0, None, 2.0], "has 1 rows with null (for example id 77): fix them"),
-    "nan": ([1.0, math.nan, 2.0], "has 1 rows with NaN (for example id 77): fix them, or drop them"),
-    "infinity": ([1.0, -math.inf, 2.0], "has 1 rows with infinity in float32 (for example id 77): fix them"),
-    "ragged": ([1.0, 2.0], "has 1 rows with another number of features than 3 (for example id 77): give every row"),
-    "empty array": ([], "has 1 rows with another number of features than 3 (for example id 77): give every row"),
+    "null": (
+        None,
+        "1 row has null in column 'values' (for example id 77): fix them, or drop them with --set data.invalid=drop",
+    ),
+    "null element": ([1.0, None, 2.0], "1 row has null in column 'values' (for example id 77): fix them"),
+    "nan": ([1.0, math.nan, 2.0], "1 row has NaN in column 'values' (for example id 77): fix them, or drop them"),
+    "infinity": (
+        [1.0, -math.inf, 2.0],
+        "1 row has infinity in float32 in column 'values' (for example id 77): fix them",
+    ),
+    "ragged": ([1.0, 2.0], "1 row does not have 3 features in column 'values' (for example id 77): all rows"),
+    "empty array": ([], "1 row does not have 3 features in column 'values' (for example id 77): all rows"),
 }
 
 
@@ -69,12 +75,15 @@ UNUSABLE = {
 def test_a_row_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     row, text = UNUSABLE[name]
     refused(tmp_path, rows(row), "--label-col", "y")
-    assert f"ivis-spark neighbours: column 'values' {text}" in said(capsys)
+    assert f"ivis-spark neighbours: {text}" in said(capsys)
 
 
 def test_all_arrays_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(tmp_path, {"key": IDS, "values": pa.array([[]] * 6, pa.list_(pa.float64()))})
-    assert "features column 'values' holds an empty array; every row needs the same number >= 1" in said(capsys)
+    assert (
+        "features column 'values' holds an empty array; all rows need the same number of features, at least 1"
+        in said(capsys)
+    )
 
 
 def test_all_rows_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,17 +99,17 @@ def test_all_rows_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_null_in_a_feature_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = {"key": IDS, "a": pa.array([1.0, 2.0, None, 4.0, 5.0, 6.0]), "b": [1.0, 2.0, 3.0, 4.0, 5.0, 7.0]}
     refused(tmp_path, columns)
-    assert "columns a, b has 1 rows with null (for example id 12)" in said(capsys)
+    assert "1 row has null in columns a, b (for example id 12)" in said(capsys)
 
 
 def test_null_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(tmp_path, {"key": pa.array([10, None, 12, 13, 14, 15]), "values": GOOD})
-    assert "1 rows with null" in said(capsys)
+    assert "1 row has null" in said(capsys)
 
 
 def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(tmp_path, {"key": [10, 11, 12, 13, 11, 15], "values": GOOD})
-    assert "id column 'key' repeats: id 11 stands 2 times. Ids must be unique; leave them out and" in said(capsys)
+    assert "id column 'key' is not unique: id 11 occurs 2 times. Ids must be unique; without an id" in said(capsys)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +172,7 @@ def test_a_constant_column_is_told_and_used(tmp_path: Path, capsys: pytest.Captu
     source, output = write(tmp_path / "table.parquet", **columns), tmp_path / "out"
     argv = ["neighbours", "--input", source, "--output", str(output), "--id-col", "key", "--set", "neighbours.k=2"]
     assert main(argv) == 0
-    assert "1 of 2 features are constant and say nothing (still)" in capsys.readouterr().err
+    assert "1 of 2 features are constant and carry no information (still)" in capsys.readouterr().err
     assert json.loads((output / "rows" / "manifest.json").read_text())["info"]["constant_features"] == 1
     assert found(output) == {10: [11, 12], 11: [10, 12], 12: [11, 10], 13: [12, 14], 14: [13, 15], 15: [14, 13]}
 
@@ -186,7 +195,9 @@ def test_all_rows_equal_warns_and_says_what_to_try(tmp_path: Path, capsys: pytes
     argv = ["run", "--input", source, "--output", str(tmp_path / "out"), "--id-col", "key", "--features-col", "values"]
     assert main([*argv, "--quiet", "--set", "neighbours.k=3", "--set", "train.epochs=2"]) == 0
     error = capsys.readouterr().err
-    assert "all 40 rows are equal in column 'values': the embedding will be one point. Check which columns" in error
+    assert (
+        "all 40 rows are equal in column 'values': the embedding will be a single point. Check which columns" in error
+    )
     assert "the embedding seems to have collapsed" in error and "Traceback" not in error
     figures = json.loads((published(tmp_path / "out", "report") / "metrics.json").read_text())
     assert figures["collapsed"] is True

@@ -29,7 +29,7 @@ def _language() -> Iterator[None]:
     [
         ("Pass --set neighbours.k=4 or less", "Pass neighbours.k=4 or less"),
         ("set the label column with --label-col", "set the label column with data.label_col"),
-        ("name another with --set embed.output_col", "name another with embed.output_col"),
+        ("choose another name with --set embed.output_col", "choose another name with embed.output_col"),
         ("make it first: ivis-spark neighbours --output ...", "make it first: Pipeline(...).neighbours()"),
         ("ivis-spark neighbours --input ... --output ...", "Pipeline(...).neighbours()"),
         ("rebuild: ivis-spark triplets --overwrite", "rebuild: Pipeline(...).triplets() with overwrite=True"),

@@ -398,7 +398,7 @@ def test_target_with_any_journal_touches_no_other_file(tmp_path: Path, journal: 
         said = str(err)
     except FileNotFoundError:  # of a file that it says is to be moved and that nobody wrote
         pass
-    assert not said or ("_ivis_spark/000001-a.json" in said and "put back what stood there" in said)
+    assert not said or ("_ivis_spark/000001-a.json" in said and "restore it; or remove it" in said)
     assert precious.read_text() == "mine" and (table / "_ivis_spark" / "000000-other.done").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["precious.txt", "table"]
 

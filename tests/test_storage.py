@@ -265,7 +265,7 @@ def test_an_input_that_is_replaced_meanwhile(run: RunFolder) -> None:
         return manifest.fingerprint
 
     spec = {"inputs": {"rows": rows(1)}}
-    with pytest.raises(ArtifactError, match="was replaced while 'neighbours' was made from it"):
+    with pytest.raises(ArtifactError, match="was replaced while 'neighbours' was being built from it"):
         with run.build("neighbours", spec):
             rows(2)
     assert run.manifest("neighbours") is None and not run.garbage("neighbours")

@@ -48,7 +48,7 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
     if files is None:
         return _with_format(data, _format_of(uri))
     if not files.exist and not data.glob:
-        pattern = ", or pass --set data.glob=true if it is a pattern of several" if _PATTERN & set(uri) else ""
+        pattern = ", or pass --set data.glob=true if it is a pattern" if _PATTERN & set(uri) else ""
         raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}{pattern}")
     first = files.first()
     guessed = "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet"

@@ -74,8 +74,8 @@ def task_errors() -> Iterator[None]:
             raise ours from err
         if _DISK_FULL in account:
             raise IvisError(
-                f"{_DISK_FULL}, in a task: free some on the disk of --output and on those of spark.local.dir, and run "
-                "the same command again; what was published stays"
+                f"{_DISK_FULL}, in a task: free space on the disks of --output and spark.local.dir, then run the same "
+                f"command again; published stages are kept"
             ) from err
         if "\tat " in account and any(text in account for text in _UNREADABLE):
             raise InputError(

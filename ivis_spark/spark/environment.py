@@ -31,13 +31,13 @@ def check_variables(*, local: bool) -> None:
         problem = _wrong_spark(Path(home))
         if problem:
             raise DependencyError(
-                f"SPARK_HOME={home} {problem}: unset it, and PySpark {pyspark.__version__} takes its own Spark, or set "
-                "it to a Spark of that version"
+                f"SPARK_HOME={home} {problem}: unset it, so that PySpark {pyspark.__version__} uses its own Spark, or "
+                f"set it to a Spark of that version"
             )
     python = os.environ.get("PYSPARK_PYTHON")
     if local and python and shutil.which(python) is None:
         raise DependencyError(
-            f"PYSPARK_PYTHON={python} is not a program on this machine: unset it, or set it to a Python that has this "
+            f"PYSPARK_PYTHON={python} is not a program on this machine: unset it, or set it to a Python with this "
             f"package, like {sys.executable}"
         )
 

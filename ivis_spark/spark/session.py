@@ -89,11 +89,11 @@ def get_session(
         3
     """
     if TaskContext.get() is not None:
-        raise IvisError("a Spark session was asked for inside a task; only the driver has one")
+        raise IvisError("a Spark session was requested inside a task; only the driver has one")
     if (master or (settings or {}).get("spark.master") or "").startswith("sc://"):
         raise ConfigError(
-            f"--master {master or (settings or {})['spark.master']} is Spark Connect, and stages use Spark's executors "
-            "directly: pass a classic master. " + CONNECT_CAN
+            f"--master {master or (settings or {})['spark.master']} is Spark Connect, but stages use Spark's "
+            f"executors directly: pass a classic master. " + CONNECT_CAN
         )
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -156,9 +156,7 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
 
 
-CONNECT_CAN = (
-    "Through Spark Connect a trained model embeds, IvisModel.transform, and Pipeline.evaluate makes the report"
-)
+CONNECT_CAN = "Spark Connect supports IvisModel.transform and Pipeline.evaluate"
 
 
 def is_connect(spark: SparkSession) -> bool:
@@ -174,7 +172,7 @@ def refuse_connect(spark: SparkSession, what: str) -> SparkSession:
     """
     if is_connect(spark):
         raise ConfigError(
-            f"{what} uses Spark's executors directly, which Spark Connect does not allow: take a classic session. "
+            f"{what} uses Spark's executors directly, which Spark Connect does not support: use a classic session. "
             f"{CONNECT_CAN}"
         )
     return spark

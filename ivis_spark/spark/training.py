@@ -81,7 +81,7 @@ def train_on_ring(spark: SparkSession, job: TrainingJob) -> dict[str, Any]:
         reason = _explain(results)
         if restarts < config.max_restarts:
             log.warning(
-                "%s; starting all ranks again from the last checkpoint (restart %d of %d)",
+                "%s; restarting all ranks from the last checkpoint (restart %d of %d)",
                 reason,
                 restarts + 1,
                 config.max_restarts,
@@ -101,11 +101,11 @@ def check_session(spark: SparkSession, config: TrainConfig) -> None:
     conf = spark.sparkContext.getConf()
     if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise ConfigError(
-            "spark.dynamicAllocation.enabled=true takes executors away from ranks that wait for each other; train with "
+            "spark.dynamicAllocation.enabled=true removes executors from ranks that wait for each other; train with "
             "--spark-conf spark.dynamicAllocation.enabled=false and a fixed number of executors"
         )
     if conf.get("spark.speculation", "false") == "true":
-        log.warning("spark.speculation=true does not touch the ranks: Spark never speculates barrier tasks")
+        log.warning("spark.speculation=true does not affect the ranks: Spark never speculates barrier tasks")
     gpus, cores = conf.get("spark.task.resource.gpu.amount"), int(conf.get("spark.task.cpus", "1"))
     log.info("%d ranks of %d core(s)%s", config.num_ranks, cores, f" and {gpus} GPU" if gpus else "")
 
@@ -124,7 +124,7 @@ def _wait_for_slots(spark: SparkSession, config: TrainConfig) -> None:
         if is_local(spark) or time.monotonic() > deadline:
             raise ConfigError(
                 f"train.num_ranks={config.num_ranks} needs as many task slots at once; the session has {slots} "
-                f"(after {config.start_timeout_seconds:g} s at most). Lower it, or give Spark more executors or cores "
+                f"(waited up to {config.start_timeout_seconds:g} s). Lower it, or give Spark more executors or cores "
                 "(spark.executor.instances, spark.executor.cores, spark.task.cpus)"
             )
         time.sleep(_POLL_SECONDS)
@@ -200,7 +200,7 @@ class _Launch:
                 raise ConfigError(
                     f"the {self._job.config.num_ranks} ranks did not start within "
                     f"train.start_timeout_seconds={self._job.config.start_timeout_seconds:g}: other jobs hold the task "
-                    "slots. Wait for them, lower train.num_ranks or raise the time"
+                    "slots. Wait for them, lower train.num_ranks or raise the timeout"
                 )
             if started and now - last_alive > _END_TOGETHER_SECONDS:
                 self._cancelled = f"a rank did not end within {_END_TOGETHER_SECONDS:g} s of another"
@@ -302,7 +302,7 @@ def run_process(
             if not select.select([reading], [], [], start_timeout_seconds)[0]:
                 return {
                     "kind": "lost",
-                    "error": "the other ranks did not come within train.start_timeout_seconds="
+                    "error": "the other ranks did not start within train.start_timeout_seconds="
                     f"{start_timeout_seconds:g}",
                 }
             lines = [line for line in (reading.readline(),) if line]
@@ -331,7 +331,7 @@ def read_result(value: Any) -> RankResult:
         return check_fields(value, facts=dict)
     result = check_fields(value, kind=str, error=str)
     if result["kind"] not in _KINDS:
-        raise ValueError(f"kind {result['kind']!r} is none of {', '.join(_KINDS)}")
+        raise ValueError(f"kind {result['kind']!r} is not one of: {', '.join(_KINDS)}")
     if result["kind"] == "refused":
         check_fields(result, type=str)
     return result

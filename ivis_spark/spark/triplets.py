@@ -118,8 +118,8 @@ def build_triplets(
     written = sum(record.rows for record in records)
     if written != n_anchors:
         raise InputError(
-            f"{written} of {n_anchors} rows became anchors: the neighbours name rows that are not in the table, or "
-            "lack some that are; rebuild them: ivis-spark neighbours --overwrite"
+            f"{written} of {n_anchors} rows became anchors: the neighbours list rows that are not in the table, or "
+            f"are missing rows of it; rebuild them: ivis-spark neighbours --overwrite"
         )
     padding = blocks * plan.block_rows - n_anchors
     log.info(
@@ -281,8 +281,8 @@ def _bucket_blocks(batches: Iterator[pa.RecordBatch], size: int) -> Iterator[tup
                 rows += part.num_rows
         if rows:
             raise InputError(
-                f"bucket {bucket} lacks {size - rows} vectors: the neighbours name rows that are not in the table; "
-                "rebuild them: ivis-spark neighbours --overwrite"
+                f"bucket {bucket} lacks {size - rows} vectors: the neighbours list rows that are not in the table; "
+                f"rebuild them: ivis-spark neighbours --overwrite"
             )
 
     for first in runs:
@@ -337,7 +337,7 @@ def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     places = block["place"].to_numpy()
     if places[-1] - places[0] != len(places) - 1:
         raise InputError(
-            "a block lacks vectors: the neighbours name rows that are not in the table; rebuild them: ivis-spark "
+            "a block lacks vectors: the neighbours list rows that are not in the table; rebuild them: ivis-spark "
             "neighbours --overwrite"
         )
     vectors = np.concatenate([unpack(chunk) for chunk in block["features"].chunks])

@@ -18,7 +18,7 @@ from ivis_spark.errors import InputError
 Numbers = NDArray[np.float32] | NDArray[np.float64]
 Faults = dict[str, NDArray[np.bool_]]
 
-INDICES_FAULT = "indices that repeat, lie outside of the row or do not pair with its values"
+INDICES_FAULT = "indices that repeat, are out of range or do not match its values"
 
 _LARGEST = np.finfo(np.float32).max
 _NARROW = (pa.float16(), pa.float32(), pa.int8(), pa.int16(), pa.uint8(), pa.uint16(), pa.bool_())

@@ -48,7 +48,7 @@ def _reason(text: str, context: SparkContext) -> str | None:
     if lacking := _LACKING.search(text):
         return f"{worker}, which lacks the package {lacking[1]}; {driver} has it"
     if any(sign in text for sign in _OTHER_PYTHON):
-        return f"{worker}, which is another Python than that of {driver}"
+        return f"{worker}, which is a different Python from {driver}"
     if _NOT_STARTED in text:
         return f"{worker}, which does not start; {driver} does"
     return None

@@ -77,7 +77,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     with RunLock(target.lock_folder, "embed") as lock:
         check_columns()
         info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
-    log.info("%s: %s", target.uri, "this job was done before, skipped" if before else f"{info['rows']:,} rows")
+    log.info("%s: %s", target.uri, "this job was already done, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
 
 

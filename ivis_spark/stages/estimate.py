@@ -34,7 +34,7 @@ class Cluster:
             executors, cores = (int(part) for part in text.lower().split("x"))
             found = cls(executors, cores, _bytes(memory), math.inf if disk is None else _bytes(disk))
         except (ValueError, KeyError) as err:
-            raise ConfigError(f"{given}: they must be like 50x16 (executors x cores), 64g and 500g") from err
+            raise ConfigError(f"{given} must be of the form 50x16 (executors x cores), 64g and 500g") from err
         if min(found.executors, found.cores, found.memory, found.disk) <= 0:
             raise ConfigError(f"{given} must be above 0")
         return found

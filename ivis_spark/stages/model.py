@@ -57,8 +57,8 @@ def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoin
 
     if run.config.train.needs_negatives and not triplets.info["negatives"]:
         raise ConfigError(
-            f"train.distance={run.config.train.distance!r} reads negatives, and the triplets were built for a "
-            "loss that reads none: build them for this one, ivis-spark triplets --overwrite --set train.distance="
+            f"train.distance={run.config.train.distance!r} uses negatives, but the triplets were built for a loss "
+            f"without negatives: rebuild them, ivis-spark triplets --overwrite --set train.distance="
             f"{run.config.train.distance}"
         )
     names = ("file_blocks", "block_rows", "dims", "draws", "labelled", "negatives")
@@ -107,11 +107,11 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     advice = []
     if ranks > cluster.slots:
         advice.append(
-            f"train.num_ranks={ranks} and the cluster has {cluster.slots} cores: training will not start. Lower "
-            "train.num_ranks or give it more executors"
+            f"train.num_ranks={ranks} but the cluster has {cluster.slots} cores: training will not start. Lower "
+            f"train.num_ranks or add executors"
         )
     if not NETWORK_UNITS.get(settings.model):
-        advice.append(f"train.model={settings.model!r} is not known here and counted as szubert")
+        advice.append(f"train.model={settings.model!r} is unknown here and estimated as szubert")
     return Estimate(
         stage="model",
         tasks=ranks,

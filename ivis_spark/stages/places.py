@@ -68,6 +68,6 @@ def check_table(files: Iterable[str], roots: Iterable[str], output: str) -> None
     for folder in folders:
         if Place(output).holds(Place(folder)):
             raise InputError(
-                f"{output} holds the input table, whose files are in {folder}: writing there would alter it. Choose "
-                "another place"
+                f"{output} holds the input table, whose files are in {folder}: writing there would modify it. Choose "
+                f"another place"
             )

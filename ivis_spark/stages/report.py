@@ -37,7 +37,7 @@ def publish(run: Run) -> Manifest:
     made = needed["embeddings"].spec["config"]["embed"]
     if made["output_col"] != "embedding" or made["precision"] != "float32":
         raise ConfigError(
-            f"the report reads embeddings made with the defaults of embed.output_col and embed.precision, not "
+            f"the report needs embeddings with the defaults of embed.output_col and embed.precision, not "
             f"{made['output_col']!r} and {made['precision']}: embed again with --overwrite"
         )
 

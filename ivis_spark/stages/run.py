@@ -102,16 +102,16 @@ class Run:
         taken = [stage for stage in STAGES if not (own and stage == prefix)]
         fault = ""
         if given is None and not self.input.name:
-            fault = "the input is a DataFrame without a name"
+            fault = "the input is a DataFrame and has no name"
         elif name.lower() in taken:
             fault = f"{name!r} is the folder of a stage of the run"
         elif not name.isprintable() or "/" in name or name.strip(" .") != name or name.startswith("_") or not name:
-            fault = f"{name!r} cannot be the name of a folder: no slashes, and no dot, space or _ at its ends"
+            fault = f"{name!r} cannot be a folder name: slashes are not allowed, nor a dot, space or _ at either end"
         else:
             with contextlib.suppress(ArtifactError):  # one that cannot be read says nothing of itself
                 stands = self.folder.manifest(name)
                 if stands is not None and set(stands.spec["config"]) != {section}:
-                    fault = f"{name!r} holds what another command published"
+                    fault = f"{name!r} was published by another command"
         if fault:
             raise InputError(f"{fault}; choose another name with --name")
         return name

@@ -66,9 +66,10 @@ def _anchors(run: Run, rows: Manifest, neighbours: Manifest) -> int | None:
     held = neighbours.spec["inputs"].get("anchors")
     if held is not None and held != anchors:
         raise ArtifactError(
-            f"{run.folder.root}: 'neighbours' holds the lists of {held:,} anchors, and triplets.anchors asks for "
-            f"{anchors or n_rows:,} of {n_rows:,} rows. Find those of all rows, which serve any number: ivis-spark "
-            "neighbours --overwrite, or of the anchors only: with --set neighbours.query_rows=anchors"
+            f"{run.folder.root}: 'neighbours' holds the neighbours of {held:,} anchors, but triplets.anchors selects "
+            f"{anchors or n_rows:,} of {n_rows:,} rows. Search for all rows, which works with any number of anchors: "
+            f"ivis-spark "
+            "neighbours --overwrite, or for the anchors only: with --set neighbours.query_rows=anchors"
         )
     return anchors
 

@@ -88,5 +88,5 @@ def keep_apart(
             if how:
                 raise InputError(
                     f"{output} {written} {'is' if place.path == source.path else how} {name} {inputs[name]}, which is "
-                    "read: writing there would alter it. Choose another place"
+                    f"read: writing there would modify it. Choose another place"
                 )

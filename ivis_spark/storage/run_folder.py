@@ -147,7 +147,7 @@ class RunFolder:
                 )
             manifest = Manifest.from_mapping(loaded)
             if manifest.stage != stage:
-                raise ValueError(f"it is that of {manifest.stage!r}")
+                raise ValueError(f"it belongs to {manifest.stage!r}")
             return manifest
         except (ValueError, RecursionError) as err:  # an OSError says nothing about the manifest
             raise ArtifactError(
@@ -300,7 +300,8 @@ class RunFolder:
             manifest = self.manifest(name)
             if manifest is not None and manifest.fingerprint != digest:
                 raise ArtifactError(
-                    f"{self.path(name)} was replaced while {stage!r} was made from it: run the same command again"
+                    f"{self.path(name)} was replaced while {stage!r} was being built from it: run the same command "
+                    f"again"
                 )
 
     def remove(self, stage: str) -> None:

@@ -38,7 +38,7 @@ def _make_callback(name: str, logs: str) -> keras.callbacks.Callback:
             raise DependencyError("the callback tensorboard needs TensorBoard: pip install 'ivis_spark[tensorboard]'")
         return keras.callbacks.TensorBoard(os.path.join(logs, "tensorboard"), write_graph=False, profile_batch=0)
     if not is_import_name(name):
-        raise ConfigError(f"callback {name!r} is neither csv nor tensorboard nor of the form package.module:function")
+        raise ConfigError(f"callback {name!r} must be csv, tensorboard or of the form package.module:function")
     callback = import_named(name, "callback")()
     if not isinstance(callback, keras.callbacks.Callback):
         raise ConfigError(f"{name} returned a {type(callback).__name__}; it must return a keras.callbacks.Callback")

@@ -90,7 +90,7 @@ class Checkpoints:
                     with np.load(path, allow_pickle=False) as arrays:
                         _assign(model, dict(arrays))
             except _UNUSABLE as err:
-                log.warning("checkpoint %s is left out: %s", name, err)
+                log.warning("skipping checkpoint %s: %s", name, err)
                 continue
             self._restore_logs(storage.join(folder, _LOGS))
             self._saved_steps = self._position(state)
@@ -132,6 +132,6 @@ def _assign(model: TripletModel, arrays: dict[str, NDArray[Any]]) -> None:
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     wanted = {name: (tuple(variable.shape), np.asarray(variable).dtype) for name, variable in variables.items()}
     if found != wanted:
-        raise ValueError("it holds another network or optimizer")
+        raise ValueError("it holds a different network or optimizer")
     for name, variable in variables.items():
         variable.assign(arrays[name])

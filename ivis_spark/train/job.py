@@ -209,7 +209,7 @@ def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: i
     if backend.rank:
         return
     log.info(
-        "%s, %d -> %d, %s loss: %d triplets an epoch in %d steps of %d, %d rank(s)",
+        "%s, %d -> %d, %s loss: %d triplets per epoch in %d steps of %d, %d rank(s)",
         config.model,
         blocks.dims,
         config.embedding_dims,
@@ -220,7 +220,7 @@ def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: i
         backend.n_ranks,
     )
     if state.epoch or state.step:
-        log.info("going on from the checkpoint after epoch %d, step %d", state.epoch, state.step)
+        log.info("resuming from the checkpoint after epoch %d, step %d", state.epoch, state.step)
 
 
 def _save(job: TrainingJob, model: TripletModel, folder: str) -> None:

@@ -171,11 +171,12 @@ class _Run:
         rate = _LOWER_RATE * (state.rate or 0.0)
         if self._initial is None or state.collapses >= _MAX_COLLAPSES:
             raise TrainingError(
-                f"training collapsed in epoch {state.epoch + 1}: {collapse}. Lower train.learning_rate (it was "
-                f"{state.rate:.3g}), scale the features to [0, 1] or to variance 1, or check them for very large values"
+                f"training collapsed in epoch {state.epoch + 1}: {collapse}. Lower train.learning_rate (was "
+                f"{state.rate:.3g}), scale the features to [0, 1] or to unit variance, or check them for very large "
+                f"values"
             )
         log.warning(
-            "training collapsed in epoch %d: %s; starting again at a learning rate of %.3g instead of %.3g",
+            "training collapsed in epoch %d: %s; restarting at a learning rate of %.3g instead of %.3g",
             *(state.epoch + 1, collapse, rate, state.rate),
         )
         for name, variable in variables_of(self._model).items():
@@ -226,7 +227,7 @@ class _Run:
                 raise _Collapse(f"the loss is {state.sums['loss']} in batches {start + 1} to {start + steps}")
             radius = math.sqrt(state.sums[SQUARED_RADIUS] / (state.sums["weight"] or 1.0))
             if radius > self._largest_radius:
-                raise _Collapse(f"the embedding has grown to a radius of {radius:.3g}, where forces no longer act")
+                raise _Collapse(f"the embedding has grown to a radius of {radius:.3g}, where gradients vanish")
             state.step = start + steps
             listeners.on_train_batch_end(state.step - 1, _averages(state.sums))
             if self._any_rank(self._model.stop_training):
@@ -256,7 +257,11 @@ class _Run:
             if epoch + 1 > self._config.warmup_epochs:
                 state.rate = float(self._model.optimizer.learning_rate)
             if settled:
-                log.info("no lower loss in %d epochs; %d more at a falling learning rate", state.wait, self._cooldown)
+                log.info(
+                    "no lower loss in %d epochs; cooling down for %d epochs at a falling learning rate",
+                    state.wait,
+                    self._cooldown,
+                )
             return
         state.stopped = stop or settled
 

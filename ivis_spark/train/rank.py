@@ -86,7 +86,7 @@ def _run(order: dict[str, Any], met: Callable[[], None]) -> dict[str, Any]:
         return {"kind": "refused", "error": str(err), "type": type(err).__name__}
     except Exception as err:  # noqa: BLE001 - the driver is told of whatever it was
         if kind.is_lost_peer(err):
-            return {"kind": "lost", "error": f"a rank it worked with was lost: {_last_line(err)}"}
+            return {"kind": "lost", "error": f"a peer rank was lost: {_last_line(err)}"}
         traceback.print_exc()
         kind_of_error = "failed" if isinstance(err, OSError) else "raised"
         return {"kind": kind_of_error, "error": f"{type(err).__name__}: {_last_line(err)}"}

@@ -155,7 +155,7 @@ def kill_again_and_again(run: Path, cluster: Cluster, undisturbed: dict[str, Any
             assert driver.wait(timeout=most_seconds(undisturbed)) == 0, log_of(run)
         finally:
             driver.kill()
-    assert log_of(run).count("starting all ranks again") == KILLS
+    assert log_of(run).count("restarting all ranks") == KILLS
     assert ("was killed by signal 9" if victim == "rank" else "lost") in log_of(run)
     found = facts(run)
     assert found["restarts"] == KILLS and found["loss"] == undisturbed["loss"]
@@ -202,7 +202,7 @@ def kill_the_driver(run: Path, cluster: Cluster, undisturbed: dict[str, Any]) ->
         assert time.monotonic() < deadline
         time.sleep(0.2)
     done = train(run, cluster.url)
-    assert done.returncode == 0 and "going on from the checkpoint after epoch" in done.stderr
+    assert done.returncode == 0 and "resuming from the checkpoint after epoch" in done.stderr
     assert facts(run)["loss"] == undisturbed["loss"]
 
 
@@ -211,7 +211,7 @@ def test_a_rank_that_raises_is_named_at_once(run: Path, cluster: Cluster, undist
     done = train(run, cluster.url, train__rank_callbacks="[ring_callbacks:raise_on_rank_one]")
     assert done.returncode == 1
     assert re.search(r"rank 1 on \S+ raised ZeroDivisionError: a fault of the user's own", done.stderr)
-    assert "starting all ranks again" not in done.stderr
+    assert "restarting all ranks" not in done.stderr
     assert time.monotonic() - started < most_seconds(undisturbed) and not find_ranks()
 
 
@@ -260,13 +260,13 @@ def test_more_losses_than_allowed_end_the_run_and_keep_the_checkpoint(run: Path)
     assert done.returncode == 1
     assert re.search(r"rank 1 on \S+: was killed by signal 9.*train.max_restarts=0", done.stderr)
     done = train(run, "local[2]", **settings)  # it was killed once, and once only
-    assert done.returncode == 0 and "going on from the checkpoint" in done.stderr and facts(run)["restarts"] == 0
+    assert done.returncode == 0 and "resuming from the checkpoint" in done.stderr and facts(run)["restarts"] == 0
 
 
 @pytest.mark.parametrize(
     ("options", "settings", "message"),
     [
-        (["spark.dynamicAllocation.enabled=true"], {}, "spark.dynamicAllocation.enabled=true takes executors away"),
+        (["spark.dynamicAllocation.enabled=true"], {}, "spark.dynamicAllocation.enabled=true removes executors"),
         (["spark.task.cpus=2"], {}, "train.num_ranks=2 needs as many task slots at once; the session has 1"),
         ([], {"train__num_ranks": 30, "train__batch_size": 30}, "has 24 blocks|Parquet row groups; train.num_ranks=30"),
     ],

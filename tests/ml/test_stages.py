@@ -77,9 +77,9 @@ def test_predicted_classes_have_the_type_of_the_label(
     assert all(row["class"] == row["scores"].argmax() for row in found.select("class", "scores").collect())
     estimator = IvisEstimator(labelCol="name", classCol="class", supervisionMetric="sparse_categorical_crossentropy")
     assert estimator.transformSchema(digits_frame.schema)["class"].dataType == T.StringType()
-    with pytest.raises(InputError, match="the model was not trained on classes"):
+    with pytest.raises(InputError, match="needs a model trained on classes"):
         IvisEstimator(classCol="class").fit(digits_frame)
-    with pytest.raises(InputError, match="the model was not trained on classes"):
+    with pytest.raises(InputError, match="needs a model trained on classes"):
         IvisEstimator(labelCol="label", supervisionMetric="mae", classCol="class").fit(digits_frame)
 
 

@@ -106,7 +106,9 @@ def test_neighbours_of_anchors_are_not_those_of_all_rows(spark: SparkSession, ta
     ):
         with pytest.raises(ArtifactError, match=r"inputs.anchors: 600 -> (None|500)"):
             pipeline(spark, table, "out", other).neighbours(for_training=training)
-    with pytest.raises(ArtifactError, match=r"lists of 600 anchors, and triplets.anchors asks for 2,000 of 2,000 rows"):
+    with pytest.raises(
+        ArtifactError, match=r"neighbours of 600 anchors, but triplets.anchors selects 2,000 of 2,000 rows"
+    ):
         pipeline(spark, table, "out").triplets()
     every = pipeline(spark, table, "out", "triplets.anchors=600", overwrite=True).neighbours()
     assert every.info["anchors"] == N and "anchors" not in every.spec["inputs"]

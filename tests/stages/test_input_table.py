@@ -215,11 +215,11 @@ def test_a_name_takes_no_other_folder(tmp_path: Path, name: str) -> None:
 
 def test_a_frame_without_a_name_and_what_another_command_published(tmp_path: Path) -> None:
     run = run_of(tmp_path, None)
-    with pytest.raises(InputError, match="a DataFrame without a name"):
+    with pytest.raises(InputError, match="a DataFrame and has no name"):
         run.name_of("query", "queries", None)
     assert run.name_of("embed", "embeddings", "embeddings", own=True) == "embeddings"
     with run.folder.build("new", {"config": {"query": {}}, "inputs": {}}):
         pass
     assert run.name_of("query", "queries", "new") == "new"
-    with pytest.raises(InputError, match="'new' holds what another command published"):
+    with pytest.raises(InputError, match="'new' was published by another command"):
         run.name_of("embed", "embeddings", "new")

@@ -119,7 +119,7 @@ def test_the_last_few_checkpoints_are_kept_and_a_torn_one_is_passed_over(
     arrays = folders[1] / "arrays.npz"
     arrays.write_bytes(arrays.read_bytes()[:-100])
     facts = run_job(job)
-    assert "epoch-000005-step-000000000 is left out" in caplog.text and "corrupt" in caplog.text
+    assert "skipping checkpoint epoch-000005-step-000000000" in caplog.text and "corrupt" in caplog.text
     assert facts["epochs"] == EPOCHS
     for mine, was in zip(weights(job), wanted, strict=True):
         np.testing.assert_array_equal(mine, was)
@@ -152,7 +152,7 @@ def test_checkpoints_are_as_seldom_as_asked(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_network_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_job(make_job(tmp_path))
     run_job(make_job(tmp_path, embedding_dims=3))
-    assert "holds another network" in caplog.text
+    assert "holds a different network" in caplog.text
 
 
 def test_logs_are_published_with_the_model(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_tensorboard_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "neither csv nor tensorboard nor of the form package.module:function"),
+        ("nothing", "must be csv, tensorboard or of the form package.module:function"),
         ("no.such:thing", "cannot be imported .* must be on the Python path of the driver and of every rank"),
         ("os:getcwd", "returned a str"),
     ],

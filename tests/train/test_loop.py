@@ -170,7 +170,7 @@ def test_training_that_collapses_starts_again_once_at_a_lower_rate(
     for mine, theirs in zip(again.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     monkeypatch.setattr(loop, "_LOWER_RATE", 0.9)
-    with pytest.raises(TrainingError, match=r"collapsed in epoch 1.*Lower train.learning_rate \(it was 9\)"):
+    with pytest.raises(TrainingError, match=r"collapsed in epoch 1.*Lower train.learning_rate \(was 9\)"):
         run(10.0)
     with pytest.raises(TrainingError, match=r"collapsed in epoch 3"):
         run(10.0, epoch=2)

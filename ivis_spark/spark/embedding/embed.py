@@ -68,7 +68,7 @@ class Outputs:
         """
         if config.class_col and not classes:
             raise InputError(
-                f"embed.class_col={config.class_col!r} is asked for, and the model was not trained on classes: train "
+                f"embed.class_col={config.class_col!r} needs a model trained on classes: train "
                 "with --label-col and train.supervision_metric=sparse_categorical_crossentropy"
             )
         return cls(
@@ -105,7 +105,7 @@ class Outputs:
         there = {name.lower(): name for name in columns}
         for name in self.names:
             if name.lower() in there:
-                raise InputError(f"the table has a column {there[name.lower()]!r} already: {remedy}")
+                raise InputError(f"the table already has a column {there[name.lower()]!r}: {remedy}")
             there[name.lower()] = name
 
     def make(self, encoder: Encoder, embedding: NDArray[Any]) -> list[pa.Array]:
@@ -273,7 +273,7 @@ def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputEr
     shown = "" if "null" in kinds else f"; the first reads {row}"
     return InputError(
         f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({', '.join(kinds)} in {where}{shown}): "
-        "fix them, or choose null or drop for embed.invalid"
+        "fix them, or set embed.invalid=null or drop"
     )
 
 

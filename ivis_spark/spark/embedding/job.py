@@ -177,7 +177,7 @@ def check_same_columns(
         found = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
         raise InputError(
             f"{target.uri} is partitioned by {found}, and embed.partition_by is "
-            f"{'/'.join(config.partition_by) or 'nothing'}: set it to the same, or choose another --target"
+            f"{'/'.join(config.partition_by) or 'nothing'}: use the same, or choose another --target"
         )
     outputs = Outputs.of(config, classes)
     fields = [field for field in source.read([]).schema.fields if field.name in source.columns]
@@ -188,7 +188,8 @@ def check_same_columns(
         old = {f.name: f.dataType.simpleString() for f in tables.read_parquet(spark, target.uri).schema.fields}
     except Exception as err:
         raise InputError(
-            f"--target {target.uri} holds files that are no Parquet table ({deepest_cause(err)}): choose another folder"
+            f"--target {target.uri} holds files that are not a Parquet table ({deepest_cause(err)}): choose another "
+            f"folder"
         ) from err
     named = config.partition_by  # their types are guessed from the names of folders
     faults = [f"{name} is only in the table" for name in old if name not in new]
@@ -199,7 +200,7 @@ def check_same_columns(
         if name in old and name not in named and old[name] != new[name]
     ]
     if faults:
-        raise InputError(f"{target.uri} has other columns: {'; '.join(faults)}. Choose another --target")
+        raise InputError(f"{target.uri} has different columns: {'; '.join(faults)}. Choose another --target")
 
 
 def _embed_unit(
@@ -228,7 +229,9 @@ def _embed_unit(
 
 
 def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None:
-    outputs.check_free(source.columns, "name another with --set embed.output_col, embed.scores_col or embed.class_col")
+    outputs.check_free(
+        source.columns, "choose another name with --set embed.output_col, embed.scores_col or embed.class_col"
+    )
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
         raise InputError(

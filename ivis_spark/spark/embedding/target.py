@@ -22,8 +22,8 @@ MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
 OWN = "_ivis_spark"
 _FOREIGN_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _REMEDY = (
-    "put back what stood there; or remove it, and embed again into a new table, since what its job had still to move "
-    "or to remove is not known"
+    "restore it; or remove it and embed again into a new table, because it is unknown which files its job had yet to "
+    "move or remove"
 )
 
 
@@ -45,14 +45,14 @@ class Target:
             raise InputError(f"--mode {mode} is not one of: {', '.join(MODES)}")
         if mode == "replace" and not partition_by:
             raise InputError(
-                "--mode replace replaces partitions and none are named: pass --set embed.partition_by=COLUMN"
+                "--mode replace replaces partitions, and none are named: pass --set embed.partition_by=COLUMN"
             )
         self.uri, self._mode = storage.normalise_uri(uri), mode
         for name in storage.children(*storage.filesystem(self.uri)):
             if name in _FOREIGN_TABLES:
                 raise InputError(
-                    f"--target {uri} is a {_FOREIGN_TABLES[name]} table, whose log would not name the new files: write "
-                    "what IvisModel.transform returns with its own writer, or choose another target"
+                    f"--target {uri} is a {_FOREIGN_TABLES[name]} table, and its log would not list the new files: "
+                    f"write the result of IvisModel.transform with its own writer, or choose another target"
                 )
         storage.check_writable(self.uri, "--target")
 
@@ -136,7 +136,7 @@ class Target:
         """Return the files that the new ones, at `targets`, take the place of."""
         there = self.data_files()
         if clash := sorted(set(there) & set(targets)):
-            raise ArtifactError(f"{self.uri} holds {clash[0]} already, where a new file is to go: move it away")
+            raise ArtifactError(f"{self.uri} already holds {clash[0]}, where a new file is to be written: move it away")
         if self._mode == "append":
             return []
         replaced = {posixpath.dirname(target) for target in targets}
@@ -146,8 +146,8 @@ class Target:
         if foreign:
             shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             raise InputError(
-                f"--mode {self._mode} would remove files from {self.uri} that `embed` did not put there: {shown}. Move "
-                "them away, or choose another --target"
+                f"--mode {self._mode} would remove files from {self.uri} that `embed` did not write: {shown}. Move "
+                f"them away, or choose another --target"
             )
         return old
 
@@ -187,7 +187,7 @@ def read_journal(value: Any) -> dict[str, Any]:
     for move in check_list(journal["moves"], list, "moves"):
         source, target = move
         if not check_inside(source, "the table").startswith(OWN + "/"):
-            raise ValueError(f"it moves {source!r}, which no job wrote")
+            raise ValueError(f"it moves {source!r}, which was not written by a job")
         _check_data(target)
     return journal
 
@@ -205,7 +205,7 @@ def _read_job(value: Any) -> dict[str, Any]:
         raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
     job = check_fields(value, number=int, key=str, mode=str, info=dict)
     if job["mode"] not in MODES:
-        raise ValueError(f"mode {job['mode']!r} is none of {', '.join(MODES)}")
+        raise ValueError(f"mode {job['mode']!r} is not one of: {', '.join(MODES)}")
     check_inside(job["key"], "the table")
     check_fields(job["info"], rows=int)
     return job
@@ -213,4 +213,4 @@ def _read_job(value: Any) -> dict[str, Any]:
 
 def _check_data(path: Any) -> None:
     if check_inside(path, "the table").startswith(OWN):
-        raise ValueError(f"it lists {path!r}, which is not data")
+        raise ValueError(f"it lists {path!r}, which is not a data file")

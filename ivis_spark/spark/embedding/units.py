@@ -78,7 +78,7 @@ def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], d
             if len(plan) > 1:
                 log.info("unit %d of %d is done", number + 1, len(plan))
         else:
-            log.info("unit %d of %d was done already", number + 1, len(plan))
+            log.info("unit %d of %d was already done", number + 1, len(plan))
         done.append(unit)
     return done
 

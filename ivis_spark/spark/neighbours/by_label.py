@@ -59,10 +59,10 @@ def build_label_neighbours(
             F.sum("count").alias("rows"),
         ).collect()[0]
         if found["null"] or found["classes"] < 2:
-            fault = (
-                "is null in some rows" if found["null"] else "is the same in all rows, so that no row has a negative"
+            fault = "is null in some rows" if found["null"] else "is the same in all rows, so no row has a negative"
+            raise InputError(
+                f"neighbours.by_label needs a label in every row and at least two classes: the label {fault}"
             )
-            raise InputError(f"neighbours.by_label wants a label for every row and two of them at least: label {fault}")
         key = row_hash(random_state)
         chosen = Anchors.draw(rows, anchors, n_rows=found["rows"], random_state=random_state)
         groups = F.ceil(F.col("count") / _GROUP_ROWS)

@@ -75,7 +75,7 @@ def take_neighbours(
             recall = _recall(facts, lists)
     if recall.low < config.target_recall:
         log.warning(
-            "neighbours: the recall of the given table is %.4f (%.4f to %.4f), neighbours.target_recall=%s",
+            "neighbours: the recall of neighbours.table is %.4f (%.4f to %.4f), neighbours.target_recall=%s",
             recall.value,
             recall.low,
             recall.high,
@@ -105,8 +105,8 @@ def _check_lists(lists: DataFrame, k: int) -> None:
         "have no id": F.col("id").isNull(),
         "have null for neighbour_ids or in it": near.isNull() | F.exists(near, lambda value: value.isNull()),
         f"have fewer than neighbours.k={k} neighbours": F.size(near) < k,
-        "have themselves among their neighbours": F.array_contains(near, F.col("id")),
-        "have a neighbour twice": F.size(F.array_distinct(near)) < F.size(near),
+        "have themselves as a neighbour": F.array_contains(near, F.col("id")),
+        "have a duplicate neighbour": F.size(F.array_distinct(near)) < F.size(near),
     }
     counts = [F.sum(F.when(wrong, 1).otherwise(0)).alias(f"n{i}") for i, wrong in enumerate(faults.values())]
     examples = [F.min(F.when(wrong, F.col("id"))).alias(f"e{i}") for i, wrong in enumerate(faults.values())]
@@ -115,7 +115,7 @@ def _check_lists(lists: DataFrame, k: int) -> None:
         count = 0 if found is None else found[f"n{number}"] or 0
         if count:
             example = "" if found is None or found[f"e{number}"] is None else f" (id {found[f'e{number}']} is one)"
-            remedy = "lower neighbours.k or give longer lists" if "fewer" in text else "fix the table"
+            remedy = "lower neighbours.k or pass longer lists" if "fewer" in text else "fix the table"
             raise InputError(f"{count} rows of neighbours.table {text}{example}: {remedy}")
 
 
@@ -126,15 +126,15 @@ def _check_ids(lists: DataFrame, rows: DataFrame, anchors: DataFrame) -> None:
     faults = {
         "ids are in neighbours.table more than once": lists.groupBy("id").count().where("count > 1"),
         "rows have no neighbours in neighbours.table": anchors.select("id").join(lists, "id", "left_anti"),
-        "ids in neighbours.table are no rows of the input": lists.join(known, "id", "left_anti"),
-        "neighbours in neighbours.table are no rows of the input": others.join(known, "id", "left_anti"),
+        "ids in neighbours.table are not rows of the input": lists.join(known, "id", "left_anti"),
+        "neighbours in neighbours.table are not rows of the input": others.join(known, "id", "left_anti"),
     }
     for text, wrong in faults.items():
         found = wrong.agg(F.count("*").alias("count"), F.min("id").alias("example")).first()
         if found is not None and found["count"]:
             raise InputError(
-                f"{found['count']} {text} (id {found['example']} is one): use the same id column for both, and give "
-                "every row one list"
+                f"{found['count']} {text} (id {found['example']} is one): use the same id column for both, and "
+                f"provide one list per row"
             )
 
 

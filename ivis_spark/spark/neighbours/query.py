@@ -71,9 +71,7 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         )
     clash = [name for name in source.carried if name.lower() in FOUND.names]
     if clash:
-        raise InputError(
-            f"the table has a column {clash[0]!r} already; leave it out: --set data.drop_columns={clash[0]}"
-        )
+        raise InputError(f"the table already has a column {clash[0]!r}; drop it: --set data.drop_columns={clash[0]}")
     with exact_names(frame):
         table, features = frames.to_map(frame, source, config)
     kept = [place for place, field in enumerate(table.schema.fields) if field.name in source.carried]
@@ -140,7 +138,7 @@ def _index(uri: str, digest: str) -> PartitionedIndex:
     if uri not in _opened or _opened[uri][0] != digest:
         found = str(storage.digest_file(storage.join(uri, INDEX_FILE))["sha256"])
         if found != digest:
-            raise ArtifactError(f"{uri} was rebuilt while it was queried; run the query again")
+            raise ArtifactError(f"{uri} was rebuilt during the query; run the query again")
         _opened.clear()
         _opened[uri] = (digest, PartitionedIndex.load(uri))
     return _opened[uri][1]

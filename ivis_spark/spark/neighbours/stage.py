@@ -129,7 +129,7 @@ class RowFacts:
         check_k(self.config.k, self.n_rows)
         with self.step("anchors", f"draw {self._n_anchors or 'all'} anchors"):
             self.anchors = Anchors.draw(self.rows, self._n_anchors, n_rows=self.n_rows, random_state=self.random_state)
-        log.info("neighbours: lists of %d rows, sought among %d", self.anchors.count, self.n_rows)
+        log.info("neighbours: searching for the neighbours of %d rows among %d", self.anchors.count, self.n_rows)
 
     @property
     def measured_rows(self) -> int:
@@ -159,7 +159,7 @@ class RowFacts:
             return Recall.exact(self.anchors.count)
         order, given = np.argsort(self.held_out.ids), np.argsort(ids)
         if not np.array_equal(self.held_out.ids[order], ids[given]):
-            raise IvisError("rows of the sample were not searched; are ids unique and rows stable?")
+            raise IvisError("sampled rows were not searched; are ids unique and rows deterministic?")
         return recall_at_k(keys[given], self.true_keys[order], n_rows=self.anchors.count)
 
 
@@ -192,7 +192,7 @@ class _Build:
                 recall = self._recall()
                 if recall.low >= config.target_recall or attempt == ROUNDS - 1:
                     break
-                log.info("neighbours: recall %.4f is too low: search again with more effort", recall.value)
+                log.info("neighbours: recall %.4f is too low; searching again with more effort", recall.value)
                 target = raised_target(target, recall.low, config.target_recall)
         check_recall(recall, config.target_recall, remedy(backend))
         with facts.step("index", "write the index"):
@@ -222,7 +222,7 @@ class _Build:
         places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
         # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
         counts = near.keys[:, places] < near.keys[:, config.k :]
-        with facts.step("choose", "places of neighbours"):
+        with facts.step("choose", "locate neighbours"):
             self.depths = np.where(counts, self._depths(choosing, near.ids[:, places]), np.float32(np.nan))
 
     def _depths(self, choosing: RowSample, near: Ints) -> Floats:
@@ -245,7 +245,7 @@ class _Build:
         if len(self.depths):
             # Neighbours are missed in two places: half of them where regions meet
             self.margin, self.shared = choose_margin(self.depths, 1 - (1 - aim) / 2)
-            log.info("neighbours: margin %.3f: %.4f of the neighbours in reach", self.margin, self.shared)
+            log.info("neighbours: margin %.3f reaches %.4f of the neighbours", self.margin, self.shared)
         expected = self._expected_rows()
         n_tasks = self._tasks(float(expected.sum()) * (4 * facts.dims + 9))
         plan = Plan(
@@ -294,8 +294,8 @@ class _Build:
         rows = sum(row["rows"] for row in written)
         if rows != self.facts.anchors.count:
             raise IvisError(
-                f"{self.facts.anchors.count} rows were counted but {rows} were searched; are ids unique and "
-                "rows stable?"
+                f"{self.facts.anchors.count} rows were counted but {rows} were searched; are ids unique and rows "
+                f"deterministic?"
             )
         data = storage.join(self.folder, "data")
         storage.remove_folder(data)
@@ -335,7 +335,8 @@ class _Build:
         short = sum(row["short"] for row in self.written)
         if short:
             log.warning(
-                "%d rows have fewer than k=%d neighbours, since their regions hold fewer rows: lower neighbours.k, or "
+                "%d rows have fewer than k=%d neighbours, because their regions hold fewer rows: lower neighbours.k, "
+                "or "
                 "raise neighbours.region_rows",
                 short,
                 self.config.k,

@@ -46,7 +46,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
     _refuse_text(table, config)
     features = feature_names(table.schema, config)
     named = config.features_col or config.feature_cols
-    others = "not named as a feature" if named else f"beside the column {FEATURES!r}" if features == (FEATURES,) else ""
+    others = "not named as a feature" if named else f"column {FEATURES!r} is used" if features == (FEATURES,) else ""
     left_out = {
         field.name: _reason(field, config, others)
         for field in table.schema.fields
@@ -81,7 +81,7 @@ def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
     found = [name for name in features if name.lower() in folders]
     if found:
         log.warning(
-            "%s: partition columns of the table, taken as features. If that is not meant, name the features with "
+            "%s: partition columns of the table are used as features. If this is not intended, set the features with "
             "--feature-cols",
             ", ".join(found),
         )
@@ -100,7 +100,7 @@ def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
     unique = [name for name, column in suspects.items() if found and found[column] >= _UNIQUE_SHARE * found["rows"]]
     if unique:
         log.warning(
-            "%s: whole numbers, another in every row, so perhaps ids, taken as features. If they are, name the id "
+            "%s: columns of distinct whole numbers, possibly ids, are used as features. If they are ids, set the id "
             "with --id-col, or the features with --feature-cols",
             ", ".join(unique),
         )
@@ -136,7 +136,7 @@ def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
         bad = F.col(column).isNotNull() & ~F.col(column).rlike(_NUMBER)
         example: Column = F.min(F.when(bad, F.col(column)))
         found = numbered.agg(F.count(column), F.count(F.when(bad, 1)), example).collect()[0]
-        faults[name] = "text, though all its cells are numbers: cast it"
+        faults[name] = "text, although all its cells are numbers: cast it"
         if found[1]:
             cell = str(found[2])[:40]
             faults[name] = (

@@ -127,13 +127,13 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     for name in config.keys:
         if not (isinstance(kinds[name], T.AtomicType) and _storable(kinds[name])):
             raise InputError(
-                f"id column {name!r} is {kinds[name].simpleString()}; a number, text, a date or another single value "
-                "identifies a row. Leave it out and rows are numbered by their content"
+                f"id column {name!r} is {kinds[name].simpleString()}; an id must be a number, text, a date or another "
+                f"single value. Without an id, rows are numbered by their content"
             )
     if config.label_col and not _is_label(kinds[config.label_col]):
         raise InputError(
-            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a number, an array of "
-            "numbers, text, a boolean or a date is a label"
+            f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a label must be a "
+            f"number, an array of numbers, text, a boolean or a date"
         )
     names, features = _features(kinds, config)
     kept = _kept(kinds, (*names, *([config.indices_col] if config.indices_col else [])), config)
@@ -195,7 +195,7 @@ def _kept(kinds: dict[str, T.DataType], features: tuple[str, ...], config: DataC
     lost = [name for name in others if not _storable(kinds[name])]
     if lost and not config.keep_columns:
         log.warning(
-            "embedded tables will lack columns whose types cannot be kept: %s",
+            "embedded tables will not have these columns, whose types cannot be kept: %s",
             ", ".join(f"{name} ({kinds[name].simpleString()})" for name in lost),
         )
     kept = {*config.keys, *(config.keep_columns or (name for name in others if name not in lost))}
@@ -285,7 +285,7 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
             return (single,), pixels(column, kind, single, config)
         raise InputError(
             f"features column {single!r} is {kind.simpleString()}; it must be an array of numbers or a Spark ML "
-            "vector. Several numeric columns are named with data.feature_cols"
+            "vector. Set several numeric columns with data.feature_cols"
         )
     others = (*config.keys, config.label_col)
     names = config.feature_cols or tuple(
@@ -293,15 +293,15 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
     )
     if not names:
         raise InputError(
-            f"no column {FEATURES!r} and no numeric column beside id and label; the table has: {_listed(kinds)}. Name "
-            "the features with data.features_col or data.feature_cols"
+            f"no column {FEATURES!r} and no numeric column other than id and label; the table has: {_listed(kinds)}. "
+            f"Set the features with data.features_col or data.feature_cols"
         )
     for name in names:
         _require_column(name, kinds, "data.feature_cols")
         if not isinstance(kinds[name], (T.NumericType, T.BooleanType)):
             raise InputError(
-                f"feature column {name!r} is {kinds[name].simpleString()}; it must be numeric. Leave it out of "
-                "data.feature_cols or turn it into numbers first"
+                f"feature column {name!r} is {kinds[name].simpleString()}; it must be numeric. Remove it from "
+                f"data.feature_cols or convert it to numbers first"
             )
     number = _number([kinds[name] for name in names])
     return tuple(names), F.array(*[F.col(quoted(name)).cast(number) for name in names])
@@ -332,7 +332,7 @@ def _label(name: str, kind: T.DataType, unlabelled: str | None) -> Column:
             known &= column.cast("double") != F.lit(float(unlabelled))
         except ValueError:
             raise InputError(
-                f"data.unlabelled={unlabelled!r} is no number, but label column {name!r} is {kind.simpleString()}"
+                f"data.unlabelled={unlabelled!r} is not a number, but label column {name!r} is {kind.simpleString()}"
             ) from None
     return F.when(known, number)
 
@@ -345,7 +345,9 @@ def _width(frame: DataFrame, names: tuple[str, ...]) -> int:
     if first is None:
         raise InputError(f"the input has no row with features in column {names[0]!r}; at least 3 rows are needed")
     if first[0] == 0:
-        raise InputError(f"features column {names[0]!r} holds an empty array; every row needs the same number >= 1")
+        raise InputError(
+            f"features column {names[0]!r} holds an empty array; all rows need the same number of features, at least 1"
+        )
     return int(first[0])
 
 

@@ -47,8 +47,8 @@ def pixels(column: Column, kind: T.DataType, name: str, config: DataConfig) -> C
     height, width, mode = config.image_height, config.image_width, _MODES[config.image_mode]
     if height is None or width is None:
         raise InputError(
-            f"features column {name!r} is {kind.simpleString()}, taken for images: say the size they are brought to "
-            "with data.image_height and data.image_width"
+            f"features column {name!r} is {kind.simpleString()}, read as images: set the size they are resized to "
+            f"with data.image_height and data.image_width"
         )
     if importlib.util.find_spec("PIL") is None:
         raise DependencyError("tables of images need Pillow, here and on executors: pip install 'ivis_spark[image]'")

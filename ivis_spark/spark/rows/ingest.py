@@ -207,13 +207,16 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
             continue
         where = source.keys_text if name in ID_FAULTS else source.features_text
         example = f" (for example id {examples[name]})" if name in examples else ""
-        wanted = f" than {source.width}" if name == "width" else ""
-        found.append(f"{where} has {counts[name]} rows with {text}{wanted}{example}")
+        single = counts[name] == 1
+        fault = f"{'has' if single else 'have'} {text}"
+        if name == "width":
+            fault = f"{'does' if single else 'do'} not have {source.width} features"
+        found.append(f"{counts[name]} {'row' if single else 'rows'} {fault} in {where}{example}")
     if by_column := _by_column(source, counts):
         found.append(f"by column: {by_column}")
     if found and ("width" in counts or config.invalid == "error"):
         remedy = (
-            "give every row the same number"
+            "all rows need the same number"
             if "width" in counts
             else "fix them, or drop them with --set data.invalid=drop"
         )
@@ -246,13 +249,13 @@ def _check_range(source: Source, config: DataConfig, statistics: FeatureStatisti
         names = source.names_of(np.flatnonzero(statistics.overflow))
         raise InputError(
             f"features are too large to be used unscaled, distances between rows exceed float32: {names}. Scale them, "
-            "--set data.scaling=minmax, or look for values that stand for missing ones"
+            "--set data.scaling=minmax, or check for placeholders of missing values"
         )
     coarse = np.flatnonzero(statistics.coarse)
     if len(coarse):
         log.warning(
-            "%d features lie far from 0 and close together, and keep fewer than 1,000 different values in float32: "
-            "%s. Scale them: --set data.scaling=minmax",
+            "%d features vary little around a large value and keep fewer than 1,000 distinct values in float32: %s. "
+            "Scale them: --set data.scaling=minmax",
             len(coarse),
             source.names_of(coarse),
         )
@@ -267,22 +270,23 @@ def _refuse_repeated_ids(table: DataFrame, source: Source) -> None:
     )
     if repeated is not None:
         raise InputError(
-            f"{source.keys_text} repeats: id {ids.key_text(list(repeated[:-1]))} stands {repeated['count']} times. Ids "
-            "must be unique; leave them out and rows are numbered by their content"
+            f"{source.keys_text} is not unique: id {ids.key_text(list(repeated[:-1]))} occurs {repeated['count']} "
+            f"times. Ids must be unique; without an id, rows are numbered by their content"
         )
 
 
 def _warn_about_constants(source: Source, constant: NDArray[np.int64], rows: int) -> None:
     if len(constant) == source.width:
         log.warning(
-            "all %d rows are equal in %s: the embedding will be one point. Check which columns are the features",
+            "all %d rows are equal in %s: the embedding will be a single point. Check which columns are used as "
+            "features",
             rows,
             source.features_text,
         )
     elif len(constant):
         shown = source.names_of(constant)
         log.info(
-            "%d of %d features are constant and say nothing (%s%s)",
+            "%d of %d features are constant and carry no information (%s%s)",
             len(constant),
             source.width,
             shown,

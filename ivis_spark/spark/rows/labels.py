@@ -56,7 +56,7 @@ def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
     _refuse_infinite(name, row["infinite"])
     facts |= {"count": row["labels"] or 0, "unlabelled": row["gone"] or 0}
     if not facts["count"]:
-        raise InputError(f"no row has a label in column {name!r}; leave data.label_col out, or label some rows")
+        raise InputError(f"no row has a label in column {name!r}; remove data.label_col, or label some rows")
     if facts["count"] <= MOST_CLASSES:
         text = F.col(LABEL).cast("string") if facts["kind"] == NAMES else F.col(LABEL)
         facts["values"] = sorted(row[0] for row in counts.where(known).select(text).collect())
@@ -64,8 +64,8 @@ def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
             facts["values"] = ["false", "true"]
     elif facts["kind"] == NAMES:
         raise InputError(
-            f"label column {name!r} has {facts['count']} different values; at most {MOST_CLASSES} classes can be used: "
-            "is it the right column?"
+            f"label column {name!r} has {facts['count']} distinct values; at most {MOST_CLASSES} classes are "
+            f"supported: is it the right column?"
         )
     if facts["unlabelled"]:
         log.info("%d rows have no label in column %r", facts["unlabelled"], name)
@@ -98,8 +98,8 @@ def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
     _refuse_infinite(name, found[3])
     if found[0] != found[1] or not found[0]:
         raise InputError(
-            f"the label arrays of column {name!r} have {found[0] or 0} to {found[1] or 0} elements; every row needs "
-            "the same number >= 1"
+            f"the label arrays of column {name!r} have {found[0] or 0} to {found[1] or 0} elements; all rows need the "
+            f"same number, at least 1"
         )
     return {"count": None, "width": int(found[0]), "unlabelled": int(found[2])}
 
@@ -112,7 +112,8 @@ def _refuse_infinite(name: str, rows: int | None) -> None:
     """Raise for rows whose label is infinite: no loss can be trained on them."""
     if rows:
         raise InputError(
-            f"label column {name!r} holds infinity in {rows} rows: correct them, or make them null, which is no label"
+            f"label column {name!r} holds infinity in {rows} rows: correct them, or set them to null, which means "
+            f"unlabelled"
         )
 
 

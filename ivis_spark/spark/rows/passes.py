@@ -20,7 +20,7 @@ from ivis_spark.spark.vectors import bad_cells, from_list, pack, pack_sparse, sp
 
 ID_FAULTS = {
     "no_id": "null",
-    "lost_id": f"{NO_ID}, which NaN and NaT become when they are made integers",
+    "lost_id": f"{NO_ID}, which NaN and NaT become as integers",
 }
 RECORD_SCHEMA = (
     "path string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
@@ -174,7 +174,7 @@ def write_scaled(
             sparse = pa.types.is_struct(packed.type)
             scaled = scaler.transform(unpack_sparse(packed, width) if sparse else unpack(packed, dtype))
             if not np.isfinite(scaled).all():
-                raise InputError("scaled features exceed float32: look for values like 1e38 in place of missing ones")
+                raise InputError("scaled features exceed float32: check for placeholders of missing values, like 1e38")
             columns[FEATURES] = pack(scaled)
             writer.write(columns)
     paths = [pa.array([path], pa.string()) for path in (writer.path, unscaled.path)]

@@ -54,12 +54,13 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
         encoding = _encoding_of_names(spark)
         if encoding != "UTF-8":
             hint = (
-                f", or start Spark with LC_ALL=C.UTF-8 if names are not ASCII, since its Java takes them for {encoding}"
+                f", or start Spark with LC_ALL=C.UTF-8 if names are not ASCII, because its Java reads them as "
+                f"{encoding}"
             )
         if "Relative path in absolute URI" in reason:
             hint += (
-                ", or rename files that have a colon in their names: Hadoop's default for local files cannot read them "
-                "(--spark-conf spark.hadoop.fs.file.impl=org.apache.hadoop.fs.RawLocalFileSystem can)"
+                ", or rename files that have a colon in their names: Hadoop's default local filesystem cannot read "
+                "them (--spark-conf spark.hadoop.fs.file.impl=org.apache.hadoop.fs.RawLocalFileSystem can)"
             )
         if "NANOS" in reason:
             hint += (
@@ -67,9 +68,9 @@ def read_table(spark: SparkSession, uri: str, config: DataConfig) -> DataFrame:
                 "--spark-conf spark.sql.legacy.parquet.nanosAsLong=true; or write them in microseconds"
             )
         if _PATTERN_CHARACTERS & set(uri) and config.format != "table" and not config.glob:
-            hint += ", or pass --set data.glob=true if this is a pattern of several paths"
+            hint += ", or pass --set data.glob=true if this is a pattern"
         raise InputError(
-            f"input {uri!r} cannot be read as {config.format}: {reason}. Check --input, and say the format with "
+            f"input {uri!r} cannot be read as {config.format}: {reason}. Check --input, and set the format with "
             f"--format{hint}"
         ) from err
 

@@ -122,7 +122,7 @@ def resolve_backend(config: TrainConfig) -> type[Backend]:
         if config.num_ranks > 1 and not kind.distributed:
             raise ConfigError(
                 f"train.num_ranks={config.num_ranks} needs a train.backend for several ranks, or auto; "
-                f"{config.backend} is one process"
+                f"{config.backend} runs one process"
             )
         return kind
     usable, refused = load_installed(__name__, "Ranks", Backend)

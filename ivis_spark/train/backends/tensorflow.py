@@ -203,7 +203,7 @@ def _listen_to_ranks_only(addresses: Sequence[str], rank: int) -> None:
     listening socket; this machine's own ranks come by the loopback.
     """
     if sys.platform != "linux":
-        log.warning("TensorFlow's server listens on all interfaces of this machine: its network must be closed")
+        log.warning("TensorFlow's server listens on all interfaces of this machine: the network must be private")
         return
     port = int(addresses[rank].rpartition(":")[2])
     allowed = {"lo"}

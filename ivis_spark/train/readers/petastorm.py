@@ -93,7 +93,7 @@ def _petastorm() -> Any:
         from petastorm import make_batch_reader
     except (ImportError, AttributeError) as err:
         raise DependencyError(
-            f"Petastorm cannot be used ({err}): pip install 'ivis_spark[classic]' brings it with the pyarrow (14), "
+            f"Petastorm cannot be used ({err}): pip install 'ivis_spark[classic]' installs it with the pyarrow (14), "
             "NumPy (1) and setuptools (below 70) it needs, or read with train.reader=pyarrow"
         ) from err
     return make_batch_reader

@@ -52,20 +52,20 @@ class TripletBlocks:
         """
         if negatives and batch_size < 2 * n_ranks:
             raise InputError(
-                f"train.batch_size={batch_size} over train.num_ranks={n_ranks} leaves no other row of a batch to draw "
-                f"negatives from: pass {2 * n_ranks} at least"
+                f"train.batch_size={batch_size} over train.num_ranks={n_ranks} leaves no other row in a batch to draw "
+                f"negatives from: pass at least {2 * n_ranks}"
             )
         if n_ranks > 1 and self.row_groups < n_ranks:
             rows = max(2, self.rows // (2 * n_ranks))
             raise InputError(
-                f"{self.folder} has {self.row_groups} Parquet row groups; train.num_ranks={n_ranks} needs one a rank "
-                f"at least. Lower it, or write smaller groups: ivis-spark triplets --overwrite --set "
+                f"{self.folder} has {self.row_groups} Parquet row groups; train.num_ranks={n_ranks} needs at least "
+                f"one per rank. Lower it, or write smaller groups: ivis-spark triplets --overwrite --set "
                 f"triplets.group_blocks=1 --set triplets.block_rows={min(rows, self.block_rows)}"
             )
         if n_ranks > 1 and self.rows < batch_size:
             raise InputError(
-                f"{self.folder} has {self.rows} triplets an epoch; train.batch_size={batch_size} over "
-                f"{n_ranks} ranks needs as many at least: lower it to a multiple of {n_ranks} up to {self.rows}"
+                f"{self.folder} has {self.rows} triplets per epoch; train.batch_size={batch_size} over {n_ranks} "
+                f"ranks needs at least as many: lower it to a multiple of {n_ranks} up to {self.rows}"
             )
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -163,7 +163,7 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
     check(pq.read_table(target).drop(["day"]), range(60))
     with pytest.raises(InputError, match=r"mode.*nope.* is not one of: append, overwrite, replace"):
         put(first, "nope")
-    with pytest.raises(InputError, match="replaces partitions and none are named"):
+    with pytest.raises(InputError, match="replaces partitions, and none are named"):
         pipeline(spark, run, first).embed_into(str(target), "replace")
 
 
@@ -173,7 +173,7 @@ def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: P
     target.mkdir()
     for wrong, said in {
         "other columns": "more is only in the table; n is string in the table and bigint in the embeddings",
-        "no rows of ours": "^--target .* holds files that are no Parquet table",
+        "no rows of ours": "^--target .* holds files that are not a Parquet table",
     }.items():
         content = pa.table(columns) if wrong == "other columns" else None
         (target / "a.parquet").write_text("text") if content is None else pq.write_table(content, target / "a.parquet")
@@ -187,7 +187,7 @@ def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: P
         pipeline(spark, run, table, "embed.partition_by=n").embed_into(str(target), "append")
     assert [path.name for path in target.iterdir() if path.name[0] not in "_."] == ["a.parquet"]
     assert pipeline(spark, run, table).embed_into(str(target), "append")["rows"] == 60
-    with pytest.raises(InputError, match=r"would remove files .* that `embed` did not put there: a\.parquet"):
+    with pytest.raises(InputError, match=r"would remove files .* that `embed` did not write: a\.parquet"):
         pipeline(spark, run, table).embed_into(str(target), "overwrite")
     assert sorted(pq.read_table(target)["n"].to_pylist()) == list(range(61))
 

@@ -45,11 +45,14 @@ def test_sound_lists_are_published_with_their_recall(spark: SparkSession, tmp_pa
 
 FAULTS = {
     "one of one row is missing": (lambda t: t[:-1], r"1 rows have no neighbours in neighbours.table \(id 119 is one\)"),
-    "a row too many": (lambda t: [*t, (500, [1, 2, 3, 4, 5])], r"1 ids in neighbours.table are no rows .*id 500"),
-    "a stranger": (lambda t: [(0, [1, 2, 3, 4, 777]), *t[1:]], r"1 neighbours in .* are no rows .*id 777"),
+    "a row too many": (lambda t: [*t, (500, [1, 2, 3, 4, 5])], r"1 ids in neighbours.table are not rows .*id 500"),
+    "a stranger": (lambda t: [(0, [1, 2, 3, 4, 777]), *t[1:]], r"1 neighbours in .* are not rows .*id 777"),
     "an id twice": (lambda t: [*t, t[3]], r"1 ids are in neighbours.table more than once \(id 3"),
     "itself": (lambda t: [(0, [1, 2, 0, 4, 5]), *t[1:]], r"1 rows of .* have themselves .*id 0 is one"),
-    "a neighbour twice": (lambda t: [*t[:7], (7, [1, 2, 2, 4, 5]), *t[8:]], r"1 rows .* have a neighbour twice .*id 7"),
+    "a duplicate neighbour": (
+        lambda t: [*t[:7], (7, [1, 2, 2, 4, 5]), *t[8:]],
+        r"1 rows .* have a duplicate neighbour .*id 7",
+    ),
     "short": (lambda t: [(0, [1, 2, 3]), *t[1:]], r"1 rows .* fewer than neighbours.k=5 neighbours \(id 0 .*: lower"),
     "null list": (lambda t: [(0, None), *t[1:]], r"1 rows .* have null for neighbour_ids or in it \(id 0"),
     "null in a list": (lambda t: [(0, [1, None, 3, 4, 5]), *t[1:]], r"1 rows .* have null for neighbour_ids or in it"),

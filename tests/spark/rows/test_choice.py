@@ -53,9 +53,7 @@ def numbers(spark: SparkSession) -> DataFrame:
 def test_ids_taken_as_features_are_warned_of(numbers: DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     _, warnings = explained(numbers.drop("text"), caplog)
     assert len(warnings) == 1
-    assert warnings[0].startswith(
-        "row.number, as `double`, decimal: whole numbers, another in every row, so perhaps ids"
-    )
+    assert warnings[0].startswith("row.number, as `double`, decimal: columns of distinct whole numbers, possibly ids")
     left_out, warnings = explained(
         numbers.drop("text"), caplog, id_col="row.number", feature_cols=("decimal", "measure")
     )
@@ -70,7 +68,7 @@ def test_unique_in_the_first_rows_only_is_no_id(spark: SparkSession, caplog: pyt
 def test_the_column_features_is_enough(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
     table = spark.createDataFrame([(i, [1.0], "x") for i in range(20)], "n long, features array<double>, t string")
     left_out, warnings = explained(table, caplog)
-    assert warnings == [] and left_out == dict.fromkeys("nt", "beside the column 'features'")
+    assert warnings == [] and left_out == dict.fromkeys("nt", "column 'features' is used")
 
 
 def test_a_partition_column_is_warned_of(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,7 +77,7 @@ def test_a_partition_column_is_warned_of(spark: SparkSession, tmp_path: Path, ca
     left_out, warnings = explained(
         tables.read_table(spark, str(tmp_path / "x=1"), DataConfig(format="parquet")), caplog
     )
-    assert len(warnings) == 1 and warnings[0].startswith("year: partition columns of the table, taken as features")
+    assert len(warnings) == 1 and warnings[0].startswith("year: partition columns of the table are used as features")
     assert left_out == {"kind": "string, not a number"}
 
 
@@ -102,7 +100,7 @@ def test_a_column_that_a_few_cells_make_text(
 
 def test_numbers_kept_as_text(numbers: DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     left_out, _ = explained(numbers, caplog)
-    assert left_out == {"text": "text, though all its cells are numbers: cast it"}
+    assert left_out == {"text": "text, although all its cells are numbers: cast it"}
 
 
 @pytest.mark.parametrize("invalid", ["error", "drop"])

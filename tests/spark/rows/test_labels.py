@@ -66,7 +66,9 @@ def test_numbers_are_classes_only_for_a_loss_of_classes(spark: SparkSession, tmp
     ],
 )
 def test_infinite_labels_are_refused(spark: SparkSession, tmp_path: Path, kind: str, values: list[Any]) -> None:
-    with pytest.raises(InputError, match="label column 'y' holds infinity in 2 rows: correct them, or make them null"):
+    with pytest.raises(
+        InputError, match="label column 'y' holds infinity in 2 rows: correct them, or set them to null"
+    ):
         ingest(spark, tmp_path, values, kind)
 
 
@@ -79,7 +81,7 @@ def test_any_number_of_classes(spark: SparkSession, tmp_path: Path, monkeypatch:
     assert label_values(info, "mae") == [0.0, 1.0] and info["labels"]["unlabelled"] == 1
     with pytest.raises(InputError, match="label column 'y' has 1500 distinct numbers, too many classes for"):
         class_values(info, SPARSE)
-    with pytest.raises(InputError, match="label column 'y' has 1500 different values; at most 1000 classes"):
+    with pytest.raises(InputError, match="label column 'y' has 1500 distinct values; at most 1000 classes"):
         ingest(spark, tmp_path / "names", [None if v is None else f"c{v}" for v in values], "string")
     with pytest.raises(InputError, match="no row has a label in column 'y'"):
         ingest(spark, tmp_path / "nothing", [None, None], "string")

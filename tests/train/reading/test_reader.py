@@ -149,7 +149,7 @@ def test_too_little_for_all_ranks_is_refused_before_they_start(tmp_path: Path) -
     with pytest.raises(InputError, match=r"batch_size=3 over train.num_ranks=2 .* pass 4 at least"):
         blocks.check_ranks(2, 3)
     blocks.check_ranks(2, 2, negatives=False)
-    with pytest.raises(InputError, match=r"256 triplets an epoch; train.batch_size=300 .*multiple of 2"):
+    with pytest.raises(InputError, match=r"256 triplets per epoch; train.batch_size=300 .*multiple of 2"):
         blocks.check_ranks(2, 300)
 
 
