@@ -109,11 +109,14 @@ transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, ...) {
 #' @param object A model that was fitted with labels.
 #' @param X Rows with the columns that the model was fitted on.
 #' @param ... Not used.
-#' @return Matrix of class probabilities, or of values for a regression.
+#' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression.
 #' @rdname predict
 #' @rawNamespace S3method(stats::predict, ivis_spark.estimator.ivis.Ivis)
 predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, ...) {
-  object$score_samples(as_rows(X))
+  scores <- object$score_samples(as_rows(X))
+  classes <- unlist(object$classes_)
+  if (length(classes) == ncol(scores)) colnames(scores) <- as.character(classes)
+  scores
 }
 
 #' Save and load a model

@@ -34,6 +34,7 @@ test_that("factors are classes and NA is unlabelled", {
   model <- fit(ivis(k = 15, epochs = 30, verbose = 0), X, labels)
   scores <- predict(model, X)
   expect_equal(dim(scores), c(150, 3))
+  expect_equal(colnames(scores), levels(iris$Species))
   expect_gt(mean(max.col(scores) == as.integer(iris$Species)), 0.8)
 })
 
