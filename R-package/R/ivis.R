@@ -89,7 +89,14 @@ fit <- function(object, X, Y = NULL, ...) {
 #' @export
 fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
   rows <- as_rows(X)
-  if (is.null(Y)) object$fit(rows, ...) else object$fit(rows, as_labels(Y), ...)
+  if (is.null(Y)) return(object$fit(rows, ...))
+  fitted <- object$fit(rows, as_labels(Y), ...)
+  if ((is.factor(Y) || is.character(Y) || is.logical(Y)) && !is.null(fitted$classes_)) {
+    # Python was given codes, which keep the order of the levels.
+    names <- levels(as.factor(Y))[seq_along(fitted$classes_)]
+    fitted$classes_ <- reticulate::np_array(names)
+  }
+  fitted
 }
 
 #' Embed rows with a fitted model

@@ -35,6 +35,9 @@ test_that("factors are classes and NA is unlabelled", {
   scores <- predict(model, X)
   expect_equal(dim(scores), c(150, 3))
   expect_equal(colnames(scores), levels(iris$Species))
+  path <- file.path(tempfile(), "named.ivis")
+  save_ivis(model, path)
+  expect_equal(colnames(predict(load_ivis(path), X)), levels(iris$Species))
   expect_gt(mean(max.col(scores) == as.integer(iris$Species)), 0.8)
 })
 
