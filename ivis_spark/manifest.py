@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ivis_spark.config.checks import without_secrets
+
 FORMAT_VERSION = 2
 _PACKAGES = ("ivis_spark", "numpy", "pyarrow", "annoy", "pyspark", "petastorm", "tensorflow", "tensorflow-cpu", "keras")
 
@@ -91,6 +93,8 @@ class Manifest:
             known = old["config"].get(name)
             if not isinstance(settings, Mapping) or not isinstance(known, dict):
                 continue
+            if isinstance(known.get("options"), dict):  # of former versions, with passwords
+                known = old["config"][name] = {**known, "options": without_secrets(known["options"])}
             was_set = {key for key in known if self.non_defaults is None or f"{name}.{key}" in self.non_defaults}
             plain, preset = defaults.plain.get(name, {}), defaults.preset.get(name, {})
             new_ones = {

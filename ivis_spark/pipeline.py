@@ -78,7 +78,8 @@ class Pipeline:
         Raises:
             IvisError: whatever a stage raises; stages published before it stay.
         """
-        resolve_backend(self.config.train)  # hours before it is needed
+        resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
+        report.check_metrics(self.config)
         search = functools.partial(self.neighbours, for_training=True)
         steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
         with self._run.runner.locked(), Progress():
@@ -143,4 +144,5 @@ class Pipeline:
 
     def evaluate(self) -> Manifest:
         """Measure the embeddings and write the report; through Spark Connect too."""
+        report.check_metrics(self.config)
         return report.publish(dataclasses.replace(self._run, get_spark=self._get_any_spark))

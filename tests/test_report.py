@@ -18,9 +18,10 @@ from scipy.stats import pearsonr
 from sklearn.manifold import trustworthiness
 from sklearn.metrics import confusion_matrix
 
-from ivis_spark.config import EvaluateConfig
+from ivis_spark.config import Config, EvaluateConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, DependencyError, InputError
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.report import figures, plots
 from ivis_spark.report.colouring import find_columns
 from ivis_spark.report.confusion import Confusion, confusion_section
@@ -455,6 +456,9 @@ def test_labels_are_read_as_classes_or_quantities() -> None:
     many = read_labels([float(i) for i in range(101)])
     assert many is not None
     assert many.continuous
+    predicted = read_labels([float(i) for i in range(101)], classes=True)
+    assert predicted is not None
+    assert len(predicted.names) == 101
     scale = read_labels([float(i % 90) for i in range(900)])
     assert scale is not None
     assert not scale.continuous
@@ -488,13 +492,28 @@ def test_a_colour_scale_is_cut_into_named_steps() -> None:
     assert [(step.name, step.rows.tolist()) for step in scale_steps(same, str)] == [("0.5", [0, 1])]
 
 
-def test_metrics_of_ones_own_are_imported_before_anything_is_measured() -> None:
+def test_metrics_of_ones_own_are_looked_at_before_anything_is_made(tmp_path: Path) -> None:
     for name, said in {
         "toy_metrics:none": "evaluate.metrics='toy_metrics:none' cannot be imported",
+        "toy_metrics": "must be of the form package.module:function",
         "other:trustworthiness": "the report already has a metric 'trustworthiness'",
+        "other:rows": "the report already has a metric 'rows'",
     }.items():
-        with pytest.raises(ConfigError, match=said):
-            import_metrics([name])
+        config = Config(evaluate=EvaluateConfig(metrics=(name,)))
+        pipeline = Pipeline(str(tmp_path / "run"), config, get_spark=lambda: pytest.fail("Spark was started"))
+        for step in (pipeline.run, pipeline.evaluate):
+            with pytest.raises(ConfigError, match=said):
+                step()
+
+
+@pytest.mark.spark
+def test_no_metric_takes_the_name_of_what_a_report_holds(spark: SparkSession, tmp_path: Path) -> None:
+    X, Z, y = blobs()
+    found, _ = run(spark, tmp_path / "new", *tables(spark, X, Z, y.tolist(), "long"))
+    for key in found:
+        if not key.startswith("pca_") and not key.endswith("_verdict"):
+            with pytest.raises(ConfigError, match="already has a metric"):
+                import_metrics([f"other:{key}"])
 
 
 def test_verdicts_by_hand() -> None:

@@ -291,6 +291,7 @@ def test_only_what_was_set_is_compared() -> None:
     assert changes({**old, "gone": 3}, new) == ["gone: 3 -> None"]
     assert changes({**old, "moved": 7}, new) == ["moved: 7 -> 6"]
     assert changes(old, {**new, "moved": 7}) == ["moved: 5 -> 7"]
+    assert changes({"options": {"password": "p", "a": 1}}, {"options": {"a": 1}}) == []
     assert changes({**old, "rate": 2}, new) == ["rate: 2 -> 1"]  # set then, also by a preset, and not now
     assert changes(old, new, known=False) == ["moved: 5 -> 6"]  # a manifest that does not say what was set
 

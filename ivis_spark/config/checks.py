@@ -276,12 +276,20 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 # As Spark's own default for what it keeps out of its pages (spark.redaction.regex), and a few words more.
-_SECRET = re.compile(r"secret|passw|token|credential|(access|account|private)[._-]?key", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|passw|passphrase|pwd|\bpass\b|token|credential|(access|account|api|private|encryption)[._-]?key|^sas|[._]sas",
+    re.IGNORECASE,
+)
+_SECRET_IN_VALUE = re.compile(r"(password|pwd|secret|token)=|://[^/@\s]+:[^/@\s]+@", re.IGNORECASE)
 
 
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options whose names are not those of passwords: what is written to disk, and decides a result."""
-    return {name: value for name, value in options.items() if not _SECRET.search(name)}
+    """Return the options that hold no password, by name or value: what is written to disk, and decides a result."""
+    return {
+        name: value
+        for name, value in options.items()
+        if not _SECRET.search(name) and not _SECRET_IN_VALUE.search(str(value))
+    }
 
 
 def plain(value: Any) -> Any:

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MARGIN_SHARE = 0.01
+# What metrics.json holds beside metrics.
+_FACTS = frozenset(
+    "rows embedding_dims features sample_rows k plot_rows n_pairs n_triplets own_metrics classes commonest_label "
+    "labels tested_rows labelled_rows confusion components explained_variance kept_neighbours "
+    "kept_neighbours_k collapsed recall_low recall_high recall_sample neighbours_k epochs training_seconds seconds "
+    "measured_on run_id".split()
+)
 _FITTED = 0.75
 _KEPT = ("kept_neighbours", "kept_neighbours_k")
 
@@ -200,7 +207,7 @@ def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], ND
     found = {}
     for name in names:
         key = name.rpartition(":")[2]
-        if key in found or key in NAMES:
+        if key in found or key in NAMES or key in _FACTS:
             raise ConfigError(
                 f"evaluate.metrics: the report already has a metric {key!r}; rename the function of {name}"
             )

@@ -79,13 +79,14 @@ class Layer:
     marker: str = "circle"
 
 
-def read_labels(values: Sequence[object]) -> Labels | None:
+def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | None:
     """Return the labels of rows, or None if no row has one.
 
     Text is classes. Numbers are classes if they are whole and of at most 100 different values, else continuous.
 
     Args:
         values: A float or text a row; None or NaN without a label.
+        classes: Whether numbers are classes, whatever they are.
     """
     missing = [value is None or value != value for value in values]
     if all(missing):
@@ -96,7 +97,7 @@ def read_labels(values: Sequence[object]) -> Labels | None:
         unique = np.unique(numbers[np.isfinite(numbers)])
         if not len(unique):
             return None
-        if len(unique) > _MOST_NUMERIC_CLASSES or (unique != np.round(unique)).any():
+        if not classes and (len(unique) > _MOST_NUMERIC_CLASSES or (unique != np.round(unique)).any()):
             return Labels((), np.full(len(numbers), -1, np.int64), numbers)
         codes = np.where(np.isnan(numbers), -1, np.searchsorted(unique, numbers)).astype(np.int64)
         return Labels(tuple(f"{value:.0f}" for value in unique), codes, numbers)

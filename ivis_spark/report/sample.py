@@ -143,7 +143,7 @@ def draw_sample(
     measured, features = _draw_features(spark, rows, originals, ids[: config.sample_rows])
     known = {name: column for name, column in read.items() if column is not None}
     tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
-    of_model = None if predicted is None else read_labels(list(drawn["predicted"]))
+    of_model = None if predicted is None else read_labels(list(drawn["predicted"]), classes=True)
     return Sample(ids, embedding, labels, measured, features, known, tested, of_model)
 
 

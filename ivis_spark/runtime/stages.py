@@ -33,7 +33,7 @@ class StageRunner:
     ) -> None:
         self.folder = RunFolder(output)
         self.tracker = None if experiment is None else Tracker(self.folder, experiment)
-        self._commands, self._overwrite = commands, overwrite
+        self._commands, self.overwrite = commands, overwrite
         self._lock: RunLock | None = None
 
     def publish(
@@ -64,7 +64,7 @@ class StageRunner:
         logs.enter_stage(name)
         self.folder.check()
         command = self._commands.get(name, "embed")
-        if self.folder.is_current(name, spec, overwrite=self._overwrite, defaults=defaults):
+        if self.folder.is_current(name, spec, overwrite=self.overwrite, defaults=defaults):
             log.info("%s: already published, skipped", name)
         else:
             log.info("%s: started", name)

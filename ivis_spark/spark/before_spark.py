@@ -115,16 +115,19 @@ class _Files:
         return names + self._partitions(file)
 
     def header(self, file: str, sep: str) -> list[str]:
-        """Return the columns of a CSV file and of the folders it is in; none if it cannot be read.
+        """Return the columns of a CSV file and of the folders it is in; none if Spark may call them otherwise.
 
         Raises: InputError: if another character than `sep` seems to separate them.
         """
         try:
             with self.fs.open(file, "rb", compression="infer") as opened:
-                line = opened.readline(_MOST_HEADER_BYTES).decode("utf-8-sig").rstrip("\r\n")
-            names = next(csv.reader([line], delimiter=sep))
+                lines = opened.read(_MOST_HEADER_BYTES).splitlines()
+            line = next(line for line in lines if line.strip()).decode("utf-8-sig")  # Spark skips empty ones
+            names = next(csv.reader([line], delimiter=sep, strict=True))
         except Exception:  # noqa: BLE001 - as above
             return []
+        if len({name.lower() for name in names}) < len(names) or not all(names):
+            return []  # Spark numbers columns without a name and those of equal names
         other = max(";\t|", key=line.count)
         if len(names) == 1 and line.count(other) > 1:
             shown = {"\t": "\\t"}.get(other, other)

@@ -47,6 +47,7 @@ def build_triplets(
     config: TripletsConfig,
     *,
     n_anchors: int,
+    k: int,
     random_state: int,
     folder: str,
     negatives: bool = True,
@@ -61,6 +62,7 @@ def build_triplets(
         neighbours: `id` long, `neighbour_ids` array<long>; with `class` long, rows of one class are all neighbours.
         config: Draws and sizes.
         n_anchors: Rows of `neighbours`.
+        k: Ids in the longest of its lists.
         random_state: Seeds which rows share a block and every draw.
         folder: URI to write the Parquet files into.
         negatives: Whether the loss reads negatives.
@@ -76,8 +78,8 @@ def build_triplets(
     spark = rows.sparkSession
     rows = hide_labels(rows, config.held_out_labels, random_state)
     describe_job(spark, "triplets: draw and fetch vectors")
-    vector, near = rows.select(F.length("features")).first(), neighbours.select(F.size("neighbour_ids")).first()
-    row_bytes, k = vector[0] if vector else 4, near[0] if near else 1
+    vector = rows.select(F.length("features")).first()
+    row_bytes = vector[0] if vector else 4
     plan = BlockPlan.of(
         n_anchors,
         block_rows=config.block_rows,

@@ -12,6 +12,7 @@ from ivis_spark.config.checks import AUTO
 from ivis_spark.core.knn.sizes import build_sizes
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.sizes import PYTHON_BYTES
+from ivis_spark.errors import ArtifactError
 from ivis_spark.stages import rows as rows_stage
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import SCALER, Run
@@ -52,6 +53,7 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
             anchors = None
         else:
             inputs["anchors"] = anchors
+    _refuse_other_anchors(run, inputs)
 
     def build(stage: StageBuild) -> None:
         search(stage)
@@ -87,6 +89,21 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
         stage.info.update(found)
 
     return run.publish("neighbours", run.spec("neighbours", "random_state", **inputs), build)
+
+
+def _refuse_other_anchors(run: Run, inputs: Mapping[str, Any]) -> None:
+    """Raise if the lists of other anchors stand, and differ in nothing else; says what makes those asked for."""
+    published = run.folder.manifest("neighbours")
+    held = None if published is None else published.spec["inputs"].get("anchors")
+    if held is None or held == inputs.get("anchors") or run.runner.overwrite:
+        return
+    if run.stands("neighbours", run.spec("neighbours", "random_state", **{**inputs, "anchors": held})):
+        wanted = f"{inputs['anchors']:,} anchors" if "anchors" in inputs else "all rows"
+        raise ArtifactError(
+            f"{run.folder.root}: 'neighbours' holds the lists of {held:,} anchors, not those of {wanted}. "
+            f"Build them with --overwrite; or keep these: --set triplets.anchors={held} --set "
+            "neighbours.query_rows=anchors"
+        )
 
 
 def _given_table(run: Run, uri: str) -> DataFrame:

@@ -73,6 +73,14 @@ def publish(run: Run) -> Manifest:
     return run.publish("report", run.spec("evaluate", "random_state", **inputs), build)
 
 
+def check_metrics(config: Config) -> None:
+    """Raise ConfigError if a metric of the user's own cannot be imported, or is called as what the report holds."""
+    if config.evaluate.metrics:
+        from ivis_spark.report.evaluate import import_metrics
+
+        import_metrics(config.evaluate.metrics)
+
+
 def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
     from ivis_spark.report.colouring import find_columns
 

@@ -42,6 +42,7 @@ def publish(run: Run) -> Manifest:
             chosen.of(lists),
             run.config.triplets,
             n_anchors=chosen.count,
+            k=neighbours.info["k"],
             random_state=seed,
             folder=stage.path("data"),
             negatives=negatives,

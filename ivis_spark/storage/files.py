@@ -87,7 +87,7 @@ def move_file(source: str, target: str) -> None:
     fs.makedirs(fs._parent(new), exist_ok=True)
     try:
         fs.mv(old, new)
-    except FileNotFoundError:
+    except Exception:  # each storage has its own error for a file that is not there
         if exists(fs, old) or not exists(fs, new):
             raise
 

@@ -89,6 +89,12 @@ def test_the_first_line_of_text_is_read(tmp_path: Path) -> None:
             look_at_input(uri, DataConfig(id_col="lable"))
         look_at_input(uri, DataConfig(id_col="zzz", options={"header": False}))
     assert look_at_input(str(tmp_path / "a.tsv"), DataConfig()).options == {"sep": "\t"}
+    for text in (",a,b\n", "x,x,y\n", 'a,"b\nc",d\n'):  # Spark calls some of these otherwise: it is asked
+        (tmp_path / "c.csv").write_text(text)
+        look_at_input(str(tmp_path / "c.csv"), DataConfig(id_col="zzz"))
+    (tmp_path / "c.csv").write_text("\n  \nkey,label\n")
+    with pytest.raises(InputError, match=r"did you mean label\?"):
+        look_at_input(str(tmp_path / "c.csv"), DataConfig(id_col="lable"))
     (tmp_path / "b.csv").write_text("key;b;label\n")
     with pytest.raises(InputError, match=r"has 2 semicolons and no comma: pass --set 'data\.options=\{sep: \";\"\}'"):
         look_at_input(str(tmp_path / "b.csv"), DataConfig())

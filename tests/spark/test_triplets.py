@@ -32,7 +32,7 @@ def build(spark: SparkSession, folder: Path, cut: int = 2, **settings: Any) -> d
     config = TripletsConfig(
         **{"positives_per_anchor": 2, "block_rows": 40, "file_blocks": 3, "held_out_labels": 0.0, **settings}
     )
-    return build_triplets(rows, near, config, n_anchors=N, random_state=1, folder=f"file://{folder}")
+    return build_triplets(rows, near, config, n_anchors=N, k=K, random_state=1, folder=f"file://{folder}")
 
 
 def content(folder: Path) -> list[dict[str, bytes]]:
@@ -69,7 +69,14 @@ def test_a_loss_without_negatives_gets_no_list_of_near_rows(spark: SparkSession,
     config = TripletsConfig(positives_per_anchor=2, block_rows=40, file_blocks=3)
     for name, negatives in (("with", True), ("without", False)):
         info = build_triplets(
-            rows, near, config, n_anchors=N, random_state=1, folder=f"file://{tmp_path / name}", negatives=negatives
+            rows,
+            near,
+            config,
+            n_anchors=N,
+            k=K,
+            random_state=1,
+            folder=f"file://{tmp_path / name}",
+            negatives=negatives,
         )
         assert info["negatives"] is negatives
     full = [{name: value for name, value in row.items() if name != "near"} for row in content(tmp_path / "with")]
@@ -86,7 +93,9 @@ def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path:
     rows, near = frames(spark, 2)
     config = TripletsConfig(positives_per_anchor=2, block_rows=40)
     with pytest.raises(InputError, match="not in the table"):
-        build_triplets(rows.where("id < 490"), near, config, n_anchors=N, random_state=0, folder=f"file://{tmp_path}")
+        build_triplets(
+            rows.where("id < 490"), near, config, n_anchors=N, k=K, random_state=0, folder=f"file://{tmp_path}"
+        )
 
 
 @pytest.mark.tf

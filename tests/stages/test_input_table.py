@@ -96,7 +96,9 @@ def test_other_tables_of_equal_files_and_other_ways_to_read_are_others(spark: Sp
 @pytest.mark.spark
 def test_passwords_are_neither_kept_nor_part_of_what_a_table_is(spark: SparkSession, table: Path) -> None:
     def settings(password: str, mode: str) -> dict[str, Any]:
-        return {"options": {"password": password, "fs.s3a.access.key": password, "mode": mode}}
+        return {
+            "options": {"password": password, "apiKey": password, "url": f"jdbc:x;password={password}", "mode": mode}
+        }
 
     first, other, changed = (
         fingerprint(spark, str(table), **settings(*how)) for how in (("a", "x"), ("b", "x"), ("a", "y"))
