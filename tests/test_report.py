@@ -179,7 +179,7 @@ def test_accuracies_are_of_rows_whose_labels_training_did_not_see(spark: SparkSe
     honest, page = run(spark, tmp_path / "a", *frames, held_out=share)
     assert honest["labels"] == "held out" and honest["tested_rows"] == len(hidden)
     assert honest["knn_accuracy"] < 0.4 and honest["linear_svm_accuracy"] < 0.5
-    assert f"{len(hidden)} rows whose labels were held out of training" in page.visible
+    assert f"{len(hidden)} rows whose labels training did not see" in page.visible
     seen, page = run(spark, tmp_path / "b", *frames, held_out=(0.0, 3))
     assert seen["labels"] == "trained on" and seen["knn_accuracy"] > 0.7
     assert "training used the labels" in page.visible
@@ -400,7 +400,7 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
 def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
     given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaler": None}
     assert find_columns(["b"], **given, kept=[], read_table=lambda: pytest.fail("read")).features == {"b": 1}
-    with pytest.raises(ConfigError, match=r"colour_by names day, neither features \(a, b; .* with the rows \(week\)"):
+    with pytest.raises(ConfigError, match=r"colour_by names day: neither features \(a, b; .* with the rows \(week\)"):
         find_columns(["day", "a"], **given, kept=["week"], read_table=lambda: spark.range(3))
 
 
