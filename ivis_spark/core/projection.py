@@ -14,12 +14,19 @@ from ivis_spark.errors import InputError
 
 # What a sample of rows may take in memory: a table of any size is projected by what so many rows show.
 SAMPLE_BYTES = 64 << 20
+LEAST_SAMPLE, MOST_SAMPLE = 1_000, 100_000  # rows; wide ones are more than SAMPLE_BYTES
+DISTANCE_BYTES = 64 << 20  # of what `kept_neighbours` makes at once
 _ROWS_AT_ONCE = 4096
 
 
 def is_sparse(rows: Any) -> bool:
     """Tell whether rows are a SciPy sparse matrix."""
     return hasattr(rows, "tocsr")
+
+
+def sample_rows(row_bytes: float, n_components: int) -> int:
+    """Return how many rows, each of so many bytes, components are learnt from."""
+    return max(2 * n_components, LEAST_SAMPLE, min(MOST_SAMPLE, int(SAMPLE_BYTES / row_bytes)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +50,7 @@ class Projection:
     def fit(cls, sample: Any, n_components: int, *, seed: int) -> Projection:
         """Learn the principal components of a sample of rows.
 
-        Runs on: driver. Memory: the sample and about twice d x d numbers, of sparse rows a few times d x c.
+        Runs on: driver. Memory: the sample in float64 and about twice d x d numbers, of sparse rows a few times d x c.
 
         Args:
             sample: Rows, shape (n, d); an array, or a SciPy sparse matrix.
@@ -65,14 +72,16 @@ class Projection:
         if sparse and (sample.max(axis=0) != sample.min(axis=0)).nnz == 0:  # rows that are all equal break ARPACK
             mean = np.asarray(sample.mean(axis=0), dtype=np.float64).ravel()
             return cls(mean, np.eye(d, count), np.zeros(count))
-        pca = PCA(count, svd_solver="arpack" if sparse else "auto", random_state=seed)
+        pca = PCA(count, svd_solver="arpack" if sparse else "auto", random_state=seed, copy=False)
+        if not sparse:  # X'X - n mean mean', which PCA solves, keeps no digits where features lie far from 0
+            mean = sample.mean(axis=0, dtype=np.float64)
         with np.errstate(invalid="ignore", divide="ignore"):  # of rows that are all equal
-            pca.fit(sample.astype(np.float64) if sparse else sample)
+            pca.fit(sample.astype(np.float64) if sparse else np.subtract(sample, mean, dtype=np.float64))
         spread = float(np.sqrt(np.mean(pca.explained_variance_, dtype=np.float64)))
         scale = 1.0 / spread if spread > 0 else 1.0
         axes = (pca.components_.T * scale).astype(np.float32).astype(np.float64)
         explained = np.nan_to_num(pca.explained_variance_ratio_.astype(np.float64))
-        return cls(np.asarray(pca.mean_, dtype=np.float64), axes, explained)
+        return cls(np.asarray(pca.mean_, dtype=np.float64) if sparse else mean, axes, explained)
 
     def transform(self, rows: Any) -> NDArray[np.float32]:
         """Project rows, an array or a SciPy sparse matrix of shape (n, d), to float32 (n, c)."""
@@ -119,7 +128,7 @@ class Projection:
 def kept_neighbours(rows: Any, projected: NDArray[np.float32], *, k: int, queries: int) -> float:
     """Return the share of the k nearest rows by all features that are among the k nearest by components.
 
-    Runs on: driver. Memory: queries x (n + d) numbers.
+    Runs on: driver. Memory: a float64 copy of dense rows, and 64 MiB.
 
     Args:
         rows: float (n, d) in random order, an array or a SciPy sparse matrix.
@@ -135,10 +144,17 @@ def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
     """Return the k nearest other rows of the first ones."""
     if is_sparse(rows):
         lengths = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
-        products = np.asarray(rows @ rows[:queries].T.toarray()).T
     else:
-        rows = rows - rows.mean(axis=0)
-        lengths, products = np.einsum("ij,ij->i", rows, rows), rows[:queries] @ rows.T
-    keys = lengths[None, :] - 2 * products
-    keys[np.arange(queries), np.arange(queries)] = np.inf
-    return np.argpartition(keys, k - 1, axis=1)[:, :k]
+        rows = np.subtract(rows, rows.mean(axis=0, dtype=np.float64), dtype=np.float64)
+        lengths = np.einsum("ij,ij->i", rows, rows)
+    step = max(1, DISTANCE_BYTES // (5 * 8 * len(lengths)))  # products, of sparse rows twice, and places
+    near = np.empty((queries, k), np.int64)
+    for start in range(0, queries, step):
+        stop = min(start + step, queries)
+        keys = rows @ rows[start:stop].T
+        keys = keys.toarray() if is_sparse(keys) else keys  # the queries themselves stay sparse
+        keys *= -2
+        keys += lengths[:, None]
+        keys[np.arange(start, stop), np.arange(stop - start)] = np.inf
+        near[start:stop] = np.argpartition(keys, k - 1, axis=0)[:k].T
+    return near

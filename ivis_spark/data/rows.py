@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ivis_spark.core.projection import SAMPLE_BYTES, Projection
+from ivis_spark.core.projection import Projection, sample_rows
 from ivis_spark.data.arrays import Dtype, Floats, Ints, check_rows, finite_rows, shape_message, to_numbers
 from ivis_spark.errors import InputError
 
@@ -147,7 +147,7 @@ def learn_projection(rows: Rows, n_components: int, *, seed: int) -> Projection:
         raise InputError(f"X has shape {rows.shape}; n_components needs rows to be vectors: flatten them")
     rng = np.random.default_rng(seed)
     row_bytes = rows.row_bytes if isinstance(rows, LazyRows) else 4 * rows.shape[1]
-    count = max(2 * n_components, SAMPLE_BYTES // row_bytes)
+    count = sample_rows(row_bytes, n_components)
     if isinstance(rows, LazyRows):
         sample = rows.sample(count, rng)
     else:

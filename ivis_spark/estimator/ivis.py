@@ -88,8 +88,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
-        n_components: Principal components, learnt on at most 64 MiB of rows, that stand for the features of vectors in
-            search and training; None: none. The encoder takes rows as they are; sparse ones are never made dense.
+        n_components: Principal components, learnt on 64 MiB of rows (1,000 to 100,000), that stand for the features of
+            vectors in search and training; None: none. The encoder takes rows as they are; sparse ones are never made
+            dense.
         preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
             takes those of pipelines.
         warm_start: Whether `fit` resumes training the existing model, instead of starting again.

@@ -8,7 +8,7 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.core.projection import SAMPLE_BYTES
+from ivis_spark.core.projection import DISTANCE_BYTES, sample_rows
 from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.runtime.fitness import check_fit
 from ivis_spark.stages.estimate import Cluster, Estimate
@@ -18,7 +18,9 @@ from ivis_spark.storage import Manifest, StageBuild
 # Measured, in seconds of one core: the stage whatever its rows, a row, and a value of it.
 _FIXED, _ROW, _VALUE = 6.0, 2e-6, 1e-7
 _ID_BYTES = 5.0  # of an id that is checked, as it is shuffled
-_SAMPLE_COPIES = 4  # of the sample that components are learnt from: rows, numbers, scaled ones, those PCA centres
+# Bytes of the sample that components are learnt from: of a row's objects, of a number (as it came, scaled, centred, and
+# what the solver makes of it), and of an element of d x d matrices.
+_SAMPLE_ROW, _SAMPLE_NUMBER, _SAMPLE_SQUARE, _MOST_SQUARE = 300, 24, 32, 1_000
 
 
 def publish(run: Run) -> Manifest:
@@ -56,7 +58,7 @@ def checked(run: Run) -> Manifest:
 
 def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
     """Return what the stage needs, see `stages.estimate`."""
-    vector, projected = 4.0 * dims, config.data.components_of(dims, sparse=False, images=False) is not None
+    vector = 4.0 * dims
     tasks = max(cluster.slots, math.ceil(rows * vector / SPLIT_BYTES))
     return Estimate(
         stage="rows",
@@ -67,7 +69,17 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         shuffle_bytes=rows * (_ID_BYTES if config.data.keys else vector + 24),
         storage_bytes=rows * (vector + 16),
         task_bytes=PYTHON_BYTES + 4 * BATCH_BYTES,
-        driver_bytes=64.0 * dims + (_SAMPLE_COPIES * SAMPLE_BYTES if projected else 0),
+        driver_bytes=64.0 * dims + _sample_bytes(rows, dims, config),
         formula=f"shuffles {_ID_BYTES:g} N B to check ids, N (4 d + 24) B to number rows; stores N (4 d + 16) B; "
         "seconds N (a + b d)",
     )
+
+
+def _sample_bytes(rows: float, dims: int, config: Config) -> float:
+    """Return what the driver holds while it learns principal components."""
+    count = config.data.components_of(dims, sparse=False, images=False)
+    if count is None:
+        return 0.0
+    sampled = min(rows, sample_rows(4 * dims, count))
+    matrices = _SAMPLE_SQUARE * min(dims, _MOST_SQUARE) ** 2
+    return sampled * (_SAMPLE_ROW + _SAMPLE_NUMBER * dims) + matrices + DISTANCE_BYTES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,3 +87,28 @@ def test_a_dense_network_takes_sparse_rows() -> None:
     np.testing.assert_allclose(network(sparse.csr_matrix(X)), network(X), atol=1e-4)
     with pytest.raises(InputError, match="rows of 20 features"):
         network(sparse.csr_matrix(X[:, 1:]))
+
+
+def test_axes_of_float32_rows_far_from_0() -> None:
+    rows = RNG.normal(size=(2000, 20)) * np.linspace(1, 0.2, 20)
+    projection = Projection.fit((rows + 1e3).astype(np.float32), 10, seed=0)
+    near = Projection.fit(rows, 10, seed=0)
+    np.testing.assert_allclose(projection.explained, near.explained, rtol=1e-3)
+    assert np.linalg.svd(projection.axes.T @ near.axes)[1].min() / (near.axes[:, 0] @ near.axes[:, 0]) > 0.999
+    np.testing.assert_allclose(projection.mean, rows.mean(axis=0) + 1e3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sparse_rows", [False, True])
+def test_neighbours_are_compared_in_bounded_memory(monkeypatch: pytest.MonkeyPatch, sparse_rows: bool) -> None:
+    """500 queries x 20,000 rows, or x 100,000 features, are 80 MB and more."""
+    monkeypatch.setattr("ivis_spark.core.projection.DISTANCE_BYTES", 4 << 20, raising=False)
+    points = RNG.normal(size=(20_000, 3)).astype(np.float32)
+    rows = sparse.csr_matrix(points)
+    if sparse_rows:
+        rows.resize(20_000, 100_000)
+    tracemalloc.start()
+    try:
+        assert kept_neighbours(rows if sparse_rows else points, points, k=15, queries=500) > 0.999
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ivis_spark.core.projection import SAMPLE_BYTES, Projection, is_sparse, kept_neighbours
+from ivis_spark.core.projection import Projection, is_sparse, kept_neighbours, sample_rows
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.spark.rows.columns import FEATURES, ID, Source
 from ivis_spark.spark.rows.ids import HASH
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 _SEED = 0  # the stage's own: run seeds belong to later stages
 _LOW = -(2**63)  # of xxhash64
 _NEAREST, _QUERIES = 15, 500
-_LEAST_SAMPLE = 1_000  # rows, though they are more than SAMPLE_BYTES
 # Rows whose features are kept for the report, which measures them densely.
 ORIGINAL_ROWS, ORIGINAL_BYTES, LEAST_ORIGINALS = 5_000, 64 << 20, 100
 
@@ -38,7 +37,7 @@ def with_components(
 ) -> tuple[Scaler, dict[str, Any]]:
     """Return a scaler that projects too, and what the manifest says of the components.
 
-    Runs on: driver. Memory: a sample of 64 MiB of rows as they are stored, and what PCA makes of it.
+    Runs on: driver. Memory: a sample of 64 MiB of rows as they are stored, at least 1,000, and what PCA makes of it.
 
     Args:
         scaler: Scaling of the features.
@@ -50,10 +49,35 @@ def with_components(
     Raises:
         InputError: if sparse rows have only one feature.
     """
-    spark = raw.sparkSession
-    describe_job(spark, "ingest: sample rows for principal components")
-    size = max(2 * count, _LEAST_SAMPLE, int(SAMPLE_BYTES / _row_bytes(raw, source)))
-    sample = _scaled(scaler, _draw(raw, source, size, rows), source)
+    describe_job(raw.sparkSession, "ingest: sample rows for principal components")
+    size = sample_rows(_row_bytes(raw, source), count)
+    projection, facts = learn(scaler, _draw(raw, size, rows), source.width, count)
+    log.info(
+        "%d principal components stand for %d features: %.1f %% of the variance; of the %d nearest of %d sampled rows "
+        "by all features, %.1f %% are the nearest by components",
+        *(facts["count"], source.width, 100 * facts["explained_variance"]),
+        *(facts["kept_neighbours_k"], facts["sample_rows"], 100 * facts["kept_neighbours"]),
+    )
+    if facts["count"] < count:
+        log.warning(
+            "%d and not %d components: components are fewer than rows, of which %d were sampled, and features",
+            *(facts["count"], count, facts["sample_rows"]),
+        )
+    return dataclasses.replace(scaler, projection=projection), facts
+
+
+def learn(scaler: Scaler, packed: list[Any], width: int, count: int) -> tuple[Projection, dict[str, Any]]:
+    """Return the projection of scaled rows that a sample shows, and what the manifest says of it.
+
+    Runs on: driver.
+
+    Args:
+        scaler: Scaling of the features.
+        packed: Values of `features` of the sample, not scaled; all there is if it is one.
+        width: Features of a row.
+        count: Components.
+    """
+    sample = _scaled(scaler, packed, width)
     if sample.shape[0] == 1:  # all rows are equal, and numbered by content
         sample = sample[[0, 0]]
     n_sampled = sample.shape[0]
@@ -62,7 +86,6 @@ def with_components(
     mean = projection.mean - scaler.offset * scaler.factor if is_sparse(sample) else projection.mean
     k = min(_NEAREST, n_sampled - 1)
     kept = kept_neighbours(sample, projection.transform(sample), k=k, queries=_QUERIES)
-    projection = dataclasses.replace(projection, mean=mean)
     explained = projection.explained
     facts = {
         "count": len(explained),
@@ -72,17 +95,7 @@ def with_components(
         "kept_neighbours": round(kept, 4),
         "kept_neighbours_k": k,
     }
-    log.info(
-        "%d principal components stand for %d features: %.1f %% of the variance; of the %d nearest of %d sampled rows "
-        "by all features, %.1f %% are the nearest by components",
-        *(facts["count"], source.width, 100 * facts["explained_variance"], k, n_sampled, 100 * kept),
-    )
-    if facts["count"] < count:
-        log.warning(
-            "%d and not %d components: components are fewer than rows, of which %d were sampled, and features",
-            *(facts["count"], count, n_sampled),
-        )
-    return dataclasses.replace(scaler, projection=projection), facts
+    return dataclasses.replace(projection, mean=mean), facts
 
 
 def _row_bytes(raw: DataFrame, source: Source) -> float:
@@ -93,22 +106,30 @@ def _row_bytes(raw: DataFrame, source: Source) -> float:
     return max(1.0, 3 * float(found[0]) if found is not None else 0.0)  # 4 bytes of the index, 8 of the value
 
 
-def _draw(raw: DataFrame, source: Source, size: int, rows: int) -> list[Any]:
-    """Return about `size` rows, packed, in random order."""
+def _draw(raw: DataFrame, size: int, rows: int) -> list[Any]:
+    """Return `size` values of `features`, or all if there are fewer, in random order: those with the lowest hashes."""
     key = ID if ID in raw.columns else HASH
+    hashed = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), FEATURES)
     share = min(1.0, (size + 4 * size**0.5 + 10) / rows)
-    drawn = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), FEATURES)
-    if share < 1:
-        drawn = drawn.where(F.col("draw") < F.lit(_LOW + int(share * 2**64)))
-    if key == HASH:
-        drawn = drawn.groupBy("draw").agg(F.min(FEATURES).alias(FEATURES))
-    return drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
+    while True:
+        drawn = hashed.where(F.col("draw") < F.lit(_LOW + int(share * 2**64))) if share < 1 else hashed
+        if key == HASH:
+            drawn = drawn.groupBy("draw").agg(F.min(FEATURES).alias(FEATURES))
+        found = drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
+        if len(found) == size or share == 1:
+            return [record[FEATURES] for record in found]
+        # copies count among the rows, and are drawn once
+        share = min(1.0, share * max(4.0, 1.5 * size / max(len(found), 1)))
 
 
-def _scaled(scaler: Scaler, records: list[Any], source: Source) -> Any:
+def _scaled(scaler: Scaler, packed: list[Any], width: int) -> Any:
     """Return packed rows scaled, float64: dense, or sparse and times the factor alone."""
-    rows = rows_of([record[FEATURES] for record in records], source.width)
-    return rows.multiply(scaler.factor[None, :]).tocsr() if is_sparse(rows) else (rows - scaler.offset) * scaler.factor
+    rows = rows_of(packed, width)
+    if is_sparse(rows):
+        return rows.multiply(scaler.factor[None, :]).tocsr()
+    rows = np.subtract(rows, scaler.offset, dtype=np.float64)
+    rows *= scaler.factor
+    return rows
 
 
 def rows_of(packed: list[Any], width: int) -> Any:
