@@ -1,4 +1,4 @@
-"""ivis for tables too large for one machine, and ivis itself for the rest.
+"""ivis for tables too large for one machine, and for all others.
 
 Importing this package loads neither TensorFlow nor PySpark; they are loaded when a name that needs them is used.
 """

@@ -1,7 +1,7 @@
 """Errors raised at the boundary, before work is lost.
 
 Every message says what was given, what is allowed and what to do. `exit_code` is what the command line returns.
-Messages are written in options of the command line; whoever imports from `ivis_spark` reads them in Python's words.
+Messages are written with command-line options; in Python they show arguments and settings instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _language = {"python": False}
 
 
 def speak_python(on: bool) -> None:
-    """Let messages name arguments and settings, or options of the command line."""
+    """Set whether messages name Python arguments and settings, or command-line options."""
     _language["python"] = on
 
 
@@ -63,7 +63,7 @@ class IvisError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """Return the message, in the words of those who read it."""
+        """Return the message, with Python arguments or command-line options."""
         text = super().__str__()
         for options, python in _IN_PYTHON if _language["python"] else ():
             text = re.sub(options, python, text)
@@ -83,11 +83,11 @@ class InputError(IvisError, ValueError):
 
 
 class ExistsError(InputError, FileExistsError):
-    """Something stands where a result is to be written."""
+    """A file or folder already exists where a result is to be written."""
 
 
 class ArtifactError(IvisError):
-    """A published stage is missing, was made with other settings, or a file of it is torn or altered."""
+    """A published stage is missing, was made with other settings, or a file of it is corrupt or modified."""
 
     exit_code = 2
 
@@ -99,23 +99,23 @@ class NotFittedError(IvisError, ValueError, AttributeError):
 
 
 class DependencyError(IvisError, ImportError):
-    """An optional package or program is missing or unusable; the message names the remedy."""
+    """An optional package or program is missing or unusable; the message says how to fix it."""
 
     exit_code = 2
 
 
 class TrainingError(IvisError, RuntimeError):
-    """Training cannot go on: the loss is not finite, or a rank was lost."""
+    """Training cannot continue: the loss is not finite, or a rank was lost."""
 
 
 def remote_error(kind: str, message: str) -> IvisError:
-    """Return an error that another process raised, of the class of that name if it is one of these."""
+    """Return an error raised by another process, as the class of that name if it is defined here."""
     found = globals().get(kind)
     return (found if isinstance(found, type) and issubclass(found, IvisError) else IvisError)(message)
 
 
 def raised_remotely(account: str) -> IvisError | None:
-    """Return the error of this module that another process raised, out of a library's account of it; None if none."""
+    """Return the error of this module that another process raised, parsed from a library's message; None if none."""
     names = "|".join(name for name, item in globals().items() if isinstance(item, type) and issubclass(item, IvisError))
     match = re.search(rf"(?<![\w.])(?:ivis_spark\.errors\.)?({names}): (.+)", account)
     return None if match is None else remote_error(match.group(1), match.group(2).strip())

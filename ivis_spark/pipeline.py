@@ -1,4 +1,4 @@
-"""The journey of a row, stage after stage; what is published already is skipped. `stages/` holds what each one does."""
+"""The stages in order; published stages are skipped. `stages/` implements each one."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Pipeline:
     Args:
         output: URI of the run folder.
         config: All settings.
-        get_spark: Returns the session; called when a stage needs Spark, so that training alone starts no JVM.
-        input_uri: The table; only ingesting it (and embedding or querying another one) needs it.
-        source: A DataFrame in the place of that table.
-        overwrite: Whether stages made with other settings or input are rebuilt instead of refused.
-        experiment: MLflow experiment to report to; None reports to nobody.
+        get_spark: Returns the session; called only if a stage needs Spark, so that training alone starts no JVM.
+        input_uri: The table; needed only to ingest it, and to embed or query another one.
+        source: A DataFrame instead of that table.
+        overwrite: Whether stages with other settings or input are rebuilt instead of refused.
+        experiment: MLflow experiment to log to; None disables it.
 
     Raises:
-        InputError: if the run folder is, holds or lies in the input; if the input is not there, or a column that is
-            named is not in it, as far as can be seen without Spark.
+        InputError: if the run folder is, contains or is inside the input; if the input does not exist, or lacks a named
+            column, as far as can be checked without Spark.
 
     Example:
         >>> from ivis_spark import Pipeline, load_config
@@ -76,7 +76,7 @@ class Pipeline:
         """Run all stages and return their manifests.
 
         Raises:
-            IvisError: whatever a stage raises; stages published before it stay.
+            IvisError: any error of a stage; stages published before it are kept.
         """
         resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
@@ -95,15 +95,15 @@ class Pipeline:
         return rows.publish(self._run)
 
     def neighbours(self, *, for_training: bool = False) -> Manifest:
-        """Find the neighbours of every row; the rows are ingested first if an input is given.
+        """Find the neighbours of every row; the rows are ingested first if an input was passed.
 
         Args:
-            for_training: Whether those of the anchors, by `triplets.anchors`, are enough.
+            for_training: Whether the neighbours of the anchors (`triplets.anchors`) are sufficient.
         """
         return neighbours.publish(self._run, for_training=for_training)
 
     def query(self, name: str | None = None) -> Manifest:
-        """Find the neighbours, among the rows of the run, of the rows of another table.
+        """Find the nearest rows of the run for each row of another table.
 
         Args:
             name: Folder to publish; by default `queries-<table>`.
@@ -131,14 +131,14 @@ class Pipeline:
         return embeddings.publish(self._run, name)
 
     def embed_into(self, uri: str, mode: str) -> dict[str, Any]:
-        """Embed the input table, or without one the rows of the run, into a Parquet table of the user's.
+        """Embed the input table, or without one the rows of the run, into the user's own Parquet table.
 
         Args:
             uri: The table's folder.
             mode: append, overwrite, or replace (only partitions present in the new data).
 
         Returns:
-            Facts: rows, invalid rows by kind, and whether this very job was done before and nothing was written.
+            Facts: rows, invalid rows by kind, and whether this job was already done, so that nothing was written.
         """
         return embeddings.put_into(self._run, uri, mode)
 

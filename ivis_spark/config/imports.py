@@ -19,7 +19,7 @@ def import_named(name: str, setting: str) -> Any:
 
     Args:
         name: `package.module:function`.
-        setting: What the name was given as, for messages.
+        setting: The setting that holds the name, for messages.
 
     Raises:
         ConfigError: if it is not such a name, or there is no such module or function.

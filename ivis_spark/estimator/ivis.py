@@ -1,4 +1,4 @@
-"""Ivis: the local estimator. It validates and calls; the work is done in core, nn, data and train."""
+"""Ivis, the local estimator. It validates input and delegates to core, nn, data and train."""
 
 from __future__ import annotations
 
@@ -55,57 +55,58 @@ _LEAST_ROWS = 3
 class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: ignore[misc]
     """Reduces dimensionality with a Siamese network trained on triplets; parameters are those of ivis.
 
-    A scikit-learn transformer: `fit` starts again each time, unless `warm_start` is set or the model was loaded.
+    A scikit-learn transformer: `fit` starts from scratch each time, unless `warm_start` is set or the model was loaded.
 
     Data may be an array of any numeric type and of more than two dimensions, a data frame, a SciPy sparse matrix, an
     HDF5 dataset, a memory map, an `ivis_spark.data.sequence.IndexableDataset`, or anything else with `shape` that
-    gives a row for a number. What is not in memory is read a batch at a time. Columns of data frames go by name.
+    returns a row by index. Data that is not in memory is read a batch at a time. Columns of data frames are matched by
+    name.
 
     Args:
         embedding_dims: Dimensions of the embedding.
         k: Neighbours of each row; at most the number of rows minus 2. "auto", here as for `epochs`,
-            `n_epochs_without_progress` and `model`, takes what suits the number of rows.
+            `n_epochs_without_progress` and `model`, chooses a value that suits the number of rows.
         distance: Name of a loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
-        batch_size: Triplets of a training step.
-        epochs: Most passes over the rows.
-        n_epochs_without_progress: Epochs without a lower loss after which training stops.
+        batch_size: Triplets per training step.
+        epochs: Maximum number of passes over the rows.
+        n_epochs_without_progress: Epochs without a lower loss before training stops.
         n_trees: Trees of an Annoy index.
         ntrees: Deprecated name of `n_trees`.
         knn_distance_metric: Distance of the neighbours: angular, euclidean, manhattan, hamming or dot.
-        search_k: Nodes Annoy inspects a query; -1 is n_trees * k.
-        precompute: Search all neighbours before training and keep them in memory; else when a batch asks for them.
+        search_k: Nodes that Annoy inspects per query; -1 is n_trees * k.
+        precompute: Search all neighbours before training and keep them in memory; otherwise when a batch needs them.
         model: Name of a base network, or a Keras model, to which an embedding layer is added.
         supervision_metric: Keras loss of the labels.
-        supervision_weight: Weight of the labels' loss against the triplet loss, in [0, 1].
-        annoy_index_path: An Annoy index of the rows, to be used instead of a search.
+        supervision_weight: Weight of the supervised loss against the triplet loss, in [0, 1].
+        annoy_index_path: An Annoy index of the rows, used instead of building one.
         callbacks: Keras callbacks.
         build_index_on_disk: Build an Annoy index in its file instead of in memory.
         neighbour_matrix: Numbers of each row's neighbours: an array (n, k), or a sequence with a list for each row, of
             any length; searched when None.
         verbose: 0 shows no progress.
         random_state: Seed of neighbours, triplets, weights and dropout: an integer, or as in scikit-learn a
-            `numpy.random.RandomState` or `Generator`, from which each fit draws one, or None for NumPy's global state.
+            `numpy.random.RandomState` or `Generator`, from which each fit draws a seed, or None for NumPy's global
+            state.
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
-        n_jobs: Threads of Annoy; -1 is one a core. With more than one, its index is not the same in every run.
-        n_components: Principal components, learnt on 64 MiB of rows (1,000 to 100,000), that stand for the features of
-            vectors in search and training; None: none. The encoder takes rows as they are; sparse ones are never made
-            dense.
-        preset: Whose values take the place of parameters that are left at their defaults: "ivis" keeps them; "fast"
-            takes those of pipelines.
+        n_jobs: Threads of Annoy; -1 is one per core. With more than one, its index differs between runs.
+        n_components: Principal components, learnt on 64 MiB of rows (1,000 to 100,000), that replace the features in
+            search and training; None: no projection. The encoder takes rows as they are; sparse rows are never
+            densified.
+        preset: Values for parameters left at their defaults: "ivis" keeps them; "fast" uses those of pipelines.
         warm_start: Whether `fit` resumes training the existing model, instead of starting again.
 
     Attributes:
         encoder_: The Keras model that embeds.
         model_, supervised_model_: The Keras models that are trained, and that predicts labels.
         loss_history_: Loss of each epoch.
-        embedding_: float32 (n, embedding_dims) of the rows of the last fit; None of data that is not in memory, and of
-            networks with other than dense layers.
+        embedding_: float32 (n, embedding_dims), of the rows of the last fit; None for data that is not in memory, and
+            for networks with other than dense layers.
         neighbour_matrix_: The neighbours that the last fit used.
-        classes_: Labels in the order of the columns of `score_samples`, where labels are classes; else None.
+        classes_: Labels in the order of the columns of `score_samples`, if labels are classes; otherwise None.
         n_classes_: Outputs of the supervised model; None without one.
-        n_features_in_: Size of a row's first axis, its features.
-        feature_names_in_: Names of the columns, where X was a data frame.
+        n_features_in_: Size of a row's first axis: the features.
+        feature_names_in_: Names of the columns, if X was a data frame.
 
     Example:
         >>> from sklearn.datasets import load_iris
@@ -218,7 +219,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
 
     @classmethod
     def from_config(cls, config: Config, **params: Any) -> Ivis:
-        """Return an Ivis with the settings that a pipeline would have; the arguments given here win.
+        """Return an Ivis with the settings of a pipeline; arguments passed here override them.
 
         `Ivis.from_config(Config(preset="fast"))` trains as pipelines do.
         """
@@ -229,13 +230,13 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     ) -> Ivis:
         """Train on rows, and on their labels when given.
 
-        A model that was loaded is trained further, and with `warm_start` any model is.
+        Training resumes for a loaded model, and with `warm_start` for any model.
 
         Args:
-            X: Rows, shape (n, d), or (n, ...) with a backbone that takes it.
-            Y: Labels, shape (n,) or (n, c). With sparse_categorical_crossentropy: integers 0, 1, 2, ..., and -1 where
-                the class is missing; or text, booleans or dates, and None or NaN where it is missing.
-            y: Another name of Y.
+            X: Rows, shape (n, d), or (n, ...) with a backbone that accepts it.
+            Y: Labels, shape (n,) or (n, c). With sparse_categorical_crossentropy: integers 0, 1, 2, ..., and -1 for
+                unlabelled; or text, booleans or dates, and None or NaN for unlabelled.
+            y: Alias of Y.
             shuffle_mode: True draws a fresh order of the rows in each epoch; "batch" a fresh order of batches of
                 adjacent rows, which files read faster; False keeps the order.
 

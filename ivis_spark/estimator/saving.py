@@ -35,7 +35,7 @@ class NotFitted(NotFittedError, SklearnNotFittedError):  # type: ignore[misc]
 
 
 class Saving(BaseEstimator):  # type: ignore[misc]
-    """What of `Ivis` outlives the process."""
+    """Saving, loading and pickling of `Ivis`."""
 
     # Defaults of the class: the constructor sets parameters only.
     encoder_: keras.Model | None = None
@@ -69,16 +69,16 @@ class Saving(BaseEstimator):  # type: ignore[misc]
     def save_model(self, folder_path: str, save_format: str = "keras", overwrite: bool = False) -> None:
         """Save into a new folder: networks, the state of the optimizer, parameters and the history of the loss.
 
-        The folder appears whole or not at all. A model that was not trained yet is saved as its parameters.
+        The folder appears completely or not at all. For an untrained model only the parameters are saved.
 
         Args:
             folder_path: Local path.
-            save_format: Kept for ivis's sake; Keras files are written.
+            save_format: Accepted for compatibility with ivis; Keras files are written.
             overwrite: Replace the saved model if there is one.
 
         Raises:
-            ExistsError: if the folder exists, or holds other files than a saved model's; it is an InputError and a
-                FileExistsError.
+            ExistsError: if the folder exists, or holds files that are not part of a saved model; also an InputError and
+                a FileExistsError.
         """
         del save_format
         target = os.path.abspath(folder_path)
@@ -105,17 +105,17 @@ class Saving(BaseEstimator):  # type: ignore[misc]
                 shutil.rmtree(folder, ignore_errors=True)
 
     def load_model(self: _Self, folder_path: str, custom_objects: Mapping[str, Any] | None = None) -> _Self:
-        """Load what `save_model` wrote, or what ivis 2 did, parameters included. `fit` then resumes training.
+        """Load a model saved by `save_model` or by ivis 2, including its parameters. `fit` then resumes training.
 
-        A function given before as `distance` or `supervision_metric` is kept.
+        A function passed before as `distance` or `supervision_metric` is kept.
 
         Args:
             folder_path: Local path.
             custom_objects: Layers and functions of a custom backbone, by name.
 
         Raises:
-            ArtifactError: if the folder is torn, altered or no model.
-            ConfigError: if the model was trained with a loss of one's own that was neither registered nor given.
+            ArtifactError: if the folder is corrupt, modified or not a model.
+            ConfigError: if the model was trained with a custom loss that is neither registered nor passed.
         """
         if is_ivis2_folder(folder_path):
             imported = load_ivis2_folder(folder_path, custom_objects=custom_objects)

@@ -1,4 +1,4 @@
-"""The product as stages of `pyspark.ml`: an estimator, its model, and an evaluator of embeddings."""
+"""Stages of `pyspark.ml`: an estimator, its model, and an evaluator of embeddings."""
 
 from ivis_spark.ml.estimator import IvisEstimator
 from ivis_spark.ml.evaluator import EmbeddingEvaluator

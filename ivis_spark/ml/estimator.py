@@ -1,4 +1,4 @@
-"""The journey from a DataFrame to a trained model as a Spark ML Estimator."""
+"""From a DataFrame to a trained model, as a Spark ML Estimator."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
 
     Args:
         params: Spark ML Params by name; `explainParams()` lists them with documentation and defaults. The settings of
-            the configuration are there in camel case: `train.embedding_dims` is `embeddingDims`.
+            the configuration in camel case: `train.embedding_dims` is `embeddingDims`.
 
     Example:
         `frame` has the columns id, features and label.
@@ -82,7 +82,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         return config_of(self, _SETTINGS)
 
     def transformSchema(self, schema: T.StructType) -> T.StructType:
-        """Return the schema that the model's `transform` will give.
+        """Return the schema of the model's `transform`.
 
         Raises:
             InputError: if a column is missing (lists what is there) or of a type that cannot be used.

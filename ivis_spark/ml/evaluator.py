@@ -1,4 +1,4 @@
-"""How good an embedding is, as a Spark ML Evaluator for `CrossValidator` and its like."""
+"""Quality of an embedding, as a Spark ML Evaluator for `CrossValidator` and similar."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         set_params(self, params)
 
     def isLargerBetter(self) -> bool:
-        """All metrics grow with quality."""
+        """Always True: larger is better for all metrics."""
         return True
 
     def _evaluate(self, dataset: DataFrame) -> float:

@@ -55,7 +55,7 @@ _PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 @dataclass(frozen=True)
 class Summary:
-    """What training was like.
+    """Summary of the training.
 
     Attributes:
         loss: Of each epoch.
@@ -63,7 +63,7 @@ class Summary:
         seconds: Of each stage of the run.
         recall: Of the neighbours: `value`, `low`, `high`, `sample`; None if none were searched.
         rows: Trained on.
-        run_folder: Where the run stands; None if it was temporary.
+        run_folder: URI of the run folder; None if it was temporary.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -113,25 +113,25 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
     @property
     def encoder(self) -> keras.Model:
-        """The Keras encoder; it takes rows as the user has them, scaling included."""
+        """The Keras encoder; it takes unscaled rows, scaling included."""
         return self._networks()[0]
 
     @property
     def summary(self) -> Summary:
-        """What training was like."""
+        """Summary of the training."""
         return Summary(**self._folder.info[_SUMMARY])
 
     @property
     def invalid_rows(self) -> dict[str, int]:
-        """Rows that could not be embedded, by what was wrong with them, over all actions on frames of this model."""
+        """Rows that could not be embedded, by fault, over all actions on frames of this model."""
         return self._invalid.value() if self._invalid is not None else {}
 
     def transformSchema(self, schema: T.StructType) -> T.StructType:
-        """Return the schema that `transform` gives.
+        """Return the schema of `transform`.
 
         Raises:
             InputError: if the features are missing (lists what is there), of a type that cannot be used, or an output
-                column is there already.
+                column already exists.
         """
         frames.feature_names(schema, config_of(self, _SETTINGS).data)
         return with_outputs(schema, self._outputs(), vectors=vectors_wanted(self))
@@ -160,7 +160,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         return to_vectors(embedded, self._outputs().vectors) if vectors_wanted(self) else embedded
 
     def to_encoder(self) -> Encoder:
-        """Return what executors embed with: arrays for a dense encoder, else the bytes of its Keras file."""
+        """Return the encoder that executors use: arrays for a dense encoder, else the bytes of its Keras file."""
         return self._folder.encoder(custom_objects=self._custom_objects)
 
     def to_folder(self) -> ModelFolder:
@@ -168,7 +168,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         return self._folder
 
     def to_local(self) -> Ivis:
-        """Return an `Ivis` that embeds the same rows to the same points and can be trained on; loads TensorFlow."""
+        """Return an equivalent `Ivis`, whose training can be resumed; loads TensorFlow."""
         from ivis_spark.estimator import Ivis
 
         encoder, head = self._networks()
@@ -190,7 +190,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         """Return the model of an `Ivis` that was fitted in memory; loads TensorFlow.
 
         Raises:
-            NotFittedError: if it was not fitted.
+            NotFittedError: if it is not fitted.
         """
         from ivis_spark.estimator.settings import TRAIN_SETTINGS
         from ivis_spark.nn.persistence import save_model
@@ -214,10 +214,10 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
     @classmethod
     def from_run(cls, uri: str, **params: Any) -> IvisModel:
-        """Return the model of a run folder, as `ivis-spark run` and the estimator leave it.
+        """Return the model of a run folder, as written by `ivis-spark run` and the estimator.
 
         Raises:
-            ArtifactError: if there is none, or a file of it is missing or altered.
+            ArtifactError: if there is none, or a file of it is missing or modified.
         """
         return cls(with_summary(uri, read_model(uri)), **params)
 
@@ -253,7 +253,7 @@ def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
     For `withColumn`, and for SQL: `spark.udf.register("ivis_embed", embed_udf(model))`. Runs on: driver.
 
     Args:
-        model: Its `precision` and `embedInvalid` are honoured; `drop` drops nothing in a UDF and gives null.
+        model: Its `precision` and `embedInvalid` apply; in a UDF, `drop` returns null.
         spark: The session; by default the active one.
 
     Example:
@@ -355,7 +355,7 @@ class ModelReader(MLReader["IvisModel"]):
         """Read a model.
 
         Raises:
-            ArtifactError: if there is none, it is of a newer format, or a file is missing or altered (names the file).
+            ArtifactError: if there is none, it is of a newer format, or a file is missing or modified (names the file).
         """
         uri = storage.normalise_uri(path)
         folder = read_model(uri)

@@ -1,7 +1,7 @@
-"""Keras callbacks of this package: progress, checkpoints and pictures of the embedding while it is trained.
+"""Keras callbacks: progress, checkpoints and plots of the embedding during training.
 
-Those of ivis are given to `Ivis` as `callbacks` and act every `epoch_interval` epochs. Any other Keras callback can be
-given as well.
+Those of ivis are passed to `Ivis` as `callbacks` and act every `epoch_interval` epochs. Any other Keras callback can be
+passed too.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ class _EveryFewEpochs(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class ModelCheckpoint(_EveryFewEpochs):
-    """Saves the `Ivis` being trained, whole, so that training can go on from it.
+    """Saves the complete `Ivis` during training, so that training can resume from it.
 
     Args:
         log_dir: Folder for the checkpoints.
-        filename: Name of a checkpoint; `{}` becomes the number of the epoch, and without it only the latest is kept.
+        filename: Name of a checkpoint; `{}` becomes the number of the epoch, without it only the latest is kept.
         epoch_interval: Epochs from one checkpoint to the next.
     """
 

@@ -1,7 +1,7 @@
 """Models that ivis 2 saved: their networks and parameters, read without running anything that stands in them.
 
-ivis 2 writes Keras 2 models as .h5 files or TensorFlow SavedModels, and a pickled optimizer. Networks come over whole;
-the optimizer does not, since reading a pickle runs it, so training resumes with a fresh one.
+ivis 2 writes Keras 2 models as .h5 files or TensorFlow SavedModels, and pickles the optimizer state, which is therefore
+not loaded: networks are restored completely, and training resumes with a new optimizer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def load_ivis2_folder(folder: str, *, custom_objects: Mapping[str, Any] | None =
         `params`, `loss_history` and `n_classes`.
 
     Raises:
-        ArtifactError: if a file is torn, or holds layers that were not passed.
+        ArtifactError: if a file is corrupt, or holds layers that were not passed.
     """
     path = os.path.join(folder, _PARAMETERS)
     try:

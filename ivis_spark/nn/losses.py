@@ -1,12 +1,11 @@
-"""Losses of triplets, InfoNCE of pairs, and the global term that can be added to any.
+"""Triplet losses, InfoNCE of pairs, and the global term that can be added to any.
 
-Triplets have two formulas, hinge and softmax ratio, each with or without the pn term, over four distances.
+Triplet losses have two formulas, hinge and softmax ratio, each with or without the pn term, over four distances.
 
 A loss is called with ivis's signature `(y_true, y_pred)`, where `y_pred` stacks embeddings of anchors, positives and
 negatives in shape (3, b, e). The package's own losses also have `rows(anchor, positive, negative) -> (b,)`, the loss of
-each triplet, which weights of rows need. A loss whose negatives are the other rows of the batch says so with
-`in_batch = True`: it is given no negatives but, as `gather`, what brings the rows of all ranks together, and
-`exaggeration`.
+each triplet, which row weights need. A loss whose negatives are the other rows of the batch declares `in_batch = True`:
+instead of negatives it gets `gather`, which collects the rows of all ranks, and `exaggeration`.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
     """Register a function, or a class whose instances are one, as a loss `(y_true, y_pred)`; also a decorator.
 
     Args:
-        loss_fn: The loss. Of a class an instance is made, with the name as argument `name`.
-        name: Key of the loss; without it the name of the function or class.
+        loss_fn: The loss. A class is instantiated with the name as argument `name`.
+        name: Key of the loss; by default the name of the function or class.
 
     Returns:
-        `loss_fn` itself, or a decorator when it is not given.
+        `loss_fn` itself, or a decorator if it is omitted.
 
     Example:
         >>> from ivis_spark.nn.losses import register_loss, triplet_loss
@@ -70,7 +69,7 @@ def triplet_loss(
 ) -> Loss:
     """Return the loss registered as `distance`, or named `package.module:function`; a callable is returned as it is.
 
-    Of the other arguments a registered loss takes those that it has.
+    The other arguments are passed to a registered loss if it accepts them.
 
     Raises: ConfigError: if no loss of that name is registered.
     """
@@ -98,7 +97,7 @@ get_loss = triplet_loss
 def row_loss(loss: Loss) -> RowLoss:
     """Return the loss of each triplet, `(anchor, positive, negative) -> (b,)`, of any loss `(y_true, y_pred)`.
 
-    A loss that only gives one number for the batch counts as that number for each of its rows.
+    A loss that returns a single number for the batch counts as that number for each row.
     """
     if hasattr(loss, "rows"):
         return loss.rows
@@ -136,12 +135,12 @@ class TripletLoss:
         raise NotImplementedError
 
     def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the mean loss of triplets stacked in shape (3, b, e); `y_true` is not looked at."""
+        """Return the mean loss of triplets stacked in shape (3, b, e); `y_true` is ignored."""
         return tf.reduce_mean(self.rows(*tf.unstack(y_pred, num=3)))
 
 
 class HingeLoss(TripletLoss):
-    """Asks that the positive be nearer than the negative, by a margin; pn: also as seen from the positive."""
+    """Requires the positive to be closer than the negative by a margin; pn: also as seen from the positive."""
 
     def __init__(self, margin: float = 1, name: str | None = None) -> None:
         """Set the margin, in units of the distance."""
@@ -154,7 +153,7 @@ class HingeLoss(TripletLoss):
 
 
 class SoftmaxRatioLoss(TripletLoss):
-    """Asks that the share of the positive in the softmax of both distances be 0; pn: against the nearer negative."""
+    """Requires the share of the positive in the softmax of both distances to be 0; pn: against the closer negative."""
 
     def compare(self, near: Tensor, far: list[Tensor]) -> Tensor:
         """Return the mean difference of softmax([near, far]) from [0, 1], which is a sigmoid of near - far."""
@@ -205,7 +204,7 @@ class InfoNCELoss:
 
         Args:
             temperature: Divides the logarithm of the kernel.
-            clip: Largest loss of a pair; None is no limit.
+            clip: Maximum loss of a pair; None disables it.
             name: Without one it is called as its class.
             shared: Positives of the batch that are the negatives of all its anchors; None takes all rows.
         """

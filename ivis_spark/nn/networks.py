@@ -1,4 +1,4 @@
-"""Base networks by name, and the encoder made of one."""
+"""Base networks by name, and the encoder built from one."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def register_network(build_fn: Any = None, *, name: str | None = None) -> Any:
 
     Args:
         build_fn: Builds the network, without its embedding layer.
-        name: Key of the network; without it the name of the function.
+        name: Key of the network; by default the name of the function.
 
     Returns:
-        `build_fn` itself, or a decorator when it is not given.
+        `build_fn` itself, or a decorator if it is omitted.
 
     Example:
         >>> import keras
@@ -90,13 +90,13 @@ def build_encoder(
 ) -> keras.Model:
     """Build the network that embeds rows: a base network and, after it, a Dense layer of the embedding's size.
 
-    Runs on: each rank. No global random state is read or changed when there is a seed.
+    Runs on: each rank. With a seed, no global random state is read or changed.
 
     Args:
         model: Name of a base network, `package.module:function` that builds one, or a Keras model whose output is one
             vector a row.
-        input_shape: Shape of a row, as in (784,); not looked at when `model` is a Keras model.
-        embedding_dims: Dimensions of the embedding; None takes the output of the model as it is.
+        input_shape: Shape of a row, as in (784,); ignored if `model` is a Keras model.
+        embedding_dims: Dimensions of the embedding; None uses the output of the model.
         seed: Of the initial weights and the dropout.
         dropout: Share of units that a registered network drops, if it drops any.
         precision: Keras's dtype policy of a registered network; the embedding layer's is float32.

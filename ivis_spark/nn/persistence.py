@@ -1,4 +1,4 @@
-"""Saving and loading a model: Keras files and JSON, with digests; nothing that runs on loading."""
+"""Saving and loading a model: Keras files and JSON, with digests; loading runs no code."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def load_model(folder: str, *, custom_objects: Mapping[str, Any] | None = None) 
         custom_objects: Layers and functions of a custom backbone by name; only what stands here is used.
 
     Raises:
-        ArtifactError: if a file is missing, torn or altered, or the model has code that was not passed.
+        ArtifactError: if a file is missing, corrupt or modified, or the model needs code that was not passed.
     """
     index = _read_index(os.path.join(folder, _INDEX))
     if _ENCODER not in index["files"]:
@@ -205,7 +205,7 @@ def load_keras(path: str, custom_objects: Mapping[str, Any] | None = None) -> ke
     Runs on: driver, executor, each rank.
 
     Raises:
-        ArtifactError: if the file is torn, or needs code that was not passed.
+        ArtifactError: if the file is corrupt, or needs code that was not passed.
     """
     check_code(path, custom_objects or {})
     try:

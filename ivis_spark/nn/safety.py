@@ -22,7 +22,7 @@ def check_code(path: str, custom_objects: Container[str]) -> None:
     """Refuse a `.keras` file that names code neither Keras's, nor registered with it, nor passed by the caller.
 
     Raises:
-        ArtifactError: if so, or if the file is torn; names the file and the code.
+        ArtifactError: if so, or if the file is corrupt; names the file and the code.
     """
     try:
         with zipfile.ZipFile(path) as archive:

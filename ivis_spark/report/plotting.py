@@ -1,4 +1,4 @@
-"""`plot`: a picture of an embedding in one call, as umap.plot has it."""
+"""`plot`: plots an embedding in one call, like umap.plot."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def plot(
     """Draw an embedding, coloured by class or by quantity.
 
     Of more than two dimensions the first two are drawn; one dimension is drawn as a strip. More than 100,000 rows are
-    drawn by datashader if it is installed, so that points which hide one another mix their colours.
+    drawn by datashader if it is installed, which blends the colours of overlapping points.
 
     Args:
-        model_or_embedding: An embedding, shape (n, e): an array or a data frame; or a fitted `Ivis`, of which the rows
-            that it was fitted on are drawn, or `X`.
-        labels: A class per row, of any type; None or NaN is no label.
+        model_or_embedding: An embedding, shape (n, e): an array or a data frame; or a fitted `Ivis`, which draws the
+            rows that it was fitted on, or `X`.
+        labels: A class per row, of any type; None or NaN means unlabelled.
         values: A number per row, drawn on a colour scale.
         X: Rows for the model to embed.
-        interactive: Return a figure of plotly, which zooms and shows what a point is.
-        ax: Axes of matplotlib to draw into; None makes a figure.
-        title: Above the picture.
+        interactive: Return a plotly figure, which zooms and shows the row of a point.
+        ax: Matplotlib axes to draw into; None creates a figure.
+        title: Title of the plot.
 
     Returns:
-        The axes of matplotlib, or a `plotly.graph_objects.Figure`.
+        The matplotlib axes, or a `plotly.graph_objects.Figure`.
 
     Raises:
         ConfigError: if arguments exclude each other.

@@ -72,7 +72,7 @@ class Owner:
         return cls(**owner)
 
     def is_gone(self) -> bool:
-        """Tell whether the owner's process is known to have ended. A torn lock is nobody's."""
+        """Tell whether the owner's process is known to have ended. A corrupt lock has no owner."""
         here = self.host == socket.gethostname() and self.processes is not None and self.processes == _processes()
         return not self.token or (here and not _is_running(self.pid, self.born))
 
@@ -187,8 +187,7 @@ class RunLock:
 def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owner | None:
     """Return who holds a lock, None if nobody does.
 
-    A file that is torn is read again after each pause, since its owner may be writing it; then it counts as that of an
-    owner who is dead.
+    A corrupt file is read again after each pause, because its owner may be writing it; then its owner counts as dead.
     """
     fs, path = storage.filesystem(uri)
     for pause in pauses:

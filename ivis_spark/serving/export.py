@@ -18,9 +18,9 @@ _OPSET, _IR_VERSION = 17, 9  # what onnxruntime 1.17 reads
 def export_onnx(model: ModelFolder, path: str) -> None:
     """Write a dense encoder, its scaling and its head as one ONNX file.
 
-    Input `features`, rows as the user has them, (n, d): float64 if the model scales them, since float32 would lose
-    digits, else float32; outputs `embedding`, float32 (n, e), and `scores`,
-    float32 (n, c), if the model is supervised. Runs on: driver.
+    Input `features`, unscaled rows, (n, d): float64 if the model scales them, because float32 would lose precision,
+    else float32; outputs `embedding`, float32 (n, e), and `scores`, float32 (n, c), if the model is supervised. Runs
+    on: driver.
 
     Raises:
         DependencyError: if onnx is not installed.

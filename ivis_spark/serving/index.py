@@ -1,6 +1,6 @@
-"""The index that a build of the neighbours leaves: search new rows in it, in any Python process, without Spark.
+"""The published index of the neighbours: searches new rows in any Python process, without Spark.
 
-A row is searched in its home region, of whose file only the leaves near the row are read; what is read is checked.
+A row is searched in its primary region, of whose file only the leaves near the row are read, and checked.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _OPEN_REGIONS = 64  # whose heads are kept
 
 
 class PartitionedIndex:
-    """Regions with an index each, as the stage `neighbours` published them.
+    """Regions with one index each, as published by the stage `neighbours`.
 
     Runs on: driver, executor, or any process. Not thread-safe. Memory: the leaves that were read, up to 256 MiB; of an
-    Annoy index the regions that were asked, by mmap.
+    Annoy index the regions that were queried, by mmap.
 
     Args:
         uri: Folder with `index.json`, the quantiser and the files of the regions.
@@ -75,7 +75,7 @@ class PartitionedIndex:
             uri: The run folder, or the folder of the index itself, local or anywhere fsspec reaches.
 
         Raises:
-            ArtifactError: if there is no index, a file is torn or altered, or it is of another format.
+            ArtifactError: if there is no index, a file is corrupt or modified, or it has another format.
         """
         uri = _index_folder(storage.normalise_uri(uri))
         head = storage.read_json(storage.join(uri, INDEX_FILE), read_head, remedy=_REMEDY)
@@ -108,12 +108,12 @@ class PartitionedIndex:
 
     @property
     def k(self) -> int:
-        """Neighbours that the build found for each of its rows."""
+        """Neighbours per row of the build."""
         return int(self._head["k"])
 
     @property
     def recall(self) -> float:
-        """Share of the true `k` neighbours that the build found for rows held out; a query looks as far."""
+        """Share of the true `k` neighbours found for held-out rows; queries use the same effort."""
         return float(self._head["recall"])
 
     @functools.cached_property
@@ -142,18 +142,18 @@ class PartitionedIndex:
 
         Args:
             X: Numbers, shape (n, d), finite: rows as the user has them, an array or a SciPy CSR matrix.
-            k: Neighbours wanted; that of the build if left out.
+            k: Neighbours per row; by default as many as the build has.
             scaled: Whether X went through `transform`, or the scaler of the index, already.
-            own: int64, shape (n,): ids of the rows, to leave each itself out if it is in the index.
-            exact: Whether to compare with every row of the index, however long that takes.
+            own: int64, shape (n,): ids of the rows, to exclude each row itself if it is in the index.
+            exact: Whether to compare with every row of the index, which may be slow.
 
         Returns:
-            ids int64 (n, k) and distances float32 (n, k), nearest first, ties by id. Where a region holds too few
-            rows, further ones are searched too, so that every row gets k.
+            ids int64 (n, k) and distances float32 (n, k), nearest first, ties by id. If a region holds too few rows,
+            others are searched too, so that every row gets k.
 
         Raises:
             InputError: if X has another width or is not finite, or k is not less than the rows of the index.
-            ArtifactError: if a file of a region is missing, torn or altered; names it.
+            ArtifactError: if a file of a region is missing, corrupt or modified; names it.
         """
         k = self.k if k is None else k
         most = self.rows if own is None else self.rows - 1

@@ -1,4 +1,4 @@
-"""A trained model in MLflow: a `python_function` flavour around the model's own folder, so nothing is pickled."""
+"""A trained model in MLflow: a `python_function` flavour around the model's own folder; nothing is pickled."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def save_pyfunc(model: ModelFolder, path: str, **options: Any) -> None:
 
     Args:
         model: The model's files.
-        path: Local folder; made.
-        options: Of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`. The signature is made from the
-            names of the features if it is not given, so that MLflow and `predict` find columns by name.
+        path: Local folder, which is created.
+        options: Options of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`. The signature is made
+            from the names of the features if it is not given, so that MLflow and `predict` find columns by name.
 
     Raises:
         DependencyError: if mlflow is not installed.
@@ -38,8 +38,8 @@ def log_pyfunc(model: ModelFolder, name: str, **options: Any) -> Any:
 
     Args:
         model: The model's files.
-        name: Of the artifact.
-        options: Of `mlflow.pyfunc.log_model`.
+        name: Name of the artifact.
+        options: Options of `mlflow.pyfunc.log_model`.
 
     Raises:
         DependencyError: if mlflow is not installed.
@@ -83,7 +83,7 @@ def _signature(model: ModelFolder) -> Any:
 
 
 class PyfuncModel:
-    """What MLflow calls: rows in, embeddings out."""
+    """The model that MLflow calls: rows in, embeddings out."""
 
     def __init__(self, encoder: Encoder, features: list[str]) -> None:
         self._encoder = encoder

@@ -1,4 +1,4 @@
-"""The one place that gets a Spark session, starts it and shows the progress of Spark's jobs."""
+"""Gets or starts a Spark session, and shows the progress of Spark's jobs."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ def get_session(
 ) -> SparkSession:
     """Return the running session, or start one.
 
-    Under `spark-submit` and in notebooks the session that stands is used as it is. Without one, and without `master`,
-    Spark runs in this process on all cores.
+    Under `spark-submit` and in notebooks the existing session is used. Without one, and without `master`, Spark runs in
+    this process on all cores.
 
     Runs on: driver.
 
     Args:
         app_name: Name shown in Spark's UI.
         master: Spark master URL; None leaves the choice to the environment.
-        settings: Spark settings that win over all others.
-        log_file: Where a Java that is started here appends its log; None leaves it on the console.
+        settings: Spark settings that override all others.
+        log_file: File for the log of a JVM started here; None leaves it on the console.
         log_as_json: Whether that log is a JSON object per line.
 
     Returns:
         The session.
 
     Raises:
-        DependencyError: if no Java is found that this PySpark runs on, or SPARK_HOME or PYSPARK_PYTHON is wrong.
+        DependencyError: if there is no Java that this PySpark supports, or SPARK_HOME or PYSPARK_PYTHON is wrong.
         IvisError: if called inside a task.
 
     Example:

@@ -214,7 +214,7 @@ def read_json(uri: str, read: Callable[[Any], Any] | None = None, *, remedy: str
     """Read a JSON file; `read` makes something of it, or raises ValueError.
 
     Raises:
-        ArtifactError: if it is missing, torn, or not what `read` wants; names it and what to do.
+        ArtifactError: if it is missing, corrupt, or rejected by `read`; names it and what to do.
     """
     fs, path = filesystem(uri)
     try:

@@ -132,7 +132,7 @@ class RunFolder:
         """Return the manifest of a stage, or None if it is not published.
 
         Raises:
-            ArtifactError: if the manifest is torn or of a newer format.
+            ArtifactError: if the manifest is corrupt or of a newer format.
         """
         content = read_replaced(self.path(stage, MANIFEST))
         if content is None:

@@ -1,7 +1,7 @@
-"""Index libraries behind one small interface: leaves (ours) and Annoy. Another joins by `register_index`.
+"""Index libraries behind one small interface: leaves (ours) and Annoy. `register_index` adds others.
 
-An index holds the rows of one region. Its effort says how much of it a query looks at; `calibrate` finds the least
-that reaches a recall.
+An index holds the rows of one region. Its effort sets how much of it a query inspects; `calibrate` finds the lowest
+effort that reaches a recall.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _EXACT_ROWS = 8192
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """What an index may be built with.
+    """Settings of an index.
 
     Attributes:
-        leaf_rows: Rows wanted in a leaf.
+        leaf_rows: Rows per leaf.
         n_trees: Annoy's trees.
-        search_k: Nodes that Annoy inspects at least; -1 is n_trees * k.
-        seed: Seed of everything drawn.
+        search_k: Minimum nodes that Annoy inspects; -1 is n_trees * k.
+        seed: Seed.
     """
 
     leaf_rows: int
@@ -67,10 +67,10 @@ class IndexSettings:
 
 
 class RegionFiles(Protocol):
-    """Where the files of a saved index are read from; each is checked against its record."""
+    """Reads the files of a saved index; each is checked against its record."""
 
     def local(self, suffix: str) -> AbstractContextManager[str]:
-        """Give the path of a file, copied to this machine if need be; a file opened by mmap may then go."""
+        """Return the local path of a file, copied to this machine if necessary."""
         ...
 
     def part(self, suffix: str, start: int, stop: int) -> bytes:
@@ -87,7 +87,7 @@ class RegionIndex(Protocol):
 
     Attributes:
         metric: Metric of the rows.
-        efforts: Efforts in ascending order; the last one looks at everything.
+        efforts: Efforts in ascending order; the last one inspects everything.
     """
 
     metric: str
@@ -125,12 +125,12 @@ class LeafIndex:
         return cls(leaves, lambda numbers: ordered[numbers])
 
     def query(self, Q: npt.NDArray[Any], k: int, effort: float) -> tuple[Ints, Floats]:
-        """Return near rows, as `RegionIndex.query`."""
+        """Return the nearest rows, as `RegionIndex.query`."""
         numbers, keys = self.leaves.query(Q, k, effort)
         return ties_by_id(self._ids(numbers), keys)
 
     def save(self, path: str) -> list[str]:
-        """Write one file: a head with what says where rows are, then the ids and rows of each leaf."""
+        """Write one file: a header with the position of each leaf, then the ids and rows of each leaf."""
         ids = self._ids(np.arange(len(self.leaves)))
         with open(path + self.suffix, "wb") as file:
             for chunk in self.leaves.dump(ids):
@@ -139,7 +139,7 @@ class LeafIndex:
 
     @classmethod
     def load(cls, files: RegionFiles, metric: str, dims: int) -> LeafIndex:
-        """Open a saved index; leaves are read as they are asked for."""
+        """Open a saved index; leaves are read on access."""
         leaves, read = Leaves.load(lambda start, stop: files.part(cls.suffix, start, stop), files.leaf)
         if leaves.metric != metric or len(leaves.centre) != dims:
             raise ValueError(f"it holds rows of {len(leaves.centre)} features, compared by {leaves.metric}")
@@ -183,7 +183,7 @@ class AnnoyIndex:
         return cls(index, ids, metric, least)
 
     def query(self, Q: npt.NDArray[Any], k: int, effort: float) -> tuple[Ints, Floats]:
-        """Return near rows, as `RegionIndex.query`; rows for which Annoy finds fewer than k are searched exactly."""
+        """Return the nearest rows, as `RegionIndex.query`; rows with fewer than k results are searched exactly."""
         queries = self._space.prepare(Q)
         nodes = max(int(effort), self._index.get_n_trees() * k) if effort < self.efforts[-1] else 2**31 - 1
         numbers = np.zeros((len(queries), k), np.int64)
@@ -224,12 +224,12 @@ class AnnoyIndex:
 
 @dataclass(frozen=True)
 class IndexKind:
-    """All that the stage and queries need to know of an index library.
+    """An index library, as the stage and queries use it.
 
     Attributes:
-        build: Makes an index of rows (n, d) with ids (n,) under a metric.
+        build: Builds an index of rows (n, d) with ids (n,) for a metric.
         load: Opens a saved one.
-        cost: Microseconds of a core to index and search one row, by dims, rows of the region, k and settings.
+        cost: Core microseconds to index and search one row, by dims, rows of the region, k and settings.
     """
 
     build: Callable[[npt.NDArray[Any], Ints, str, IndexSettings], RegionIndex]
@@ -261,7 +261,7 @@ INDEXES: dict[str, IndexKind] = {
 
 
 def register_index(name: str, kind: IndexKind) -> None:
-    """Add an index library under the name that `neighbours.backend` gives it; in executors too, so on import."""
+    """Register an index library under a name for `neighbours.backend`; executors need it too, so call it on import."""
     INDEXES[name] = kind
 
 
@@ -269,7 +269,7 @@ def index_kind(name: str) -> IndexKind:
     """Return an index library by name.
 
     Raises:
-        ConfigError: if there is none of that name; lists those there are.
+        ConfigError: if there is none of that name; lists the valid ones.
     """
     if name not in INDEXES:
         raise ConfigError(f"neighbours.backend={name!r} is not one of: auto, {', '.join(INDEXES)}")
@@ -295,7 +295,7 @@ def choose_backend(requested: str, dims: int, rows: int, k: int, settings: Index
 
 
 def calibrate(index: RegionIndex, X: Floats, ids: Ints, sample: Ints, k: int, target: float) -> float:
-    """Return the least effort whose recall, on rows of the region, is at least the target.
+    """Return the lowest effort whose recall, on rows of the region, is at least the target.
 
     Args:
         index: Index of the region.
@@ -303,7 +303,7 @@ def calibrate(index: RegionIndex, X: Floats, ids: Ints, sample: Ints, k: int, ta
         ids: int64 (n,): their ids, ascending.
         sample: Positions of the rows to measure on, int64 (q,).
         k: Neighbours of a row.
-        target: Recall wanted inside the region; 1 takes the last effort.
+        target: Recall to reach within the region; 1 uses the last effort.
     """
     low, high = 0, len(index.efforts) - 1
     if target >= 1 or not len(sample):
@@ -325,10 +325,10 @@ def exact_neighbours(
     Args:
         queries: Shape (q, d).
         X: Shape (n, d).
-        k: Neighbours wanted.
+        k: Neighbours per query.
         metric: Metric.
-        own: int64 (q,): ids of the queries, to leave themselves out; None if they are not rows of X.
-        ids: int64 (n,): ids of the rows; their numbers if left out.
+        own: int64 (q,): ids of the queries, to exclude themselves; None if they are not rows of X.
+        ids: int64 (n,): ids of the rows; by default their positions.
 
     Returns:
         ids int64 (q, k) and keys float32 (q, k); see `Space.distances`.

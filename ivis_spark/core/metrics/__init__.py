@@ -1,6 +1,6 @@
-"""How well an embedding keeps what the features say: figures on arrays, accumulated in float64.
+"""How well an embedding preserves the structure of the features: metrics on arrays, accumulated in float64.
 
-All distances are Euclidean. Every function returns finite numbers, also on constant data; each docstring says which.
+All distances are Euclidean. Every function returns finite numbers, also on constant data; each docstring gives them.
 """
 
 from ivis_spark.core.metrics.classes import centroid_correlation, knn_accuracy, knn_predictions, linear_svm_accuracy

@@ -1,4 +1,4 @@
-"""How well the classes of labels can be told apart, and where they lie, in an embedding."""
+"""How well the classes of labels are separated, and how they are arranged, in an embedding."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def knn_predictions(
     train_share: float = 0.75,
     tested: NDArray[np.bool_] | None = None,
 ) -> tuple[Ints, NDArray[Any]]:
-    """Return the rows that a k-nearest-neighbours vote is tested on, and the label that it gives each of them.
+    """Return the rows that a k-nearest-neighbours vote is tested on, and the label that it predicts for each.
 
     The vote is fitted on the other rows. A tied one goes to the smallest label, as in scikit-learn.
 
@@ -81,7 +81,7 @@ def knn_accuracy(
 
     Raises:
         ConfigError: if k or train_share is out of range.
-        InputError: if y has another length than Z, or as in `trustworthiness`.
+        InputError: if y and Z differ in length, or as in `trustworthiness`.
     """
     test, predicted = knn_predictions(Z, y, k=k, rng=rng, train_share=train_share, tested=tested)
     return float(np.mean(predicted == np.asarray(y)[test]))
@@ -97,8 +97,8 @@ def linear_svm_accuracy(
 ) -> float:
     """Return the accuracy of a linear support vector machine, fitted on a random share of the rows, on the other rows.
 
-    One of scikit-learn's `LinearSVC` a class against the rest, on columns of mean 0 and variance 1: what a straight cut
-    can tell apart. 1 is best; fitted rows of a single label give the share of that label.
+    scikit-learn's `LinearSVC`, one class against the rest, on columns of mean 0 and variance 1. 1 is best; fitted rows
+    of a single label give the share of that label.
 
     Runs on: driver. Deterministic for a given `rng`.
 
@@ -111,7 +111,7 @@ def linear_svm_accuracy(
 
     Raises:
         ConfigError: if train_share is out of range.
-        InputError: if y has another length than Z, or as in `trustworthiness`.
+        InputError: if y and Z differ in length, or as in `trustworthiness`.
         DependencyError: if scikit-learn is missing.
     """
     try:
@@ -142,7 +142,7 @@ def centroid_correlation(X: ArrayLike, Z: ArrayLike, y: ArrayLike) -> float:
         Z: Embedding, shape (n, e).
         y: Labels of any type that sorts, shape (n,).
 
-    Raises: InputError: if y has another length than X, or as in `trustworthiness`.
+    Raises: InputError: if y and X differ in length, or as in `trustworthiness`.
     """
     features, embedding = centred_pair(X, Z)
     labels, codes = _classes(y, len(features))

@@ -1,4 +1,4 @@
-"""What an embedding keeps of neighbours, order and distances, whatever the labels."""
+"""Metrics of neighbours, order and distances, without labels."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class PairDistances:
     def bins(self, n_bins: int) -> tuple[Floats, Ints]:
         """Cut the range of the original distances into bins; ivis draws a box of embedded distances for each.
 
-        The bins are equally wide but for the outermost two, which reach to the extremes: a few outliers would else take
-        most of the range. Equal distances are one bin.
+        The bins are equally wide except for the outermost two, which reach to the extremes, since outliers would take
+        most of the range otherwise. Equal distances are one bin.
 
         Returns:
             The edges, float64 (bins + 1,), and the bin of each pair, int64 (p,).
@@ -63,10 +63,10 @@ class PairDistances:
 def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return how far the k nearest rows in the embedding `Z` are also near in `X`; 1 is best, about .5 is chance.
 
-    The figure of Venna and Kaski (2001): 1 - 2 / (n k (2n - 3k - 1)) * sum of (rank in X - k) over neighbours in Z that
-    are not among the k nearest in X. Ranks count rows strictly nearer, so equal rows never cost anything: constant `X`
-    gives 1.0. Which of equally near rows of `Z` are neighbours depends on the order of the rows: shuffle them if it
-    has a meaning.
+    The metric of Venna and Kaski (2001): 1 - 2 / (n k (2n - 3k - 1)) * sum of (rank in X - k) over neighbours in Z that
+    are not among the k nearest in X. Ranks count strictly closer rows, so duplicates are never penalised: constant `X`
+    gives 1.0. Which of equally near rows of `Z` are neighbours depends on the order of the rows: shuffle them if it has
+    a meaning.
 
     Runs on: driver. Memory: O(n d) plus blocks of 64 MiB; time O(n^2 (d + log n)).
 
@@ -75,7 +75,7 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
         Z: Embedding, shape (n, e), row i belonging to row i of `X`.
         k: Neighbours, fewer than n / 2.
 
-    Returns: The figure, at most 1.
+    Returns: The trustworthiness, at most 1.
 
     Raises:
         ConfigError: if k is not in [1, n / 2).
@@ -100,8 +100,8 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
 def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return how far the k nearest rows in `X` are also near in the embedding `Z`; 1 is best, about .5 is chance.
 
-    `trustworthiness` with the two spaces exchanged: it falls when the embedding tears neighbours apart. A constant `Z`
-    gives 1.0, since it tears nothing.
+    `trustworthiness` with the two spaces exchanged: it decreases if the embedding separates neighbours. A constant `Z`
+    gives 1.0, because it separates nothing.
 
     Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
     """
@@ -191,7 +191,7 @@ def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
     """Return whether all rows of the embedding `Z`, shape (n, e), are almost the same point.
 
     That is: their root mean square distance from the centroid is at most `tolerance` times the centroid's length, or
-    at most 1e-5, what rounding leaves of rows that are equal. A single row, or none, is not collapsed.
+    at most 1e-5, the rounding error of equal rows. A single row, or none, is not collapsed.
 
     Runs on: driver.
 

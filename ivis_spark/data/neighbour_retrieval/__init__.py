@@ -1,4 +1,4 @@
-"""Where the neighbours of a row come from."""
+"""Sources of neighbours."""
 
 from ivis_spark.data.neighbour_retrieval.knn import AnnoyKnnMatrix, NeighbourMatrix
 from ivis_spark.data.neighbour_retrieval.supervised import LabeledNeighbourMap

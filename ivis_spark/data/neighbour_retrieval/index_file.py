@@ -33,15 +33,14 @@ def build_annoy_index(
     Memory: a few megabytes of rows at a time, and the index itself unless it is built on disk.
 
     Args:
-        X: Rows: an array, or anything `Ivis` takes.
+        X: Rows: an array, or anything `Ivis` accepts.
         path: File to write the index to.
         metric: angular, euclidean, manhattan, hamming or dot.
-        ntrees: Trees; more give a higher recall, and a larger index.
+        ntrees: Trees; more give a higher recall and a larger index.
         build_index_on_disk: Build in the file itself instead of in memory.
         verbose: 0 logs nothing.
-        n_jobs: Threads; -1 is one a core.
-        random_state: Seed of the splits, as in `Ivis`; None is Annoy's own. It decides every split only with
-            n_jobs=1.
+        n_jobs: Threads; -1 is one per core.
+        random_state: Seed of the splits, as in `Ivis`; None is Annoy's own. Reproducible only with n_jobs=1.
 
     Returns:
         The index, open.
@@ -75,12 +74,12 @@ def _new_index(dims: int, metric: Metric) -> AnnoyIndex:
 
 
 def open_index(path: str, dims: int, metric: Metric) -> AnnoyIndex:
-    """Open an index that stands on disk.
+    """Open an index on disk.
 
     Raises:
         ConfigError: if there is no such metric.
         FileNotFoundError: if there is no such file.
-        OSError: if it is torn, or of rows of another width.
+        OSError: if it is corrupt, or of rows of another width.
     """
     index = _new_index(dims, metric)
     if not os.path.exists(path):

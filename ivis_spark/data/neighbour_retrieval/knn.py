@@ -42,10 +42,10 @@ class NeighbourMatrix(Sequence[Any]):
 
 
 class AnnoyKnnMatrix(NeighbourMatrix):
-    """The k nearest rows of every row as Annoy finds them: nearest first, the row itself usually among them.
+    """The k nearest rows of every row found by Annoy: nearest first, usually including the row itself.
 
-    Unless precomputed, neighbours are searched when they are asked for, so memory does not grow with the rows; the
-    index stays on disk. Pickling keeps the path of the index, not the index.
+    Unless precomputed, neighbours are searched on access, so memory does not grow with the rows; the index stays on
+    disk. Pickling stores the path of the index, not the index.
 
     Example:
         >>> import numpy as np
@@ -78,14 +78,14 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         Args:
             index: A built Annoy index.
             nrows: Rows of the data it was built on.
-            index_path: Where it stands on disk.
+            index_path: Its path on disk.
             metric: angular, euclidean, manhattan, hamming or dot.
             k: Neighbours of each row.
-            search_k: Nodes inspected a query; -1 is n_trees * k. Too few make Annoy find fewer than k neighbours.
+            search_k: Nodes inspected per query; -1 is n_trees * k. With too few, Annoy finds fewer than k neighbours.
             precompute: Search all neighbours now and keep them in memory.
-            include_distances: Give a pair (numbers, distances) instead of numbers.
+            include_distances: Return a pair (indices, distances) instead of indices.
             verbose: 0 logs nothing.
-            n_jobs: Threads; -1 is one a core.
+            n_jobs: Threads; -1 is one per core.
         """
         self.index = index
         self.nrows = nrows
@@ -138,23 +138,23 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         verbose: int = 1,
         n_jobs: int = -1,
     ) -> AnnoyKnnMatrix:
-        """Wrap an index that stands on disk.
+        """Wrap an index on disk.
 
         Args:
-            index_path: Where it stands.
+            index_path: Its path.
             data_shape: Shape of the data it was built on.
             k: Neighbours of each row.
             metric: What the index was built with.
-            search_k: Nodes inspected a query; -1 is n_trees * k.
-            include_distances: Give a pair (numbers, distances) instead of numbers.
+            search_k: Nodes inspected per query; -1 is n_trees * k.
+            include_distances: Return a pair (indices, distances) instead of indices.
             precompute: Search all neighbours now and keep them in memory.
             verbose: 0 logs nothing.
-            n_jobs: Threads; -1 is one a core.
+            n_jobs: Threads; -1 is one per core.
 
         Raises:
-            InputError: if k is not less than the number of rows, or the index is of other data.
+            InputError: if k is not less than the number of rows, or the index was built on other data.
             FileNotFoundError: if there is no such file.
-            OSError: if the file is torn.
+            OSError: if the file is corrupt.
         """
         check_ivis_k(data_shape[0], k)
         index = open_index(index_path, math.prod(data_shape[1:]), metric)
@@ -172,7 +172,7 @@ class AnnoyKnnMatrix(NeighbourMatrix):
         return self.nrows
 
     def __getitem__(self, idx: Any) -> Any:
-        """Return the neighbours of a row, counted from the end when negative; of a slice a list of such."""
+        """Return the neighbours of a row (a negative index counts from the end), or a list of them for a slice."""
         if isinstance(idx, slice):
             return [self[i] for i in range(*idx.indices(len(self)))]
         row = idx + len(self) if idx < 0 else idx
@@ -208,11 +208,11 @@ class AnnoyKnnMatrix(NeighbourMatrix):
             self.index.save(path)
 
     def unload(self) -> None:
-        """Let go of the file, so that others may write it; this matrix then only knows what was precomputed."""
+        """Release the file, so that others may write it; only precomputed neighbours remain available."""
         self.index.unload()
 
     def delete_index(self, parent: bool = False) -> None:
-        """Unload the index and remove its file, and with `parent` the folder it stands in if nothing else does."""
+        """Unload the index and remove its file, and with `parent` its folder if that is then empty."""
         self.index.unload()
         os.remove(self.index_path)
         if parent:
@@ -233,12 +233,12 @@ def extract_knn(knn_index: NeighbourMatrix, verbose: int = 1, n_jobs: int = -1) 
     """Search the neighbours of all rows.
 
     Args:
-        knn_index: Gives a list of k numbers for each row, or a pair of k numbers and k distances.
+        knn_index: Returns a list of k indices for each row, or a pair of k indices and k distances.
         verbose: 0 logs nothing.
-        n_jobs: Threads; -1 is one a core.
+        n_jobs: Threads; -1 is one per core.
 
     Returns:
-        Row numbers, unsigned of the smallest size that holds them, shape (n, k); with distances a pair of that and
+        Row indices, of the smallest unsigned type that holds them, shape (n, k); with distances a pair of these and
         float32 (n, k).
 
     Raises:

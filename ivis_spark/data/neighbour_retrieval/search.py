@@ -70,7 +70,7 @@ def find_neighbours(
 
     Raises:
         InputError: if k is too large for the rows, or the index is of other data.
-        FileNotFoundError, OSError: if the index is not there or torn.
+        FileNotFoundError, OSError: if the index is missing or corrupt.
     """
     if not 0 < config.k < len(rows) - 1:
         raise InputError(

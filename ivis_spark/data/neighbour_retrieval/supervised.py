@@ -13,10 +13,10 @@ from ivis_spark.errors import InputError
 
 
 class LabeledNeighbourMap(Sequence[Any]):
-    """Rows with the same label are neighbours: of row i, all rows labelled like it, itself among them.
+    """Rows with the same label are neighbours: of row i, all rows with its label, including itself.
 
     Args:
-        labels: One label a row, shape (n,).
+        labels: One label per row, shape (n,).
 
     Example:
         >>> from ivis_spark.data.neighbour_retrieval import LabeledNeighbourMap
@@ -37,14 +37,14 @@ class LabeledNeighbourMap(Sequence[Any]):
         return len(self.labels)
 
     def __getitem__(self, idx: Any) -> Any:
-        """Return the numbers of the rows labelled like row `idx`, int64 (m,); of a slice a list of such."""
+        """Return the indices of the rows with the label of row `idx`, int64 (m,); a list of them for a slice."""
         if isinstance(idx, slice):
             return [self[i] for i in range(*idx.indices(len(self)))]
         code = self._codes[idx]
         return self._order[self._starts[code] : self._starts[code] + self._counts[code]]
 
     def draw(self, anchors: Ints, rng: np.random.Generator) -> Ints:
-        """Draw a positive and a negative of every anchor without listing its neighbours.
+        """Sample a positive and a negative for every anchor without listing its neighbours.
 
         Args:
             anchors: Row numbers, shape (b,).

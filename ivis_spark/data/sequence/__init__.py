@@ -1,4 +1,4 @@
-"""Data of one's own: rows that are read from disk, or anywhere, when training asks for them."""
+"""Custom data: rows that are read from disk, or from any source, when training needs them."""
 
 from ivis_spark.data.sequence.dataset import IndexableDataset
 from ivis_spark.data.sequence.image import FlattenedImageDataset, ImageDataset

@@ -7,11 +7,11 @@ from typing import Any
 
 
 class IndexableDataset(Sequence[Any]):
-    """Rows by number. Subclasses give `__len__`, `__getitem__` and `shape`; `get_batch` where many at once are cheaper.
+    """Rows by index. Subclasses define `__len__`, `__getitem__`, `shape`, and `get_batch` if it is cheaper.
 
-    `shape` is that of the data: its rows, then the shape of one row. An attribute or a property will do.
+    `shape` is the number of rows, then the shape of one row; an attribute or a property.
 
-    `Ivis` takes such a dataset in place of an array, for training and for embedding.
+    `Ivis` accepts such a dataset instead of an array, for training and embedding.
 
     Example:
         >>> import numpy as np
@@ -29,5 +29,5 @@ class IndexableDataset(Sequence[Any]):
     shape: tuple[int, ...]
 
     def get_batch(self, idx_seq: Iterable[int]) -> Sequence[Any]:
-        """Return the rows of some numbers, which come in any order and may repeat."""
+        """Return rows by index, in any order and with repeats."""
         return [self[idx] for idx in idx_seq]

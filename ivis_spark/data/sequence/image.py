@@ -19,9 +19,9 @@ _CHANNELS = {"rgb": 3, "rgba": 4, "grayscale": 1}
 
 
 class ImageDataset(IndexableDataset):
-    """Images read from disk and resized when asked for, each of shape (height, width, channels).
+    """Images read from disk and resized on access, each of shape (height, width, channels).
 
-    The model must take images, for example a convolutional network given to `Ivis` as `model`.
+    The model must accept images, for example a convolutional network passed to `Ivis` as `model`.
 
     Example:
         >>> from ivis_spark.data.sequence import ImageDataset
@@ -42,20 +42,20 @@ class ImageDataset(IndexableDataset):
         preprocessing_function: Callable[[Any], Any] | None = None,
         n_jobs: int | None = -1,
     ) -> None:
-        """Set up; files are opened when they are asked for.
+        """Set up; files are opened on access.
 
         Args:
             filepath_list: Paths of PNG, JPEG, BMP or GIF files.
-            img_shape: Height and width that every image is brought to.
+            img_shape: Height and width that every image is resized to.
             color_mode: rgb, rgba or grayscale: 3, 4 or 1 channels.
             resize_method: area, bicubic, bilinear, gaussian, lanczos3, lanczos5, mitchellcubic or nearest.
             preserve_aspect_ratio: Pad with zeros instead of stretching.
             dtype: tf.uint8 or tf.uint16, of the pixels read.
-            preprocessing_function: Called with every image, last of all.
-            n_jobs: Threads that read a batch; -1 is one a core, None the caller's own.
+            preprocessing_function: Called with every image after resizing.
+            n_jobs: Threads that read a batch; -1 is one per core, None the caller's thread.
 
         Raises:
-            ConfigError: if `color_mode` is none of the three.
+            ConfigError: if `color_mode` is not one of the three.
         """
         if color_mode not in _CHANNELS:
             raise ConfigError(f"color_mode={color_mode!r} is not one of: {', '.join(_CHANNELS)}")
@@ -74,7 +74,7 @@ class ImageDataset(IndexableDataset):
         return len(self.filepath_list)
 
     def __getitem__(self, idx: Any) -> Any:
-        """Return the image of a number, counted from the end when negative, or a list of images for a slice."""
+        """Return an image by index (negative ones count from the end), or a list of images for a slice."""
         if isinstance(idx, slice):
             return self.get_batch(range(*idx.indices(len(self))))
         image = self.resize_image(self.read_image(str(self.filepath_list[idx])))
@@ -83,7 +83,7 @@ class ImageDataset(IndexableDataset):
     def read_image(self, filepath: str) -> Any:
         """Return the pixels of a file, shape (h, w, channels).
 
-        Raises: InputError: if it cannot be read or is no image.
+        Raises: InputError: if it cannot be read or is not an image.
         """
         try:
             return tf.io.decode_png(tf.io.read_file(filepath), channels=self.channels, dtype=self.dtype)
@@ -91,7 +91,7 @@ class ImageDataset(IndexableDataset):
             raise InputError(f"image {filepath!r} cannot be read: {err.message}; drop it from filepath_list") from err
 
     def resize_image(self, img: Any) -> NDArray[Any]:
-        """Return pixels brought to `img_shape`, in `dtype`."""
+        """Return pixels resized to `img_shape`, in `dtype`."""
         if self.preserve_aspect_ratio:
             resized = tf.image.resize_with_pad(img, *self.img_shape, method=self.resize_method)
         else:
@@ -99,7 +99,7 @@ class ImageDataset(IndexableDataset):
         return np.asarray(tf.cast(resized, self.dtype))
 
     def get_batch(self, idx_seq: Iterable[int]) -> list[Any]:
-        """Return the images of some numbers, read in `n_jobs` threads."""
+        """Return images by index, read in `n_jobs` threads."""
         threads = count_threads(self.n_jobs)
         if threads == 1:
             return [self[idx] for idx in idx_seq]
@@ -108,7 +108,7 @@ class ImageDataset(IndexableDataset):
 
 
 class FlattenedImageDataset(ImageDataset):
-    """Images as flat rows, which every base network takes: shape (n, height * width * channels)."""
+    """Images as flat rows, which every base network accepts: shape (n, height * width * channels)."""
 
     def __init__(
         self,
@@ -135,6 +135,6 @@ class FlattenedImageDataset(ImageDataset):
         self.shape = (self.shape[0], math.prod(self.shape[1:]))
 
     def __getitem__(self, idx: Any) -> Any:
-        """Return the pixels of a number as one vector, or of a slice as rows."""
+        """Return the pixels of one image as a vector, or of a slice as rows."""
         pixels = np.asarray(super().__getitem__(idx))
         return pixels if isinstance(idx, slice) else pixels.reshape(-1)

@@ -1,6 +1,6 @@
-"""Neighbours of new rows in a published index: the stage's own product, of use without any training.
+"""Neighbours of new rows in a published index: usable without any training.
 
-Rows go to their home regions by a shuffle, so that a task reads the leaves of few regions, each once.
+Rows are shuffled to their primary regions, so that a task reads the leaves of few regions, each once.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: 
 def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfig | None = None) -> DataFrame:
     """Find the nearest indexed rows of each row of a table. Lazy.
 
-    Runs on: driver; holds what says where regions are, no rows.
+    Runs on: driver; holds the quantiser, but no rows.
 
     Args:
-        frame: Rows as they were before the build scaled them, in any form that `data` may name.
+        frame: Unscaled rows, in any form that `data` supports.
         index: URI of a run folder, or of the folder `neighbours/index` in it.
-        k: Neighbours of each row; as many as the build found for its own rows if left out.
+        k: Neighbours of each row; by default as many as the build has.
         data: Which columns are features, which are kept, and what to do with invalid rows.
 
     Returns:
-        The columns of the table that are kept, or its features if it has no others, then `neighbour_ids` array<long>
-        and `distances` array<float>, k of each, nearest first, ties by id. A row that is in the index finds itself.
+        The columns of the table that are kept, or its features if it has no other columns, then `neighbour_ids`
+        array<long> and `distances` array<float>, k of each, nearest first, ties by id. A row that is in the index finds
+        itself.
 
     Raises:
         ArtifactError: if there is no index.

@@ -1,8 +1,8 @@
 """Ways in which several processes train together, one file each: `train.backend` names the file.
 
-A backend owns how its ranks meet, the environment of their processes, their messages, and what a lost peer looks like.
-A new one is a file here with a class `Ranks` that passes tests/train/backends/test_ring.py. Importing this loads
-neither TensorFlow nor any of them: Spark's Python workers use it to start ranks.
+A backend defines how its ranks connect, the environment of their processes, their messages, and how a lost peer is
+detected. To add one, add a file here with a class `Ranks` that passes tests/train/backends/test_ring.py. Importing this
+loads neither TensorFlow nor any of them: Spark's Python workers use it to start ranks.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Meeting:
-    """What a task that starts a rank knows of the others.
+    """What a task that starts a rank knows about the other ranks.
 
     Attributes:
-        rank: Of this task's process.
+        rank: Rank of this task's process.
         hosts: The host of each rank.
         share: Takes a text of this task, and returns those of all, by rank, when all have called it.
-        stall_timeout_seconds: After which a rank that others wait for counts as lost.
-        start_timeout_seconds: Within which all ranks must have met.
+        stall_timeout_seconds: Time after which a rank that others wait for is considered lost.
+        start_timeout_seconds: Time within which all ranks must be connected.
     """
 
     rank: int
@@ -43,10 +43,10 @@ class Meeting:
 
 
 class Backend(Reducer):
-    """One of the processes that train together; as it stands, one that trains alone.
+    """One of the processes that train together; this base class trains alone.
 
     Args:
-        config: What it needs to know of the training. In a rank's process, this returns when all ranks have met.
+        config: Settings of the training. In a rank's process, the constructor returns when all ranks are connected.
     """
 
     rank = 0
@@ -59,16 +59,16 @@ class Backend(Reducer):
 
     @classmethod
     def check(cls) -> None:
-        """Check that it can be used here, without importing much. Runs on: driver.
+        """Check that it can be used here, without expensive imports. Runs on: driver.
 
         Raises:
-            DependencyError: if a package is missing; holds the pip command.
+            DependencyError: if a package is missing; the message has the pip command.
         """
 
     @classmethod
     @contextlib.contextmanager
     def meet(cls, meeting: Meeting) -> Iterator[dict[str, str]]:
-        """Agree with the other tasks on where the ranks meet. Runs on: executor, around the rank's process.
+        """Agree with the other tasks on where the ranks connect. Runs on: executor, around the rank's process.
 
         Yields:
             Environment variables of the rank's process.
@@ -81,18 +81,18 @@ class Backend(Reducer):
 
     @classmethod
     def is_lost_peer(cls, err: BaseException) -> bool:
-        """Tell whether an error says that another rank is gone, or stalled."""
+        """Return whether an error means that another rank is gone, or stalled."""
         return False
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return rank 0's value, which JSON can hold, on every rank."""
+        """Return rank 0's value, which must be serialisable as JSON, on every rank."""
         return value
 
     def broadcast_variables(self, variables: Sequence[Any]) -> None:
-        """Give every rank the values that rank 0's variables have."""
+        """Copy the values of rank 0's variables to every rank."""
 
     def leave(self) -> None:
-        """Wait until every rank has come this far. Whoever started this process keeps it until all have ended."""
+        """Wait until every rank has reached this point. The process is kept alive until all ranks have ended."""
 
 
 def load_backend(name: str) -> type[Backend]:

@@ -1,6 +1,6 @@
 """Ways to read row groups of triplet blocks from Parquet, one file each: `train.reader` names the file.
 
-A new one is a file here with a class `Reader` that passes tests/train/readers/test_contract.py.
+To add one, add a file here with a class `Reader` that passes tests/train/readers/test_contract.py.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class BlockReader(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def check(cls) -> None:
-        """Check that it can be used here, without importing much.
+        """Check that it can be used here, without expensive imports.
 
         Raises:
-            DependencyError: if a package is missing or does not fit the others; holds the pip command.
+            DependencyError: if a package is missing or does not fit the others; the message has the pip command.
         """
 
     @abc.abstractmethod
@@ -42,8 +42,8 @@ class BlockReader(abc.ABC):
         """Yield the row groups of `parts` in the order of `sharding.row_groups_of`.
 
         Args:
-            blocks: Where the files lie.
-            parts: What to read of which files.
+            blocks: Location of the files.
+            parts: Which parts of which files to read.
             columns: Names of binary columns.
             seed: At least 1; shuffles the row groups of whole files.
 
