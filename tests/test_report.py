@@ -27,7 +27,7 @@ from ivis_spark.report.colouring import find_columns
 from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.evaluate import evaluate, import_metrics
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
-from ivis_spark.report.sample import count_density, density_bins, draw_sample
+from ivis_spark.report.sample import Originals, count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import JUDGED, judge, principal_components
 
 if TYPE_CHECKING:
@@ -305,6 +305,31 @@ def test_sample_is_the_same_for_any_partitioning_and_order(spark: SparkSession) 
     np.testing.assert_array_equal(first.features, X[first.ids[first.measured] // 10 - 1])
     assert first.labels is not None
     np.testing.assert_array_equal(first.labels.codes, y[first.ids // 10 - 1])
+
+
+@pytest.mark.spark
+def test_sample_of_components_starts_with_the_rows_that_keep_their_features(
+    spark: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pyspark.sql import functions as F
+
+    X, Z, y = blobs()
+    rows, embeddings = tables(spark, X, Z, y.tolist())
+    embeddings = embeddings.withColumn("Original", F.lit("of the user"))
+    width = X.shape[1]
+    originals = Originals(rows.where("id <= 300"), Scaler("none", np.zeros(width), np.ones(width)))
+    with caplog.at_level(logging.INFO):
+        sample = draw_sample(
+            spark,
+            rows=rows,
+            embeddings=embeddings,
+            config=EvaluateConfig(sample_rows=50, plot_rows=50),
+            random_state=0,
+            originals=originals,
+        )
+    assert len(sample.ids) == 50 and sample.measured.tolist() == list(range(30))
+    np.testing.assert_array_equal(sample.features, X[sample.ids[:30] // 10 - 1])
+    assert "measured on 30 rows instead of 50" in caplog.text
 
 
 @pytest.mark.spark

@@ -112,6 +112,7 @@ def draw_sample(
     from pyspark.sql import functions as F
 
     from ivis_spark.spark.held_out import is_held_out
+    from ivis_spark.spark.rows.columns import unused
 
     labelled = "label" in embeddings.columns
     further = readable(embeddings, without=("id", "embedding", "label"))
@@ -124,8 +125,9 @@ def draw_sample(
     hashed = F.xxhash64(F.lit(random_state), F.col("id"))
     order = [hashed, F.col("id")]
     if originals is not None:
-        whole = F.broadcast(originals.table.select("id", F.lit(True).alias("original")))
-        embeddings, order = embeddings.join(whole, "id", "left"), [F.col("original").asc_nulls_last(), *order]
+        kept = unused("original", embeddings.columns)
+        whole = F.broadcast(originals.table.select("id", F.lit(True).alias(kept)))
+        embeddings, order = embeddings.join(whole, "id", "left"), [F.col(kept).asc_nulls_last(), *order]
     drawn: Any = embeddings.orderBy(*order).limit(size).select(*columns).toPandas()
     if drawn.empty:
         raise InputError("the table of embeddings has no rows, so there is nothing to evaluate")
@@ -268,6 +270,10 @@ def _draw_features(
     found = _of_ids(spark, rows.select("id", "features"), ids)
     by_id = dict(zip(found["id"], found["features"], strict=True))
     positions = np.array([place for place, key in enumerate(ids) if key in by_id], np.int64)
+    if len(positions) < len(ids):
+        log.info(
+            "metrics are measured on %d rows instead of %d: only these keep their features", len(positions), len(ids)
+        )
     if not len(positions):
         return positions, np.empty((0, 1), np.float32)
     packed = [by_id[ids[place]] for place in positions]
