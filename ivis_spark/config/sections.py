@@ -53,7 +53,10 @@ class DataConfig(Checked):
         "not Spark ML vectors. All other features are 0.",
     )
     n_features: int | None = option(
-        None, "Number of features if `indices_col` is set; none is the largest index of the table plus 1.", low=1
+        None,
+        "Number of features if `indices_col` is set; none is the largest index of the table plus 1.",
+        low=1,
+        high=2**31 - 1,
     )
     id_col: str | None = option(
         None,

@@ -259,7 +259,7 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str, sparse: bool = 
         sparse: Whether rows that come as sparse vectors are returned as a SciPy CSR matrix, not as an array.
 
     Raises:
-        InputError: if a row has another width, naming both and the column; or indices that are not those of a row.
+        InputError: if a row has another width, naming both and the column.
     """
     first = columns[0]
     if len(columns) > 1 or not (pa.types.is_nested(first.type) or pa.types.is_binary(first.type)):
@@ -279,14 +279,14 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str, sparse: bool = 
         if faults["width"].any():
             row = first[int(faults["width"].argmax())].as_py()
             found = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
-        if "indices" in faults and faults["indices"].any():
-            raise InputError(
-                f"{int(faults['indices'].sum())} of {len(first)} rows of a batch have {INDICES_FAULT} in {what}: give "
-                f"each value one place from 0 to {width - 1}"
-            )
     if found != width:
         raise InputError(f"a row has {found} features in {what}; the model was trained on {width}")
     return matrix, faults
+
+
+def name_faults(faults: Faults) -> str:
+    """Return how a message names the faults that rows have."""
+    return ", ".join(INDICES_FAULT if fault == "indices" else fault for fault, mask in faults.items() if mask.any())
 
 
 def describe(features: Sequence[str]) -> str:

@@ -8,8 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import InputError
-from ivis_spark.spark.vectors import from_vectors, pack_sparse, read_rows, sparse_rows, unpack_sparse
+from ivis_spark.serving.encoder import Encoder
+from ivis_spark.spark.embedding.embed import Outputs, _Carried, embed_batches
+from ivis_spark.spark.vectors import from_vectors, pack_sparse, sparse_rows, unpack_sparse
 
 KIND = pa.struct(
     [("type", pa.int8()), ("size", pa.int32()), ("indices", pa.list_(pa.int32())), ("values", pa.list_(pa.float64()))]
@@ -65,6 +68,21 @@ def test_faults_are_told_apart_and_leave_other_rows_alone(bad: Any, fault: str) 
     np.testing.assert_array_equal(found.toarray()[[0, 2, 3]], MATRIX)
 
 
-def test_indices_that_cannot_be_are_an_error_where_rows_are_embedded() -> None:
-    with pytest.raises(InputError, match=r"1 of 2 rows .* repeat.*0 to 3"):
-        read_rows([pa.array([GOOD[0], row([2, 2], [1.0, 1.0])], KIND)], 4, what="column 'v'", sparse=True)
+def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows() -> None:
+    """As `embed.invalid` says; indices are long where they come from a column of their own."""
+    kind = pa.struct([*(field for field in KIND if field.name != "indices"), ("indices", pa.list_(pa.int64()))])
+    column = pa.array([GOOD[0], row([2, 2], [1.0, 1.0]), row([2**32 + 1], [1.0]), GOOD[2]], kind)
+    batch = pa.RecordBatch.from_arrays([pa.array([1, 2, 3, 4]), column], ["id", "v"])
+    encoder = Encoder(DenseNetwork((DenseLayer.of(np.eye(4)[:, :2], None, "linear"),)), None)
+
+    def embedded(invalid: str) -> dict[str, Any]:
+        shared, outputs = _Carried(encoder), Outputs()
+        (found,) = embed_batches(
+            iter([batch]), shared=shared, invalid=invalid, features=("v",), kept=[0], outputs=outputs, counts=None
+        )
+        return found.to_pydict()
+
+    assert embedded("drop") == {"id": [1, 4], "embedding": [[0, 5], [0, 0]]}
+    assert embedded("null") == {"id": [1, 2, 3, 4], "embedding": [[0, 5], None, None, [0, 0]]}
+    with pytest.raises(InputError, match=r"2 of 4 rows .* \(indices that repeat, .* in column 'v'\): fix them, or"):
+        embedded("error")

@@ -105,11 +105,24 @@ def test_fewer_rows_than_components(spark: SparkSession, tmp_path: Path, count: 
 
 def test_indices_that_cannot_be_are_refused(spark: SparkSession, tmp_path: Path) -> None:
     config = data("indices", n_features=100)
-    with storage.RunFolder(str(tmp_path)).build("rows", {}) as build, pytest.raises(InputError, match=r"lie outside"):
+    with storage.RunFolder(str(tmp_path)).build("rows", {}) as build, pytest.raises(InputError, match=r"out of range"):
         ingest.ingest(columns.resolve(frame(spark, "indices"), config), config, build)
     with pytest.raises(InputError, match=r"whole numbers"):
         columns.resolve(frame(spark, "indices").withColumn("gene", F.col("y")), config)
     assert columns.resolve(frame(spark, "indices"), data("indices", n_features=None)).width == D
+
+
+def test_indices_beyond_int32_are_not_wrapped(spark: SparkSession, tmp_path: Path) -> None:
+    table = spark.createDataFrame(
+        [(i, [i % 4, 2**32 + 5] if i == 3 else [i % 4], [1.0, 2.0][: 1 + (i == 3)]) for i in range(8)],
+        "id long, gene array<long>, count array<double>",
+    )
+    config = data("indices", label_col=None, n_features=10, components=2, invalid="drop")
+    with storage.RunFolder(str(tmp_path)).build("rows", {}) as build:
+        info = ingest.ingest(columns.resolve(table, config), config, build)
+    assert (info["rows"], info["dropped"]) == (7, 1)
+    with pytest.raises(InputError, match=rf"holds {2**32 + 5}, .*data.n_features"):
+        columns.resolve(table, data("indices", label_col=None, n_features=None))
 
 
 def test_a_sample_keeps_its_features() -> None:

@@ -26,13 +26,13 @@ from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.rows.columns import FEATURES, quoted
 from ivis_spark.spark.session import is_connect
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import describe, describe_invalid, read_rows, to_list, to_packed_halves
+from ivis_spark.spark.vectors import describe, describe_invalid, name_faults, read_rows, to_list, to_packed_halves
 
 if TYPE_CHECKING:
     from pyspark.broadcast import Broadcast
 
 EMBEDDING = "embedding"
-_FAULTS = ("null", "nan", "infinite")
+FAULTS = ("null", "nan", "infinite", "indices")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class InvalidRows:
     """
 
     def __init__(self, context: SparkContext) -> None:
-        self._counts = {fault: context.accumulator(0) for fault in _FAULTS}
+        self._counts = {fault: context.accumulator(0) for fault in FAULTS}
 
     def add(self, faults: dict[str, NDArray[np.bool_]]) -> None:
         """Count the rows of a batch, each under its first fault. Runs on: executor."""
@@ -175,8 +175,8 @@ def embed_frame(
     Args:
         frame: The features and any other columns.
         encoder: Scales and embeds a batch.
-        invalid: What to do with null, NaN and infinite rows: `error`, `null` (a null embedding) or `drop`. Another
-            width is always an error.
+        invalid: What to do with rows of null, NaN, infinity or indices that are not those of a row: `error`, `null` (a
+            null embedding) or `drop`. Another width is always an error.
         features: One column: array of any numeric type, Spark ML vector or packed binary; or several numeric columns.
         kept: Columns that come back too; all but the features if left out, which saves their way back from Python.
         outputs: The columns to add.
@@ -267,12 +267,13 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
 def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputError:
     """Return the error of rows that cannot be embedded: how many, what is wrong with them and how the first looks."""
     bad = np.logical_or.reduce(list(faults.values()))
-    kinds = [fault for fault in _FAULTS if fault in faults and faults[fault].any()]
+    known = {fault: faults[fault] for fault in FAULTS if fault in faults}
     first = X[int(bad.argmax())]
     row = np.array2string(first.toarray()[0] if is_sparse(X) else first, threshold=6, separator=", ")
-    shown = "" if "null" in kinds else f"; the first reads {row}"
+    unread = any(known[fault].any() for fault in ("null", "indices") if fault in known)
+    shown = "" if unread else f"; the first reads {row}"
     return InputError(
-        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({', '.join(kinds)} in {where}{shown}): "
+        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({name_faults(known)} in {where}{shown}): "
         "fix them, or set embed.invalid=null or drop"
     )
 

@@ -19,7 +19,7 @@ from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
 from ivis_spark.spark.causes import deepest_cause, task_errors
 from ivis_spark.spark.embedding import units
-from ivis_spark.spark.embedding.embed import InvalidRows, Outputs, embed_frame
+from ivis_spark.spark.embedding.embed import FAULTS, InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
@@ -150,7 +150,7 @@ def embed_input(
     with arrow_batch_rows(spark, config.batch_rows):
         done = units.run_units(work, plan, do)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
-    info["invalid"] = {fault: sum(unit.info["invalid"][fault] for unit in done) for fault in done[0].info["invalid"]}
+    info["invalid"] = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
     return done, info
 
 

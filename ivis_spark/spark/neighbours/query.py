@@ -22,7 +22,7 @@ from ivis_spark.spark.neighbours.task_plan import one_blas_thread
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import describe, describe_invalid, pack, read_rows, to_list, unpack
+from ivis_spark.spark.vectors import describe, describe_invalid, name_faults, pack, read_rows, to_list, unpack
 
 FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
 _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
@@ -107,9 +107,8 @@ def _with_regions(
             bad = np.logical_or.reduce([np.zeros(batch.num_rows, bool), *faults.values()])
             if bad.any():
                 if not drop:
-                    kinds = ", ".join(fault for fault, mask in faults.items() if mask.any())
                     raise InputError(
-                        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be searched ({kinds} in "
+                        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be searched ({name_faults(faults)} in "
                         f"{describe_invalid(features, read)}): fix them, or drop them with --set data.invalid=drop"
                     )
                 rows, columns = rows[~bad], [column.filter(pa.array(~bad)) for column in columns]

@@ -9,6 +9,8 @@ from pyspark.sql import types as T
 
 from ivis_spark.errors import InputError
 
+_MOST_FEATURES = 2**31 - 1  # indices are kept as int32
+
 
 def check_types(values: str, kind: T.DataType, indices: str, places: T.DataType) -> None:
     """Check that two columns are arrays of numbers, and of whole numbers.
@@ -38,6 +40,11 @@ def largest_index(frame: DataFrame, places: Column, name: str) -> int:
     found = frame.select(F.max(F.array_max(places))).first()
     if found is None or found[0] is None or found[0] < 0:
         raise InputError(f"indices column {name!r} holds no index of a feature; name another with data.indices_col")
+    if found[0] >= _MOST_FEATURES:
+        raise InputError(
+            f"indices column {name!r} holds {found[0]}, and rows have at most {_MOST_FEATURES} features: fix it, or "
+            "set data.n_features to the number of features"
+        )
     return int(found[0])
 
 
@@ -46,7 +53,7 @@ def indexed(places: Column, values: Column, width: int | None) -> Column:
     fields = {
         "type": F.lit(0).cast("byte"),
         "size": F.lit(width).cast("int"),
-        "indices": places.cast("array<int>"),
+        "indices": places.cast("array<long>"),  # as int, those that are too large would wrap
         "values": values.cast("array<double>"),
     }
     return F.struct(*[column.alias(name) for name, column in fields.items()])

@@ -64,7 +64,7 @@ def test_other_columns_pass_and_nothing_is_left(spark: SparkSession, run: Path, 
     table = write(tmp_path / "table")
     manifest = pipeline(spark, run, table).embed()
     assert manifest.stage == "embeddings-table" and manifest.info["rows"] == 60
-    assert manifest.info["invalid"] == {"null": 0, "nan": 0, "infinite": 0}
+    assert manifest.info["invalid"] == {"null": 0, "nan": 0, "infinite": 0, "indices": 0}
     found = pq.read_table(published(run, "embeddings-table") / "data")
     assert found.column_names == ["key", "n", "embedding"]
     check(found, range(60))
@@ -109,10 +109,10 @@ def test_policies_and_counts_in_the_manifest(spark: SparkSession, run: Path, tmp
     with pytest.raises(InputError, match="4 of 4 rows of a batch cannot be embedded"):
         pipeline(spark, run, table).embed()
     null = pipeline(spark, run, table, "embed.invalid=null").embed("null")
-    assert null.info["rows"] == 64 and null.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1}
+    assert null.info["rows"] == 64 and null.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1, "indices": 0}
     assert pq.read_table(published(run, "null") / "data")["embedding"].null_count == 4
     drop = pipeline(spark, run, table, "embed.invalid=drop").embed("drop")
-    assert drop.info["rows"] == 60 and drop.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1}
+    assert drop.info["rows"] == 60 and drop.info["invalid"] == {"null": 2, "nan": 1, "infinite": 1, "indices": 0}
     check(pq.read_table(published(run, "drop") / "data"), range(60))
 
 
