@@ -315,9 +315,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             InputError: if the rows cannot be used.
         """
         rows = self._rows_to_embed(X)
-        if self.supervised_model_ is None:
+        if self.head_ is None:
             raise NotFitted("Model was not trained in classification mode: pass labels to fit")
-        return predict(self.supervised_model_, rows)
+        return predict(self.head_, predict(self.encoder_, rows, self.projection_))
 
     def _config(self) -> Config:
         values = with_preset(self.get_params(deep=False))

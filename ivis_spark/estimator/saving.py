@@ -136,6 +136,8 @@ class Saving(BaseEstimator):  # type: ignore[misc]
         self.classes_ = _restored(extra.get("classes"))
         if extra.get("feature_names"):
             self.feature_names_in_ = np.array(extra["feature_names"], dtype=object)
+        if extra.get("projection"):
+            self.projection_ = Projection.from_mapping(extra["projection"])
         if loaded is not None:
             self._restore(loaded, custom_objects)
         return self
@@ -148,6 +150,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             params["random_state"] = self._seed
         facts: dict[str, Any] = {"loss_history": list(self.loss_history_), "n_classes": self.n_classes_}
         facts |= {"classes": _kept(self.classes_), "feature_names": list(getattr(self, "feature_names_in_", ()))}
+        facts["projection"] = None if self.projection_ is None else self.projection_.to_mapping()
         return {"params": params, **facts}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             variables = saved.encoder.trainable_variables + (saved.head.trainable_variables if saved.head else [])
             optimizer = saved.optimizer.restore(variables, custom_objects)
         encoder, projection = split_projection(saved.encoder)
-        self.projection_ = self.projection_ or projection  # pickling keeps more of it
+        self.projection_ = self.projection_ or projection  # what is kept beside the network has more digits
         self._assemble(encoder, saved.head, optimizer)
         if saved.encoder.input_shape[1] is not None:
             self.n_features_in_ = int(saved.encoder.input_shape[1])

@@ -194,11 +194,15 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         """
         from ivis_spark.estimator.settings import TRAIN_SETTINGS
         from ivis_spark.nn.persistence import save_model
+        from ivis_spark.nn.projection import split_projection
         from ivis_spark.nn.scaling import split_scaling
 
         if local.encoder_ is None:
             raise NotFittedError("the Ivis is not fitted: call fit before from_local")
         encoder, scaler = split_scaling(local.encoder_)
+        if local.projection_ is not None:  # it has more digits than the network's first layer, and takes sparse rows
+            encoder, width = split_projection(local.encoder_)[0], len(local.projection_.mean)
+            scaler = Scaler("none", np.zeros(width), np.ones(width), local.projection_)
         train = {setting: getattr(local, name) for name, setting in TRAIN_SETTINGS.items()}
         train |= {"distance": local.distance} if isinstance(local.distance, str) else {}
         train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}

@@ -118,6 +118,28 @@ def test_saved_pickled_and_trained_further(tmp_path: Path) -> None:
     assert model.set_params(n_components=None).fit(X).projection_ is None
 
 
+@pytest.mark.parametrize("kind", ["sparse", "far"])
+def test_all_outputs_are_of_the_same_projection(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from 0 the layer that projects has too few digits, and it would make sparse rows dense."""
+    pytest.importorskip("pyspark")
+    from ivis_spark.ml import IvisModel
+
+    X = np.round(wide() * 4)
+    rows = sparse.csr_matrix(X) if kind == "sparse" else X + np.float32(1e6)
+    if kind == "sparse":
+        monkeypatch.setattr(LazyRows, "take", None)
+    model = ivis().fit(rows, np.arange(120) % 3)
+    embedding, scores = model.transform(rows), model.score_samples(rows)
+    np.testing.assert_allclose(scores, model.head_.predict(embedding, verbose=0), atol=1e-5)
+    encoder = IvisModel.from_local(model).to_encoder()
+    np.testing.assert_allclose(encoder(rows), embedding, atol=1e-4)
+    np.testing.assert_allclose(encoder.score(embedding), scores, atol=1e-5)
+    model.save_model(str(tmp_path / "m"))
+    again = Ivis().load_model(str(tmp_path / "m"))
+    np.testing.assert_allclose(again.transform(rows), embedding, atol=1e-5)
+    np.testing.assert_allclose(IvisModel.from_local(again).to_encoder()(rows), embedding, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
