@@ -179,7 +179,7 @@ def test_accuracies_are_of_rows_whose_labels_training_did_not_see(spark: SparkSe
     honest, page = run(spark, tmp_path / "a", *frames, held_out=share)
     assert honest["labels"] == "held out" and honest["tested_rows"] == len(hidden)
     assert honest["knn_accuracy"] < 0.4 and honest["linear_svm_accuracy"] < 0.5
-    assert f"{len(hidden)} rows whose labels training did not see" in page.visible
+    assert f"{len(hidden)} rows whose labels were held out of training" in page.visible
     seen, page = run(spark, tmp_path / "b", *frames, held_out=(0.0, 3))
     assert seen["labels"] == "trained on" and seen["knn_accuracy"] > 0.7
     assert "training used the labels" in page.visible

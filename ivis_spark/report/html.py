@@ -206,7 +206,8 @@ def _label_note(found: Mapping[str, Any]) -> str:
         return ""
     if found["labels"] == "held out":
         return (
-            f"Accuracies and centroids: on the {tested:,} {_plural(tested, 'row')} whose labels training did not see."
+            f"Accuracies and centroid correlation: on the {tested:,} {_plural(tested, 'row')} whose labels were held "
+            "out of training."
         )
     if found["labels"] == "trained on":
         return (
