@@ -93,7 +93,7 @@ class ArtifactError(IvisError):
 
 
 class NotFittedError(IvisError, ValueError, AttributeError):
-    """A model was asked to embed before it was trained or loaded."""
+    """A model was used before it was trained or loaded."""
 
     exit_code = 2
 

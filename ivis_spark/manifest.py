@@ -1,4 +1,4 @@
-"""What a published stage says of itself, and how two of them differ."""
+"""The manifest of a published stage, and the differences between two."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published stage says of itself.
+    """The manifest of a published stage.
 
     `spec` (configuration and inputs) decides whether a rerun may skip it. `folder` holds its files, relative to the
     stage; it is empty in format 1, where they lie beside the manifest. `made_from` has the fingerprints of all stages

@@ -95,7 +95,7 @@ class FeatureStatistics:
 
     @property
     def overflow(self) -> NDArray[np.bool_]:
-        """Which features, as they are, are so large that distances between rows are no float32; shape (d,)."""
+        """Which features, as they are, are so large that distances between rows exceed float32; shape (d,)."""
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
         overflow: NDArray[np.bool_] = largest > np.sqrt(_LARGEST / (4 * max(len(largest), 1)))
         return overflow
@@ -164,7 +164,7 @@ class Scaler:
         return cls(kind, offset, factor)
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Scale rows, and project them. What lies so far out that it is no float32 becomes infinite; callers refuse it.
+        """Scale rows, and project them. Values beyond float32 become infinite, which callers refuse.
 
         Args:
             X: Numbers, shape (n, d), not cast to fewer digits before; an array, or a SciPy sparse matrix, which is made

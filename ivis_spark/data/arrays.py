@@ -51,7 +51,7 @@ def warn_of_range(rows: Floats) -> None:
     Args:
         rows: Shape (n, ...); looked at if they are flat.
 
-    Raises: InputError: if distances between rows are no float32.
+    Raises: InputError: if distances between rows exceed float32.
     """
     if rows.ndim != 2:
         return
@@ -117,7 +117,7 @@ def finite_rows(rows: Floats, numbers: Ints | None = None) -> Floats:
 def check_neighbours(neighbours: NDArray[Any], n_rows: int) -> Ints:
     """Return a neighbour matrix as int64, shape (n_rows, k).
 
-    Raises: InputError: if it has another shape, or numbers that are no rows.
+    Raises: InputError: if it has another shape, or numbers that are not rows.
     """
     if neighbours.ndim != 2 or len(neighbours) != n_rows or neighbours.dtype.kind not in "iu" or neighbours.size == 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Rows from wherever they are: in memory, sparse, in a file larger than memory, or made when asked for."""
+"""Rows from any source: in memory, sparse, in a file larger than memory, or generated on access."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def project(rows: Rows, projection: Projection | None) -> Rows:
 
 
 def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
-    """Return labels as an array, shape (n,) or (n, c): float32, int64, or of their own type if they are no numbers.
+    """Return labels as an array, shape (n,) or (n, c): float32, int64, or of their own type if they are not numbers.
 
     Raises: InputError: if they are not one a row.
     """

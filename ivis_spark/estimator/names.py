@@ -1,4 +1,4 @@
-"""Columns of data frames go by name."""
+"""Columns of data frames are matched by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Names = NDArray[np.object_]
 
 
 def names_of(X: Any) -> Names | None:
-    """Return the column names of a data frame, object (d,); None if it is no frame, or its columns have numbers.
+    """Return the column names of a data frame, object (d,); None if it is not a frame, or its columns are numbered.
 
     Raises: InputError: if columns hold text or dates (names them), or if some names are text and some are not, so that
         the columns go neither by name nor by place.
@@ -27,8 +27,8 @@ def names_of(X: Any) -> Names | None:
     others = [str(name) for place, name in enumerate(names) if _holds_text(X, place)]
     if others:
         raise InputError(
-            f"{_listed(others)} of X {'hold' if len(others) > 1 else 'holds'} text or dates: leave out what is no "
-            "feature, as X.select_dtypes('number') does in pandas, and encode categories first"
+            f"{_listed(others)} of X {'hold' if len(others) > 1 else 'holds'} text or dates: drop columns that are "
+            f"not features, as X.select_dtypes('number') does in pandas, and encode categories first"
         )
     texts = [isinstance(name, str) for name in names]
     if not any(texts):

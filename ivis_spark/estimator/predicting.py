@@ -1,4 +1,4 @@
-"""Rows through a trained network, and whether it tells them apart at all."""
+"""Predictions of a trained network, and whether the embedding has collapsed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def embed_fitted(encoder: keras.Model, rows: Rows) -> Floats | None:
 
 
 def check_components(count: Any, metric: str, *, searched: bool) -> None:
-    """Raise ConfigError if `n_components` is no number of components, or the neighbours searched are not kept by it."""
+    """Raise ConfigError if `n_components` is invalid, or does not preserve the distances of the neighbours."""
     if count is None:
         return
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:

@@ -31,7 +31,7 @@ _Self = TypeVar("_Self", bound="Saving")
 
 
 class NotFitted(NotFittedError, SklearnNotFittedError):  # type: ignore[misc]
-    """A model was asked to embed before it was trained or loaded; an error of ours and of scikit-learn's."""
+    """A model was used before it was trained or loaded; also scikit-learn's NotFittedError."""
 
 
 class Saving(BaseEstimator):  # type: ignore[misc]

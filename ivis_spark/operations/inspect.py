@@ -88,7 +88,7 @@ def verify(root: str) -> dict[str, int]:
         Files of each stage, all of them whole.
 
     Raises:
-        ArtifactError: naming missing, altered and foreign files, and stages whose input was replaced since.
+        ArtifactError: naming missing, modified and foreign files, and stages whose input was replaced since.
     """
     folder = RunFolder(root)
     manifests = _manifests(folder)

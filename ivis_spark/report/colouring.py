@@ -27,7 +27,7 @@ _SETTING = "evaluate.colour_by"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked to colour by.
+    """The requested colourings.
 
     Attributes:
         features: Position in `features` of the rows by the name to show.

@@ -83,7 +83,7 @@ def evaluate(
         folder: Local folder, made if missing.
         title: Heading of the report.
         settings: The run's whole configuration, nested; listed in the report.
-        wanted: What else points can be coloured by.
+        wanted: Additional colourings.
         held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
         table: Name of the table, for the heading.
         predicted: Column of `embeddings` with the class that the model predicts; None if it predicts none.
@@ -91,7 +91,7 @@ def evaluate(
         components: What the stage `rows` says of them.
 
     Returns:
-        The figures, as in metrics.json: the same keys always, None where a figure does not apply, flat but for
+        The metrics, as in metrics.json: always the same keys, None for metrics that do not apply, flat except for
         `confusion`, which has rows by true and predicted class, or of many classes the pairs confused most.
 
     Raises:

@@ -36,7 +36,7 @@ def curves_of(training: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def loss_traces(curves: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Return plotly traces of curves by epoch; those that are no loss are hidden until chosen in the legend."""
+    """Return plotly traces of curves by epoch; other curves are hidden until selected in the legend."""
     return [
         {
             "x": list(range(1, len(values) + 1)),

@@ -203,7 +203,7 @@ def read_owner(uri: str, *, pauses: tuple[float, ...] = (0.0, 0.2, 1.0)) -> Owne
 
 
 def _beats(uri: str, owner: Owner) -> bool:
-    """Watch whether the heartbeat of an owner goes on, whatever the clocks say."""
+    """Watch whether the heartbeat of an owner continues, independent of clocks."""
     log.info("checking whether a run is alive: %s", owner)
     until = time.monotonic() + WATCH_S
     while time.monotonic() < until:

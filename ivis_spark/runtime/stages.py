@@ -1,4 +1,4 @@
-"""How a stage comes to stand: skipped if it does, else built under the lock, published, logged and told to MLflow."""
+"""How a stage is published: skipped if it is up to date, else built under the lock, published, and logged to MLflow."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class StageRunner:
     Args:
         output: URI of the run folder.
         commands: The command that makes each stage, for messages.
-        overwrite: Whether stages made with other settings or input are built anew instead of refused.
-        experiment: MLflow experiment to report to; None reports to nobody.
+        overwrite: Whether stages made with other settings or input are rebuilt instead of refused.
+        experiment: MLflow experiment to log to; None disables it.
     """
 
     def __init__(

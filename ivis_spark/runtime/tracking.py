@@ -1,9 +1,9 @@
 """MLflow tracking of a run: its settings, each stage's figures, the loss of every epoch, and the report.
 
-One MLflow run a run folder: its id is kept in the folder, so that a rerun, or the next Airflow task, goes on in it.
+One MLflow run per run folder: its id is kept in the folder, so that a rerun, or the next Airflow task, resumes it.
 Where and how MLflow is reached is MLflow's own affair (`MLFLOW_TRACKING_URI`, Databricks). A package that it needs for
-that place, which mlflow-skinny leaves out for many, is asked for at the start; a server that does not answer costs a
-warning, never the run.
+that place, which mlflow-skinny leaves out for many, is checked at the start; a server that does not answer causes a
+warning and never fails the run.
 """
 
 from __future__ import annotations

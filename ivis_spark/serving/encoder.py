@@ -64,7 +64,7 @@ class Encoder:
 
         Raises:
             InputError: if d is not the width the network was trained on, or rows lie so far from what it was trained on
-                that the embedding is no float32.
+                that the embedding exceeds float32.
         """
         embedding = self.embed(X)
         beyond = ~np.isfinite(embedding).all(axis=1)
@@ -119,7 +119,7 @@ class KerasNetwork:
 
     Args:
         content: A `.keras` file.
-        input_shape: Shape of a row; rows come flat and are brought to it.
+        input_shape: Shape of a row; flat rows are reshaped to it.
         n_outputs: Dimensions of the output.
         custom_objects: Layers and functions of the backbone by name, as the caller passed them.
     """

@@ -82,7 +82,7 @@ class ModelFolder:
 
     @property
     def images(self) -> dict[str, Any]:
-        """Settings of `data` that bring images to what the network takes; empty if the features are no images."""
+        """Settings of `data` that convert images to the network's input; empty if the features are not images."""
         found: dict[str, Any] = self.serving.get("images") or {}
         return found
 
@@ -116,7 +116,7 @@ def read_model(root: str, manifest: Manifest | None = None) -> ModelFolder:
         manifest: That of the model, if it was read before: another may be published meanwhile.
 
     Raises:
-        ArtifactError: if there is none, it is of a newer format, or a file is missing or altered (names the file).
+        ArtifactError: if there is none, it is of a newer format, or a file is missing or modified (names the file).
     """
     run = RunFolder(root)
     manifest = manifest or run.require(STAGE, "train")

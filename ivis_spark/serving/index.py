@@ -213,7 +213,7 @@ class PartitionedIndex:
         return ids, keys
 
     def _region(self, number: int) -> RegionIndex:
-        """Return a region's index, opened when it is first asked for."""
+        """Return a region's index, opened on first access."""
         if number not in self._open:
             if number not in self._records:
                 raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {_REMEDY}")

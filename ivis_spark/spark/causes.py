@@ -1,4 +1,4 @@
-"""What went wrong, out of Spark's account of it: the error a task raised on purpose, else the deepest cause."""
+"""The cause of a Spark error: the error that a task raised on purpose, else the root cause."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def deepest_cause(err: BaseException) -> Cause:
 
 
 def account_of(err: BaseException) -> str:
-    """Return all that Spark says of an error: the messages, and Java's stacks."""
+    """Return Spark's full text of an error: the messages, and Java's stacks."""
     return getattr(err, "_stackTrace", None) or str(err)
 
 

@@ -1,4 +1,4 @@
-"""Deal groups of rows to Spark partitions evenly."""
+"""Distribute groups of rows evenly over Spark partitions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _found: dict[int, list[int]] = {}  # what `_keys` gave, which asks Spark
 def repartition_by_group(frame: DataFrame, group: str, partitions: int) -> DataFrame:
     """Repartition so that group g, an integer column counting from 0, lies whole in partition g mod `partitions`.
 
-    `repartition(n, column)` deals groups by a hash, so a few groups on a few cores leave some idle while others do
-    two. Here each group is sent under a key that is known to hash to its partition.
+    `repartition(n, column)` distributes groups by a hash, so a few groups on a few cores leave some idle while others
+    do two. Here each group is sent under a key that is known to hash to its partition.
 
     Runs on: driver.
     """

@@ -119,7 +119,7 @@ def get_session(
 
 
 def end_quietly(spark: SparkSession) -> None:
-    """Cancel all jobs and silence Java's log, when the process was told to end. Runs on: driver, any thread."""
+    """Cancel all jobs and silence Java's log, when the process is being ended. Runs on: driver, any thread."""
     with contextlib.suppress(Exception):  # a Java that is gone needs neither
         spark.sparkContext.setLogLevel("OFF")
         spark.sparkContext.cancelAllJobs()

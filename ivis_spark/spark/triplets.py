@@ -1,8 +1,7 @@
 """The triplets stage: neighbours and rows in, packed blocks of triplets out.
 
 One row of the Parquet files is one block. The columns `positive_0 .. m-1` are m draws, so that epoch e reads
-`positive_{e mod m}` alone; `near` says which anchors of the block are no negatives of which, and is left out where the
-loss reads no negatives.
+`positive_{e mod m}` alone; `near` is the false-negative mask, and is left out if the loss reads no negatives.
 """
 
 from __future__ import annotations

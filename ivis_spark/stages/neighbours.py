@@ -92,7 +92,7 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
 
 
 def _refuse_other_anchors(run: Run, inputs: Mapping[str, Any]) -> None:
-    """Raise if the lists of other anchors stand, and differ in nothing else; says what makes those asked for."""
+    """Raise if the neighbours of other anchors are published and nothing else differs; says what to do."""
     published = run.folder.manifest("neighbours")
     held = None if published is None else published.spec["inputs"].get("anchors")
     if held is None or held == inputs.get("anchors") or run.runner.overwrite:
@@ -100,7 +100,7 @@ def _refuse_other_anchors(run: Run, inputs: Mapping[str, Any]) -> None:
     if run.stands("neighbours", run.spec("neighbours", "random_state", **{**inputs, "anchors": held})):
         wanted = f"{inputs['anchors']:,} anchors" if "anchors" in inputs else "all rows"
         raise ArtifactError(
-            f"{run.folder.root}: 'neighbours' holds the lists of {held:,} anchors, not those of {wanted}. "
+            f"{run.folder.root}: 'neighbours' holds the neighbours of {held:,} anchors, not of {wanted}. "
             f"Build them with --overwrite; or keep these: --set triplets.anchors={held} --set "
             "neighbours.query_rows=anchors"
         )

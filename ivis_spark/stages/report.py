@@ -131,7 +131,7 @@ def _labelled(run: Run, rows: Manifest) -> DataFrame:
 def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> tuple[DataFrame, str | None]:
     """Return the embeddings with the rows' numbers as `id`, and which of their columns is the predicted class, if any.
 
-    Of the user's columns those stay that are no id or label.
+    The user's columns are kept, except ids and the label.
     """
     from pyspark.sql import functions as F
 

@@ -101,7 +101,7 @@ def fit(
         config: `epochs`, `patience`, `schedule`, `warmup_epochs` and `cooldown_epochs` are read here.
         callbacks: Keras callbacks; one that sets `model.stop_training` ends training at once. `on_train_batch_*` is
             called once for each chunk of steps, with its last step.
-        state: Where training goes on; it is kept up to date. None begins.
+        state: Where training resumes; it is kept up to date. None starts training.
         on_progress: Called with the state after each chunk of steps and each epoch.
 
     Returns:

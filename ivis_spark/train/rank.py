@@ -3,7 +3,7 @@
 It reads the job, a line of JSON, from standard input, trains as the environment says, and writes lines of JSON to the
 file descriptor: an empty object when it has met the other ranks, then the facts of the training, or what went wrong.
 With facts it stays until its standard input closes, so that no rank goes while others still read from it. When standard
-input closes before, whoever started it is gone, and it ends at once: no rank outlives its Spark task. On Linux the
+input closes before, its parent process is gone, and it ends at once: no rank outlives its Spark task. On Linux the
 kernel ends it too, which also reaches a rank that is stopped or hangs where it cannot read.
 """
 

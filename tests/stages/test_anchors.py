@@ -106,7 +106,7 @@ def test_neighbours_of_anchors_are_not_those_of_all_rows(spark: SparkSession, ta
     ):
         with pytest.raises(
             ArtifactError,
-            match=r"lists of 600 anchors, not those of (all rows|500 anchors)\. Build them with --overwrite",
+            match=r"neighbours of 600 anchors, not of (all rows|500 anchors)\. Build them with --overwrite",
         ):
             pipeline(spark, table, "out", other).neighbours(for_training=training)
     with pytest.raises(

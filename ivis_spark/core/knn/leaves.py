@@ -1,7 +1,7 @@
 """Leaves: the rows of a region in groups of some hundred, each compared with query rows by one matrix product.
 
 A query row is compared with its nearest leaf first. The distance to the k-th row found there bounds how far its
-neighbours can be: a further leaf is searched if the border to it is nearer than a share of that distance, the margin.
+neighbours can be: another leaf is searched if its boundary is closer than a share of that distance, the margin.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Leaves:
         Args:
             X: Rows as they came, shape (n, d).
             metric: Metric.
-            leaf_rows: Rows wanted in a leaf.
+            leaf_rows: Rows per leaf.
             seed: Seed.
         """
         space = Space(metric)
@@ -112,7 +112,7 @@ class Leaves:
     def load(
         cls, part: Callable[[int, int], bytes], keep: Callable[[int, Callable[[], Leaf]], Leaf]
     ) -> tuple[Leaves, Callable[[int], Leaf]]:
-        """Open what `dump` gave; leaves are read when they are asked for.
+        """Open what `dump` gave; leaves are read on access.
 
         Args:
             part: Returns the bytes of the file from one place to another.
@@ -151,7 +151,7 @@ class Leaves:
 
         Args:
             Q: Rows as they came, shape (q, d).
-            k: Rows wanted, at most all: further leaves are searched until a row has as many.
+            k: Rows per query, at most all: more leaves are searched until a query has as many.
             margin: As above, 0 to 1; `ALL` searches every leaf.
         """
         queries = Space(self.metric).prepare(Q)
@@ -320,7 +320,7 @@ class _Candidates:
 
 
 def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
-    """Return centroids and the leaf of each row; equal rows beyond some leaves' worth are dealt by number."""
+    """Return centroids and the leaf of each row; equal rows that fill more than some leaves are split by number."""
     wanted = max(1, round(len(routed) / leaf_rows))
     drawn = rng.choice(len(routed), min(len(routed), wanted * _LEARN_PER_LEAF), replace=False)
     centroids = kmeans(routed[np.sort(drawn)], wanted, space, rng)

@@ -1,4 +1,4 @@
-"""The recall of neighbours, measured on rows that nothing was learnt from or chosen by, with its interval."""
+"""The recall of neighbours, measured on held-out rows, with its interval."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POOR = 0.5
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall@k on a sample of rows that neither the quantiser nor the choice of effort has seen.
+    """Recall@k on a sample of rows used neither to learn the quantiser nor to choose the effort.
 
     Attributes:
         value: Mean over the rows, 0 to 1.
@@ -39,12 +39,12 @@ class Recall:
 
     @classmethod
     def exact(cls, rows: int) -> Recall:
-        """Return the recall of a search that leaves nothing out."""
+        """Return the recall of an exact search."""
         return cls(1.0, 1.0, 1.0, rows)
 
     @classmethod
     def of_shares(cls, shares: npt.NDArray[np.float64], *, k: int, n_rows: int) -> Recall:
-        """Return the recall of rows whose own ones are given.
+        """Return the recall from that of each row.
 
         The interval is Wilson's for as many independent draws as have the variance seen, so that it stays inside 0 to 1
         and holds near both ends; it closes as the sample becomes the whole table.
@@ -68,7 +68,7 @@ class Recall:
         return cls(value, min(low, value), max(high, value), count, float((shares < _POOR).mean()))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return what the manifest says of it."""
+        """Return the recall as the manifest records it."""
         return {"value": self.value, "ci95": [self.low, self.high], "sample": self.sample, "tail": self.tail}
 
 
@@ -93,7 +93,7 @@ def check_recall(recall: Recall, target: float, remedy: str) -> None:
     """Check that the recall is at least the target, by the lower end of its interval.
 
     Raises:
-        IvisError: if it is not; says what was reached and what to change.
+        IvisError: if it is not; the message has the recall and what to change.
     """
     log.info(
         "recall@k %.4f (%.4f to %.4f on %d rows; %.2f %% of them under %s)",

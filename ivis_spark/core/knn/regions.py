@@ -1,9 +1,10 @@
-"""The coarse quantiser: regions of the space, learnt on a sample, that say where a row lies and is searched.
+"""The coarse quantiser: regions of the space, learnt on a sample, to which rows and queries are assigned.
 
-A row lies in its nearest region, where its neighbours are searched, and as a guest in further ones, for the rows there
-that it is a neighbour of: where it is at most a margin behind the border. So a row's list is made in one place.
+A row is assigned to its nearest region, its primary partition, where its neighbours are searched, and copied to other
+regions, where it can be a neighbour: those whose boundary is at most a margin away. So a row's list is made in one
+place.
 
-Equal rows that no border can tell apart are dealt by number to several regions with one centroid; other rows never.
+Only equal rows, which no boundary separates, are hash-sharded over several regions with one centroid.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Regions:
     Attributes:
         metric: Metric of the rows.
         centroids: float32 (c, r), in the routing space; for dot of directions.
-        parts: int64 (c,): regions among which the equal rows of a centroid are dealt; mostly 1.
+        parts: int64 (c,): regions over which the equal rows of a centroid are hash-sharded; mostly 1.
         sizes: float32 (c,): mean distance of a centroid's rows to it; for dot the spread of its products with rows.
         bounds: float32 (c,): for dot, the product from which a row may be a neighbour of the centroid's rows.
     """
@@ -97,7 +98,7 @@ class Regions:
             sample: Rows drawn evenly, shape (s, d).
             n_rows: Rows of the whole table.
             metric: Metric of the rows.
-            region_rows: Rows wanted in a region.
+            region_rows: Rows per region.
             seed: Seed.
             least_rows: Fewest rows of a region; those of smaller ones go to their next nearest.
 
@@ -138,19 +139,20 @@ class Regions:
         return made
 
     def home(self, X: npt.NDArray[Any], ids: Ints) -> Ints:
-        """Return int64 (n,): the region in which the neighbours of each row are searched."""
+        """Return int64 (n,): the primary region of each row, in which its neighbours are searched."""
         routed = _routed(Space(self.metric), X)
         return self._numbered(routed, self._nearest(routed, 1)[0], ids)[:, 0]
 
     def depths(self, X: npt.NDArray[Any], ids: Ints, width: int) -> tuple[Ints, Floats]:
-        """Return the regions int64 (n, w) that each row could lie in, its home first, and its depths float32 (n, w).
+        """Return the candidate regions int64 (n, w) of each row, the primary first, and margins float32 (n, w).
 
-        A depth is how far the row is behind the border to a region over the larger size of both; 0 at home.
+        A boundary margin is the distance to the boundary of a region divided by the larger size of both; 0 in the
+        primary region.
 
         Args:
             X: Rows as they came, shape (n, d).
             ids: int64 (n,).
-            width: Most regions of a row; for dot all, since long rows are neighbours of many.
+            width: Maximum regions per row; for dot all, because long rows are neighbours of many.
         """
         space = Space(self.metric)
         if self.metric == "dot":
@@ -179,7 +181,7 @@ class Regions:
     def assign(
         self, X: npt.NDArray[Any], ids: Ints, *, width: int, margin: float
     ) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-        """Return (row, region) pairs: each row at home, and as a guest where its depth is at most the margin.
+        """Return (row, region) pairs: each row in its primary region, and in others up to a boundary margin.
 
         Returns:
             rows int64 (p,), regions int64 (p,), home bool (p,).
@@ -220,7 +222,7 @@ class Regions:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def _numbered(self, routed: Floats, numbers: Ints, ids: Ints) -> Ints:
-        """Return regions of centroids: of a row equal to a centroid the one that its id is dealt to, else the first."""
+        """Return regions of centroids: of a row equal to a centroid the one that its id hashes to, else the first."""
         regions = self.first[numbers]
         if (self.parts > 1).any():
             nearest = numbers[:, 0]
@@ -271,7 +273,7 @@ class _Ordered:
 
 
 def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> int:
-    """Return the rows wanted in a region: by their bytes, and few enough that there are some regions, but not many."""
+    """Return the rows per region: by their bytes, with some regions at least, but not too many."""
     least, most = REGION_ROWS
     rows = config.region_rows
     if rows is None:
@@ -287,12 +289,12 @@ def sample_size(n_rows: int, dims: int, rows: int) -> int:
 
 
 def choose_margin(depths: Floats, target: float) -> tuple[float, float]:
-    """Return the smallest margin by which rows find a share of their neighbours in their home region, and the share.
+    """Return the smallest margin with which rows find a share of their neighbours in one region, and the share.
 
     Args:
-        depths: float32 (q, k): of the neighbours of q rows, towards the home of the row; infinity where it is not one
-            of the neighbour's regions, NaN where it does not count.
-        target: Share wanted; the largest margin if none reaches it.
+        depths: float32 (q, k): boundary margins of the neighbours of q rows, towards the primary region of the row;
+            infinity where it is not a candidate region of the neighbour, NaN where it does not count.
+        target: Share to reach; the largest margin if none reaches it.
     """
     depths = depths[~np.isnan(depths).all(axis=1)]
     if not len(depths):

@@ -46,8 +46,8 @@ class Searched:
 
     Attributes:
         index: Its index.
-        effort: Effort that was found to be enough.
-        ids: int64 (q,), ascending: query rows at home in the region.
+        effort: Effort that is sufficient.
+        ids: int64 (q,), ascending: query rows whose primary region it is.
         neighbour_ids: int64 (q, k); keys: float32 (q, k).
     """
 
@@ -86,20 +86,20 @@ def search_region(
     query: Flags | None = None,
     threads: int = 1,
 ) -> Searched:
-    """Find the k nearest rows in a region of the query rows at home in it.
+    """Find the k nearest rows in a region for the query rows whose primary region it is.
 
     Args:
         rows: float32 (n, d): all rows that lie in the region.
         ids: int64 (n,), ascending.
-        home: bool (n,): which rows are at home in the region.
+        home: bool (n,): rows whose primary region it is.
         config: k, metric and what an index is built with.
         backend: Index library.
-        target: Recall wanted inside the region, of rows of the region that it is calibrated on; 1 leaves nothing out.
-        held_out: int64 (m,): rows that measure the recall, by which no effort is chosen. Leaves are learnt from a part
-            of all rows, these as likely as others: were they never in it, they would not stand for the rest.
+        target: Recall to reach within the region, on the rows that it is calibrated on; 1 is exact.
+        held_out: int64 (m,): rows that measure the recall and are not used to choose the effort. Leaves are learnt from
+            a sample that may include them: excluding them would make them unrepresentative.
         seed: Seed.
         calibration_rows: Rows to find the effort on.
-        query: bool (n,): which rows are query rows, guests apart; by default all.
+        query: bool (n,): query rows among those of the region itself; by default all.
         threads: Threads, beside which BLAS has one each.
     """
     leaf_rows = max(config.leaf_rows, len(rows) // _MOST_LEAVES)
@@ -129,7 +129,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
 
     Args:
         X: float32, shape (n, d), finite.
-        config: k, metric, index, recall wanted.
+        config: k, metric, index, target recall.
         random_state: Seed; the same seed gives the same result.
 
     Returns:
@@ -138,7 +138,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
 
     Raises:
         InputError: if k is not less than n.
-        IvisError: if the recall wanted is not reached.
+        IvisError: if the target recall is not reached.
     """
     X = np.ascontiguousarray(X, dtype=np.float32)
     check_k(config.k, len(X))
@@ -183,12 +183,12 @@ def pick_backend(config: NeighboursConfig, region_rows: int, dims: int) -> str:
 
 
 def leaves_nothing_out(config: NeighboursConfig, backend: str, n_rows: int) -> bool:
-    """Tell whether so few rows are compared all with all, so that there is no recall to measure."""
+    """Return whether there are so few rows that all pairs are compared and there is no recall to measure."""
     return backend == "leaves" and n_rows <= max(_ONE_BLOCK_ROWS, 2 * config.k)
 
 
 def draw_rows(ids: Ints, seed: int) -> Ints:
-    """Return ids in an order that means nothing."""
+    """Return ids in random order."""
     return np.asarray(ids[np.argsort(hash_ids(ids, seed), kind="stable")])
 
 

@@ -1,4 +1,4 @@
-"""What a build of the neighbours holds, by the constants it is built with: for `plan`, and for a test of its limits."""
+"""Memory of a build of the neighbours, from its constants: for `plan`, and for a test of its limits."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class BuildSizes:
 
     Attributes:
         regions: Regions.
-        region_rows: Rows at home in a region.
+        region_rows: Rows per region, without copies.
         tasks: Tasks that search them, if none is sent more than `TASK_BYTES`.
         sample: Rows that regions are learnt from, on the driver.
         quantiser: Regions, on the driver and broadcast.
         asked: Rows whose exact neighbours are searched, on the driver and broadcast.
         lists: Their neighbours: a record of each partition, folded in tasks.
         places: Neighbours whose places choose the margin, on the driver.
-        records: What the driver is told of regions, and writes to `index.json`.
-        region: Rows of a large region, with its guests, in a task.
+        records: Records of the regions, which the driver collects and writes to `index.json`.
+        region: Rows of a large region, with the rows copied to it, in a task.
         region_lists: Their neighbours.
     """
 

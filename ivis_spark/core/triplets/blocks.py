@@ -2,7 +2,7 @@
 
 A block holds B anchors that are a random subset of the table, their positives as vectors, and which of the anchors are
 near one another. A random row of a random subset is a random row of the table, so negatives are drawn among the block's
-own anchors, those of a batch, anew in every epoch: they need no vectors, and no list of draws to tire of.
+own anchors, those of a batch, again in every epoch: they need no vectors and no fixed list.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FILES = 64  # that a table has before its files grow: ranks read files in an or
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """How many buckets and blocks a table is dealt into. A bucket is a file and a task; a block has `block_rows`."""
+    """Buckets and blocks that a table is hash-sharded into. A bucket is a file and a task; a block has `block_rows`."""
 
     buckets: int
     block_rows: int
 
     @property
     def padding(self) -> float:
-        """Rows that pad blocks, about: half a block a bucket, whose rows are as many as chance deals."""
+        """Approximate number of padding rows: half a block per bucket, because the size of a bucket is random."""
         return self.buckets * self.block_rows / 2 if self.buckets > 1 else 0.0
 
     @classmethod
@@ -61,7 +61,7 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class BlockDraws:
-    """What one block draws: ids of its anchors and positives, and the pairs of places that are no (anchor, negative).
+    """The triplets of a block: ids of its anchors and positives, and its false-negative mask as pairs of positions.
 
     Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, or None where no negatives will be
     drawn, weights (B,). Rows that pad the block to its size repeat others of the bucket and have weight 0.
@@ -83,7 +83,7 @@ def draw_blocks(
     classes: Ids | None = None,
     negatives: bool = True,
 ) -> Iterator[BlockDraws]:
-    """Deal the rows of a bucket into blocks and draw their triplets.
+    """Split the rows of a bucket into blocks and sample their triplets.
 
     Runs on: executor. Pure; the same for the same rows in the same order. Memory: O(n * k), and one block.
 

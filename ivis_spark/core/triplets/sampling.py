@@ -1,4 +1,4 @@
-"""Draw the positives and negatives of triplets."""
+"""Sample the positives and negatives of triplets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IsNear = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 
 def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw positives of every anchor from its neighbours, each row on its own.
+    """Sample positives for every anchor from its neighbours, independently per row.
 
     ivis draws one neighbour rank for a whole batch; here every anchor draws its own. While `draws` is at most k, an
     anchor's draws differ from one another; beyond that, the neighbours are gone through again in a new order.
@@ -91,7 +91,7 @@ def draw_from_lists(
         Anchors, positives and negatives, int64, shape (3, b).
 
     Raises:
-        InputError: if a list is empty or holds a number that is no row, or an anchor has no negative.
+        InputError: if a list is empty or holds a number that is not a row, or an anchor has no negative.
     """
     triplets = np.stack([anchors, anchors, anchors])
     lengths = np.array([len(near) for near in lists])
@@ -217,13 +217,13 @@ def draw_batch_negatives(
     draws: int = 1,
     rng: np.random.Generator,
 ) -> NDArray[np.int32]:
-    """Draw negatives of anchors that are dealt into batches, uniformly from those of the batch that are not near.
+    """Sample negatives for anchors that are split into batches, uniformly from the batch without false negatives.
 
     Runs on: each rank. Deterministic for a given `rng`.
 
     Args:
         is_near: Which pairs are forbidden, see `near_in_block` and `near_in_batches`.
-        n: Anchors, in the order in which they are dealt.
+        n: Anchors, in batch order.
         batch_size: Rows of a batch.
         start: Rows that stand before these in the first batch, less than `batch_size`; none is drawn from them.
         draws: Negatives of each anchor, drawn with replacement.
@@ -270,17 +270,17 @@ def near_in_block(near: NDArray[np.uint32], order: NDArray[np.int64]) -> IsNear:
 
     Args:
         near: What is forbidden, as `near_codes` gives it.
-        order: Places in the block of the anchors in the order in which they are dealt, a permutation, shape (n,).
+        order: Positions in the block of the anchors in batch order, a permutation, shape (n,).
     """
     return lambda first, second: _holds(near, order[first] * len(order) + order[second])
 
 
 def near_in_batches(neighbours: NDArray[np.int64], order: NDArray[np.int64], batch_size: int) -> IsNear:
-    """Return the test of `draw_batch_negatives` for rows that are all dealt into batches.
+    """Return the test of `draw_batch_negatives` for rows that are all split into batches.
 
     Args:
         neighbours: Row numbers of the neighbours of each row, shape (n, k).
-        order: Row numbers in the order in which they are dealt, a permutation, shape (n,).
+        order: Row numbers in batch order, a permutation, shape (n,).
         batch_size: Rows of a batch.
     """
     n = len(order)

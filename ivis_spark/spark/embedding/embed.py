@@ -64,7 +64,7 @@ class Outputs:
             classes: Those of the model: `values` and `type` of the label; None or empty if it knows none.
 
         Raises:
-            InputError: if the class is asked for of a model that knows none.
+            InputError: if the class is requested from a model without classes.
         """
         if config.class_col and not classes:
             raise InputError(
@@ -168,7 +168,7 @@ def embed_frame(
     outputs: Outputs | None = None,
     counts: InvalidRows | None = None,
 ) -> DataFrame:
-    """Add the embedding, and the scores if asked for, to a frame; the columns that are kept pass through untouched.
+    """Add the embedding, and optionally the scores, to a frame; kept columns pass through unchanged.
 
     Lazy: nothing runs before an action; works on a streaming frame too. The encoder is broadcast once. Runs on: driver.
 
@@ -186,7 +186,7 @@ def embed_frame(
         The columns that are kept, in the frame's order, and the outputs behind them.
 
     Raises:
-        NotFittedError: if scores are asked for and the model has no head.
+        NotFittedError: if scores are requested and the model has no head.
     """
     outputs = outputs or Outputs()
     if outputs.scores is not None or outputs.label is not None:

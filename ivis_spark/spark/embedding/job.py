@@ -1,4 +1,4 @@
-"""The job that embeds a table: its columns found, its files dealt to units, every unit embedded and written once."""
+"""The job that embeds a table: columns are resolved, files are assigned to units, every unit is embedded once."""
 
 from __future__ import annotations
 

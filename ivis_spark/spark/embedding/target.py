@@ -32,8 +32,8 @@ class Target:
 
     Args:
         uri: The table's folder; made if missing.
-        mode: `append` adds; `overwrite` leaves only what comes anew; `replace` does so within each partition that
-            something comes for.
+        mode: `append` adds rows; `overwrite` keeps only the new rows; `replace` replaces partitions present in the new
+            data.
         partition_by: The table's partition columns.
 
     Raises:

@@ -1,6 +1,6 @@
-"""A job of hours in units of input files, each done once: what a driver that died had finished is not done again.
+"""A long job in units of input files, each done once: units finished by a driver that died are not repeated.
 
-Below the work folder, `plan.json` deals the input's files to units, `parts/` holds what units wrote, and
+Below the work folder, `plan.json` assigns the input's files to units, `parts/` holds what units wrote, and
 `units/<n>.json`, written last, says that unit n is done, of which input, and which files are its own. A unit that was
 cut off has no such record and is done again in another folder of parts, so that every row counts once, however often
 the job died, and also if it was started twice.
@@ -34,7 +34,7 @@ class Unit:
 
 
 def plan_units(files: list[str], unit_bytes: int) -> list[list[str]]:
-    """Deal files, in the order of their names, to units of about `unit_bytes`."""
+    """Assign files, in the order of their names, to units of about `unit_bytes`."""
     units: list[list[str]] = []
     filled = unit_bytes
     sizes = {uri: size for uri, size, _ in storage.describe_files(files)}

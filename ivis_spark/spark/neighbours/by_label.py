@@ -1,7 +1,7 @@
 """Neighbours by label: rows with the same label are neighbours, as with ivis's `LabeledNeighbourMap`.
 
 A class of n rows has n^2 pairs, so neighbours are not listed: every row gets k others of its class, drawn at random, to
-take its positives from, and the number of its class, by which the triplets stage tells what is no negative.
+take its positives from, and the number of its class, which gives the triplets stage its false-negative mask.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def build_label_neighbours(
 ) -> dict[str, Any]:
     """Write `data/` with `id`, `neighbour_ids` and `class` of every anchor.
 
-    Runs on: driver; nothing it holds grows with rows. A task holds about 4,096 rows' ids: large classes are dealt into
-    groups at random, and a row's neighbours come from its group.
+    Runs on: driver; nothing it holds grows with rows. A task holds about 4,096 rows' ids: large classes are split into
+    random groups, and a row's neighbours come from its group.
 
     Args:
         rows: `id` long and `label`.

@@ -1,4 +1,4 @@
-"""Neighbours that the user found elsewhere: checked against the rows, recall measured, published as the stage's."""
+"""Precomputed neighbours: checked against the rows, their recall measured, and published as the stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def take_neighbours(
     Args:
         rows: Columns `id` and `features`, packed.
         table: `id` and `neighbour_ids`, as the user has them.
-        config: k, metric, rows to measure on, recall wanted.
+        config: k, metric, rows to measure on, target recall.
         random_state: Seeds which rows the recall is measured on.
         folder: URI to build in: `data/` gets `id`, `neighbour_ids`.
         anchors: Number of rows, drawn by hash, that need a list; those of others are left out. None for all.

@@ -96,7 +96,7 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
 def _with_regions(
     batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, features: tuple[str, ...], kept: list[int], drop: bool
 ) -> Iterator[pa.RecordBatch]:
-    """Pack each row as it is in the index and add its home region. Runs on: executor. Memory: O(batch)."""
+    """Pack each row as it is in the index and add its primary region. Runs on: executor. Memory: O(batch)."""
     index = _index(uri, digest)
     what = describe(features)
     with one_blas_thread():

@@ -1,7 +1,7 @@
 """The neighbours stage: sample, learn regions, choose how far they overlap, then assign -> search -> write in one job.
 
-A row's list is made whole in its home region, so that lists never meet in a shuffle: rows travel once, with a copy to
-each further region that they are close to. What the driver holds grows with regions (at most some thousand) alone.
+A row's list is completed in its primary region, so that lists are never shuffled: rows are shuffled once, with a copy
+to each other region whose boundary is close. What the driver holds grows with regions (at most some thousand) alone.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build_neighbours(
     Raises:
         InputError: if k is not less than the number of rows.
         ConfigError: if there is no such index library.
-        IvisError: if the recall wanted is not reached.
+        IvisError: if the target recall is not reached.
     """
     return _Build(rows.select("id", "features"), config, random_state, folder, anchors).run(scaler)
 
@@ -200,7 +200,7 @@ class _Build:
         return self._facts(backend, recall)
 
     def _learn(self, wanted: int, backend: str) -> None:
-        """Learn regions, and how deep the neighbours of some rows lie behind their borders."""
+        """Learn regions, and the boundary margins of the neighbours of some rows."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
         size, measure = sample_size(facts.n_rows, facts.dims, wanted), facts.measured_rows
@@ -226,7 +226,7 @@ class _Build:
             self.depths = np.where(counts, self._depths(choosing, near.ids[:, places]), np.float32(np.nan))
 
     def _depths(self, choosing: RowSample, near: Ints) -> Floats:
-        """Return how deep neighbours, int64 (q, m), are behind the border of the home of the row they belong to."""
+        """Return the boundary margins of neighbours, int64 (q, m), towards the primary region of their row."""
         wanted = self.spark.createDataFrame([(int(number),) for number in np.unique(near)], "id long")
         records = self.rows.join(F.broadcast(wanted), "id", "left_semi").collect()
         records.sort(key=lambda row: row["id"])
@@ -366,7 +366,7 @@ def _digest_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deal(costs: npt.NDArray[np.float64], tasks: int) -> npt.NDArray[np.int32]:
-    """Deal regions to tasks, the costliest first, each to the task with the least so far."""
+    """Assign regions to tasks, the costliest first, each to the task with the lowest cost so far."""
     loads = [(0.0, task) for task in range(tasks)]
     dealt = np.zeros(len(costs), dtype=np.int32)
     for piece in np.argsort(-costs, kind="stable"):

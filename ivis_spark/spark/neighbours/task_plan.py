@@ -37,8 +37,8 @@ class Plan:
         random_state: Seed.
         backend: Index library.
         folder: URI of the stage.
-        margin: Depth behind the border up to which a row is a guest in a further region.
-        target: Recall wanted inside a region.
+        margin: Boundary margin up to which a row is copied to another region.
+        target: Recall to reach within a region.
         region_tasks: int32, shape (n_regions,): number of the task that searches each region.
         held_out: int64 (m,): ids of the rows that measure the recall.
     """
@@ -56,7 +56,7 @@ class Plan:
 
 
 def query_flags(batch: pa.RecordBatch) -> Flags:
-    """Return which rows of a batch ask for neighbours, bool (n,): by the column `query`, or all without it."""
+    """Return which rows of a batch are query rows, bool (n,): by the column `query`, or all without it."""
     if "query" not in batch.schema.names:
         return np.ones(batch.num_rows, bool)
     return np.asarray(batch.column("query").to_numpy(zero_copy_only=False), bool)

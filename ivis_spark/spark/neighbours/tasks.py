@@ -52,7 +52,7 @@ def assign_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
 
 
 def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> Iterator[pa.RecordBatch]:
-    """Search the query rows at home in each region, write their lists and keep the index; yield a record of it.
+    """Search the query rows of each region, write their lists and the index; yield a record of it.
 
     The record has the name and digest of the Parquet file of this attempt, its rows, how many of them have fewer than k
     neighbours, the ids int64 (m,) and keys float32 (m, k) of the rows that measure the recall, and as JSON the files of
@@ -60,7 +60,7 @@ def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) 
 
     Runs on: executor. Batches are sorted by region. Memory: O(region). Python writes the files because handing lists of
     numbers back to the JVM costs several times the search. A repeated or speculative attempt writes files of its own,
-    and the driver takes only those it is told of.
+    and the driver uses only those that are reported to it.
     """
     p, context = plan.value, TaskContext.get()
     attempt = 0 if context is None else context.taskAttemptId()

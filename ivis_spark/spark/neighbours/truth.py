@@ -55,7 +55,7 @@ class RowSample:
 
 @dataclass(frozen=True)
 class ExactLists:
-    """Exact neighbours of the rows asked: ids int64 (q, k) and keys float32 (q, k), nearest first."""
+    """Exact neighbours of the query rows: ids int64 (q, k) and keys float32 (q, k), nearest first."""
 
     ids: Ints
     keys: Floats
@@ -91,7 +91,7 @@ def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) 
 
     Args:
         rows: Columns `id`, `features`.
-        size: Rows wanted.
+        size: Number of rows.
         n_rows: Rows there are.
         dims: Features of a row.
         seed: Seed.
@@ -106,7 +106,7 @@ def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) 
 
 
 def exact_lists(rows: DataFrame, asked: RowSample, k: int, metric: str) -> ExactLists:
-    """Find the k nearest other rows of each row asked among all. Runs on: driver. Memory: O(asked x k)."""
+    """Find the k nearest other rows of each query row among all rows. Runs on: driver. Memory: O(asked x k)."""
     context = rows.sparkSession.sparkContext
     broadcast = context.broadcast(asked)
     none = ExactLists.empty(len(asked.ids), k)

@@ -38,7 +38,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
         config: Which columns were named.
 
     Returns:
-        By the name of each column that is no feature, the reason.
+        By the name of each column that is not a feature, the reason.
 
     Raises:
         InputError: if a feature that was named is text; shows a cell that is not a number.

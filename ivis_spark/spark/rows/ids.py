@@ -2,13 +2,15 @@
 
 Rows are numbered 0, 1, 2, ... in the order of a 64-bit hash of what identifies them, without sorting the table as one:
 
-* The hash's first bits deal the rows to groups of a bounded size, in order. A group is sorted in one task, and a row's
+* The hash's first bits assign the rows to groups of a bounded size, in order. A group is sorted in one task, and a
+row's
   number is its rank in the group plus the rows of all groups before. So numbers are unique whatever collides, for any
   number of rows, and depend on the content of the table alone: not on its files, partitions or order.
 * Rows with one hash can be more than a group should hold (three quarters of some tables are copies). Those are equal,
-  so it does not matter which of them gets which of their numbers: they come after all others, and are dealt to groups
-  of their own by where they stand in a file of the build, which no rerun of a task changes.
-* Different rows of one hash (expected once in 2^64 / n^2 tables of n rows) are told apart by their features and label.
+  so it does not matter which of them gets which of their numbers: they come after all others, and are assigned to
+  separate groups by where they stand in a file of the build, which no rerun of a task changes.
+* Different rows of one hash (expected once in 2^64 / n^2 tables of n rows) are distinguished by their features and
+label.
 
 What the driver holds is two numbers a group, and groups are of 32 MiB at least on average.
 """
@@ -60,7 +62,7 @@ class Groups:
 
 
 def deal(table: DataFrame, n_rows: int, *, width: int, n_bytes: int) -> tuple[DataFrame, Groups]:
-    """Deal the rows of a table to groups, each a range of numbers.
+    """Assign the rows of a table to groups, each a range of numbers.
 
     Runs on: driver; two jobs that read `hash` and `place` alone.
 

@@ -146,6 +146,6 @@ def as_classes(rows: DataFrame, classes: list[Any]) -> DataFrame:
 
     Args:
         rows: With numbers for labels.
-        classes: Their values in order; others become null, which is no label.
+        classes: Their values in order; others become null, which means unlabelled.
     """
     return encoded(rows.select(ID, FEATURES, LABEL), {"kind": NUMBERS, "values": classes})

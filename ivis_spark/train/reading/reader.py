@@ -45,13 +45,13 @@ def block_dataset(
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
 
     Each epoch reads the positives of one draw only, opens the files and row groups in an order of its own, shuffles the
-    rows of each block, and draws negatives anew: among the anchors of the batch, so that they pass the encoder once,
+    rows of each block, and samples negatives again: among the anchors of the batch, so that they pass the encoder once,
     and of the same block, which knows what is near. Rows of a block are a random subset of the table to begin with.
     What is left of an epoch after its last whole batch is not used. An epoch's batches depend on (random_state, epoch,
     rank, n_ranks) alone, so reading can begin anywhere.
 
-    With several ranks the blocks are dealt anew in every epoch: each rank reads its share, and gives as many batches
-    as all others.
+    With several ranks the blocks are redistributed in every epoch: each rank reads its share, and yields as many
+    batches as all others.
 
     Runs on: each rank. Memory: a few row groups, whatever the size of the table.
 

@@ -24,7 +24,7 @@ Shard = tuple[str, int, int, slice]
 
 
 def deal(file_blocks: dict[str, int], rank: int, n_ranks: int, rng: np.random.Generator) -> list[Part]:
-    """Return the parts of files that a rank reads: its stretch of all blocks, the files in an order drawn anew.
+    """Return the parts of files that a rank reads: its stretch of all blocks, with the files in a new random order.
 
     All ranks must call it with generators of the same seed. Each gets the same number of blocks but for one; where
     blocks cannot be shared out evenly, the block at a border is read by both neighbours.
@@ -54,7 +54,7 @@ def shards_of(
     Args:
         count: Blocks of the file.
         group_blocks: Blocks of a row group; the last may hold fewer.
-        first: First block wanted of the row groups `shard`, `shard + shards`, ...
+        first: First block of the row groups `shard`, `shard + shards`, ...
         stop: First block after those that is not.
         shard: First of the row groups that this is about.
         shards: Distance of the others.
@@ -113,7 +113,7 @@ def row_groups_of(
 
 
 def too_few_row_groups(folder: str, name: str) -> ArtifactError:
-    """Return the error of a file that was altered."""
+    """Return the error of a file that was modified."""
     return ArtifactError(
         f"{folder}/{name} has fewer row groups than its blocks need; rebuild the stage: ivis-spark triplets --overwrite"
     )
