@@ -41,7 +41,7 @@ class Manifest:
     """The manifest of a published stage.
 
     `spec` (configuration and inputs) decides whether a rerun may skip it. `folder` holds its files, relative to the
-    stage; it is empty in format 1, where they lie beside the manifest. `made_from` has the fingerprints of all stages
+    stage; it is empty in format 1, where they are next to the manifest. `made_from` has the fingerprints of all stages
     that it was made from, directly or not. `non_defaults` names the settings that had another value than their
     default, by the user or by a preset; None where that is not known.
     """
@@ -108,7 +108,7 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the configuration and the inputs: equal for equal work, whatever the bytes of the files."""
+        """Digest of the configuration and the inputs: equal for equal work, independent of the bytes of the files."""
         return fingerprint(self.spec)
 
 

@@ -1,4 +1,4 @@
-# What R has, as the Python package takes it.
+# Converts R objects to what the Python package accepts.
 
 as_whole <- function(value) {
   whole <- is.numeric(value) && length(value) == 1 && is.finite(value) && value == round(value)
@@ -26,12 +26,12 @@ as_rows <- function(X) {
     odd <- names(X)[!vapply(X, function(column) is.numeric(column) || is.logical(column), logical(1))]
     if (length(odd) > 0) {
       stop("X has columns that are not numeric: ", paste(odd, collapse = ", "),
-           ". Leave them out, or turn them into numbers first", call. = FALSE)
+           ". Drop them, or convert them to numbers first", call. = FALSE)
     }
     X <- as.matrix(X)
   }
   if (is.array(X) && !is.numeric(X) && !is.logical(X)) {
-    stop("X is a matrix of ", typeof(X), "; a numeric one is needed", call. = FALSE)
+    stop("X is a matrix of ", typeof(X), "; it must be numeric", call. = FALSE)
   }
   X
 }

@@ -1,22 +1,22 @@
 #' Create an ivis model
 #'
 #' All arguments are those of the Python class \code{ivis_spark.Ivis}, which also documents them:
-#' \code{reticulate::py_help(reticulate::import("ivis_spark")$Ivis)}. An argument that is left out keeps its default
-#' there. Whole numbers are passed as integers.
+#' \code{reticulate::py_help(reticulate::import("ivis_spark")$Ivis)}. Omitted arguments keep their
+#' defaults. Whole numbers are passed as integers.
 #'
 #' @param embedding_dims Dimensions of the embedding.
 #' @param k Neighbours per row; at most the number of rows minus 2.
 #' @param distance Loss: for example "pn", "euclidean", "cosine_pn", "softmax_ratio" or "infonce".
 #' @param batch_size Triplets per training step.
 #' @param epochs Maximum number of passes over the rows.
-#' @param n_epochs_without_progress Epochs without a lower loss after which training stops.
+#' @param n_epochs_without_progress Epochs without a lower loss before training stops.
 #' @param n_trees,search_k Trees of an Annoy index, and nodes inspected per query.
 #' @param ntrees Deprecated name of \code{n_trees}.
 #' @param knn_distance_metric Distance between neighbours: "angular", "euclidean", "manhattan", "hamming" or "dot".
-#' @param precompute Whether all neighbours are found before training.
+#' @param precompute Whether all neighbours are searched before training.
 #' @param model Base network: "szubert", "hinton" or "maaten", or a Keras model.
 #' @param supervision_metric Keras loss of the labels, for example "sparse_categorical_crossentropy" or "mae".
-#' @param supervision_weight Weight of the labels' loss, between 0 and 1.
+#' @param supervision_weight Weight of the supervised loss, between 0 and 1.
 #' @param annoy_index_path Path of an Annoy index to use instead of a search.
 #' @param callbacks List of Keras callbacks.
 #' @param build_index_on_disk Whether an Annoy index is built in its file.

@@ -10,10 +10,10 @@ python_package <- function() {
 
 #' Install the Python package
 #'
-#' Installs \code{ivis_spark} with what fitting on one machine needs into a virtual environment, and uses that
+#' Installs \code{ivis_spark} and the packages for fitting on one machine into a virtual environment, and uses that
 #' environment in this session if no Python is in use yet.
 #'
-#' @param envname Virtual environment; made if it is missing.
+#' @param envname Virtual environment, created if missing.
 #' @param package What pip installs: a requirement, or a path to the source.
 #' @param ... Passed to \code{reticulate::py_install}.
 #' @return The name of the environment, invisibly.

@@ -56,7 +56,7 @@ def option(
         importable: Whether it may name the user's own code.
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
         aliases: Other names of allowed values.
-        package: Whose files it names, beside `auto`.
+        package: Package whose files are the allowed values, besides `auto`.
         choices: The values allowed, as its keys; rooms that know more than the configuration add to it.
     """
     metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}, "package": package}

@@ -1,4 +1,4 @@
-"""The settings of each stage: their defaults, documentation and limits, a frozen dataclass a stage."""
+"""The settings of each stage: their defaults, documentation and limits, a frozen dataclass per stage."""
 
 from __future__ import annotations
 

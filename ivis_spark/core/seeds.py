@@ -1,4 +1,4 @@
-"""One integer seed out of whatever scikit-learn takes as `random_state`."""
+"""One integer seed from any `random_state` of scikit-learn."""
 
 from __future__ import annotations
 

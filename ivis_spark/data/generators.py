@@ -79,7 +79,7 @@ class SupervisedTripletGenerator(TripletGenerator):
         batch_size: int = TrainConfig.batch_size,
         random_state: RandomState = Config.random_state,
     ) -> None:
-        """Set up as `TripletGenerator`; Y holds one label a row."""
+        """Set up as `TripletGenerator`; Y holds one label per row."""
         super().__init__(X, neighbour_matrix, batch_size, random_state)
         self._Y = as_labels(Y, self._rows)
 

@@ -169,7 +169,7 @@ def project(rows: Rows, projection: Projection | None) -> Rows:
 def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
     """Return labels as an array, shape (n,) or (n, c): float32, int64, or of their own type if they are not numbers.
 
-    Raises: InputError: if they are not one a row.
+    Raises: InputError: if there is not one per row.
     """
     labels = np.asarray(Y)
     if labels.ndim == 0 or len(labels) != n_rows:

@@ -85,7 +85,7 @@ class TripletReader:
             `draw(anchors, rng)` where neighbours are too many to be listed.
 
     Raises:
-        InputError: if there is not one list of neighbours a row.
+        InputError: if there is not one list of neighbours per row.
     """
 
     def __init__(self, X: Rows, neighbours: Sequence[Any] | Ints) -> None:

@@ -257,7 +257,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if isinstance(rows, np.ndarray):
             warn_of_range(rows)
         if len(rows) < _LEAST_ROWS:
-            raise InputError(f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows make a triplet: pass more")
+            raise InputError(
+                f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows are needed for a triplet: pass more"
+            )
         settings = settings.for_rows(len(rows))
         config = settings.train
         check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)

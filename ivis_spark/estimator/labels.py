@@ -18,7 +18,7 @@ Classes = NDArray[Any]
 def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], Classes | None, int]:
     """Return labels as the network takes them.
 
-    Where the metric takes one class a row, text, booleans, dates and mixed types are numbered in sorted order, and
+    If the metric takes one class per row, text, booleans, dates and mixed types are numbered in sorted order, and
     None, NaN, NA and NaT are unlabelled; integers are the numbers of classes already, and -1 is unlabelled.
 
     Args:
@@ -31,7 +31,7 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
         takes values; and the outputs of the network that they need.
 
     Raises:
-        InputError: if there is not one label a row, or they do not fit the metric.
+        InputError: if there is not one label per row, or they do not fit the metric.
     """
     if not takes_classes(metric):
         labels = as_labels(Y, n_rows)

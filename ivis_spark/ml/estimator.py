@@ -148,7 +148,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
 
 
 def _needed(dataset: DataFrame, config: Config) -> DataFrame:
-    """Return the columns that training reads; `transform` keeps the others of whatever it is given."""
+    """Return the columns that training reads; `transform` keeps the others."""
     names = {*frames.feature_names(dataset.schema, config.data), *config.data.keys}
     names |= {name for name in (config.data.indices_col, config.data.label_col) if name is not None}
     return dataset.select([frames.quoted(name) for name in dataset.columns if name in names])

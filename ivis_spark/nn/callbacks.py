@@ -118,7 +118,7 @@ class ModelCheckpoint(_EveryFewEpochs):
     def act(self, epoch: int) -> None:
         """Save the model."""
         if self.ivis_model is None:
-            raise ConfigError("ModelCheckpoint saves an Ivis: give it to Ivis as one of its callbacks")
+            raise ConfigError("ModelCheckpoint saves an Ivis: pass it to Ivis as one of its callbacks")
         self.ivis_model.save_model(os.path.join(self.log_dir, self.filename.format(epoch)), overwrite=True)
 
 
@@ -195,7 +195,7 @@ class EmbeddingsImage(_Pictured):
 
     Args:
         data: Rows to embed.
-        labels: One label a row, for the colours; None draws all in one.
+        labels: One label per row, for the colours; None draws all in one colour.
         log_dir: Folder for the files.
         filename: Name of a file; `{}` becomes the number of the epoch.
         epoch_interval: Epochs from one picture to the next.
@@ -223,7 +223,7 @@ class TensorBoardEmbeddingsImage(_Pictured):
 
     Args:
         data: Rows to embed.
-        labels: One label a row, for the colours; None draws all in one.
+        labels: One label per row, for the colours; None draws all in one colour.
         log_dir: Folder that TensorBoard watches.
         epoch_interval: Epochs from one picture to the next.
     """

@@ -26,7 +26,7 @@ def triplet_network(
     """Build a network of three inputs that share one encoder; training itself runs the encoder once on all three.
 
     Args:
-        base_network: Its output is one vector a row.
+        base_network: Its output is one vector per row.
         embedding_dims: Units of the embedding layer added to it; None adds none.
         embedding_l2: Weight of the L2 penalty on the kernel of that layer.
 
@@ -35,7 +35,7 @@ def triplet_network(
         embeddings.
 
     Raises:
-        ConfigError: if the base network gives anything but a vector a row.
+        ConfigError: if the base network does not return one vector per row.
     """
     source, output = base_network.inputs[0], base_network.outputs[0]
     if len(output.shape) != 2:

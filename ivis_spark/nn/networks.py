@@ -94,7 +94,7 @@ def build_encoder(
 
     Args:
         model: Name of a base network, `package.module:function` that builds one, or a Keras model whose output is one
-            vector a row.
+            vector per row.
         input_shape: Shape of a row, as in (784,); ignored if `model` is a Keras model.
         embedding_dims: Dimensions of the embedding; None uses the output of the model.
         seed: Of the initial weights and the dropout.
@@ -114,7 +114,7 @@ def build_encoder(
         output = base.outputs[0]
         if len(output.shape) != 2:
             raise ConfigError(
-                f"the model returns rows of shape {tuple(output.shape[1:])}; it must give one vector per row: "
+                f"the model returns rows of shape {tuple(output.shape[1:])}; it must return one vector per row: "
                 "end it with a pooling or Flatten layer"
             )
         return keras.Model(

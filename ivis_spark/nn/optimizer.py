@@ -1,4 +1,4 @@
-"""Optimizers by name, and Adam as one operation a variable."""
+"""Optimizers by name, and Adam as one operation per variable."""
 
 from __future__ import annotations
 

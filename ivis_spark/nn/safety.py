@@ -1,4 +1,4 @@
-"""What a Keras file asks to be imported is looked at before Keras reads it; older Kerases import whatever it names."""
+"""Checks what a Keras file would import before Keras reads it; older versions import anything that it names."""
 
 from __future__ import annotations
 

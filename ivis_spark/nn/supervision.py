@@ -62,7 +62,7 @@ def count_outputs(metric: Metric, labels: NDArray[Any]) -> int:
 
 
 def most_classes(metric: Metric) -> float:
-    """Return how many classes, numbered from 0, a loss takes as one number a row: infinity, 2 or 0.
+    """Return how many classes, numbered from 0, a loss takes as one number per row: infinity, 2 or 0.
 
     Raises: ConfigError: if Keras has no such loss.
     """
@@ -71,7 +71,7 @@ def most_classes(metric: Metric) -> float:
 
 
 def takes_classes(metric: Metric) -> bool:
-    """Tell whether labels of a metric are one class a row, rather than values or indicators."""
+    """Tell whether labels of a metric are one class per row, rather than values or indicators."""
     return most_classes(metric) == math.inf
 
 

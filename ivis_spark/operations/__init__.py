@@ -1,1 +1,1 @@
-"""What an operator asks before and after a run: plan, doctor, status, verify, clean."""
+"""Commands before and after a run: plan, doctor, status, verify, clean."""

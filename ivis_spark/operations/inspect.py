@@ -150,4 +150,6 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
 
 def _outdated(folder: RunFolder, name: str) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    return [f"{name} was made from a {stage!r} that has been replaced" for stage in folder.outdated(name).get(name, [])]
+    return [
+        f"{name} was built from a {stage!r} that has been replaced" for stage in folder.outdated(name).get(name, [])
+    ]

@@ -18,7 +18,7 @@ _GROWING = 1.0
 def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Return how much more work the growing part of each stage of a finished run was than its plan says, and its facts.
 
-    What a stage takes whatever its rows is taken off first, and a stage that took hardly more says nothing of rates.
+    The fixed time of a stage is subtracted first; a stage that took hardly more has no measurable rate.
 
     Args:
         root: URI of the run folder.

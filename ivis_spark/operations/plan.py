@@ -1,4 +1,4 @@
-"""`plan`: what a run will need, before it is started: tasks, bytes, memory a task, core-hours, and what to change.
+"""`plan`: the resources of a run before it is started: tasks, bytes, memory per task, core-hours, and what to change.
 
 Each stage's module estimates its own (`stages.estimate`); here they are added up, compared with the cluster and shown.
 The seconds in them were measured by `tests/bench/bench_plan.py`, which compares plans with what runs take; those of a

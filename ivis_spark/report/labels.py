@@ -65,7 +65,7 @@ class Labels:
 
     @property
     def on_scale(self) -> bool:
-        """Whether a colour scale shows the label better than a colour a class."""
+        """Whether a colour scale shows the label better than one colour per class."""
         return self.continuous or (self.numbers is not None and len(self.names) > _MOST_LAYERS)
 
 
@@ -85,7 +85,7 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
     Text is classes. Numbers are classes if they are whole and of at most 100 different values, else continuous.
 
     Args:
-        values: A float or text a row; None or NaN without a label.
+        values: A float or text per row; None or NaN without a label.
         classes: Whether numbers are classes, whatever they are.
     """
     missing = [value is None or value != value for value in values]

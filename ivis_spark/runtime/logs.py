@@ -1,4 +1,4 @@
-"""The log of a command: lines for people on the console and in a file, or JSON, one object a line.
+"""The log of a command: readable lines on the console and in a file, or JSON, one object per line.
 
 Every JSON line says which run and which stage it belongs to, so that a log store can group what Airflow retries and
 clusters scatter.
@@ -40,7 +40,7 @@ def enter_stage(stage: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, run_id, stage, message, and the traceback if there is one."""
+    """One JSON object per line: time (UTC), level, logger, run_id, stage, message, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its newline."""

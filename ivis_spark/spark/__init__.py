@@ -1,1 +1,1 @@
-"""One file a stage: tables in, tables out."""
+"""One file per stage: tables in, tables out."""

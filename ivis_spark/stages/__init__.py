@@ -28,6 +28,6 @@ COMMANDS = {
 def lock_of(stage: str) -> str:
     """Return the lock under which a stage is published.
 
-    Tables beside the run's own may be made side by side; the stages of a run may not be built twice at once.
+    Tables of other inputs may be built concurrently; the stages of a run may not be built twice at once.
     """
     return "run" if stage in STAGES else stage

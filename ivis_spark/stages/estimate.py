@@ -53,7 +53,7 @@ class Estimate:
         stage: Its name.
         tasks: Tasks of its largest job.
         slots: Tasks that run at once.
-        fixed_seconds: What it takes whatever the rows: starting, jobs one after the other, samples of fixed size.
+        fixed_seconds: Time independent of the rows: start-up, consecutive jobs, samples of fixed size.
         core_seconds: Work that grows with the rows, in seconds of one core.
         shuffle_bytes: Written for shuffles, by all tasks.
         storage_bytes: Published.

@@ -1,6 +1,6 @@
 """What fsspec does leniently, done so that a fault is an error and not an absence.
 
-fsspec's own `exists` answers no to whatever goes wrong, and its `find` and `walk` leave folders out that they could not
+fsspec's own `exists` returns False for any error, and its `find` and `walk` leave folders out that they could not
 list: one failed request would then count as a stage that is not there, or as a table of fewer rows.
 """
 

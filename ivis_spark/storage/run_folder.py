@@ -3,8 +3,8 @@
 A stage is built in `<root>/<stage>/<token>/`, a folder that nobody else writes. `<root>/<stage>/manifest.json`, one
 small file that is written last, names that folder and every file in it; replacing it publishes the next build. Nothing
 is moved over anything, so a fault at any moment leaves the former build or the new one. What no manifest names is
-garbage, which `clean` removes. Format 1, before tokens, had the files beside the manifest: such stages are read as they
-are, and the next build of the stage takes their place.
+garbage, which `clean` removes. Format 1, before tokens, had the files next to the manifest: such stages are read as
+they are, and the next build of the stage takes their place.
 """
 
 from __future__ import annotations
@@ -336,7 +336,7 @@ class RunFolder:
         return [f"{stage}/{name}" for name in left]
 
     def _former(self, stage: str) -> list[str]:
-        """Return the files of a stage in format 1, which lie beside its manifest."""
+        """Return the files of a stage in format 1, which are next to its manifest."""
         with contextlib.suppress(ArtifactError):
             manifest = self.manifest(stage)
             if manifest is not None and not manifest.folder:

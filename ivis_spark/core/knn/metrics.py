@@ -111,7 +111,7 @@ class Space:
             positions: Shape (q, c): rows of X to compare query i with.
 
         Returns:
-            float32, shape (q, c). The same pair gives the same bits whatever stands around it.
+            float32, shape (q, c). The same pair gives the same bits in any batch.
         """
         keys = np.empty(positions.shape, dtype=np.float32)
         step = max(1, _GATHER_BYTES // max(1, 4 * positions.shape[1] * X.shape[1]))

@@ -203,7 +203,7 @@ class Regions:
         return rows, numbers, home
 
     def _nearest(self, routed: Floats, width: int) -> tuple[Ints, Floats]:
-        """Return the nearest centroids int64 (n, w) and keys: the same whatever rows stand beside a row."""
+        """Return the nearest centroids int64 (n, w) and keys: independent of the other rows of a batch."""
         flat = len(self.centroids) <= _FLAT_REGIONS
         return self._index().query(routed, width, ALL if flat else _ROUTING_MARGIN)
 

@@ -190,7 +190,7 @@ def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDA
 def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the pairs of places (i, j), i != j, whose classes are equal, coded as by `near_codes`.
 
-    Runs on: executor. Memory: O(n^2) bits, and 4 bytes a pair.
+    Runs on: executor. Memory: O(n^2) bits, and 4 bytes per pair.
 
     Args:
         classes: Of the anchors, shape (n,), n at most `MAX_BLOCK_ROWS`.

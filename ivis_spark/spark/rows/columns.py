@@ -1,4 +1,4 @@
-"""The columns of the user's table: found by name, whatever they are called, and their types checked."""
+"""The columns of the user's table: found by name, with any names, and their types checked."""
 
 from __future__ import annotations
 
@@ -376,5 +376,5 @@ def _listed(kinds: dict[str, T.DataType]) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as Spark's expressions take it, whatever it contains."""
+    """Return a column's name as Spark's expressions take it, with any characters."""
     return f"`{name.replace('`', '``')}`"

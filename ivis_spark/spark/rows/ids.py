@@ -4,7 +4,7 @@ Rows are numbered 0, 1, 2, ... in the order of a 64-bit hash of what identifies 
 
 * The hash's first bits assign the rows to groups of a bounded size, in order. A group is sorted in one task, and a
 row's
-  number is its rank in the group plus the rows of all groups before. So numbers are unique whatever collides, for any
+  number is its rank in the group plus the rows of all groups before. So numbers are unique despite collisions, for any
   number of rows, and depend on the content of the table alone: not on its files, partitions or order.
 * Rows with one hash can be more than a group should hold (three quarters of some tables are copies). Those are equal,
   so it does not matter which of them gets which of their numbers: they come after all others, and are assigned to

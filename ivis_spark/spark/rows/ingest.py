@@ -97,7 +97,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     table = read_parquet(spark, raw)
     if source.keys:
         _refuse_repeated_ids(table, source)
-    facts = labels.survey(table, source.label_col, source.label_type) if source.label_col else None
+    facts = labels.label_facts(table, source.label_col, source.label_type) if source.label_col else None
     if facts is not None and source.label_col:
         labels.check_unlabelled(facts, source.label_col, config.unlabelled)
     n_bytes = sum(record.bytes for record in records)

@@ -24,7 +24,7 @@ NAMES, NUMBERS, ARRAYS = "names", "numbers", "arrays"
 MOST_CLASSES = 100_000  # the driver holds their values, and a model one output for each
 
 
-def survey(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
+def label_facts(table: DataFrame, name: str, kind: T.DataType) -> dict[str, Any]:
     """Return what the labels of a table are. Runs on: driver; two jobs that read `label` alone.
 
     Args:
@@ -76,7 +76,7 @@ def check_unlabelled(facts: dict[str, Any], name: str, unlabelled: str | None) -
     """Warn if a value that stands for no label seems to be misspelt: no row has it, or one that differs in case alone.
 
     Args:
-        facts: As `survey` returned them.
+        facts: As `label_facts` returned them.
         name: What the user calls the column.
         unlabelled: The value.
     """

@@ -1,4 +1,4 @@
-"""Parquet files of rows, one a task."""
+"""Parquet files of rows, one per task."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def block_dataset(
     With several ranks the blocks are redistributed in every epoch: each rank reads its share, and yields as many
     batches as all others.
 
-    Runs on: each rank. Memory: a few row groups, whatever the size of the table.
+    Runs on: each rank. Memory: a few row groups, independent of the size of the table.
 
     Args:
         blocks: What to read.
