@@ -275,7 +275,8 @@ class EmbedConfig(Checked):
     )
     invalid: Literal["error", "null", "drop"] = option(
         "error",
-        "What to do with rows that hold null, NaN or infinity: stop, embed as null, or drop; invalid rows are counted.",
+        "What to do with rows of null, NaN, infinity or wrong indices: stop, embed as null, or drop; invalid rows are "
+        "counted.",
     )
     unit_bytes: int | None = option(
         None,

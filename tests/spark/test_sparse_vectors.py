@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.embedding.embed import Outputs, _Carried, embed_batches
+from ivis_spark.spark.neighbours import query
 from ivis_spark.spark.vectors import from_vectors, pack_sparse, sparse_rows, unpack_sparse
 
 KIND = pa.struct(
@@ -68,8 +70,8 @@ def test_faults_are_told_apart_and_leave_other_rows_alone(bad: Any, fault: str) 
     np.testing.assert_array_equal(found.toarray()[[0, 2, 3]], MATRIX)
 
 
-def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows() -> None:
-    """As `embed.invalid` says; indices are long where they come from a column of their own."""
+def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As embed.invalid and data.invalid say; indices are long where they come from a column of their own."""
     kind = pa.struct([*(field for field in KIND if field.name != "indices"), ("indices", pa.list_(pa.int64()))])
     column = pa.array([GOOD[0], row([2, 2], [1.0, 1.0]), row([2**32 + 1], [1.0]), GOOD[2]], kind)
     batch = pa.RecordBatch.from_arrays([pa.array([1, 2, 3, 4]), column], ["id", "v"])
@@ -86,3 +88,19 @@ def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows() -> None:
     assert embedded("null") == {"id": [1, 2, 3, 4], "embedding": [[0, 5], None, None, [0, 0]]}
     with pytest.raises(InputError, match=r"2 of 4 rows .* \(indices that repeat, .* in column 'v'\): fix them, or"):
         embedded("error")
+
+    class Index:
+        dims = 4
+
+        def transform(self, rows: Any) -> Any:
+            return rows.toarray()
+
+        def home(self, rows: Any) -> Any:
+            return np.zeros(len(rows), np.int32)
+
+    monkeypatch.setattr(query, "_index", lambda uri, digest: Index())
+    search = functools.partial(query._with_regions, uri="", digest="", features=("v",), kept=[0])
+    (found,) = search(iter([batch]), drop=True)
+    assert found.column(0).to_pylist() == [1, 4]
+    with pytest.raises(InputError, match=r"2 of 4 rows .* \(indices that repeat, .* in column 'v'\): fix them, or"):
+        list(search(iter([batch]), drop=False))
