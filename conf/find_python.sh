@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints a Python that can build and run this project, or says in plain words what the machine lacks.
+# Prints a Python that can build and run this project, or reports missing prerequisites.
 set -u
 
 fail() { printf 'This machine cannot install ivis_spark yet: %s\n' "$1" >&2; exit 1; }

@@ -57,7 +57,7 @@ def option(
         auto: Whether it may be `auto`, which `Config.for_rows` replaces.
         aliases: Other names of allowed values.
         package: Package whose files are the allowed values, besides `auto`.
-        choices: The values allowed, as its keys; rooms that know more than the configuration add to it.
+        choices: The values allowed, as its keys; other modules may add to it.
     """
     metadata: dict[str, Any] = {"doc": doc, "low": low, "high": high, "aliases": aliases or {}, "package": package}
     metadata["choices"] = choices

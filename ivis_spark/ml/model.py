@@ -58,11 +58,11 @@ class Summary:
     """Summary of the training.
 
     Attributes:
-        loss: Of each epoch.
-        epochs: How many there were.
-        seconds: Of each stage of the run.
-        recall: Of the neighbours: `value`, `low`, `high`, `sample`; None if none were searched.
-        rows: Trained on.
+        loss: Loss of each epoch.
+        epochs: Number of epochs.
+        seconds: Seconds of each stage of the run.
+        recall: Recall of the neighbours: `value`, `low`, `high`, `sample`; None if none were searched.
+        rows: Number of training rows.
         run_folder: URI of the run folder; None if it was temporary.
     """
 

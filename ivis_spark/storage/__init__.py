@@ -1,4 +1,4 @@
-"""Storage: four rooms.
+"""Storage, in four modules.
 
 `files`: bytes by URI; `places`: what a URI points to; `run_folder`: stages, published whole; `careful`: faults are not
 absences.
