@@ -109,7 +109,7 @@ def test_null_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(tmp_path, {"key": [10, 11, 12, 13, 11, 15], "values": GOOD})
-    assert "id column 'key' is not unique: id 11 occurs 2 times. Ids must be unique; without an id" in said(capsys)
+    assert "id 11 occurs 2 times in id column 'key'. Ids must be unique; without an id" in said(capsys)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--id-col", "nope"], "data.id_col='nope' is not in the table; it has: key, values, text"),
         (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key, values, text"),
-        (["--id-col", "text"], "id column 'text' repeats: id 'x' stands 6 times. Ids must be unique"),
+        (["--id-col", "text"], "id 'x' occurs 6 times in id column 'text'. Ids must be unique"),
         (["--features-col", "text"], "features column 'text' is string; an array of numbers or a Spark ML vector is"),
         (["--set", "neighbours.k=5"], "neighbours.k=5 needs at least 7 rows, so that each has 5 neighbours and one"),
         (["--set", "neighbours.k=600"], "the input has 6. Pass --set neighbours.k=4 or less"),

@@ -58,7 +58,7 @@ def in_order(X: Any, fitted: Names | None) -> Any:
     missing, others = _without(fitted, names), _without(names, fitted)
     if missing or others or len(names) != len(fitted):
         parts = [f"lacks {_listed(missing)}"] if missing else []
-        parts += [f"has {_listed(others)}, which were not in the fit"] if others else []
+        parts += [f"has {_listed(others)}, not in the fit"] if others else []
         parts += [] if parts else ["has duplicate columns"]
         raise InputError(
             f"X {' and '.join(parts)}: columns are matched by name; pass those of the fit, listed in feature_names_in_"

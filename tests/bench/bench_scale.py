@@ -93,9 +93,7 @@ def measured(work: Work, folder: str, rows: int, dims: int, settings: dict[str, 
     say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB, {files} files")
     say(json.dumps({name: info[name] for name in SHOWN}))
     dealt = int((Regions.load(glob.glob(f"{folder}/out/**/index", recursive=True)[0]).parts > 1).sum())
-    say(
-        f"largest region {info['largest_region'] / info['median_region']:.2f} times the median; {dealt} dealt by number"
-    )
+    say(f"largest region {info['largest_region'] / info['median_region']:.2f} times the median; {dealt} hash-sharded")
     spark.stop()
 
 

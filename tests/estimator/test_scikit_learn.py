@@ -79,7 +79,7 @@ def test_columns_go_by_name(fitted: Ivis, tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.score_samples(FRAME[names[::-1]]), fitted.score_samples(FRAME))
         with pytest.raises(InputError, match=r"lacks column 'petal width \(cm\)' and has column 'width'"):
             model.transform(FRAME.rename(columns={"petal width (cm)": "width"}))
-        with pytest.raises(InputError, match="has column 'more', which were not in the fit"):
+        with pytest.raises(InputError, match="has column 'more', not in the fit"):
             model.transform(FRAME.assign(more=1.0))
         with pytest.warns(UserWarning, match="does not have valid feature names"):
             np.testing.assert_array_equal(model.transform(FRAME.to_numpy()), expected)

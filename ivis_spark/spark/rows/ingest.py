@@ -270,8 +270,8 @@ def _refuse_repeated_ids(table: DataFrame, source: Source) -> None:
     )
     if repeated is not None:
         raise InputError(
-            f"{source.keys_text} is not unique: id {ids.key_text(list(repeated[:-1]))} occurs {repeated['count']} "
-            f"times. Ids must be unique; without an id, rows are numbered by their content"
+            f"id {ids.key_text(list(repeated[:-1]))} occurs {repeated['count']} times in {source.keys_text}. Ids must "
+            "be unique; without an id, rows are numbered by their content"
         )
 
 

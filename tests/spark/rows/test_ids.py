@@ -89,7 +89,7 @@ def test_several_columns_are_the_key_and_repeat_only_together(spark: SparkSessio
     assert info["features"] == ["a", "b"] and table["id"].to_pylist() == list(range(16))
     source = input_of_rows(spark.read.parquet(str(published(tmp_path / "good", "rows") / "data")), info)
     assert source.columns == ["sample", "id", "_id"]  # `id` is the user's
-    with pytest.raises(InputError, match=r"id columns 'sample', 'id' repeats: id \('s0', 0\) stands 2 times"):
+    with pytest.raises(InputError, match=r"id \('s0', 0\) occurs 2 times in id columns 'sample', 'id'"):
         stored(frame.union(frame.limit(1)), tmp_path / "twice", id_cols=("sample", "id"))
 
 

@@ -151,7 +151,7 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
             {"label_col": "a", "unlabelled": "nothing"},
             "data.unlabelled='nothing' is not a number, but label column 'a' is double",
         ),
-        ({"feature_cols": ("a", "b"), "id_col": "twice"}, r"id column 'twice' repeats: id 5 stands 2 times"),
+        ({"feature_cols": ("a", "b"), "id_col": "twice"}, r"id 5 occurs 2 times in id column 'twice'"),
     ],
 )
 def test_columns_that_cannot_be_used(spark: SparkSession, tmp_path: Path, config: dict, message: str) -> None:

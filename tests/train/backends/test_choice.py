@@ -40,7 +40,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     install(monkeypatch, "tensorflow")
     assert (chosen(), chosen(num_ranks=2)) == ("local", "tensorflow")
-    with pytest.raises(DependencyError, match=r"Horovod is not installed.*install_horovod.sh.*backend=tensorflow"):
+    with pytest.raises(DependencyError, match=r"Horovod is not installed.*HOROVOD_WITH_GLOO.*backend=tensorflow"):
         chosen(num_ranks=2, backend="horovod")
     monkeypatch.undo()
     install(monkeypatch)

@@ -40,7 +40,7 @@ def test_a_horovod_of_another_tensorflow_is_refused_with_the_remedy(
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "horovod"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(DependencyError, match=r"TensorFlow 2\.\d+.*built with 2.15.*install_horovod.sh"):
+    with pytest.raises(DependencyError, match=r"TensorFlow 2\.\d+.*built with 2.15.*HOROVOD_WITH_GLOO"):
         backend.Ranks(TrainConfig())
     monkeypatch.undo()
     for name in [name for name in sys.modules if name.split(".")[0] == "horovod"]:
