@@ -14,7 +14,8 @@ from ivis_spark.errors import InputError
 
 # What a sample of rows may take in memory: a table of any size is projected by what so many rows show.
 SAMPLE_BYTES = 64 << 20
-LEAST_SAMPLE, MOST_SAMPLE = 1_000, 100_000  # rows; wide ones are more than SAMPLE_BYTES
+LEAST_SAMPLE, MOST_SAMPLE = 1_000, 100_000  # rows
+_WIDE = 16  # times SAMPLE_BYTES, which LEAST_SAMPLE wide rows may take
 DISTANCE_BYTES = 64 << 20  # of what `kept_neighbours` makes at once
 _ROWS_AT_ONCE = 4096
 
@@ -26,7 +27,8 @@ def is_sparse(rows: Any) -> bool:
 
 def sample_rows(row_bytes: float, n_components: int) -> int:
     """Return how many rows, each of so many bytes, components are learnt from."""
-    return max(2 * n_components, LEAST_SAMPLE, min(MOST_SAMPLE, int(SAMPLE_BYTES / row_bytes)))
+    fitting = SAMPLE_BYTES / row_bytes
+    return max(2 * n_components, int(min(MOST_SAMPLE, max(fitting, min(LEAST_SAMPLE, _WIDE * fitting)))))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.spatial.distance import cdist
 
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.core.projection import Projection, kept_neighbours
+from ivis_spark.core.projection import Projection, kept_neighbours, sample_rows
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import ArtifactError, InputError
 
@@ -96,6 +96,13 @@ def test_axes_of_float32_rows_far_from_0() -> None:
     np.testing.assert_allclose(projection.explained, near.explained, rtol=1e-3)
     assert np.linalg.svd(projection.axes.T @ near.axes)[1].min() / (near.axes[:, 0] @ near.axes[:, 0]) > 0.999
     np.testing.assert_allclose(projection.mean, rows.mean(axis=0) + 1e3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "rows"), [(1, 100_000), (4 * 784, 21_399), (4 * 60_000, 1_000), (4_000_000, 268), (4e8, 100)]
+)
+def test_samples_are_bounded_by_rows_and_bytes(row_bytes: float, rows: int) -> None:
+    assert sample_rows(row_bytes, 50) == rows
 
 
 @pytest.mark.parametrize("sparse_rows", [False, True])

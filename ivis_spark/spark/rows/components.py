@@ -37,7 +37,7 @@ def with_components(
 ) -> tuple[Scaler, dict[str, Any]]:
     """Return a scaler that projects too, and what the manifest says of the components.
 
-    Runs on: driver. Memory: a sample of 64 MiB of rows as they are stored, at least 1,000, and what PCA makes of it.
+    Runs on: driver. Memory: a sample of rows, see `sample_rows`, and what PCA makes of it.
 
     Args:
         scaler: Scaling of the features.
