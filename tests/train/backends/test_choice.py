@@ -50,7 +50,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.num_ranks=2 needs a train.backend for several ranks.*local is one"):
+    with pytest.raises(ConfigError, match=r"train.num_ranks=2 needs a train.backend for several ranks.*local runs one"):
         chosen(backend="local", num_ranks=2)
     with pytest.raises(ConfigError, match=r"batch_size=128 .*num_ranks=3: pass 129"):
         TrainConfig(num_ranks=3)
