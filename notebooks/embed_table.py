@@ -3,8 +3,8 @@
 # MAGIC # Embed a table
 # MAGIC
 # MAGIC All stages: neighbours, triplets, training, embeddings, report. Needs a cluster with Databricks Runtime 17.3 LTS
-# MAGIC ML in single-user access mode, since the stages use Spark's executors directly. The next cell installs the wheel
-# MAGIC of `ivis_spark` and Annoy. Stages that are finished are skipped: an interrupted notebook is simply run again.
+# MAGIC ML in single-user access mode, as the stages use Spark's executors directly. The next cell installs the wheel
+# MAGIC of `ivis_spark` and Annoy. Finished stages are skipped: run an interrupted notebook again.
 
 # COMMAND ----------
 
@@ -34,7 +34,7 @@ logs.set_up()
 
 # MAGIC %md
 # MAGIC ## The stages
-# MAGIC Each publishes a folder of its own in the run folder, whole or not at all.
+# MAGIC Each publishes its own folder in the run folder, completely or not at all.
 
 # COMMAND ----------
 
@@ -46,7 +46,7 @@ manifests = pipeline.run()
 # COMMAND ----------
 
 # MAGIC %md
-# MAGIC ## What came out
+# MAGIC ## Results
 
 # COMMAND ----------
 

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Anomalies: a metric learnt from the ones that are known
+# # Anomalies: a metric learnt from known anomalies
 #
-# Some anomalies of the past are labelled, new rows are not. `Ivis` learns from the past a space in which anomalies lie
-# apart, and an isolation forest, which looks at no labels, is asked for outliers there and among the features as they
-# are. Average precision and the area under the ROC curve are of new rows; average precision is the one to look at
-# where anomalies are rare.
+# Past anomalies are labelled, new rows are not. `Ivis` learns from the labelled rows an embedding that separates
+# anomalies, and an isolation forest, which uses no labels, looks for outliers in it and in the original features.
+# Average precision and the area under the ROC curve are measured on new rows; average precision is the right metric if
+# anomalies are rare.
 #
-# `data` is an `.npz` file with `X`, shape (n, d), and `y`, 1 for an anomaly; README.md beside this file makes one of
-# KDD99: connections of a network, 3 % of them attacks.
+# `data` is an `.npz` file with `X`, shape (n, d), and `y`, 1 for an anomaly; see README.md for how to create one from
+# KDD99: network connections, 3 % of them attacks.
 
 # %% tags=["parameters"]
 data = ""  # empty: breast cancer; the anomalies are 40 malignant tumours among 357 benign ones
@@ -62,11 +62,12 @@ for name, (precision, area) in figures.items():
     print(f"{name:<40} {precision:17.3f}  {area:7.3f}")
 
 # %% [markdown]
-# ## What to see
-# The forest finds more in the learnt metric than among the features: on KDD99 its average precision was .53 instead of
-# .46 and its ROC AUC .97 instead of .94, and without labels the embedding did not help (.41). The gain comes from the
-# labels, and to use those outright is better still, as the last two lines say (.99, for logistic regression too). What
-# the learnt metric adds is the picture, and a place apart for what resembles no group of the past.
+# ## Results
+# The forest finds more anomalies in the learnt embedding than in the features: on KDD99 its average precision was .53
+# instead of .46 and its ROC AUC .97 instead of .94; without labels the embedding did not help (.41). The gain comes
+# from the labels, and a classifier that uses them directly is better still, as the last two lines show (.99, for
+# logistic regression too). What the embedding adds is the picture, and a separate place for rows that resemble no past
+# group.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(12, 5))

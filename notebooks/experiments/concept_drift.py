@@ -1,13 +1,12 @@
 # %% [markdown]
 # # Concept drift: new rows on the old map
 #
-# A trained network embeds each day's rows on the map of the rows it was trained on, which stays as it is. Where new
-# rows do not lie as those did, the world has changed, or the instrument has. The energy distance between a day and the
-# past says how much; how much it is by chance is seen by shuffling the two together. Both are reckoned on the map and
-# on the features themselves.
+# A trained network embeds each day's rows on the fixed map of its training rows. If the new rows are distributed
+# differently, the world has changed, or the instrument has. The energy distance between a day and the past measures how
+# much, and a permutation test gives its distribution by chance. Both are computed on the map and on the features.
 #
-# The days are made of digits that were not trained on, of which more and more are changed in one of three ways: only
-# zeros and ones are written any more, a digit turns up that was never seen, or the lamp of the scanner fades.
+# The days consist of digits that were not trained on, of which an increasing share is changed in one of three ways:
+# only zeros and ones remain, an unseen digit appears, or the scanner fades.
 
 # %% tags=["parameters"]
 epochs = "auto"  # enough for the number of rows; a number ends it sooner
@@ -47,8 +46,8 @@ def surprise(old: np.ndarray, new: np.ndarray, rng: np.random.Generator, shuffle
 
 
 # %% [markdown]
-# ## From which share on is it seen?
-# Some 3 standard deviations are no chance any more.
+# ## From which share is drift detected?
+# About 3 standard deviations are beyond chance.
 
 # %%
 rng = np.random.default_rng(0)
@@ -61,11 +60,11 @@ for change, changed in changes.items():
         print(f"{change:<18} {share:4.0%}: {found[change, share][0]:6.1f} map, {found[change, share][1]:6.1f} features")
 
 # %% [markdown]
-# ## What to see
-# Dots are the day on which every row has changed, on the map of the past in grey. Another mix of digits is measured as
-# well on the map as in the features. A digit never seen lands between the groups, where nothing of the past lies: the
-# eye sees that at once, the energy distance much less than it does in the features. Paler ink hardly moves a point: the
-# map cannot tell, the features can. So: watch the features for whether something changed, and the map for what.
+# ## Results
+# Dots are the day on which every row has changed, on the map of the past in grey. A different mix of digits is detected
+# as well on the map as in the features. An unseen digit lands between the groups, where no past rows are: the eye sees
+# it at once, the energy distance much less than in the features. Fading ink hardly moves a point: the map cannot detect
+# it, the features can. So use the features to detect that something changed, and the map to see what.
 
 # %%
 figure, axes = plt.subplots(1, len(changes) + 1, figsize=(20, 4.5))

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # How far is far? Distances before and after
 #
-# An embedding is often read as a map: these two groups lie close, that one is far off. Whether that is allowed is
-# measured here: distances of random pairs among the features, cut into ten bins of equal size, against the distances of
-# the same pairs in the embedding. Boxes that climb mean that far is far; boxes of one height mean that the picture says
-# nothing about it.
+# An embedding is often read as a map: these two groups are close, that one is far away. Whether this is justified is
+# measured here: distances of random pairs in the features, cut into ten bins of equal size, against their distances in
+# the embedding. Rising boxes mean that far pairs stay far; boxes at the same height mean that distances in the picture
+# are meaningless.
 #
-# `data` is an `.npz` file with `X`, shape (n, d), and `y`; README.md beside this file makes one of MNIST.
+# `data` is an `.npz` file with `X`, shape (n, d), and `y`; see README.md for how to create one from MNIST.
 
 # %% tags=["parameters"]
 data = ""  # empty: the 1,797 digits that come with scikit-learn
@@ -36,9 +36,9 @@ methods = {
 embeddings = {name: method.fit_transform(X) for name, method in methods.items()}
 
 # %% [markdown]
-# ## Near and far in figures
-# Pearson's and Spearman's correlation of the distances; the share of random triples whose order is kept;
-# trustworthiness of the 15 nearest. The first three speak of far pairs, the last of near ones.
+# ## Near and far in numbers
+# Pearson's and Spearman's correlation of the distances; the share of random triples whose order is preserved;
+# trustworthiness of the 15 nearest. The first three measure far pairs, the last near ones.
 
 # %%
 figures = {}
@@ -50,10 +50,10 @@ for name, Z in embeddings.items():
     print(f"{name:<30} " + "  ".join(f"{value:7.3f}" for value in figures[name]))
 
 # %% [markdown]
-# ## What to see
-# All boxes climb: none of these pictures is without meaning at large, nor is one a map to measure on. `global_weight`
-# draws the boxes nearer to a line: with 1, preset fast is ahead of PCA in Pearson's correlation, .65 against .60 on
-# these digits and .62 against .55 on 5,000 rows of MNIST, and near rows hardly pay for it: the last column fell from
+# ## Results
+# All boxes rise: none of these pictures is meaningless at large scale, but none can be measured like a map.
+# `global_weight` straightens the boxes: with 1, preset fast exceeds PCA in Pearson's correlation, .65 against .60 on
+# these digits and .62 against .55 on 5,000 rows of MNIST, at almost no cost for near rows: the last column fell from
 # .983 to .981 on the digits, and not at all on MNIST (.95, where PCA has .75).
 
 # %%

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Does it invent clusters?
 #
-# A method that draws groups where there are none misleads. Uniform noise has none; two moons are two curved groups; the
-# swiss roll is one sheet, rolled up. Each is embedded by PCA, by `Ivis` as ivis has it and with preset fast and, where
-# umap-learn is installed, by UMAP; all look at 15 neighbours.
+# A method that shows groups where there are none misleads. Uniform noise has none; two moons are two curved groups; the
+# swiss roll is one rolled-up sheet. Each is embedded by PCA, by `Ivis` with ivis's defaults and with preset fast, and
+# by UMAP if umap-learn is installed; all use 15 neighbours.
 #
-# The measure: k-means cuts the embedding into 2 to 8 groups, and the best silhouette of these tells how well parted
-# they are. Evenly scattered points reach about .4 in a square and .64 on a line, since k-means cuts anything; only what
-# is clearly above that is a group.
+# The measure: k-means splits the embedding into 2 to 8 groups, and the best silhouette of these measures how well they
+# are separated. Uniform points reach about .4 in a square and .64 on a line, because k-means splits anything; only
+# clearly higher values indicate groups.
 
 # %% tags=["parameters"]
 rows = 1500
@@ -66,13 +66,12 @@ for row, (name, (X, colour)) in zip(axes, sets.items(), strict=True):
         panel.set(title=f"{name}, {method}: {silhouettes[name, method]:.2f}", xticks=[], yticks=[])
 
 # %% [markdown]
-# ## What to see
-# Upper row: one cloud without gaps is the right picture of noise, and all draw it. Middle row: two whole curves are
-# right. Preset fast draws them. UMAP makes strings of beads of them, which the eye sees and the silhouette of a few
-# groups does not. ivis's angular distance sees only the direction of a point from the origin, so that both moons fall
-# onto one line; `knn_distance_metric="euclidean"` keeps them apart. Lower row: nobody unrolls the sheet without a
-# blemish. Preset fast bends it open; in PCA's picture and in ivis's, layers lie on one another; UMAP's is full of
-# holes.
+# ## Results
+# Upper row: one cloud without gaps is the correct picture of noise, and all methods show it. Middle row: two unbroken
+# curves are correct, and preset fast shows them. UMAP breaks them into strings of beads, which the eye sees and the
+# silhouette of a few groups does not. ivis's angular distance uses only the direction of a point from the origin, so
+# both moons fall onto one line; `knn_distance_metric="euclidean"` keeps them apart. Lower row: no method unrolls the
+# sheet without flaws. Preset fast bends it open; with PCA and ivis, layers overlap; UMAP's sheet is full of holes.
 
 # %%
 figure.tight_layout()

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # How many neighbours, how much patience
 #
-# `k` says whom the network takes for near: with few neighbours it looks at detail, with many at the whole.
-# `n_epochs_without_progress` says how long it goes on while the loss no longer falls. ivis's defaults are 150 and 20;
-# its rule of thumb, `"auto"`, lowers the first for small tables.
+# `k` sets what counts as near: few neighbours emphasise detail, many the overall structure. `n_epochs_without_progress`
+# sets how long training continues without a lower loss. ivis's defaults are 150 and 20; its rule of thumb, `"auto"`,
+# lowers the first for small tables.
 #
-# `data` is an `.npz` file with `X`, shape (n, d), and `y`; README.md beside this file makes one of MNIST.
+# `data` is an `.npz` file with `X`, shape (n, d), and `y`; see README.md for how to create one from MNIST.
 
 # %% tags=["parameters"]
 data = ""  # empty: the 1,797 digits that come with scikit-learn
@@ -51,7 +51,8 @@ for k in ks:
 
 # %% [markdown]
 # ## Preset fast: k alone
-# It trains for as many epochs as make enough steps, whatever the loss does, so there is no patience to choose.
+# It trains for as many epochs as are needed for enough steps, independent of the loss, so there is no patience to
+# choose.
 
 # %%
 fast = {k: figures(Ivis.from_config(Config(preset="fast"), k=k, epochs=50).fit_transform(X)) for k in ks}
@@ -59,10 +60,10 @@ for k, row in fast.items():
     print(f"{k:5}  " + ", ".join(f"{name} {value:.3f}" for name, value in zip(NAMES, row, strict=True)))
 
 # %% [markdown]
-# ## What to see
-# Patience decides more than `k`: with 15 neighbours, trustworthiness of the digits went from .83 to .86 to .93, and
-# epochs from 11 to 36 to 220. The loss is noisy, so that a little patience takes chance for the end. Preset fast has
-# its .96 after 50 epochs.
+# ## Results
+# Patience matters more than `k`: with 15 neighbours, trustworthiness of the digits rose from .83 to .86 to .93, and
+# epochs from 11 to 36 to 220. The loss is noisy, so low patience stops too early by chance. Preset fast reaches .96
+# after 50 epochs.
 
 # %%
 figure, axes = plt.subplots(1, len(ks) + 1, figsize=(4 * len(ks) + 4, 3.8))

@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Rows that do not fit into memory
 #
-# `Ivis` takes a dataset of an HDF5 file as it takes an array, and reads a batch at a time. Two arguments keep its own
-# memory from growing with the file: `precompute=False` asks the index for neighbours when a batch needs them, and
-# `shuffle_mode="batch"` shuffles batches of adjacent rows, which a file reads in one go. Adjacent rows then train
-# together: a file sorted by class needs to be shuffled once before. (A table that is too large for one machine's disk
-# or patience is what `ivis-spark run` is for.)
+# `Ivis` accepts an HDF5 dataset like an array, and reads one batch at a time. Two arguments keep its memory from
+# growing with the file: `precompute=False` queries the index for neighbours when a batch needs them, and
+# `shuffle_mode="batch"` shuffles batches of adjacent rows, which can be read from a file at once. Adjacent rows then
+# train together, so shuffle a file that is sorted by class first. (For tables too large for one machine, use
+# `ivis-spark run`.)
 
 # %% tags=["parameters"]
 rows = 50_000  # of the file
@@ -30,7 +30,7 @@ path = os.path.join(folder.name, "rows.h5")
 
 # %% [markdown]
 # ## The file
-# Noisy copies of scikit-learn's digits, written a block at a time, so that the array never is in memory.
+# Noisy copies of scikit-learn's digits, written one block at a time, so that the whole array is never in memory.
 
 # %%
 rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ print(f"{os.path.getsize(path) / 2**20:.1f} MiB in the file")
 
 # %% [markdown]
 # ## Training and embedding
-# The index of the neighbours is a file too, since `build_index_on_disk` is true by default.
+# The index of the neighbours is a file too, because `build_index_on_disk` is true by default.
 
 # %%
 with h5py.File(path) as file:
@@ -60,7 +60,7 @@ accuracy = metrics.knn_accuracy(Z[sample], y[sample], k=15, rng=np.random.defaul
 print(f"of {len(sample):,} rows: trustworthiness {trust:.3f}, kNN accuracy {accuracy:.3f}")
 
 # %% [markdown]
-# ## Rows that were never in the file
+# ## New rows
 # The trained network embeds the digits without noise, which it has not seen.
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Labels that are numbers: regression
+# # Regression
 #
-# With `supervision_metric="mae"`, or any other loss of Keras for numbers, the embedding is ordered along what is to be
-# predicted, and `score_samples` predicts it. Ten measures of 442 diabetics; the target is how far the illness went
+# With `supervision_metric="mae"`, or any other Keras regression loss, the embedding is ordered along the target, and
+# `score_samples` predicts it. Ten measurements of 442 diabetes patients; the target is the progression of the disease
 # within a year.
 
 # %% tags=["parameters"]
@@ -25,8 +25,8 @@ X_seen, X_new, y_seen, y_new = train_test_split(StandardScaler().fit_transform(X
 target = StandardScaler().fit(y_seen[:, None])  # a loss of numbers near 1 weighs what `weight` says
 
 # %% [markdown]
-# Preset fast drops no units. Where a network does (`dropout`, 0.1 in preset ivis), the numbers that it predicts spread
-# wider than those it was trained to give, because alpha dropout dampens in training what it does not drop.
+# Preset fast uses no dropout. With dropout (0.1 in preset ivis), predictions have a larger spread than the targets in
+# training, because alpha dropout dampens the units that it does not drop.
 
 # %%
 settings = {"epochs": epochs, "batch_size": 64}
@@ -37,8 +37,9 @@ plain = Ivis.from_config(Config(preset="fast"), **settings).fit(X_seen)
 
 # %% [markdown]
 # ## Is it good?
-# A linear model is hard to beat on so few rows: ridge regression says what the measures can tell. The correlation is of
-# the target with the direction of the embedding that fits it best: how well the target can be read off the picture.
+# A linear model is hard to beat on so few rows: ridge regression shows how much the measurements can predict. The
+# correlation is that of the target with the best-fitting direction of the embedding: how well the target can be read
+# off the picture.
 
 # %%
 r2 = {"ridge": r2_score(y_new, Ridge().fit(X_seen, y_seen).predict(X_new)), "Ivis": r2_score(y_new, predicted)}
@@ -50,9 +51,9 @@ print("variance of new patients explained: " + ", ".join(f"{name} {value:.2f}" f
 print("correlation of embedding and target: " + ", ".join(f"{name} {value:.2f}" for name, value in order.items()))
 
 # %% [markdown]
-# ## What to see
-# New patients. On the left the colour runs along the embedding, though not sharply: a third of the variance is what
-# these measures say about the illness, for the linear model too. In the middle it is mixed more.
+# ## Results
+# New patients. On the left the colour changes along the embedding, though not sharply: the measurements explain only a
+# third of the variance of the disease progression, for the linear model too. In the middle it is more mixed.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")

@@ -1,11 +1,11 @@
 # %% [markdown]
-# # With labels, with few labels, and how much they weigh
+# # With labels, with few labels, and their weight
 #
-# `fit(X, y)` adds a loss of the labels to that of the neighbours; `supervision_weight` says how the two share: 0 looks
-# at neighbours alone, 1 at labels alone. A label of -1 is a missing one, so a table with a few labels is used as it is.
-# Everything below is measured on rows that were not trained on.
+# `fit(X, y)` adds a supervised loss to the triplet loss; `supervision_weight` sets the balance: 0 uses only neighbours,
+# 1 only labels. A label of -1 is missing, so a partly labelled table is used as it is. Everything below is measured on
+# rows that were not trained on.
 #
-# `data` is an `.npz` file with `X`, shape (n, d), and `y`, classes from 0; README.md beside this file makes one of
+# `data` is an `.npz` file with `X`, shape (n, d), and `y`, classes from 0; see README.md for how to create one from
 # MNIST.
 
 # %% tags=["parameters"]
@@ -43,8 +43,8 @@ def figures(model: Ivis) -> tuple[float, float, float]:
 
 # %% [markdown]
 # ## The weight
-# The more the labels weigh, the less is left of what is near inside of a class and between classes, which the
-# trustworthiness shows. Without any weight the head was not trained: what it says is no better than chance.
+# The higher the weight of the labels, the less is preserved of what is near within and between classes, as the
+# trustworthiness shows. With weight 0 the head is not trained: its predictions are no better than chance.
 
 # %%
 models = {weight: trained(weight, y_seen) for weight in weights}
@@ -55,9 +55,9 @@ for weight, (votes, classes, trust) in zip(weights, sweep, strict=True):
 
 # %% [markdown]
 # ## Few labels
-# Labels are taken away at random. Rows without one are still trained on, by their neighbours. That helps most where
-# labels are very few: on MNIST, 85 of 3,750 labels gave .78, where a vote of those 85 rows alone gave .59. The digits
-# of 8 x 8 pixels are so plain that the vote is as good or better.
+# Labels are removed at random. Unlabelled rows still train through their neighbours. This helps most if labels are very
+# few: on MNIST, 85 of 3,750 labels gave .78, where a vote of only those 85 rows gave .59. The digits of 8 x 8 pixels
+# are so simple that the vote is as good or better.
 
 # %%
 few = {}
@@ -68,9 +68,9 @@ for share in shares:
     print(f"{known.sum():6,} labels: score_samples {few[share][1]:.3f}; kNN of those rows' features alone {alone:.3f}")
 
 # %% [markdown]
-# ## What to see
-# New rows, embedded without and with much weight on the labels. Half and half is a good start: on 5,000 rows of MNIST
-# kNN accuracy rose from .86 to .93, and trustworthiness fell from .92 to .91; more weight did not help any further.
+# ## Results
+# New rows, embedded without labels and with a high weight. Half and half is a good start: on 5,000 rows of MNIST kNN
+# accuracy rose from .86 to .93, and trustworthiness fell from .92 to .91; a higher weight did not help further.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(16, 4.5))

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Without labels: iris
 #
-# Four measures of 150 flowers become two coordinates. The network sees no species, only which flowers are alike: each
-# is trained to lie nearer to one of its neighbours than to a flower drawn at random.
+# Four measurements of 150 flowers become two coordinates. The network does not see the species, only which flowers are
+# similar: each is trained to be closer to one of its neighbours than to a random flower.
 
 # %% tags=["parameters"]
 epochs = 500  # at most; training stops when the loss no longer falls
@@ -26,10 +26,10 @@ model = Ivis(k=k, knn_distance_metric=metric, epochs=epochs, batch_size=32)
 Z = model.fit_transform(X)
 
 # %% [markdown]
-# ## What was kept
-# The vote of the neighbours names the species about as well in two dimensions as in four. Trustworthiness asks whether
-# flowers that are near in the picture are near in the measures (1 is best, .5 is chance); the triples ask whether the
-# nearer of two flowers is still the nearer one.
+# ## What is preserved
+# The vote of the neighbours predicts the species about as well in two dimensions as in four. Trustworthiness measures
+# whether flowers that are near in the picture are near in the measurements (1 is best, .5 is chance); the triples,
+# whether the nearer of two flowers is still the nearer one.
 
 # %%
 figures = {
@@ -42,13 +42,13 @@ for name, value in figures.items():
     print(f"{name:<28} {value:.3f}")
 
 # %% [markdown]
-# ## What to see
-# Setosa stands apart; versicolor and virginica touch, as they do in the measures: no method that sees no species can
-# part them for certain. The loss falls fast, then little; where it no longer does, training ends.
+# ## Results
+# Setosa is separate; versicolor and virginica touch, as in the measurements: no unsupervised method can separate them
+# with certainty. The loss falls quickly, then slowly; when it stops falling, training ends.
 #
-# With `metric = "angular"` the same picture gets worse, because an angle between rows of four measures says little: a
-# large flower and a small one of the same shape count as near. Angles are for rows of many columns, such as counts of
-# words or genes.
+# With `metric = "angular"` the picture gets worse, because angles between rows of four measurements carry little
+# information: a large and a small flower of the same shape count as near. Angles suit rows with many columns, such as
+# counts of words or genes.
 
 # %%
 figure, (points, loss) = plt.subplots(1, 2, figsize=(11, 4.5))
