@@ -6,7 +6,7 @@
 # much, and a permutation test gives its distribution by chance. Both are computed on the map and on the features.
 #
 # The days consist of digits that were not trained on, of which an increasing share is changed in one of three ways:
-# only zeros and ones remain, an unseen digit appears, or the scanner fades.
+# only zeros and ones remain, an unseen digit appears, or the lamp of the scanner fades.
 
 # %% tags=["parameters"]
 epochs = "auto"  # enough for the number of rows; a number ends it sooner
@@ -63,8 +63,8 @@ for change, changed in changes.items():
 # ## Results
 # Dots are the day on which every row has changed, on the map of the past in grey. A different mix of digits is detected
 # as well on the map as in the features. An unseen digit lands between the groups, where no past rows are: the eye sees
-# it at once, the energy distance much less than in the features. Fading ink hardly moves a point: the map cannot detect
-# it, the features can. So use the features to detect that something changed, and the map to see what.
+# it at once, the energy distance much less than in the features. A fading lamp hardly moves a point: the map cannot
+# detect it, the features can. So use the features to detect that something changed, and the map to see what.
 
 # %%
 figure, axes = plt.subplots(1, len(changes) + 1, figsize=(20, 4.5))
