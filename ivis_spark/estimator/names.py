@@ -67,7 +67,7 @@ def in_order(X: Any, fitted: Names | None) -> Any:
 
 
 def _holds_text(X: Any, place: int) -> bool:
-    """Tell whether a column of a frame holds dates, or text that is no number."""
+    """Tell whether a column of a frame holds dates, or text that is not a number."""
     column = X.iloc[:, place] if hasattr(X, "iloc") else X[:, place]
     kind = getattr(getattr(column, "dtype", None), "kind", "O")
     if kind in "fiub":

@@ -298,7 +298,7 @@ def _local_classes(classes: Mapping[str, Any]) -> NDArray[Any] | None:
 
 
 def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> ModelFolder:
-    """Return a model with the summary of the run that it stands in."""
+    """Return a model with the summary of its run."""
     if _SUMMARY in folder.info:
         return folder
     run = storage.RunFolder(uri)

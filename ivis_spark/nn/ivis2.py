@@ -1,4 +1,4 @@
-"""Models that ivis 2 saved: their networks and parameters, read without running anything that stands in them.
+"""Models that ivis 2 saved: their networks and parameters, read without running any code in them.
 
 ivis 2 writes Keras 2 models as .h5 files or TensorFlow SavedModels, and pickles the optimizer state, which is therefore
 not loaded: networks are restored completely, and training resumes with a new optimizer.

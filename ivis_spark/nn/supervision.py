@@ -156,7 +156,7 @@ def _count_classes(labels: NDArray[Any]) -> int:
 
 
 def keras_loss(metric: Metric) -> Any:
-    """Return the Keras loss of a name, or that of `package.module:function`; what is no name is returned as it is.
+    """Return the Keras loss of a name, or that of `package.module:function`; any other value is returned as it is.
 
     Raises: ConfigError: if Keras has no such loss.
     """

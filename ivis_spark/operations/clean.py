@@ -14,7 +14,7 @@ from ivis_spark.storage import RunFolder
 def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> list[str]:
     """Remove builds that were superseded or cut off, parts of jobs, and the locks of dead runs; then the stages named.
 
-    All locks of the folder are held meanwhile, so that nothing that is being built is taken for garbage. Files that
+    All locks of the folder are held meanwhile, so that builds in progress are never removed. Files that
     `ivis-spark` did not write stay. Runs on: driver.
 
     Args:

@@ -58,7 +58,7 @@ def find_columns(
         width: Features of a row.
         scaler: How they were scaled; values are shown as the user had them.
         kept: Names of the columns that were kept.
-        read_table: Returns `id` and those columns; called only if a name is no feature.
+        read_table: Returns `id` and those columns; called only if a name is not a feature.
 
     Raises: ConfigError: if a name is found nowhere.
     """

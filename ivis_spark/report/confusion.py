@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a table of true and predicted labels, or of many classes the pairs that matter."""
+"""Confused classes: a table of true and predicted labels, or for many classes the most confused pairs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Confusion:
         return np.bincount(cells, minlength=n * n).reshape(n, n)
 
     def pairs(self) -> list[tuple[str, str, int, float]]:
-        """Return the most confused pairs: label, what it is taken for, rows, and their share of the label's rows."""
+        """Return the most confused pairs: label, predicted label, rows, and their share of the label's rows."""
         wrong = self.true != self.predicted
         found, rows = np.unique(np.stack([self.true[wrong], self.predicted[wrong]]), axis=1, return_counts=True)
         total = np.bincount(self.true, minlength=len(self.names))

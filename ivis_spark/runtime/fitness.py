@@ -54,9 +54,9 @@ def check_fit(info: dict[str, Any], config: Config) -> None:
 
 
 def class_values(info: dict[str, Any], metric: str | None) -> list[Any] | None:
-    """Return the label of each class, in the order of the model's outputs; None if labels are no classes for the loss.
+    """Return the label of each class, in the order of the model's outputs; None if labels are not classes for the loss.
 
-    Names are classes for any loss, numbers for one of classes; -1 is no label there, as with ivis.
+    Names are classes for any loss, numbers for a classification loss; there -1 means unlabelled, as with ivis.
 
     Raises:
         InputError: if there are too many classes, or the labels are not whole numbers.

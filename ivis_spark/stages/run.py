@@ -95,8 +95,8 @@ class Run:
             own: Whether it is that stage.
 
         Raises:
-            InputError: if the name is that of another stage, holds what is not made by this command, or is no name of
-                a folder.
+            InputError: if the name is that of another stage, holds what is not made by this command, or is not a valid
+                folder name.
         """
         name = given if given is not None else f"{prefix}-{self.input.name}"
         taken = [stage for stage in STAGES if not (own and stage == prefix)]

@@ -252,7 +252,7 @@ class RunFolder:
         Args:
             stage: Name of the folder.
             spec: Configuration and inputs, kept in the manifest and compared on a rerun.
-            defaults: Default settings, from which those that were set are told.
+            defaults: Default settings, to tell which were set.
             map_files: How to digest files, given by URI with their bytes; Spark's tasks where there are many.
             check: Called last before publishing; what it raises keeps the stage from being published.
 

@@ -1,4 +1,4 @@
-"""The training loop: epochs, callbacks, early stopping, and where it stands at any moment."""
+"""The training loop: epochs, callbacks, early stopping, and its state at any moment."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def _by_column(source: Source, counts: dict[str, int]) -> str:
 
 
 def _check_range(source: Source, config: DataConfig, statistics: FeatureStatistics) -> None:
-    """Warn of features that lose their digits unscaled, and refuse those whose distances are no float32."""
+    """Warn about features that lose precision unscaled, and refuse those whose distances exceed float32."""
     if config.scaling != "none":
         return
     if statistics.overflow.any():

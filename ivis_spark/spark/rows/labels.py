@@ -1,6 +1,6 @@
 """Labels of rows: what kind they are, which classes there are, and their numbers.
 
-Text, booleans and dates are classes, and stand in the stage `rows` as their numbers 0, 1, 2, ... in order. Numbers stay
+Text, booleans and dates are classes, stored in the stage `rows` as their numbers 0, 1, 2, ... in order. Numbers stay
 as they are, since they may be quantities; where training takes them for classes, they are numbered for the triplets.
 Either way the values behind the numbers are among the facts.
 """
