@@ -226,6 +226,12 @@ class _Launch:
             self._told = found["count"]
 
 
+def gpus_of(context: BarrierTaskContext) -> list[str]:
+    """Return the addresses of the GPUs that Spark gave a task. Runs on: executor."""
+    resources = context.resources()
+    return list(resources["gpu"].addresses) if "gpu" in resources else []
+
+
 def run_task(_: Iterator[int], *, order: str) -> Iterator[str]:
     """Start a rank as a process, wait for it and yield what it says, as JSON.
 
@@ -236,9 +242,7 @@ def run_task(_: Iterator[int], *, order: str) -> Iterator[str]:
     hosts = [info.address.rpartition(":")[0] for info in context.getTaskInfos()]
     config = section_from_mapping(TrainConfig, json.loads(order)["job"]["config"])
     meeting = Meeting(rank, hosts, context.allGather, config.stall_timeout_seconds, config.start_timeout_seconds)
-    resources = context.resources()
-    gpus = resources["gpu"].addresses if "gpu" in resources else []
-    environment = rank_environment(rank, gpus, context.cpus())
+    environment = rank_environment(rank, gpus_of(context), context.cpus())
     result = run_rank(order, meeting, environment)
     yield json.dumps({"rank": rank, "host": hosts[rank], **result})
 

@@ -25,7 +25,8 @@ from pyspark import BarrierTaskContext, TaskContext
 from ivis_spark.serving.encoder import Encoder, KerasNetwork
 from ivis_spark.spark.embedding.embed import load_encoder
 from ivis_spark.spark.session import get_session
-from ivis_spark.spark.training import _environment
+from ivis_spark.spark.training import gpus_of
+from ivis_spark.train.rank import rank_environment
 
 script, amount = sys.argv[1:]
 found = {"amount": amount, "discoveryScript": script}
@@ -49,7 +50,7 @@ def embed(_):
 def train(_):
     context = BarrierTaskContext.get()
     given = context.resources()
-    shown = _environment(context, ["localhost"] * 4, 1, 60.0)["CUDA_VISIBLE_DEVICES"]
+    shown = rank_environment(0, gpus_of(context), 1)["CUDA_VISIBLE_DEVICES"]
     yield given["gpu"].addresses if "gpu" in given else ["-1"], shown
 
 tasks = spark.sparkContext.parallelize(range(4), 4)
