@@ -118,7 +118,10 @@ def test_repeated_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--id-col", "nope"], "data.id_col='nope' is not in the table; it has: key, values, text"),
         (["--label-col", "nope"], "data.label_col='nope' is not in the table; it has: key, values, text"),
         (["--id-col", "text"], "id 'x' occurs 6 times in id column 'text'. Ids must be unique"),
-        (["--features-col", "text"], "features column 'text' is string; an array of numbers or a Spark ML vector is"),
+        (
+            ["--features-col", "text"],
+            "features column 'text' is string; it must be an array of numbers or a Spark ML vector",
+        ),
         (["--set", "neighbours.k=5"], "neighbours.k=5 needs at least 7 rows, so that each has 5 neighbours and one"),
         (["--set", "neighbours.k=600"], "the input has 6. Pass --set neighbours.k=4 or less"),
         (["--set", "neighbours.k=0"], "neighbours.k=0 is out of range: it must be at least 1"),

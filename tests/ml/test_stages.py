@@ -107,7 +107,7 @@ def test_wrong_columns_are_named_before_anything_runs(digits_frame: DataFrame) -
         IvisEstimator(labelCol="class").fit(digits_frame)
     with pytest.raises(ConfigError, match="trains on labels: set labelCol"):
         IvisEstimator(supervisionMetric="mae").fit(digits_frame)
-    with pytest.raises(InputError, match="has a column 'Embedding' already"):
+    with pytest.raises(InputError, match="already has a column 'Embedding'"):
         IvisEstimator().fit(digits_frame.withColumn("Embedding", F.lit(1)))
 
 

@@ -145,7 +145,7 @@ def test_code_in_a_network_is_refused_before_keras_reads_it(
     monkeypatch.setitem(globals(), "functional", hostile)
     write(tmp_path)
     (tmp_path / "ivis_params.json").write_text(json.dumps(PARAMS))
-    with pytest.raises(ArtifactError, match=r"ivis_model.* wants 'Lambda'.*custom_objects"):
+    with pytest.raises(ArtifactError, match=r"ivis_model.* needs 'Lambda'.*custom_objects"):
         Ivis().load_model(str(tmp_path))
     assert not ran.exists()
 

@@ -47,7 +47,7 @@ def test_head_fits_the_metric(metric: str, labels: np.ndarray, units: int, activ
     ("labels", "message"),
     [
         (np.array([1, 2, 3]), "start at 1.*zero-indexed"),
-        (np.array([0, 1, 3]), "none is 2.*consecutively"),
+        (np.array([0, 1, 3]), "2 is missing.*consecutively"),
         (np.array([0.5, 1.0]), "0.5"),
         (np.array([-1, -1]), "all -1"),
         (np.array(["a", "b"]), "Unknown label type"),

@@ -252,7 +252,7 @@ def test_target_whose_job_died_while_moving(
 
 def test_clashing_column_and_wrong_width(spark: SparkSession, run: Path, tmp_path: Path) -> None:
     table = write(tmp_path / "table", embedding=[1])
-    with pytest.raises(InputError, match="has a column 'embedding' already"):
+    with pytest.raises(InputError, match="already has a column 'embedding'"):
         pipeline(spark, run, table).embed()
     pipeline(spark, run, table, "embed.output_col=z").embed()
     pq.write_table(pa.table({"features": [[1.0, 2.0]]}), tmp_path / "narrow.parquet")

@@ -130,7 +130,7 @@ def test_drop_keeps_the_rest_and_counts(spark: SparkSession, tmp_path: Path) -> 
 
 
 def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="another number of features"):
+    with pytest.raises(InputError, match="does not have 2 features in column"):
         ingest(table(spark, [(1, [1.0, 2.0]), (2, [1.0])]), DataConfig(id_col="id", invalid="drop"), tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_ragged_rows_cannot_be_dropped(spark: SparkSession, tmp_path: Path) -> N
         ({"feature_cols": ("a", "text")}, "feature column 'text' is string; it must be numeric"),
         ({"features_col": "text"}, "features column 'text' is string; it must be an array of numbers"),
         ({"features_col": "a"}, "features column 'a' is double; it must be an array of numbers"),
-        ({"id_col": "many"}, "id column 'many' is array<int>; a number, text, a date"),
+        ({"id_col": "many"}, "id column 'many' is array<int>; an id must be a number, text, a date"),
         ({"id_cols": ("a", "nope")}, r"data\.id_cols='nope' is not in the table"),
         ({"keep_columns": ("nope",)}, r"data\.keep_columns='nope' is not in the table"),
         (

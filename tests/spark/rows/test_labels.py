@@ -98,5 +98,5 @@ def test_arrays_are_no_names(spark: SparkSession) -> None:
     from ivis_spark.spark.rows.columns import resolve
 
     frame = spark.createDataFrame([([1.0], ["a"])], "features array<float>, y array<string>")
-    with pytest.raises(InputError, match=r"array<string>; a number, an array of numbers, text"):
+    with pytest.raises(InputError, match=r"array<string>; a label must be a number, an array of numbers, text"):
         resolve(frame, DataConfig(label_col="y"))
