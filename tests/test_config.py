@@ -43,6 +43,7 @@ def test_example_file_overrides_and_set_wins() -> None:
         ("neighbours.target_recall=1.5", "target_recall"),
         ("neighbours.metric=cosin", r"is not one of: euclidean, .*; did you mean cosine\?"),
         ("triplets.block_rows=70000", "65536"),
+        ("train.learning_rate_scaling=linear", "scales a numeric learning rate"),
         ("neighbours", "neighbours"),
     ],
 )

@@ -99,7 +99,7 @@ _RULES_OF_THUMB = (
 )
 # A k that it recommends for any number of rows.
 _RULE_K = 15
-# What each preset sets where nothing else does. README.md says which to take, by what was measured.
+# What each preset sets where nothing else does. docs/howto/tune.md says which to take, by what was measured.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ivis": {
         "neighbours": {"k": IVIS_K, "metric": IVIS_METRIC},

@@ -200,6 +200,13 @@ class TrainConfig(Checked):
                 f"train.batch_size={self.batch_size} is over all ranks and cannot be divided among "
                 f"train.num_ranks={self.num_ranks}: pass {below + self.num_ranks}, or another multiple"
             )
+        rate: Any = self.learning_rate
+        if rate == AUTO and self.learning_rate_scaling != "none":
+            raise ConfigError(
+                f"train.learning_rate_scaling={self.learning_rate_scaling} scales a numeric learning rate, and "
+                "train.learning_rate=auto follows the batch size by itself: set train.learning_rate, or leave the "
+                "scaling out"
+            )
 
     @property
     def needs_negatives(self) -> bool:
