@@ -177,7 +177,7 @@ def test_a_preset_takes_the_place_of_defaults() -> None:
 
 def test_columns_of_text_and_dates_are_named() -> None:
     frame = FRAME.assign(id="row", day=pd.Timestamp("2026-01-01"), kind=pd.Categorical(NAMES), flag=True)
-    with pytest.raises(InputError, match="columns 'id', 'day', 'kind' of X hold text or dates: leave out"):
+    with pytest.raises(InputError, match="columns 'id', 'day', 'kind' of X hold text or dates: drop columns"):
         small().fit(frame)
     numbers = pd.DataFrame({"a": ["1.5", None], "b": np.array([None, 2], object), "c": pd.array([pd.NA, 1], "Int64")})
     names = names_of(numbers)
