@@ -228,8 +228,10 @@ def test_components_follow_the_width(components: object, n_features: int, kind: 
 
 
 def test_components_keep_euclidean_distances_alone() -> None:
-    assert Config().data.components == "auto" and Config(preset="ivis").data.components is None
-    assert Config.from_mapping({"neighbours": {"metric": "manhattan"}}).data.components is None
+    assert Config().data.components is None and Config(preset="ivis").data.components is None
+    auto = {"data": {"components": "auto"}}
+    assert Config.from_mapping(auto).data.components == "auto"
+    assert Config.from_mapping({**auto, "neighbours": {"metric": "manhattan"}}).data.components is None
     for metric in ("angular", "manhattan"):
         with pytest.raises(ConfigError, match=f"data.components=20 .*metric={metric}.*data.components=none"):
             Config.from_mapping({"data": {"components": 20}, "neighbours": {"metric": metric}})

@@ -106,7 +106,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"patience": IVIS_PATIENCE, "cooldown_epochs": IVIS_COOLDOWN},
     },
     "fast": {
-        "data": {"components": AUTO},
         "train": {
             "distance": "infonce",
             "shared_negatives": 128,

@@ -139,9 +139,10 @@ def test_a_run_on_components_takes_and_is_measured_by_the_features(spark: SparkS
 
     table = frame(spark, "indices").withColumn("name", F.concat(F.lit("row "), "id"))
     table.write.parquet(str(tmp_path / "table"))
+    columns_of = {"id_col": "id", "label_col": "y", "features_col": "count", "indices_col": "gene", "n_features": D}
     config = Config.from_mapping(
         {
-            "data": {"id_col": "id", "label_col": "y", "features_col": "count", "indices_col": "gene", "n_features": D},
+            "data": {**columns_of, "components": "auto"},
             "neighbours": {"k": 5, "recall_sample": 20},
             "train": {"epochs": 3},
             "evaluate": {"sample_rows": 100, "plot_rows": 150, "k": 5},
