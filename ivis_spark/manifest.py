@@ -112,6 +112,13 @@ class Manifest:
         return fingerprint(self.spec)
 
 
+def stage_inputs(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fingerprints of the stages among the inputs of a specification; other inputs are mappings."""
+    inputs = spec.get("inputs")
+    named = inputs.items() if isinstance(inputs, Mapping) else ()
+    return {name: digest for name, digest in named if isinstance(digest, str) and "/" not in name}
+
+
 def check_fields(mapping: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     """Return what JSON gave if it is a mapping that holds each of these fields as one of its kinds.
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions
+from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
 from ivis_spark.storage.careful import children, exists
 from ivis_spark.storage.files import (
     digest_file,
@@ -177,7 +177,7 @@ class RunFolder:
     def made_from(self, spec: Mapping[str, Any]) -> dict[str, str]:
         """Return the fingerprints of all published stages that go into a stage, directly or not, by its inputs."""
         found: dict[str, str] = {}
-        for stage, digest in _inputs(spec).items():
+        for stage, digest in stage_inputs(spec).items():
             manifest = self.manifest(stage)
             if manifest is not None:
                 found |= {**manifest.made_from, stage: digest}
@@ -196,7 +196,7 @@ class RunFolder:
             if name not in manifests:
                 manifest = manifests[name] = self.manifest(name)
                 if manifest is not None:
-                    parents = {**_inputs(manifest.spec), **manifest.made_from}
+                    parents = {**stage_inputs(manifest.spec), **manifest.made_from}
                     replaced = [n for n, digest in parents.items() if (now := look(n)) and now.fingerprint != digest]
                     if replaced:
                         found[name] = replaced
@@ -392,10 +392,3 @@ def _check_sizes(folder: str, files: list[tuple[str, int]], digests: Mapping[str
                 f"{join(folder, name)} holds {sizes.get(name, 'no')} bytes, {digest['bytes']} were written: run the "
                 "same command again"
             )
-
-
-def _inputs(spec: Mapping[str, Any]) -> dict[str, str]:
-    """Return the fingerprints of the stages among the inputs of a specification; other inputs are mappings."""
-    inputs = spec.get("inputs")
-    named = inputs.items() if isinstance(inputs, Mapping) else ()
-    return {name: digest for name, digest in named if isinstance(digest, str) and "/" not in name}

@@ -60,6 +60,14 @@ class PairDistances:
         return edges, np.searchsorted(inner, self.original, side="right").astype(np.int64)
 
 
+def _checked_rows(features: Floats, k: int) -> int:
+    """Return the number of rows. Raises ConfigError if it is too small for k neighbours of each."""
+    n = len(features)
+    if not 1 <= k < n / 2:
+        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    return n
+
+
 def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return how far the k nearest rows in the embedding `Z` are also near in `X`; 1 is best, about .5 is chance.
 
@@ -82,9 +90,7 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
         InputError: if the arrays differ in rows, are not 2-d or hold NaN or infinity.
     """
     features, embedding = centred_pair(X, Z)
-    n = len(features)
-    if not 1 <= k < n / 2:
-        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    n = _checked_rows(features, k)
     excess = 0
     for start, stop in row_blocks(n, n):
         near = nearest(_without_self(embedding, start, stop), k)
@@ -116,9 +122,7 @@ def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
     """
     features, embedding = centred_pair(X, Z)
-    n = len(features)
-    if not 1 <= k < n / 2:
-        raise ConfigError(f"k={k} must be at least 1 and less than half of the {n} rows; lower k or pass more rows")
+    n = _checked_rows(features, k)
     found = 0
     for start, stop in row_blocks(n, n):
         wanted, near = (nearest(_without_self(points, start, stop), k) for points in (features, embedding))
