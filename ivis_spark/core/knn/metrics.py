@@ -150,11 +150,6 @@ class Space:
         """Return what `route_rows` needs to lift rows for dot: the largest norm among prepared rows; else 0."""
         return float(np.sqrt(np.einsum("ij,ij->i", X, X).max())) if self.metric == "dot" and len(X) else 0.0
 
-    @property
-    def asymmetric(self) -> bool:
-        """Whether a row is routed to one place as data and to another as query."""
-        return self.metric == "dot"
-
     def route_rows(self, X: Floats, norm_bound: float) -> Floats:
         """Return prepared rows in the space that leaves are laid out in, where nearer means likelier a neighbour.
 
