@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import cytometry, kdd99, mnist, parser, run_python, say, write_table
+from common import cytometry, kdd99, mnist, moved_digits, parser, processor_seconds, run_python, say, write_table
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
@@ -31,6 +31,7 @@ CASES |= {
     "cytometry-92500": (lambda data: cytometry(data, 92_500)[0], 150),
     "cytometry-all": (lambda data: cytometry(data, None)[0], 150),
     "kdd99": (kdd99, 15),
+    "digits-300000": (lambda data: moved_digits(data, 300_000), 15),
 }
 IVIS = """
 import json, sys, time
@@ -71,9 +72,10 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
         np.save(os.path.join(folder, "X.npy"), X)
         np.save(os.path.join(folder, "asked.npy"), asked)
         settings = [f"neighbours.k={k}", f"neighbours.target_recall={target}", *options.set]
-        ours, found, info = run_ours(spark, folder, k, settings)
+        ours, cpu, found, info = run_ours(spark, folder, k, settings)
         recall = recall_at_k(keys_of(X, asked, found[asked]), exact, n_rows=len(X))
-        say(f"{name}: ivis_spark {ours:.1f} s, recall {recall.value:.4f}; {info}")
+        say(f"{name}: ivis_spark {ours:.1f} s, {cpu:.1f} core-seconds, {len(X) / cpu:,.0f} rows/s a core")
+        say(f"{name}: recall {recall.value:.4f}; {info}")
         if options.ivis_python:
             theirs = run_python(options.ivis_python, IVIS, folder, k)["build"]
             near = np.load(os.path.join(folder, "found.npy"))
@@ -82,23 +84,23 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
             say(f"{name}: ivis {theirs:.1f} s, recall {recall.value:.4f}; ivis / ivis_spark {theirs / ours:.2f}")
 
 
-def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, np.ndarray, dict[str, Any]]:
-    """Ingest, then time the stage; return its seconds, the table and its facts."""
+def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, float, np.ndarray, dict[str, Any]]:
+    """Ingest, then time the stage; return its seconds, those of all cores, the table and its facts."""
     config = load_config(None, ["data.format=parquet", "data.id_col=id", "data.scaling=none", *settings])
     run = storage.RunFolder(os.path.join(folder, "run"))
     with run.build("rows", {}) as stage:
         source = frames.resolve(tables.read_table(spark, os.path.join(folder, "table"), config.data), config.data)
         stage.info.update(ingest.ingest(source, config.data, stage))
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), processor_seconds()
     with run.build("neighbours", {}) as stage:
         rows = spark.read.parquet(run.data("rows")).select("id", "features")
         info = build_neighbours(rows, config.neighbours, random_state=0, folder=stage.uri)
         stage.info.update(info)
-    taken = time.perf_counter() - started
+    taken, cpu = time.perf_counter() - started, processor_seconds() - cpu
     table = pq.read_table(run.data("neighbours").removeprefix("file://")).sort_by("id")
     found = table["neighbour_ids"].combine_chunks().flatten().to_numpy().reshape(-1, k)
     kept = ("n_regions", "largest_region", "median_region", "replicas", "recall", "backend", "step_seconds")
-    return taken, found, {name: info[name] for name in kept}
+    return taken, cpu, found, {name: info[name] for name in kept}
 
 
 def keys_of(X: np.ndarray, asked: np.ndarray, found: np.ndarray) -> np.ndarray:

@@ -15,11 +15,8 @@ environment is left out.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -28,12 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from bench_end_to_end import IVIS, PATIENCE, K, neighbour_accuracy, quality, run_ours
-from common import cytometry, mnist, parser, run_python, say, write_table
+from common import RESULTS, append_result, commit, cytometry, mnist, parser, run_python, say, write_table
 
 from ivis_spark.storage import RunFolder
 
 OURS = {"fast": ["preset=fast"], "ivis": ["preset=ivis", f"train.patience={PATIENCE}"]}
-RESULTS = os.path.join(os.path.dirname(__file__), "results")
 EMBED = """
 import importlib.metadata, json, sys, time
 import numpy as np
@@ -136,11 +132,8 @@ def run_system(
         figures["held-out 10-NN"] = neighbour_accuracy(Z, labels, others, data[1][:held])
     figures |= {"rows": len(X), "cpu_seconds": facts.get("cpu_seconds")}
     row = {"case": case, "system": system, "seed": seed, "version": facts["version"], "seconds": facts["total"]}
-    row |= figures | {"date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
+    row = append_result(options.rows, row | figures)
     say(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{value}" for name, value in row.items()))
-    os.makedirs(os.path.dirname(os.path.abspath(options.rows)), exist_ok=True)
-    with open(options.rows, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -158,18 +151,6 @@ def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace)
             embedded = pq.read_table(data).sort_by("id")
             np.save(os.path.join(folder, name), np.stack(embedded["embedding"].to_numpy()))
     return {"total": seconds, "version": commit()}
-
-
-def commit() -> str:
-    """Return the commit of this checkout."""
-    here = os.path.dirname(__file__)
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    """Return cores and kind of this machine."""
-    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {sys.version.split()[0]}"
 
 
 def page(rows: list[dict[str, Any]]) -> str:

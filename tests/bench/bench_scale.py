@@ -6,13 +6,13 @@ Cases: `journey`, a run of all stages over many rows of a mixture; `rows`, their
 regions, files and records as 1e9 rows x 128 have, of some hundred rows each; `sample`, rows of 784 features whose
 regions are learnt from a hundredth of the usual sample, which must be refused or make regions of like sizes, and deal
 no rows by number. Two executors, each a JVM of 1 GB with a Python worker beside it, and a driver of 1 GB. Recall is
-the stage's own, against exact search for a sample of rows.
+the stage's own, against exact search for a sample of rows. Each run is appended to tests/bench/results/scale.jsonl with
+date, commit and machine.
 """
 
 from __future__ import annotations
 
 import glob
-import json
 import os
 import resource
 import tempfile
@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import parser, say
+from common import RESULTS, append_result, parser, processor_seconds, say
 
 from ivis_spark.config import NeighboursConfig, load_config
 from ivis_spark.core.knn import regions as quantiser
 from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.knn.sizes import build_sizes
+from ivis_spark.errors import InputError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.session import get_session
@@ -43,7 +44,7 @@ CASES = {
     "sample": (1_000_000, 784),
 }
 Work = Callable[[Any, str, dict[str, Any]], dict[str, Any]]
-SHOWN = ("n_regions", "largest_region", "median_region", "margin", "replicas", "step_seconds")
+SHOWN = "recall short_rows n_regions largest_region median_region margin replicas step_seconds stages model".split()
 
 
 def main() -> None:
@@ -54,6 +55,9 @@ def main() -> None:
     made.add_argument("--k", type=int, default=15)
     made.add_argument("--target-recall", type=float, default=0.93)
     made.add_argument("--master", default="local-cluster[2,1,2048]")
+    made.add_argument(
+        "--results", default=os.path.join(RESULTS, "scale.jsonl"), help="file that a line per run is appended to"
+    )
     made.add_argument("--work", help="folder for the table and what Spark spills")
     options = made.parse_args()
     rows, dims = CASES[options.case]
@@ -63,17 +67,23 @@ def main() -> None:
         regions = build_sizes(1e9, 128, NeighboursConfig(), copies=1.0).regions
         settings |= {"region_rows": rows // regions, "leaf_rows": 64}
     if options.case == "sample":
-        quantiser.SAMPLE_BYTES //= 100
         regions = build_sizes(1e6, dims, NeighboursConfig(), copies=1.0).regions
         settings |= {"region_rows": rows // regions}  # as many of any number of rows
+        quantiser.SAMPLE_BYTES //= 100
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         write_mixture(os.path.join(folder, "rows"), rows, dims, packed=options.case != "journey")
         work = journey if options.case == "journey" else build
-        measured(work, folder, rows, dims, settings, options.master)
+        row = {"case": options.case, "rows": rows, "dims": dims, "settings": settings, "master": options.master}
+        try:
+            row |= measured(work, folder, rows, settings, options.master)
+        except InputError as refusal:
+            row |= {"refused": str(refusal)}
+    for name, value in append_result(options.results, row).items():
+        say(f"{name}: {value}")
 
 
-def measured(work: Work, folder: str, rows: int, dims: int, settings: dict[str, Any], master: str) -> None:
-    """Work in a session of its own, and print what it took."""
+def measured(work: Work, folder: str, rows: int, settings: dict[str, Any], master: str) -> dict[str, Any]:
+    """Work in a session of its own, and return what it took."""
     spark_settings = {
         "spark.driver.memory": "1g",
         "spark.executor.memory": "1g",
@@ -85,16 +95,16 @@ def measured(work: Work, folder: str, rows: int, dims: int, settings: dict[str, 
     with watched_memory() as peak:
         info = work(spark, folder, settings)
         cpu = processor_seconds() - cpu
-    seconds = time.perf_counter() - started
-    say(f"{rows:,} x {dims}, {settings}: {seconds:.0f} s, {cpu:.0f} core-seconds, {rows / cpu:,.0f} rows/s a core")
-    say(f"recall {info['recall']}, short rows {info['short_rows']}")
-    say("peak MB: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(peak.items())))
-    files = sum(len(names) for _, _, names in os.walk(os.path.join(folder, "out")))
-    say(f"shuffled {shuffled_bytes(spark) / 2**30:.2f} GiB, {files} files")
-    say(json.dumps({name: info[name] for name in SHOWN}))
-    dealt = int((Regions.load(glob.glob(f"{folder}/out/**/index", recursive=True)[0]).parts > 1).sum())
-    say(f"largest region {info['largest_region'] / info['median_region']:.2f} times the median; {dealt} hash-sharded")
+    row = {"seconds": round(time.perf_counter() - started, 1), "core_seconds": round(cpu, 1)}
+    row |= {"rows_per_core_second": round(rows / cpu), "peak_mb": {name: round(peak[name]) for name in sorted(peak)}}
+    row |= {"shuffled_bytes": shuffled_bytes(spark)}
+    row |= {"files": sum(len(names) for _, _, names in os.walk(os.path.join(folder, "out")))}
+    row |= {name: info[name] for name in SHOWN if name in info}
+    row["largest_by_median"] = round(info["largest_region"] / info["median_region"], 2)
+    parts = Regions.load(glob.glob(f"{folder}/out/**/index", recursive=True)[0]).parts
+    row["hash_sharded"] = int((parts > 1).sum())
     spark.stop()
+    return row
 
 
 def build(spark: Any, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -104,30 +114,21 @@ def build(spark: Any, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def journey(spark: Any, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run all stages, print the seconds and bytes of each, and return the facts of the neighbours."""
+    """Run all stages, and return the facts of the neighbours, and the seconds and bytes of each stage."""
     given = [f"neighbours.{name}={value}" for name, value in settings.items()]
     config = load_config(None, ["data.id_col=id", *given])
     pipeline = Pipeline(f"{folder}/out", config, get_spark=lambda: spark, input_uri=f"{folder}/rows")
     manifests = pipeline.run()
-    for stage, manifest in manifests.items():
-        stored = sum(record["bytes"] for record in manifest.files)
-        say(f"{stage:<12}{manifest.info['seconds']:8.1f} s {stored / 2**20:8.1f} MiB {len(manifest.files):6} files")
-    say(f"trained on {manifests['model'].info['anchors']:,} anchors, {manifests['model'].info['epochs']} epochs")
-    return manifests["neighbours"].info
-
-
-def processor_seconds() -> float:
-    """Return the processor seconds of all processes of this session so far, those that ended included."""
-    ticks = 0
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat") as stat:
-                parts = stat.read().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(parts[3]) == os.getsid(0):
-            ticks += sum(map(int, parts[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    stages = {
+        stage: {
+            "seconds": manifest.info["seconds"],
+            "bytes": sum(record["bytes"] for record in manifest.files),
+            "files": len(manifest.files),
+        }
+        for stage, manifest in manifests.items()
+    }
+    trained = {name: manifests["model"].info[name] for name in ("anchors", "epochs")}
+    return {**manifests["neighbours"].info, "stages": stages, "model": trained}
 
 
 def write_mixture(path: str, rows: int, dims: int, *, packed: bool = True) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import glob
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+RESULTS = os.path.join(os.path.dirname(__file__), "results")
 Floats = npt.NDArray[np.float32]
 
 
@@ -67,6 +70,24 @@ def kdd99(folder: str | None) -> Floats:
     return ((X - X.min(axis=0)) / np.where(spread > 0, spread, 1)).astype(np.float32)
 
 
+def moved_digits(folder: str | None, rows: int) -> Floats:
+    """Return digits of MNIST, each turned, sheared, scaled and shifted at random: as many different rows as wanted."""
+    from scipy.ndimage import affine_transform
+
+    images = mnist(folder)[0].reshape(-1, 28, 28)
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(images), size=rows)
+    angles, shears = rng.uniform(-0.3, 0.3, rows), rng.uniform(-0.3, 0.3, rows)
+    scales, shifts = rng.uniform(0.85, 1.15, (rows, 2)), rng.uniform(-2, 2, (rows, 2))
+    found = np.empty((rows, 28, 28), np.float32)
+    for row, number in enumerate(chosen):
+        cos, sin = np.cos(angles[row]), np.sin(angles[row])
+        matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1, shears[row]], [0, 1]]) * scales[row]
+        offset = 13.5 - matrix @ np.array([13.5, 13.5]) + shifts[row]
+        affine_transform(images[number], matrix, offset, output=found[row], order=1)
+    return found.reshape(rows, 784)
+
+
 def random_clusters(rows: int, dims: int, clusters: int) -> tuple[Floats, npt.NDArray[Any]]:
     """Return rows of a Gaussian mixture, clipped to [0, 1], with the cluster of each."""
     rng = np.random.default_rng(0)
@@ -100,6 +121,41 @@ def run_python(python: str, program: str, *arguments: object) -> dict[str, Any]:
     if done.returncode or not lines:
         raise SystemExit(f"{python} failed:\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}")
     return {"seconds": time.perf_counter() - started, **json.loads(lines[-1].removeprefix("RESULT "))}
+
+
+def append_result(path: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Append a row to a file of JSON lines, with date, commit and machine added, and return it with these."""
+    stamped = {**row, "date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(stamped) + "\n")
+    return stamped
+
+
+def commit() -> str:
+    """Return the commit of this checkout."""
+    here = os.path.dirname(__file__)
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def machine() -> str:
+    """Return cores and kind of this machine."""
+    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {sys.version.split()[0]}"
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of all processes of this session so far, those that ended included."""
+    ticks = 0
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as stat:
+                parts = stat.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(parts[3]) == os.getsid(0):
+            ticks += sum(map(int, parts[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def say(line: str) -> None:
