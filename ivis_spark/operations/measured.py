@@ -54,6 +54,8 @@ def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[Estimate]:
     seen = {stage: manifest.info for stage, manifest in manifests.items()}
     info = manifests["rows"].info
     projected = info.get("components")  # a run of an older version has none, whatever the default is now
+    lists = "all" if manifests["neighbours"].info.get("anchors", info["rows"]) == info["rows"] else "anchors"
+    settings["neighbours"] = {**settings["neighbours"], "query_rows": lists}
     settings["data"] = {**settings.get("data", {}), "components": None if projected is None else projected["count"]}
     config, n_features = Config.from_mapping(settings), info.get("n_features", info["dims"])
     return make_plan(info["rows"], n_features, config, Cluster(1, cores, 64e9), seen=seen)

@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
+from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
 from ivis_spark.spark.anchors import row_hash
@@ -45,6 +46,7 @@ def build_triplets(
     neighbours: DataFrame,
     config: TripletsConfig,
     *,
+    n_rows: int,
     n_anchors: int,
     k: int,
     random_state: int,
@@ -60,6 +62,7 @@ def build_triplets(
         rows: `id` long, `features` binary and maybe `label`.
         neighbours: `id` long, `neighbour_ids` array<long>; with `class` long, rows of one class are all neighbours.
         config: Draws and sizes.
+        n_rows: Rows of `rows`.
         n_anchors: Rows of `neighbours`.
         k: Ids in the longest of its lists.
         random_state: Seeds which rows share a block and every draw.
@@ -102,7 +105,7 @@ def build_triplets(
     )
     dealt = repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")
     requests = map_arrow(dealt, draw, _REQUEST_SCHEMA)
-    fetched = requests.join(rows.withColumnRenamed("id", "other"), "other").drop("other")
+    fetched = _fetch(requests, rows, n_rows * (row_bytes + 8))
     write = functools.partial(
         write_blocks,
         folder=folder,
@@ -145,6 +148,15 @@ def build_triplets(
         "file_blocks": {_name(record): record.blocks for record in records},
         "digests": {_name(record): json.loads(record.digest) for record in records},
     }
+
+
+def _fetch(requests: DataFrame, rows: DataFrame, n_bytes: int) -> DataFrame:
+    """Join vectors to what asks for them, in tasks by bytes where the table is large: Spark's own number is fixed."""
+    others, tasks = rows.withColumnRenamed("id", "other"), n_bytes // SPLIT_BYTES
+    usual = rows.sparkSession.conf.get("spark.sql.shuffle.partitions") or ""
+    if usual.isdigit() and tasks > int(usual):  # Databricks has "auto"
+        requests, others = requests.repartition(tasks, "other"), others.repartition(tasks, "other")
+    return requests.join(others, "other").drop("other")
 
 
 def _name(record: Any) -> str:

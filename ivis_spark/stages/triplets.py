@@ -41,6 +41,7 @@ def publish(run: Run) -> Manifest:
             table,
             chosen.of(lists),
             run.config.triplets,
+            n_rows=rows.info["rows"],
             n_anchors=chosen.count,
             k=neighbours.info["k"],
             random_state=seed,

@@ -55,7 +55,8 @@ def arguments(stage: str, params: dict[str, Any], variable: dict[str, Any], dag_
     """Return the command line of a stage's job."""
     found = ["--output", run_folder(params, variable, dag_run), "--run-id", dag_run.run_id, "--log-format", "json"]
     if stage == STAGES[0]:
-        found += ["--input", setting("input", params, variable)]
+        # The lists of the rows that are trained on are enough here, as in `ivis-spark run`.
+        found += ["--input", setting("input", params, variable), "--set", "neighbours.query_rows=anchors"]
     return found + [str(option) for option in setting("options", params, variable)]
 
 

@@ -184,6 +184,15 @@ def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:
     assert "3 copies" in stages["neighbours"].formula and stages["triplets"].tasks == 65
 
 
+@pytest.mark.parametrize(("anchors", "lists"), [({}, "10,000,000"), ({"anchors": 5_000_000}, "5,000,000")])
+def test_a_plan_of_a_run_has_the_lists_that_the_run_made(tmp_path: Path, anchors: dict[str, int], lists: str) -> None:
+    """Those of all rows, if the stage was run by itself, or of the anchors."""
+    manifests = run_manifests(write_run(tmp_path, 10_000_000, 1.0))
+    held = dataclasses.replace(manifests["neighbours"], info={**manifests["neighbours"].info, **anchors})
+    stages = plan_of_run({**manifests, "neighbours": held}, 2)
+    assert f"A = {lists} lists" in stages[1].formula
+
+
 def test_stages_after_the_rows_are_planned_for_components(measured: str) -> None:
     wide, narrow = (plan(1e6, 784, f"data.components={count}") for count in ("none", "50"))
     assert narrow["rows"].storage_bytes == wide["rows"].storage_bytes

@@ -14,6 +14,7 @@ from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
 from ivis_spark.errors import InputError
+from ivis_spark.spark import triplets
 from ivis_spark.spark.triplets import build_triplets
 
 pytestmark = pytest.mark.spark
@@ -32,7 +33,7 @@ def build(spark: SparkSession, folder: Path, cut: int = 2, **settings: Any) -> d
     config = TripletsConfig(
         **{"positives_per_anchor": 2, "block_rows": 40, "file_blocks": 3, "held_out_labels": 0.0, **settings}
     )
-    return build_triplets(rows, near, config, n_anchors=N, k=K, random_state=1, folder=f"file://{folder}")
+    return build_triplets(rows, near, config, n_rows=N, n_anchors=N, k=K, random_state=1, folder=f"file://{folder}")
 
 
 def content(folder: Path) -> list[dict[str, bytes]]:
@@ -72,6 +73,7 @@ def test_a_loss_without_negatives_gets_no_list_of_near_rows(spark: SparkSession,
             rows,
             near,
             config,
+            n_rows=N,
             n_anchors=N,
             k=K,
             random_state=1,
@@ -83,9 +85,11 @@ def test_a_loss_without_negatives_gets_no_list_of_near_rows(spark: SparkSession,
     assert content(tmp_path / "without") == full
 
 
-def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path) -> None:
+def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the tables, and those that a large table's vectors are fetched in."""
     for cut in (1, 5):
         build(spark, tmp_path / str(cut), cut)
+        monkeypatch.setattr(triplets, "SPLIT_BYTES", 300)
     assert content(tmp_path / "1") == content(tmp_path / "5")
 
 
@@ -94,7 +98,14 @@ def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path:
     config = TripletsConfig(positives_per_anchor=2, block_rows=40)
     with pytest.raises(InputError, match="not in the table"):
         build_triplets(
-            rows.where("id < 490"), near, config, n_anchors=N, k=K, random_state=0, folder=f"file://{tmp_path}"
+            rows.where("id < 490"),
+            near,
+            config,
+            n_rows=N,
+            n_anchors=N,
+            k=K,
+            random_state=0,
+            folder=f"file://{tmp_path}",
         )
 
 

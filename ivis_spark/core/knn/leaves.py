@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.core.knn.kmeans import kmeans, nearest_numbers, split_rows
-from ivis_spark.core.knn.metrics import Floats, Ints, Space, middle
+from ivis_spark.core.knn.metrics import Floats, Ints, Space, Target, middle
 from ivis_spark.core.knn.topk import bits_to_keys, in_order, smallest_columns, sortable_bits
 
 Flags = npt.NDArray[np.bool_]
@@ -46,6 +46,7 @@ class Leaves:
         centre: float32 (d,), taken off before products so that these cancel little.
         norm_bound: Largest norm of the rows, for dot; else 0.
         read: Returns the rows, prepared by the metric's `Space`, of a leaf: float32 (n, d).
+        rows: All of them, float32 (n, d), if they are in memory.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Leaves:
     centre: Floats
     norm_bound: float
     read: Callable[[int], Floats]
+    rows: Floats | None = None
 
     @classmethod
     def build(cls, X: npt.NDArray[Any], metric: str, *, leaf_rows: int, seed: int) -> tuple[Leaves, Ints]:
@@ -73,9 +75,8 @@ class Leaves:
         order = np.argsort(home, kind="stable")
         starts = np.searchsorted(home[order], np.arange(len(centroids) + 1))
         rows = rows[order]
-        return cls(
-            metric, centroids, starts, middle(rows), bound, lambda leaf: rows[starts[leaf] : starts[leaf + 1]]
-        ), order
+        read = lambda leaf: rows[starts[leaf] : starts[leaf + 1]]  # noqa: E731
+        return cls(metric, centroids, starts, middle(rows), bound, read, rows), order
 
     @classmethod
     def single(cls, X: npt.NDArray[Any], metric: str) -> Leaves:
@@ -83,7 +84,7 @@ class Leaves:
         space = Space(metric)
         rows = space.prepare(X)
         centroid = space.route_queries(np.zeros((1, rows.shape[1]), np.float32), 0.0)
-        return cls(metric, centroid, np.array([0, len(rows)]), middle(rows), 0.0, lambda leaf: rows)
+        return cls(metric, centroid, np.array([0, len(rows)]), middle(rows), 0.0, lambda leaf: rows, rows)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -165,6 +166,7 @@ class Leaves:
         space, width = Space(self.metric), len(self.centroids) if margin == ALL else _PROBES
         probes = self._probes(queries, k, width)
         extended = space.extend(queries, self.centre)
+        squares = space.squares(extended)
         wide = min(k + 2 + k // 16, len(self))  # keys of products are rounded, so a few more are ranked again
         found = _Candidates(len(queries), wide, len(self).bit_length())
         self._search(extended, probes.leaves, probes.needed, found)
@@ -172,7 +174,7 @@ class Leaves:
         for stop in (width,) if margin == ALL else _ROUNDS:
             chosen = ~done
             if margin != ALL:
-                reach = space.reach(found.limit(k), queries, self.centre, self.norm_bound)
+                reach = space.reach(found.limit(k), squares, self.norm_bound)
                 chosen &= probes.depth < (reach * np.float32(margin))[:, None]
                 chosen[:, stop:] = False
             self._search(extended, probes.leaves, chosen, found)
@@ -215,7 +217,6 @@ class Leaves:
 
     def _search(self, extended: Floats, leaves: Ints, chosen: Flags, found: _Candidates) -> None:
         """Compare rows with the leaves chosen for each, and keep those nearer than what they have."""
-        space = Space(self.metric)
         row, place = np.nonzero(chosen)
         leaf = leaves[row, place]
         order = np.argsort(leaf, kind="stable")
@@ -225,13 +226,31 @@ class Leaves:
             number = int(leaf[start])
             if self.starts[number] == self.starts[number + 1]:
                 continue
-            target = space.target(self.read(number), self.centre)
             asking = row[start:stop]
-            found.add(asking, target.rank_keys(extended[asking]), int(self.starts[number]))
+            found.add(asking, self._target(number).rank_keys(extended[asking]), int(self.starts[number]))
         found.settle()
+
+    def _target(self, number: int) -> Target:
+        """Return a leaf ready to be compared; kept if all rows are in memory, as each is asked for many times."""
+        if self.rows is None:
+            return Space(self.metric).target(self.read(number), self.centre)
+        if number not in self._targets:
+            self._targets[number] = Space(self.metric).target(self.read(number), self.centre)
+        return self._targets[number]
+
+    @functools.cached_property
+    def _targets(self) -> dict[int, Target]:
+        return {}
 
     def _exact(self, queries: Floats, numbers: Ints, missing: Flags, k: int) -> tuple[Ints, Floats]:
         """Rank candidates by keys computed from differences."""
+        rows, place = (self.rows, numbers) if self.rows is not None else self._read_rows(numbers)
+        keys = Space(self.metric).pair_keys(queries, rows, place)
+        keys[missing] = np.inf
+        return in_order(numbers, keys, k)
+
+    def _read_rows(self, numbers: Ints) -> tuple[Floats, Ints]:
+        """Return the rows of these numbers, each once, and the place of each number among them."""
         used, place = np.unique(numbers, return_inverse=True)
         leaf = np.searchsorted(self.starts, used, side="right") - 1
         rows = np.empty((len(used), len(self.centre)), np.float32)
@@ -239,9 +258,7 @@ class Leaves:
         for start, stop in itertools.pairwise(bounds):
             inside = used[start:stop] - self.starts[leaf[start]]
             rows[start:stop] = self.read(int(leaf[start]))[inside]
-        keys = Space(self.metric).pair_keys(queries, rows, place.reshape(numbers.shape))
-        keys[missing] = np.inf
-        return in_order(numbers, keys, k)
+        return rows, place.reshape(numbers.shape)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Space:
         extended = self.extend(Q, target.centre)
         keys = target.rank_keys(extended)
         if self.metric != "manhattan":
-            keys += np.einsum("ij,ij->i", extended[:, :-1], extended[:, :-1])[:, None]
+            keys += self.squares(extended)[:, None]
         return np.asarray(np.maximum(keys, 0, out=keys))
 
     def border(self, keys: Floats, between: Floats) -> Floats:
@@ -89,18 +89,22 @@ class Space:
             return behind
         return np.asarray(behind / np.sqrt(np.maximum(between, np.finfo(np.float32).tiny)))
 
-    def reach(self, rank_keys: Floats, Q: Floats, centre: Floats, norm_bound: float) -> Floats:
-        """Return the routed distance, float32 (q,), of what has these rank keys (q,) from prepared queries."""
+    def squares(self, extended: Floats) -> Floats:
+        """Return the squared norms, float32 (q,), of queries as `extend` gives them; `reach` takes these."""
+        own = extended if self.metric == "manhattan" else extended[:, :-1]
+        return np.asarray(np.einsum("ij,ij->i", own, own))
+
+    def reach(self, rank_keys: Floats, squares: Floats, norm_bound: float) -> Floats:
+        """Return the routed distance, float32 (q,), of what has these rank keys (q,) from queries of these squares."""
         if self.metric == "manhattan":
             return rank_keys
         if self.metric == "angular":
             return np.asarray(np.sqrt(np.maximum(rank_keys + 1, 0)))
         if self.metric == "dot":
-            norms = np.sqrt(np.einsum("ij,ij->i", Q, Q))
+            norms = np.sqrt(squares)
             squared = 2 * norm_bound * (norm_bound + rank_keys / np.where(norms > 0, norms, 1))
             return np.sqrt(np.maximum(squared, 0)).astype(np.float32)
-        shifted = Q - centre
-        return np.asarray(np.sqrt(np.maximum(rank_keys + np.einsum("ij,ij->i", shifted, shifted), 0)))
+        return np.asarray(np.sqrt(np.maximum(rank_keys + squares, 0)))
 
     def pair_keys(self, Q: Floats, X: Floats, positions: Ints) -> Floats:
         """Return the keys of given pairs, computed from differences and so free of cancellation.

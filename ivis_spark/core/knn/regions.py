@@ -329,8 +329,13 @@ def _scales(space: Space, sample: Any, routed: Floats, centroids: Floats, labels
     """Return the sizes and, for dot, the bounds of centroids."""
     bounds = np.zeros(len(centroids), np.float32)
     if space.metric == "dot":
-        products = centroids @ space.prepare(sample).T
-        return np.maximum(products.std(axis=1), np.finfo(np.float32).tiny), products.max(axis=1)
+        rows, spreads = space.prepare(sample).T, np.empty(len(centroids), np.float32)
+        step = max(1, _BLOCK_VALUES // rows.shape[1])
+        for at in range(0, len(centroids), step):
+            part = slice(at, at + step)
+            products = centroids[part] @ rows
+            spreads[part], bounds[part] = products.std(axis=1), products.max(axis=1)
+        return np.maximum(spreads, np.finfo(np.float32).tiny), bounds
     keys = np.empty(len(routed), np.float64)
     for at in range(0, len(routed), 4096):
         part = slice(at, at + 4096)

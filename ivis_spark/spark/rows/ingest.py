@@ -9,6 +9,7 @@ or sparse.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from typing import Any
 
@@ -25,7 +26,14 @@ from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.rows import components, ids, labels
 from ivis_spark.spark.rows.columns import FEATURES, ID, LABEL, Source, field_of, kept_column
-from ivis_spark.spark.rows.passes import ID_FAULTS, RECORD_SCHEMA, fold_records, write_checked, write_scaled
+from ivis_spark.spark.rows.passes import (
+    ID_FAULTS,
+    RECORD_SCHEMA,
+    WRITTEN_SCHEMA,
+    fold_records,
+    write_checked,
+    write_scaled,
+)
 from ivis_spark.spark.rows.tables import read_parquet
 from ivis_spark.spark.session import arrow_batches, describe_job
 from ivis_spark.spark.tasks import map_arrow
@@ -49,13 +57,13 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     """Write the rows of a table, checked, scaled and with ids, and the scaler beside them.
 
     The table is read once, into packed rows that are not scaled yet, while its statistics are taken; the rest is done
-    on those. Runs on: driver; it holds one short record a file, one of statistics for every 64th task at most, and
+    on those. Runs on: driver; it holds one short record a file, at most 64 of statistics and faults, and
     what `ids`, `labels` and `components` say.
 
     Args:
         source: What `resolve` gave.
         config: Scaling and what to do with invalid rows.
-        build: The stage to write into: `data/` and `scaler.json`.
+        build: The stage to write into: `data/` and `scaler.json`; it gets the digests of the files.
 
     Returns:
         Facts for the manifest: rows, dims of a stored row, dropped, features and their number, principal components,
@@ -105,7 +113,8 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     if count is not None:
         scaler, learnt = components.with_components(scaler, table, source, count, rows=rows)
     originals = None if learnt is None else build.path("originals")
-    _finish(table, raw, data, source, scaler, facts, rows, n_bytes, originals)
+    finished = _finish(table, raw, data, source, scaler, facts, rows, n_bytes, originals)
+    build.digests.update(_digests(records if finished is None else finished, originals))
     storage.write_json(build.path("scaler.json"), scaler.to_mapping())
     constant = np.flatnonzero(statistics.constant)
     info: dict[str, Any] = {
@@ -139,15 +148,18 @@ def _finish(
     rows: int,
     n_bytes: int,
     originals: str | None,
-) -> None:
-    """Turn the raw rows into the stage's rows: numbered if they have no ids, features scaled, labels encoded."""
+) -> list[Any] | None:
+    """Turn the raw rows into the stage's rows: numbered if they have no ids, features scaled, labels encoded.
+
+    Returns a record of each file, or None if the raw ones became them.
+    """
     spark = table.sparkSession
     fs, raw_path = storage.filesystem(raw)
     encode = labels.needs_encoding(facts)
     as_they_are = scaler.kind == "none" and scaler.projection is None and source.dtype == "<f4"
     if not source.numbered and not encode and as_they_are:
         fs.mv(raw_path, storage.filesystem(data)[1], recursive=True)
-        return
+        return None
     describe_job(spark, "ingest: number and scale rows" if source.numbered else "ingest: scale rows")
     groups = None
     if source.numbered:
@@ -168,11 +180,21 @@ def _finish(
             groups=groups,
             originals=None if originals is None else (originals, rows),
         )
-        records = map_arrow(table, body, "path string, original string").collect()
-    storage.keep_only(data, [record.path for record in records])
-    if originals is not None:
-        storage.keep_only(originals, [record.original for record in records if record.original is not None])
+        records = map_arrow(table, body, WRITTEN_SCHEMA).collect()
+    for folder in filter(None, (data, originals)):
+        storage.keep_only(folder, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
+    return records
+
+
+def _digests(records: list[Any], originals: str | None) -> dict[str, dict[str, Any]]:
+    """Return the digests of files, by their paths in the stage, from the records of those who wrote them."""
+    found = {}
+    for record in records:
+        if record.path is not None:
+            folder = "originals" if originals is not None and record.path.startswith(f"{originals}/") else "data"
+            found[f"{folder}/{record.path.rpartition('/')[2]}"] = json.loads(record.digest)
+    return found
 
 
 def _components(source: Source, config: DataConfig) -> int | None:
@@ -197,7 +219,7 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
     counts: dict[str, int] = {}
     examples: dict[str, str] = {}
     for record in records:
-        for name, count in record.faults.items():
+        for name, count in (record.faults or {}).items():
             counts[name] = counts.get(name, 0) + count
             if name in record.examples:
                 examples[name] = min(record.examples[name], examples.get(name, record.examples[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +24,22 @@ ID_FAULTS = {
     "lost_id": f"{NO_ID}, which NaN and NaT become as integers",
 }
 RECORD_SCHEMA = (
-    "path string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
+    "path string, digest string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
     "examples map<string,string>"
+)
+WRITTEN_SCHEMA = "path string, digest string"
+_WRITTEN = pa.schema([("path", pa.string()), ("digest", pa.string())])
+_RECORD = pa.schema(
+    [
+        ("path", pa.string()),
+        ("digest", pa.string()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("dropped", pa.int64()),
+        ("statistics", pa.binary()),
+        ("faults", pa.map_(pa.string(), pa.int64())),
+        ("examples", pa.map_(pa.string(), pa.string())),
+    ]
 )
 
 
@@ -81,7 +96,7 @@ def write_checked(
                 columns[ids.PLACE] = pa.array(writer.rows + np.arange(matrix.shape[0]))
             if drop or keep is None:
                 writer.write(columns)
-    yield _record(writer.path, writer.rows, writer.bytes, dropped, statistics, counts, examples)
+    yield _record(writer.path, writer.digest, writer.rows, writer.bytes, dropped, statistics, counts, examples)
 
 
 def _key_columns(batch: pa.RecordBatch, keys: tuple[str, ...]) -> list[pa.Array]:
@@ -105,6 +120,7 @@ def _id_faults(columns: list[pa.Array]) -> dict[str, NDArray[np.bool_]]:
 
 def _record(
     path: str | None,
+    digest: str | None,
     rows: int,
     n_bytes: int,
     dropped: int,
@@ -114,6 +130,7 @@ def _record(
 ) -> pa.RecordBatch:
     values: list[Any] = [
         path,
+        digest,
         rows,
         n_bytes,
         dropped,
@@ -121,28 +138,34 @@ def _record(
         list(counts.items()),
         list(examples.items()),
     ]
-    maps = [pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.string())]
-    kinds = [pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.binary(), *maps]
-    names = [part.split()[0] for part in RECORD_SCHEMA.split(", ")]
-    return pa.RecordBatch.from_arrays([pa.array([v], k) for v, k in zip(values, kinds, strict=True)], names)
+    return pa.RecordBatch.from_arrays(
+        [pa.array([v], f.type) for v, f in zip(values, _RECORD, strict=True)], schema=_RECORD
+    )
 
 
 def fold_records(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the records of several tasks, their statistics folded into one record more.
+    """Yield the records of several tasks, their statistics and faults folded into one record more.
 
-    Statistics are 32 d bytes, too much for the driver to hold of every task. Runs on: executor. Memory: one of them.
+    Statistics are 32 d bytes and faults up to 3 d counts, too much for the driver to hold of every task. Runs on:
+    executor. Memory: one of them.
     """
     folded: FeatureStatistics | None = None
+    counts: dict[str, int] = {}
+    examples: dict[str, str] = {}
     for batch in batches:
         for packed_statistics in batch.column("statistics"):
             part = FeatureStatistics.from_bytes(packed_statistics.as_py())
             folded = part if folded is None else folded.merge(part)
-        names = batch.schema.names
-        nothing = pa.nulls(batch.num_rows, pa.binary())
-        columns = [nothing if name == "statistics" else batch.column(name) for name in names]
-        yield pa.RecordBatch.from_arrays(columns, names)
+        for name, count in itertools.chain(*batch.column("faults").to_pylist()):
+            counts[name] = counts.get(name, 0) + count
+        for name, example in itertools.chain(*batch.column("examples").to_pylist()):
+            examples[name] = min(example, examples.get(name, example))
+        kept = {name: batch.column(name) for name in ("path", "digest", "rows", "bytes", "dropped")}
+        for field in list(_RECORD)[len(kept) :]:
+            kept[field.name] = pa.nulls(batch.num_rows, field.type)
+        yield pa.RecordBatch.from_pydict(kept, schema=_RECORD)
     if folded is not None:
-        yield _record(None, 0, 0, 0, folded, {}, {})
+        yield _record(None, None, 0, 0, 0, folded, counts, examples)
 
 
 def write_scaled(
@@ -154,9 +177,10 @@ def write_scaled(
     groups: ids.Groups | None,
     originals: tuple[str, int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Write a task's packed rows, numbered and scaled, as one Parquet file and yield its path. Runs on: executor.
+    """Write a task's packed rows, numbered and scaled, as one Parquet file; yield its path and digest.
 
-    `originals` is a folder for a sample of the rows as they come, and the number of all rows; its file is yielded too.
+    `originals` is a folder for a sample of the rows as they come, and the number of all rows; its file is yielded too,
+    as another record. Runs on: executor.
     """
     counter = None if groups is None else ids.Counter(groups)
     with RowWriter(folder) as writer, RowWriter(originals[0] if originals else folder) as unscaled:
@@ -177,5 +201,7 @@ def write_scaled(
                 raise InputError("scaled features exceed float32: check for placeholders of missing values, like 1e38")
             columns[FEATURES] = pack(scaled)
             writer.write(columns)
-    paths = [pa.array([path], pa.string()) for path in (writer.path, unscaled.path)]
-    yield pa.RecordBatch.from_arrays(paths, ["path", "original"])
+    written = [writer, unscaled] if originals is not None else [writer]
+    yield pa.RecordBatch.from_pydict(
+        {name: [getattr(each, name) for each in written] for name in _WRITTEN.names}, _WRITTEN
+    )

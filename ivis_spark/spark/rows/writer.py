@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -23,7 +24,8 @@ class RowWriter:
 
     def __init__(self, folder: str) -> None:
         self._uri = storage.join(folder, f"part-{uuid.uuid4().hex}.parquet")
-        self._sink: Any = None
+        self._file: Any = None
+        self._sink: storage.DigestedWriter | None = None
         self._writer: pq.ParquetWriter | None = None
         self.rows, self.bytes = 0, 0
 
@@ -32,13 +34,18 @@ class RowWriter:
         """The file's URI, or None if no row was written."""
         return self._uri if self.rows else None
 
+    @property
+    def digest(self) -> str | None:
+        """What `storage.digest_file` gives of the closed file, as JSON; None if no row was written."""
+        return None if self._sink is None else json.dumps(self._sink.record)
+
     def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
-            self._sink.close()
+            self._file.close()
 
     def write(self, columns: dict[str, pa.Array]) -> None:
         """Append columns of equal length."""
@@ -49,7 +56,8 @@ class RowWriter:
         if self._writer is None:
             fs, path = storage.filesystem(self._uri)
             fs.makedirs(fs._parent(path), exist_ok=True)
-            self._sink = fs.open(path, "wb")
+            self._file = fs.open(path, "wb")
+            self._sink = storage.DigestedWriter(self._file)
             self._writer = pq.ParquetWriter(
                 self._sink,
                 batch.schema,

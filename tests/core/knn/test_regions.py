@@ -212,3 +212,14 @@ def test_a_small_sample_makes_larger_regions(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "SAMPLE_BYTES", module.SAMPLE_BYTES // 1000)
     wanted = region_rows(NeighboursConfig(), 10**6, 784)
     assert wanted > usual and sample_size(10**6, 784, wanted) >= 16 * round(10**6 / wanted)
+
+
+def test_products_of_regions_and_sample_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product of all would be 11 GB for 1e9 rows x 128."""
+    X = clusters(2000)
+    whole = learn(X, "dot")
+    monkeypatch.setattr(module, "_BLOCK_VALUES", 3 * 500)
+    parts = learn(X, "dot")
+    assert len(whole) > 3
+    np.testing.assert_allclose(parts.sizes, whole.sizes, rtol=1e-5)
+    np.testing.assert_allclose(parts.bounds, whole.bounds, rtol=1e-5)
