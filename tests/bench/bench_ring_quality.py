@@ -45,8 +45,8 @@ def main() -> None:
                 command(run, "train", "--master", "local-cluster[2,1,1024]", *pairs)
                 command(run, "embed")
                 command(run, "evaluate")
-                folder = RunFolder(run)
-                figures = read_json(folder.uri(folder.require("report", "evaluate"), "metrics.json"))
+                done = RunFolder(run)
+                figures = read_json(done.uri(done.require("report", "evaluate"), "metrics.json"))
                 say(f"seed {seed}, {way:20}: " + ", ".join(f"{name} {figures[name]:.4f}" for name in FIGURES))
 
 

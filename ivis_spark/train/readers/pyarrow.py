@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -66,5 +68,13 @@ class _Files:
 
 
 def _buffers(column: pa.ChunkedArray) -> list[Any]:
-    """Return each value as a view of the bytes that pyarrow read."""
-    return [memoryview(value.as_buffer()) for chunk in column.chunks for value in chunk]
+    """Return each value as a view of the bytes that pyarrow read; its own scalars are copies."""
+    views: list[Any] = []
+    for chunk in column.chunks:
+        _, offsets, values = chunk.buffers()
+        if len(chunk):
+            size = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+            ends = np.frombuffer(offsets, size)[chunk.offset : chunk.offset + len(chunk) + 1]
+            whole = memoryview(b"" if values is None else values)
+            views += [whole[start:end] for start, end in itertools.pairwise(ends)]
+    return views

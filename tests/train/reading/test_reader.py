@@ -18,7 +18,7 @@ from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.errors import InputError  # noqa: E402
 from ivis_spark.train.reading.blocks import Place, TripletBlocks  # noqa: E402
-from ivis_spark.train.reading.reader import block_dataset  # noqa: E402
+from ivis_spark.train.reading.reader import Joined, block_dataset  # noqa: E402
 from ivis_spark.train.reading.sharding import deal, shards_of  # noqa: E402
 
 
@@ -166,6 +166,21 @@ def test_a_shard_shorter_than_the_manifest_says_is_an_error_not_a_wait(tmp_path:
 
 
 @pytest.mark.slow
+def test_memory_of_rows_is_used_again_only_when_nothing_looks_at_it() -> None:
+    joined, parts = Joined(), [np.full((3, 2), 7, np.float32)]
+    first = joined.join(parts)
+    place, part = first.ctypes.data, first[1:]
+    assert place % 64 == 0 and joined.join(parts).ctypes.data != place
+    del first
+    assert joined.join(parts).ctypes.data != place
+    np.testing.assert_array_equal(part, 7)
+    del part
+    places = {joined.join(parts).ctypes.data for _ in range(3)}
+    assert place in places and len(places) == 1
+    large = joined.join([np.zeros((100, 2), np.float32)])
+    assert large.shape == (100, 2) and large.ctypes.data % 64 == 0
+
+
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
     """20 MB an epoch: one that was kept would show."""
     import psutil
