@@ -42,8 +42,7 @@ class Ranks(Backend):
     """One rank. Messages are sums by `CollectiveReduceV2`, the gradients of a step as one.
 
     Args:
-        config: `gradient_compression` and `stall_timeout_seconds` are read here. A rank that is frozen for about 10 s
-            counts as lost before that, by the heartbeat of TensorFlow's coordination service.
+        config: `gradient_compression`, `stall_timeout_seconds` and `start_timeout_seconds` are read here.
     """
 
     preference = 1
@@ -59,6 +58,7 @@ class Ranks(Backend):
         self._sent: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
         ring = tf.distribute.experimental.CommunicationImplementation.RING
         options = tf.distribute.experimental.CommunicationOptions(implementation=ring)
+        _set_heartbeat(self.n_ranks, config)
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         _listen_to_ranks_only(cluster["cluster"][_JOB], self.rank)
 
@@ -188,6 +188,22 @@ class Ranks(Backend):
             sent = self._sent.setdefault(tf.compat.v1.get_default_graph(), collections.Counter())
             number, sent[name] = sent[name], sent[name] + 1
         return zlib.crc32(f"{name} {number} {value.shape} {value.dtype.name}".encode()) & 0x3FFFFFFF
+
+
+def _set_heartbeat(n_ranks: int, config: TrainConfig) -> None:
+    """Let the coordination service lose a rank that is silent after our time, where its own is 10 s.
+
+    The strategy's constructor configures the service only if nobody has. TensorFlow has no public name for this.
+    """
+    from tensorflow.python.eager import context
+
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader=f"/job:{_JOB}/replica:0/task:0",
+        cluster_register_timeout_in_ms=round(1000 * config.start_timeout_seconds),
+        heartbeat_timeout_in_ms=round(1000 * config.stall_timeout_seconds),
+        coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name=_JOB, num_tasks=n_ranks)],
+    )
 
 
 def _free_port() -> int:

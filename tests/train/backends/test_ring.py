@@ -91,7 +91,8 @@ def test_two_ranks_share_negatives_when_asked_to(tmp_path: Path, backend: str) -
 @pytest.mark.parametrize("end", ["raise_on_rank_one", "kill_rank_one"])
 def test_a_rank_that_raises_or_dies_does_not_leave_the_other_waiting(tmp_path: Path, backend: str, end: str) -> None:
     started = time.monotonic()
-    job = make_job(tmp_path, "end", backend=backend, rank_callbacks=(f"ring_callbacks:{end}",))
+    callbacks = (f"ring_callbacks:{end}",)
+    job = make_job(tmp_path, "end", backend=backend, rank_callbacks=callbacks, stall_timeout_seconds=20.0)
     first, second = run_ring(job, tmp_path)
     raised = {"kind": "raised", "error": "ZeroDivisionError: a fault of the user's own"}
     assert second == (raised if end == "raise_on_rank_one" else {"kind": "killed", "error": "was killed by signal 9"})
