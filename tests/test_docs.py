@@ -4,22 +4,40 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import ivis_spark
 from ivis_spark import load_config
+from ivis_spark.cli import main
 from ivis_spark.cli.options import make_parser
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 # Pages whose blocks need a Spark session and the table of the tutorial.
-ON_SPARK = {"tutorials/spark_table.md", "howto/spark_ml.md", "explanation/neighbours.md"}
+ON_SPARK = {"tutorials/spark_table.md", "howto/spark_ml.md", "howto/mlflow.md", "explanation/neighbours.md"}
+# What needs more than this machine's Spark, and where it is tested.
+ELSEWHERE = {
+    r"spark-submit|^pip wheel|^venv-pack|^PYSPARK|hdfs:": "tests/cluster/test_submit.py",
+    r"s3a:|^export": "tests/cluster/test_two_commands.py, on S3 over HTTP",
+    r"^R |^Rscript": "make test-r",
+    r"^chromium|^python -c": "tests/test_explorer.py",
+}
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
@@ -76,28 +94,123 @@ def public_names() -> set[str]:
     return names - {"ivis_spark.Summary"} | {"ivis_spark.ml.Summary"}
 
 
+def steps(page: str) -> list[tuple[str, str]]:
+    """Return what a page has its reader do, in order: Python, a file to write, or one line for the shell."""
+    wanted = []
+    for language, block in re.findall(r"```(python|yaml|bash|text|r)\n(.*?)```", (DOCS / page).read_text(), flags=re.S):
+        if language in ("bash", "text"):
+            lines = block.replace("\\\n", " ").splitlines()
+            wanted += [("shell", line) for line in lines if shlex.split(line, comments=True)]
+        else:
+            wanted.append((language, block))
+    return wanted
+
+
+def is_here(page: str, kind: str, step: str) -> bool:
+    return kind in ("python", "yaml") or (kind == "shell" and not any(re.search(each, step) for each in ELSEWHERE))
+
+
+def needs_spark(page: str) -> bool:
+    return page in ON_SPARK or any(is_here(page, *step) and step[0] == "shell" for step in steps(page))
+
+
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page not in ON_SPARK])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and not needs_spark(page)])
 def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in blocks(page):
-        exec(compile(block, page, "exec"), names)
+    run_steps(page)
 
 
 @pytest.mark.tf
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.usefixtures("spark", "digits_here")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page in ON_SPARK])
-def test_spark_pages_run(page: str) -> None:
+@pytest.mark.usefixtures("tables_here")
+@pytest.mark.parametrize("page", [page for page in PAGES if needs_spark(page)])
+def test_pages_run_on_spark(page: str) -> None:
+    run_steps(page)
+
+
+def run_steps(page: str) -> None:
+    """Do what a page says, from top to bottom, with one set of names."""
     names: dict[str, object] = {}
-    for block in blocks(page):
-        exec(compile(block, page, "exec"), names)
+    for kind, step in steps(page):
+        if not is_here(page, kind, step):
+            continue
+        if kind == "python":
+            exec(compile(step, page, "exec"), names)
+        elif kind == "yaml":
+            Path(step.removeprefix("# ").partition("\n")[0]).write_text(step)
+        else:
+            program, *arguments = shlex.split(step.replace("DIR", "runs/digits"), comments=True)
+            assert program == "ivis-spark", f"{page}: {step} runs nowhere; name in ELSEWHERE what tests it"
+            assert main(arguments) == 0, f"{page}: {step}"
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_the_page_of_r_runs(tmp_path: Path) -> None:
+    """With the R package from here, and this Python instead of the one that install_ivis() makes."""
+    wanted = "stopifnot(requireNamespace('reticulate'))"
+    if not shutil.which("Rscript") or subprocess.run(["Rscript", "-e", wanted], capture_output=True).returncode:
+        pytest.skip("needs R with reticulate (Debian: apt-get install r-base-core r-cran-reticulate)")
+    here = {**os.environ, "R_LIBS": str(tmp_path), "RETICULATE_PYTHON": sys.executable}
+    here["PYTHONPATH"] = str(DOCS.parent)
+    install = ["R", "CMD", "INSTALL", f"--library={tmp_path}", str(DOCS.parent / "R-package")]
+    for command in (install, ["Rscript", "-e", "\n".join(blocks("howto/r.md", "r"))]):
+        done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory, _session: SparkSession) -> Path:
+    """The tables and the run that the pages speak of, small."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("docs")
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:400], y[:400]
+    held = [np.flatnonzero(row) for row in X]
+    columns = {"id": range(len(X)), "label": y, "features": X.tolist()}
+    digits = pa.table(columns)
+    sparse = {"gene": [each.tolist() for each in held], "count": [row[each] for row, each in zip(X, held, strict=True)]}
+    pq.write_table(pa.table({**columns, **sparse}), folder / "cells.parquet")
+    pq.write_table(
+        digits.append_column("day", [[f"2026-11-{20 + i % 3}" for i in range(len(X))]]), folder / "day.parquet"
+    )
+    for name in ("digits", "new_rows", "events"):
+        pq.write_table(digits, folder / f"{name}.parquet")
+    numbers = pa.table({"id": range(len(X))} | {f"x{i}": column for i, column in enumerate(X.T[20:28])})
+    lines = [";".join(numbers.column_names), *(";".join(map(str, row.values())) for row in numbers.to_pylist())]
+    (folder / "cells.csv").write_text("\n".join(lines) + "\n")
+    for day in (1, 2):
+        (folder / "data" / f"day={day}").mkdir(parents=True)
+        pq.write_table(numbers.slice(200 * day - 200, 200), folder / "data" / f"day={day}" / "part-0.parquet")
+    ends = ["--id-col", "id", "--label-col", "label"]
+    assert main(["run", "--input", f"{folder}/digits.parquet", "--output", f"{folder}/runs/digits", *ends]) == 0
+    return folder
+
+
+@pytest.fixture
+def tables_here(
+    request: pytest.FixtureRequest, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession
+) -> Iterator[None]:
+    """Go to a folder of the page's own, which has the run unless the page itself makes one."""
+    makes = any(
+        re.search(r"ivis-spark (run|neighbours) .*runs/digits", step)
+        for _, step in steps(request.getfixturevalue("page"))
+    )
+    shutil.copytree(tables, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs") if makes else None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    spark.sql("CREATE DATABASE sales")
+    spark.read.parquet(f"{tables}/digits.parquet").write.saveAsTable("sales.customers")
+    yield
+    spark.sql("DROP DATABASE sales CASCADE")
 
 
 def test_links_between_pages_exist() -> None:
