@@ -42,7 +42,6 @@ _MARGINS = (
     0.7,
     0.85,
     1,
-    1.5,
     ALL,
 )
 _ANNOY_MAX_SEED = 2**31 - 1

@@ -28,8 +28,8 @@ _LEARN_PER_LEAF = 24
 _HEAVY = 4  # times the wanted rows: such leaves are split again
 _HEAVY_SAMPLE = 512  # rows of a heavy leaf among which the most frequent one is looked for
 _SPLIT_ROUNDS = 6
-_PROBES = 64  # most leaves a row is searched in, unless they hold too few rows
-_ROUNDS = (4, _PROBES)  # after so many leaves, the nearest first, the bound of each row is drawn tighter
+_PROBES = 64  # most leaves a row is searched in by a small margin, unless they hold too few rows
+_FIRST_PROBES = 4  # leaves, the nearest first, after which the bound of each row is drawn tighter
 _START_BYTES = 8  # of a file: how long its head is, and the checksum of that
 _ROW_BITS, _KEY_BITS = 14, 28  # of a packed candidate; the other bits number the rows
 ALL = float("inf")  # the margin that searches every leaf
@@ -163,7 +163,9 @@ class Leaves:
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def _block(self, queries: Floats, k: int, margin: float) -> tuple[Ints, Floats]:
-        space, width = Space(self.metric), len(self.centroids) if margin == ALL else _PROBES
+        space = Space(self.metric)
+        # All leaves by the largest margin, and fewer steadily: comparing with all at once costs several times as much
+        width = max(_PROBES, round(len(self.centroids) * min(margin, 1.0) ** 2))
         probes = self._probes(queries, k, width)
         extended = space.extend(queries, self.centre)
         squares = space.squares(extended)
@@ -171,7 +173,7 @@ class Leaves:
         found = _Candidates(len(queries), wide, len(self).bit_length())
         self._search(extended, probes.leaves, probes.needed, found)
         done = probes.needed
-        for stop in (width,) if margin == ALL else _ROUNDS:
+        for stop in (width,) if margin == ALL else (_FIRST_PROBES, width):
             chosen = ~done
             if margin != ALL:
                 reach = space.reach(found.limit(k), squares, self.norm_bound)
@@ -190,9 +192,7 @@ class Leaves:
         while True:
             width = min(width, len(self.centroids))
             leaves = smallest_columns(keys, width)
-            near = np.take_along_axis(keys, leaves, axis=1)
-            order = np.lexsort((leaves, near), axis=1)
-            leaves, near = np.take_along_axis(leaves, order, axis=1), np.take_along_axis(near, order, axis=1)
+            leaves, near = in_order(leaves, np.take_along_axis(keys, leaves, axis=1), width)
             rows = sizes[leaves]
             before = np.cumsum(rows, axis=1) - rows
             if width == len(self.centroids) or (before[:, -1] + rows[:, -1] >= k).all():

@@ -23,7 +23,7 @@ from ivis_spark.core.knn.index import (
     register_index,
 )
 from ivis_spark.core.knn.leaves import Leaf
-from ivis_spark.core.knn.metrics import Space
+from ivis_spark.core.knn.metrics import Space, Target
 from ivis_spark.errors import ConfigError
 
 BACKENDS = list(indexes.INDEXES)
@@ -274,6 +274,25 @@ def test_less_effort_finds_less() -> None:
         for margin in (0.03, 0.3, 1.0, np.inf)
     ]
     assert shares == sorted(shares) and shares[0] < 0.9 and shares[-1] == 1
+
+
+def test_efforts_grow_without_a_leap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that are hard to find, each effort compares at most twice as many as the one before, up to all."""
+    X, pairs = rows(8000, 32), [0]
+    index = index_kind("leaves").build(X, np.arange(8000), "euclidean", IndexSettings(leaf_rows=32, n_trees=1))
+    compare = Target.rank_keys
+
+    def counted(self: Target, extended: np.ndarray) -> np.ndarray:
+        keys = compare(self, extended)
+        pairs[-1] += keys.size
+        return keys
+
+    monkeypatch.setattr(Target, "rank_keys", counted)
+    for effort in index.efforts:
+        pairs.append(0)
+        index.query(X[:100], 10, effort)
+    steps = np.array(pairs[1:]) / (100 * 8000)
+    assert (steps[1:] < 2 * steps[:-1]).all() and steps[-1] >= 1 > steps[-3]
 
 
 def test_the_index_that_was_requested_is_taken() -> None:
