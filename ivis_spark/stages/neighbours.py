@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
+from ivis_spark.core.knn.regions import FLAT_REGIONS
 from ivis_spark.core.knn.sizes import build_sizes
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.sizes import PYTHON_BYTES
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Measured, in seconds of one core: the stage's jobs whatever the rows; a row and a value of it, to be sent to regions,
-# compared with a sample and kept in an index; a row whose list is sought, a value of it, and a neighbour in the list.
-_FIXED, _ROW, _VALUE, _QUERY, _QUERY_VALUE, _LISTED = 5.0, 1.2e-5, 2e-7, 2e-5, 1e-7, 1e-6
+# Measured (see docs/howto/scale.md), in seconds of one core: the stage's jobs whatever the rows; a row of the sample
+# compared with a region, and a value of both, while the driver learns regions; a row and a value of it, to be sent to
+# regions, compared with a sample and kept in an index, and what a row costs more where regions are found by an index; a
+# neighbour in a list, and a row whose list is sought, and a value of it, for the square root of the rows of its region.
+_FIXED, _LEARN, _LEARN_VALUE, _ROW, _VALUE, _ROUTED = 3.5, 3e-8, 3e-10, 8e-6, 1.5e-7, 1.5e-5
+_LISTED, _QUERY, _QUERY_VALUE = 4e-7, 7e-8, 1.6e-9
 _REPLICAS = 1.7  # regions that hold a row, assumed: 1 to 2 in tables looked at, more in noise of many dimensions
 
 
@@ -120,18 +124,22 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     copies = copies if build.regions > 1 else 1.0
     lists = rows if settings.query_rows == "all" else config.triplets.anchors_of(int(rows)) or rows
     tasks = max(build.tasks, min(build.regions, 2 * cluster.slots))
-    listed = _QUERY + _QUERY_VALUE * dims + _LISTED * settings.k
+    many = build.regions > FLAT_REGIONS
+    row = _ROW + _VALUE * dims + _ROUTED * many
+    listed = _LISTED * settings.k + (_QUERY + _QUERY_VALUE * dims) * min(rows, build.region_rows) ** 0.5
+    sampled = build.sample / vector if build.regions > 1 else 0.0
     return Estimate(
         stage="neighbours",
         tasks=tasks,
         slots=min(cluster.slots, tasks),
-        fixed_seconds=_FIXED,
-        core_seconds=rows * (_ROW + _VALUE * dims) + lists * listed,
+        fixed_seconds=_FIXED + sampled * build.regions * (_LEARN + _LEARN_VALUE * dims),
+        core_seconds=rows * row + lists * listed,
         shuffle_bytes=copies * rows * (vector + 9),
         storage_bytes=copies * rows * (vector + 8) + lists * 12 * settings.k,
         task_bytes=PYTHON_BYTES + build.task,
         driver_bytes=build.driver,
         formula=f"R = {build.regions:,} regions, c = {copies:g} copies, A = {lists:,.0f} lists; shuffles c N (4 d + 9) "
-        "B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e + f d + g k)",
+        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e k + (f + g d) sqrt(r)), r = "
+        f"{build.region_rows:,} rows of a region; fixed: learning R regions from {sampled:,.0f} rows on the driver",
         remedy="lower neighbours.region_rows",
     )

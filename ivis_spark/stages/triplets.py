@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ivis_spark.config import Config
-from ivis_spark.core.sizes import PYTHON_BYTES
+from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ArtifactError
 from ivis_spark.runtime.fitness import class_values
@@ -14,8 +14,9 @@ from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
-# Measured, in seconds of one core: the stage whatever its rows, a vector that is fetched, and a value of it.
-_FIXED, _VECTOR, _VALUE = 3.0, 6e-6, 1.3e-7
+# Measured, in seconds of one core: the stage whatever its rows, a vector that is fetched, and a value of it; a row that
+# vectors are fetched from, and a value of it.
+_FIXED, _VECTOR, _VALUE, _ROW, _ROW_VALUE = 3.5, 3.6e-6, 8e-8, 1e-6, 1e-7
 _REQUEST_BYTES = 56  # of a vector that is asked for: its bucket, place and id, in Spark's rows
 _PACKED = 6  # copies of a block while it is packed and written
 
@@ -96,14 +97,14 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         row_bytes=int(per_anchor * vector),
         list_bytes=8 * k,
     )
-    ranks = config.train.num_ranks
+    ranks, tasks = config.train.num_ranks, max(plan.buckets, int(rows * (vector + 8)) // SPLIT_BYTES)
     starved = ranks > 1 and anchors < plan.block_rows * settings.group_blocks * ranks
     return Estimate(
         stage="triplets",
-        tasks=plan.buckets,
-        slots=min(cluster.slots, plan.buckets),
+        tasks=tasks,
+        slots=min(cluster.slots, tasks),
         fixed_seconds=_FIXED,
-        core_seconds=vectors * (_VECTOR + _VALUE * dims),
+        core_seconds=vectors * (_VECTOR + _VALUE * dims) + rows * (_ROW + _ROW_VALUE * dims),
         shuffle_bytes=anchors * (8 * k + 16) + vectors * (vector + _REQUEST_BYTES) + rows * (vector + 8),
         storage_bytes=(anchors + plan.padding) * per_anchor * vector,
         task_bytes=PYTHON_BYTES
@@ -112,7 +113,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         driver_bytes=1024.0 * plan.buckets,
         formula=f"A = {anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
         f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B and half a "
-        "block a file; seconds v (a + b d)",
+        "block a file; seconds v (a + b d) + N (c + e d)",
         remedy="lower triplets.block_rows",
         advice=["too few row groups for the ranks: lower triplets.block_rows or triplets.group_blocks"] * starved,
     )

@@ -45,7 +45,7 @@ def test_derived_ids_are_shuffled() -> None:
 
 
 def test_work_grows_as_it_should() -> None:
-    small, large = plan(1e8, 32), plan(4e8, 32)
+    small, large = plan(2e8, 32), plan(8e8, 32)
     for name in ("rows", "neighbours", "triplets", "model", "embeddings", "report"):
         assert large[name].core_seconds == pytest.approx(4 * small[name].core_seconds, rel=1e-3)
     assert large["report"].task_bytes == small["report"].task_bytes

@@ -31,7 +31,7 @@ REGION_ROWS = (16_384, 250_000)  # fewest, unless bytes ask for fewer, and most
 _REGIONS = 16  # that a table is cut into, so that some tasks can share it, if its regions are then not too small
 SAMPLE_BYTES = 256 << 20
 _SAMPLE_ROWS, _LEAST_SAMPLE_ROWS = 48, 16  # of a region: wanted, and refused below
-_FLAT_REGIONS = 512  # up to here one product with all centroids is cheaper than finding near ones by an index
+FLAT_REGIONS = 512  # up to here one product with all centroids is cheaper than finding near ones by an index
 _ROUTING_MARGIN = 0.7
 _BLOCK_VALUES = 1 << 24  # of distances to all regions
 _HEAVY, _LIGHT = 2.0, 0.1  # of the mean rows of a region: such are split, or their rows left to others
@@ -204,13 +204,13 @@ class Regions:
 
     def _nearest(self, routed: Floats, width: int) -> tuple[Ints, Floats]:
         """Return the nearest centroids int64 (n, w) and keys: independent of the other rows of a batch."""
-        flat = len(self.centroids) <= _FLAT_REGIONS
+        flat = len(self.centroids) <= FLAT_REGIONS
         return self._index().query(routed, width, ALL if flat else _ROUTING_MARGIN)
 
     def _index(self) -> Any:
         if "_made" not in self.__dict__:
             metric = Space(self.metric).routing.metric
-            if len(self.centroids) <= _FLAT_REGIONS:
+            if len(self.centroids) <= FLAT_REGIONS:
                 made = _Ordered(Leaves.single(self.centroids, metric), np.arange(len(self.centroids)))
             else:
                 rows = round(2 * len(self.centroids) ** 0.5)
