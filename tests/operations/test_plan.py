@@ -184,6 +184,15 @@ def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:
     assert "3 copies" in stages["neighbours"].formula and stages["triplets"].tasks == 65
 
 
+@pytest.mark.parametrize("facts", [{"by": "label"}, {"backend": "given"}])
+def test_neighbours_that_were_not_searched_tell_no_rate(tmp_path: Path, facts: dict[str, str]) -> None:
+    root = write_run(tmp_path, 2_000_000, 8.0)
+    path = tmp_path / "out" / "neighbours" / "manifest.json"
+    content = json.loads(path.read_text())
+    storage.write_json(str(path), {**content, "info": {**content["info"], **facts}})
+    assert set(measure(root, 2)[0]) == {"triplets", "model", "embeddings"}
+
+
 @pytest.mark.parametrize(("anchors", "lists"), [({}, "10,000,000"), ({"anchors": 5_000_000}, "5,000,000")])
 def test_a_plan_of_a_run_has_the_lists_that_the_run_made(tmp_path: Path, anchors: dict[str, int], lists: str) -> None:
     """Those of all rows, if the stage was run by itself, or of the anchors."""
