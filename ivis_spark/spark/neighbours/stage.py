@@ -52,6 +52,8 @@ from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
+_UNEVEN = 5  # times the mean rows of a region, from which a task may need more memory than is planned
+
 
 def build_neighbours(
     rows: DataFrame,
@@ -332,6 +334,13 @@ class _Build:
     def _facts(self, backend: str, recall: Recall) -> dict[str, Any]:
         records = self._records()
         rows = np.array([record["rows"] for record in records])
+        if rows.max() > _UNEVEN * rows.mean():
+            log.warning(
+                "the largest region holds %d rows, %.0f times the mean, and one task holds it: if memory is short, "
+                "learn fewer regions, from more rows each: raise neighbours.region_rows",
+                rows.max(),
+                rows.max() / rows.mean(),
+            )
         short = sum(row["short"] for row in self.written)
         if short:
             log.warning(
