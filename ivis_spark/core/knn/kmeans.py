@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 
-_BLOCK_ROWS = 4096
+_BLOCK_ROWS, _LEAST_ROWS, _BLOCK_VALUES = 4096, 64, 1 << 20  # of products, which then stay in the processor's cache
 _LLOYD_ROUNDS = 5
 _MOST_PIECES = 128  # of one split: more come from splitting the pieces
 _SEEDS_PER_PIECE = 32
@@ -70,6 +70,8 @@ def lloyd(rows: Floats, centroids: Floats, space: Space) -> Floats:
 
 def nearest_numbers(rows: Floats, centroids: Floats, space: Space) -> Ints:
     """Return the number of the centroid nearest to each row."""
-    blocks = range(0, len(rows), _BLOCK_ROWS)
-    parts = [space.distance_keys(rows[at : at + _BLOCK_ROWS], centroids).argmin(axis=1) for at in blocks]
+    target = space.target(centroids)
+    step = min(_BLOCK_ROWS, max(_LEAST_ROWS, _BLOCK_VALUES // len(centroids)))
+    blocks = (space.extend(rows[at : at + step], target.centre) for at in range(0, len(rows), step))
+    parts = [target.rank_keys(block).argmin(axis=1) for block in blocks]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
