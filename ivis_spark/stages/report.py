@@ -125,7 +125,9 @@ def _labelled(run: Run, rows: Manifest) -> DataFrame:
     if labels is None or labels["kind"] != "names":
         return table
     names = F.array(*[F.lit(name) for name in labels["values"]])
-    return table.withColumn("label", F.element_at(names, (F.col("label") + 1).cast("int")))
+    named = F.element_at(names, (F.col("label") + 1).cast("int"))
+    # Spark 4.3 takes the last element of a literal array for an index that is null.
+    return table.withColumn("label", F.when(F.col("label").isNotNull(), named))
 
 
 def _numbered(run: Run, rows: Manifest, embeddings: Manifest) -> tuple[DataFrame, str | None]:

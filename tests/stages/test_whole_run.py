@@ -21,10 +21,17 @@ from ivis_spark.storage import Manifest
 
 pytestmark = [pytest.mark.spark, pytest.mark.tf]
 N, D = 3000, 32
+UNLABELLED = 5  # one row of so many
 # Of locks, manifests, marks and listings of a stage, whatever its files.
 PER_STAGE = 110
 SETTINGS = [
-    *["data.id_col=id", "neighbours.k=5", "neighbours.region_rows=100", "neighbours.target_recall=0.1"],
+    *[
+        "data.id_col=id",
+        "data.label_col=kind",
+        "neighbours.k=5",
+        "neighbours.region_rows=100",
+        "neighbours.target_recall=0.1",
+    ],
     *["neighbours.max_regions=2", "neighbours.recall_sample=50", "triplets.block_rows=32", "triplets.anchors=2500"],
     *["triplets.file_blocks=1", "triplets.group_blocks=1", "train.epochs=1", "evaluate.sample_rows=200"],
 ]
@@ -75,7 +82,11 @@ def run(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Don
         return CountingFileSystem(fs, made), path
 
     X = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
-    rows = _session.createDataFrame([(i, x.tolist()) for i, x in enumerate(X)], "id long, features array<float>")
+    kinds = [f"kind {i % 3}" if i % UNLABELLED else None for i in range(N)]
+    rows = _session.createDataFrame(
+        [(i, x.tolist(), kind) for i, (x, kind) in enumerate(zip(X, kinds, strict=True))],
+        "id long, features array<float>, kind string",
+    )
     rows.repartition(60).write.parquet(str(folder / "table"))
     given: dict[str, Any] = {"get_spark": lambda: _session, "input_uri": str(folder / "table")}
     pipeline = Pipeline(str(folder / "run"), load_config(None, SETTINGS), **given)
@@ -112,6 +123,12 @@ def test_a_rerun_asks_for_no_file(run: Done) -> None:
     assert len(run.again) < PER_STAGE * len(STAGES), collections.Counter(run.again).most_common(20)
     stages = tuple(run.folders.values())
     assert not [path for name, path in run.again if name == "open" and path.removeprefix("file://").startswith(stages)]
+
+
+def test_rows_without_a_label_are_of_no_class(run: Done) -> None:
+    figures = run.manifests["report"].info
+    assert figures["classes"] == 3
+    assert figures["labelled_rows"] / figures["sample_rows"] == pytest.approx(1 - 1 / UNLABELLED, abs=0.1)
 
 
 def test_the_plan_said_so(run: Done) -> None:
