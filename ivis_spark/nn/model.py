@@ -118,16 +118,35 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             ranks, so that the shares add up to it (alone: the mean), and `weight`, the sum of the weights over all
             ranks.
         """
-        with tf.GradientTape() as tape:
-            figures = self._figures(batch)
-            penalty = [each / self.reducer.n_ranks for each in self.losses]
-            objective = tf.add_n([figures["loss"], *penalty]) if penalty else figures["loss"]
         variables = self.trainable_variables
-        gradients = self.reducer.sum_gradients(tape.gradient(objective, variables))
+        with tf.GradientTape() as tape:
+            sums, weights = self._sums(batch)
+            penalty = [each / self.reducer.n_ranks for each in self.losses]
+            # A message holds a step up. Where the loss is divided by one total, that can be done to the gradients, and
+            # the weights travel with them.
+            together = self._has_one_total and not penalty
+            totals = [tf.ones_like(each) for each in weights] if together else self.reducer.sum_values(weights)
+            figures = self._figures(sums, totals)
+            objective = tf.add_n([figures["loss"], *penalty]) if penalty else figures["loss"]
+        gradients = tape.gradient(objective, variables)
+        if together:
+            *gradients, joined = self.reducer.sum_gradients([*gradients, tf.stack(weights)])
+            totals = tf.unstack(joined)
+            gradients = [None if each is None else tf.math.divide_no_nan(each, totals[1]) for each in gradients]
+            figures = self._figures(sums, totals)
+        else:
+            gradients = self.reducer.sum_gradients(gradients)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return figures
 
-    def _figures(self, batch: Batch) -> dict[str, Tensor]:
+    @property
+    def _has_one_total(self) -> bool:
+        """Whether the whole loss of several ranks is divided by the weight of the rows that are compared."""
+        alone = self.head is None and (self._in_batch or not self.global_weight)
+        return alone and self.reducer.n_ranks > 1 and self.reducer.exact_gradients
+
+    def _sums(self, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Return this rank's weighted sums, and its weights: of all rows, of those compared, of those with a label."""
         pairs = self._in_batch or "negative" in batch
         embeddings = tf.split(self.encoder(batch["stacked"], training=True), 2 if pairs else 3)
         anchor = embeddings[0]
@@ -138,28 +157,34 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             compared *= tf.cast(batch["negative"][:, 0] >= 0, weight.dtype)
         rows = self._rows_of(embeddings, tf.where(compared > 0))
         # The sums of weights depend on no weight of the network, so they are joined while the forward pass runs.
-        sums = [tf.reduce_sum(weight), tf.reduce_sum(compared)]
-        if self.head is None or self._supervised_loss is None:
-            total, total_compared = self.reducer.sum_values(sums)
-            triplet = loss = _share(rows, compared, total_compared)
-            figures = {}
-        else:
+        weights = [tf.reduce_sum(weight), tf.reduce_sum(compared)]
+        sums = {"triplet_loss": tf.reduce_sum(rows * compared)}
+        if self.head is not None and self._supervised_loss is not None:
             values, labelled = self._supervised_loss(batch["label"], self.head(anchor, training=True))
-            sums.append(tf.reduce_sum(weight * labelled))
-            total, total_compared, total_labelled = self.reducer.sum_values(sums)
-            triplet = _share(rows, compared, total_compared)
-            supervised = _share(values, weight * labelled, total_labelled)
-            loss = (1 - self.supervision_weight) * triplet + self.supervision_weight * supervised
-            figures = {"supervised_loss": supervised}
+            labelled *= weight
+            weights.append(tf.reduce_sum(labelled))
+            sums["supervised_loss"] = tf.reduce_sum(values * labelled)
         if self.global_weight:
             real = tf.where(weight > 0)
             rows_in = batch["stacked"][: tf.shape(anchor)[0]]
             term = global_loss(tf.gather_nd(rows_in, real), tf.gather_nd(anchor, real))
-            figures["global_loss"] = _share(term, sums[0], total)
-            loss += self.global_weight * figures["global_loss"]
+            sums["global_loss"] = tf.reduce_sum(term * weights[0])
         squares = tf.reduce_sum(tf.square(tf.stop_gradient(anchor)), axis=1)
-        figures[SQUARED_RADIUS] = _share(tf.cast(squares, weight.dtype), weight, total)
-        return {"loss": loss, "triplet_loss": triplet, **figures, "weight": total}
+        sums[SQUARED_RADIUS] = tf.reduce_sum(tf.cast(squares, weight.dtype) * weight)
+        return sums, weights
+
+    def _figures(self, sums: dict[str, Tensor], totals: list[Tensor]) -> dict[str, Tensor]:
+        """Return what these sums add to the means over rows whose weights add up to the totals."""
+        total, compared, *labelled = totals
+        over = {"triplet_loss": compared, "supervised_loss": labelled[0] if labelled else total}
+        figures = {name: tf.math.divide_no_nan(value, over.get(name, total)) for name, value in sums.items()}
+        loss = figures["triplet_loss"]
+        if "supervised_loss" in sums:
+            supervised = self.supervision_weight * figures["supervised_loss"]
+            loss = (1 - self.supervision_weight) * loss + supervised
+        if "global_loss" in sums:
+            loss += self.global_weight * figures["global_loss"]
+        return {"loss": loss, **figures, "weight": total}
 
     def _rows_of(self, embeddings: list[Tensor], compared: Tensor) -> Tensor:
         """Return the loss of each row; a loss that looks at the whole batch is shown those to be compared alone.
@@ -179,11 +204,6 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         repeated = [tf.repeat(each, draws, axis=0) for each in pair]
         values = self._row_loss(*repeated, tf.reshape(last, [-1, last.shape[2]]))
         return tf.reduce_mean(tf.reshape(values, [-1, draws]), axis=1)
-
-
-def _share(values: Tensor, weight: Tensor, total: Tensor) -> Tensor:
-    """Return what these values add to the mean over rows whose weights add up to `total`."""
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), total)
 
 
 def variables_of(model: TripletModel) -> dict[str, Any]:

@@ -14,6 +14,8 @@ class Reducer:
     """
 
     n_ranks = 1
+    #: Whether sums of gradients are those of float32; without it, whole numbers may not travel with them.
+    exact_gradients = True
 
     def sum_gradients(self, gradients: list[Tensor]) -> list[Tensor]:
         """Return the sums over the ranks, in the same order."""

@@ -31,6 +31,8 @@ from ivis_spark.train.backends import Backend, Meeting, local_address
 log = logging.getLogger(__name__)
 
 _GROUP = 7001
+# Seconds; well below what the driver waits for ranks to end after one of them.
+_MOST_SILENCE = 20.0
 _JOB = "worker"
 # linux/filter.h, linux/socket.h
 _SO_ATTACH_FILTER = 26
@@ -53,6 +55,7 @@ class Ranks(Backend):
         cluster = json.loads(os.environ["TF_CONFIG"])
         self.rank, self.n_ranks = cluster["task"]["index"], len(cluster["cluster"][_JOB])
         self._half = config.gradient_compression == "fp16"
+        self.exact_gradients = not self._half
         self._timeout = config.stall_timeout_seconds
         # How often a function being compiled sends a message of one name; see _key.
         self._sent: weakref.WeakKeyDictionary[Any, collections.Counter[str]] = weakref.WeakKeyDictionary()
@@ -193,7 +196,9 @@ class Ranks(Backend):
 def _set_heartbeat(n_ranks: int, config: TrainConfig) -> None:
     """Let the coordination service lose a rank that is silent after our time, where its own is 10 s.
 
-    The strategy's constructor configures the service only if nobody has. TensorFlow has no public name for this.
+    A rank that has died is silent too, and the driver, which ends all if they do not end soon after one that failed,
+    should not have to. The strategy's constructor configures the service only if nobody has; TensorFlow has no public
+    name for this.
     """
     from tensorflow.python.eager import context
 
@@ -201,7 +206,7 @@ def _set_heartbeat(n_ranks: int, config: TrainConfig) -> None:
         service_type="standalone",
         service_leader=f"/job:{_JOB}/replica:0/task:0",
         cluster_register_timeout_in_ms=round(1000 * config.start_timeout_seconds),
-        heartbeat_timeout_in_ms=round(1000 * config.stall_timeout_seconds),
+        heartbeat_timeout_in_ms=round(1000 * min(config.stall_timeout_seconds, _MOST_SILENCE)),
         coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name=_JOB, num_tasks=n_ranks)],
     )
 
