@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 _PACKAGE = logging.getLogger(__package__)
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 5.0
+_LEAST_LOGGED = 0.05  # seconds of a step
 # A bar of a program that writes JSON, or is no person's, would spoil its output; IVIS_SPARK_PROGRESS=bar|lines decides.
 _VARIABLE = "IVIS_SPARK_PROGRESS"
 
@@ -29,6 +31,31 @@ def say(text: str) -> None:
         _log.info(text)
     else:
         tqdm.write(text, file=sys.stderr)
+
+
+_step_seconds: contextvars.ContextVar[dict[str, float] | None] = contextvars.ContextVar("step_seconds", default=None)
+
+
+@contextlib.contextmanager
+def step(name: str, text: str) -> Iterator[None]:
+    """Time a part of a stage: said in the log, and kept for the stage's manifest under the name."""
+    started = time.perf_counter()
+    yield
+    taken, kept = time.perf_counter() - started, _step_seconds.get()
+    _log.log(logging.INFO if taken >= _LEAST_LOGGED else logging.DEBUG, "%s: %.1f s", text, taken)
+    if kept is not None:
+        kept[name] = round(kept.get(name, 0.0) + taken, 3)
+
+
+@contextlib.contextmanager
+def collect_steps() -> Iterator[dict[str, float]]:
+    """Yield the seconds of each `step` inside the block, by name."""
+    found: dict[str, float] = {}
+    token = _step_seconds.set(found)
+    try:
+        yield found
+    finally:
+        _step_seconds.reset(token)
 
 
 def time_left(seconds: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pages import PHONE, complaints, open_chromium, requested, write_report
+from pages import PHONE, complaints, open_chromium, open_page, requested, write_report
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +42,7 @@ def chromium() -> Iterator[Any]:
 def page(chromium: Any, report: tuple[Path, np.ndarray]) -> Any:
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     complaints(chromium), requested(chromium)
-    chromium.get(report[0].as_uri())
+    open_page(chromium, report[0].as_uri())
     settle(chromium)
     return chromium
 
@@ -232,7 +232,7 @@ def test_without_webgl_a_part_is_drawn_as_vectors(tmp_path: Path) -> None:
     Z = np.random.default_rng(0).normal(size=(6000, 2))
     path, _ = write_report(tmp_path, Z, None)
     with open_chromium("--disable-3d-apis") as page:
-        page.get(path.as_uri())
+        open_page(page, path.as_uri())
         settle(page)
         assert len(page.find_elements("css selector", "#scatter .scatterlayer path.point")) == 5000
         assert "the first 5,000 of the 6,000 rows are drawn" in by_id(page, "fallback").text
@@ -245,10 +245,10 @@ def test_200_000_rows_are_drawn(chromium: Any, tmp_path: Path) -> None:
     labels = rng.integers(0, 10, 200_000)
     Z = rng.normal(size=(200_000, 2)) + 6 * rng.normal(size=(10, 2))[labels]
     path, _ = write_report(tmp_path, Z, labels.tolist())
-    assert path.stat().st_size < 11e6
+    assert path.stat().st_size < 8e6
     page = chromium
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    page.get(path.as_uri())
+    open_page(page, path.as_uri())
     settle(page)
     if by_id(page, "draw-all").is_displayed():  # no graphics card here
         assert by_id(page, "selection").text == "50,000 rows"

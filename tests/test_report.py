@@ -544,6 +544,7 @@ def test_no_metric_takes_the_name_of_what_a_report_holds(spark: SparkSession, tm
 def test_verdicts_by_hand() -> None:
     found: dict[str, Any] = dict.fromkeys([*JUDGED, *(f"pca_{name}" for name in JUDGED)])
     found |= {"labels": "held out", "commonest_label": 0.4, "recall_at_k": 0.96, "recall_low": 0.94}
+    found |= {"original_recall_at_k": 0.8, "original_recall_low": 0.7}
     found |= {"trustworthiness": 0.89, "pca_trustworthiness": 0.9, "continuity": 0.8, "pca_continuity": 0.9}
     found |= {"distance_correlation_pearson": 0.3, "pca_distance_correlation_pearson": 0.9}
     found |= {"knn_accuracy": 0.5, "pca_knn_accuracy": 0.7, "linear_svm_accuracy": 0.98, "pca_linear_svm_accuracy": 1.0}
@@ -551,6 +552,7 @@ def test_verdicts_by_hand() -> None:
     verdicts = judge(found, {"neighbours": {"target_recall": 0.95}})
     assert verdicts == {
         "recall_at_k_verdict": "doubtful",
+        "original_recall_at_k_verdict": "doubtful",
         "trustworthiness_verdict": "good",
         "continuity_verdict": "doubtful",
         "random_triplet_accuracy_verdict": None,
@@ -562,7 +564,9 @@ def test_verdicts_by_hand() -> None:
     }
     judged = judge({**found, "labels": "trained on"}, {})
     assert judged["knn_accuracy_verdict"] is judged["centroid_correlation_verdict"] is None
-    assert judge({**found, "recall_low": 0.95}, {})["recall_at_k_verdict"] == "good"
+    for low, name in ((0.95, "recall"), (0.96, "original_recall")):
+        assert judge({**found, f"{name}_low": low}, {})[f"{name}_at_k_verdict"] == "good"
+    assert judge({**found, "recall_at_k": 0.8, "recall_low": 0.7}, {})["recall_at_k_verdict"] == "poor"
 
 
 def test_principal_components_are_those_of_numpy_and_never_fail() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from ivis_spark.errors import InputError
 SAMPLE_BYTES = 64 << 20
 LEAST_SAMPLE, MOST_SAMPLE = 1_000, 100_000  # rows
 _WIDE = 16  # times SAMPLE_BYTES, which LEAST_SAMPLE wide rows may take
-DISTANCE_BYTES = 64 << 20  # of what `kept_neighbours` makes at once
 _ROWS_AT_ONCE = 4096
 
 
@@ -40,7 +39,8 @@ class Projection:
 
     Attributes:
         mean: Of each feature, float64 (d,).
-        axes: float64 (d, c), each a float32 number: what is saved is what was used.
+        axes: float64 (d, c), each a float16 number times one power of 2, which preserves distances to .03 %: what is
+            saved is what was used.
         explained: Share of the variance along each component, float64 (c,); empty if it is not known.
     """
 
@@ -81,7 +81,8 @@ class Projection:
             pca.fit(sample.astype(np.float64) if sparse else np.subtract(sample, mean, dtype=np.float64))
         spread = float(np.sqrt(np.mean(pca.explained_variance_, dtype=np.float64)))
         scale = 1.0 / spread if spread > 0 else 1.0
-        axes = (pca.components_.T * scale).astype(np.float32).astype(np.float64)
+        axes = pca.components_.T.astype(np.float64) * scale
+        axes = _halves(axes).astype(np.float64) * _unit(axes)
         explained = np.nan_to_num(pca.explained_variance_ratio_.astype(np.float64))
         return cls(np.asarray(pca.mean_, dtype=np.float64) if sparse else mean, axes, explained)
 
@@ -111,52 +112,24 @@ class Projection:
         constant = np.full((len(projected), 1), rest, np.float32)
         return np.concatenate([projected + offset.astype(np.float32), constant], axis=1)
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return what JSON can hold; the arrays as base64 of little-endian numbers, exactly."""
-        arrays = {"mean": self.mean.astype("<f8"), "axes": self.axes.astype("<f4")}
-        packed = {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
-        return {**packed, "explained": self.explained.tolist()}
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what a file holds, exactly."""
+        unit = np.asarray(_unit(self.axes))
+        return {"mean": self.mean, "axes": _halves(self.axes), "unit": unit, "explained": self.explained}
 
     @classmethod
-    def from_mapping(cls, mapping: Any) -> Projection:
-        """Read what `to_mapping` gave. Raises KeyError, TypeError or ValueError if it is something else."""
-        mean = np.frombuffer(base64.b64decode(mapping["mean"], validate=True), "<f8")
-        axes = np.frombuffer(base64.b64decode(mapping["axes"], validate=True), "<f4").reshape(len(mean), -1)
-        if not axes.shape[1]:
-            raise ValueError("a projection has no axes")
-        return cls(mean, axes.astype(np.float64), np.asarray(mapping["explained"], np.float64))
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Projection:
+        """Read what `to_arrays` gave. Raises KeyError or ValueError if it is something else."""
+        mean, axes = arrays["mean"].astype(np.float64), arrays["axes"].astype(np.float64) * float(arrays["unit"])
+        if mean.ndim != 1 or axes.ndim != 2 or len(axes) != len(mean) or not axes.shape[1]:
+            raise ValueError(f"a projection has a mean of shape {mean.shape} and axes of shape {axes.shape}")
+        return cls(mean, axes, arrays["explained"].astype(np.float64))
 
 
-def kept_neighbours(rows: Any, projected: NDArray[np.float32], *, k: int, queries: int) -> float:
-    """Return the share of the k nearest rows by all features that are among the k nearest by components.
-
-    Runs on: driver. Memory: a float64 copy of dense rows, and 64 MiB.
-
-    Args:
-        rows: float (n, d) in random order, an array or a SciPy sparse matrix.
-        projected: The same rows projected, float32 (n, c).
-        k: Neighbours, fewer than n.
-        queries: Number of first rows whose neighbours are compared.
-    """
-    near = [_nearest(points, min(queries, len(projected)), k) for points in (rows, projected)]
-    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*near, strict=True)]))
+def _unit(axes: NDArray[np.float64]) -> float:
+    """Return the power of 2 above all elements."""
+    return float(np.ldexp(1.0, int(np.frexp(np.abs(axes).max(initial=0.0))[1])))
 
 
-def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
-    """Return the k nearest other rows of the first ones."""
-    if is_sparse(rows):
-        lengths = np.asarray(rows.multiply(rows).sum(axis=1)).ravel()
-    else:
-        rows = np.subtract(rows, rows.mean(axis=0, dtype=np.float64), dtype=np.float64)
-        lengths = np.einsum("ij,ij->i", rows, rows)
-    step = max(1, DISTANCE_BYTES // (5 * 8 * len(lengths)))  # products, of sparse rows twice, and places
-    near = np.empty((queries, k), np.int64)
-    for start in range(0, queries, step):
-        stop = min(start + step, queries)
-        keys = rows @ rows[start:stop].T
-        keys = keys.toarray() if is_sparse(keys) else keys  # the queries themselves stay sparse
-        keys *= -2
-        keys += lengths[:, None]
-        keys[np.arange(start, stop), np.arange(stop - start)] = np.inf
-        near[start:stop] = np.argpartition(keys, k - 1, axis=0)[:k].T
-    return near
+def _halves(axes: NDArray[np.float64]) -> NDArray[np.float16]:
+    return (axes / _unit(axes)).astype(np.float16)

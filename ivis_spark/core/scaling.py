@@ -6,7 +6,9 @@ common, and lose the others when they are made float32 as they are.
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.core.projection import Projection, is_sparse
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LEAST_STEPS = 1_000  # of float32 between the ends of a feature, below which its values are too few
@@ -135,6 +137,12 @@ class Scaler:
         """Numbers of a row that was transformed."""
         return self.n_inputs if self.projection is None else self.projection.axes.shape[1]
 
+    @classmethod
+    def of_projection(cls, projection: Projection) -> Scaler:
+        """Return what projects alone."""
+        width = len(projection.mean)
+        return cls("none", np.zeros(width), np.ones(width), projection)
+
     @functools.cached_property
     def _folded(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The scaling folded into the projection: axes (d, c) and constant (c,), so that sparse rows stay sparse."""
@@ -193,6 +201,14 @@ class Scaler:
                 output[start : start + step] = part if self.projection is None else self.projection.transform(part)
         return output
 
+    def scale(self, X: Any) -> Any:
+        """Return rows scaled and not projected, float64 (n, d); sparse ones times the factor alone stay sparse."""
+        if is_sparse(X):
+            return X.multiply(self.factor[None, :]).tocsr()
+        rows = np.subtract(X, self.offset, dtype=np.float64)
+        rows *= self.factor
+        return rows
+
     def inverse(self, values: NDArray[Any], features: Sequence[int]) -> NDArray[np.float64]:
         """Return scaled values of some features, shape (n, len(features)), as the user had them.
 
@@ -203,30 +219,45 @@ class Scaler:
         unscaled = np.divide(values, factor, out=np.zeros(values.shape), where=factor != 0)
         return unscaled + self.offset[places]
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Return what JSON can hold; float64 survives the way exactly."""
-        plain = {"kind": self.kind, "offset": self.offset.tolist(), "factor": self.factor.tolist()}
-        return plain if self.projection is None else {**plain, "projection": self.projection.to_mapping()}
+    def to_bytes(self) -> bytes:
+        """Return the scaler as a compressed npz file: arrays, nothing that could run, and every number exactly."""
+        buffer = io.BytesIO()
+        arrays = {} if self.projection is None else self.projection.to_arrays()
+        np.savez_compressed(buffer, kind=np.asarray(self.kind), offset=self.offset, factor=self.factor, **arrays)
+        return buffer.getvalue()
 
     @classmethod
-    def from_mapping(cls, mapping: Any) -> Scaler:
-        """Read what `to_mapping` gave.
+    def from_bytes(cls, content: bytes) -> Scaler:
+        """Read what `to_bytes` gave.
 
         Raises:
             ArtifactError: if it is something else.
         """
         try:
-            offset = np.asarray(mapping["offset"], dtype=np.float64)
-            factor = np.asarray(mapping["factor"], dtype=np.float64)
-            kind = str(mapping["kind"])
-            projection = Projection.from_mapping(mapping["projection"]) if mapping.get("projection") else None
-        except (KeyError, TypeError, ValueError) as err:
-            raise ArtifactError(f"the saved scaler cannot be read: {err!r}; train the model again") from err
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                kind, offset, factor = (arrays[name] for name in ("kind", "offset", "factor"))
+                projection = Projection.from_arrays(arrays) if "axes" in arrays else None
+            offset, factor = offset.astype(np.float64), factor.astype(np.float64)
+        except UNREADABLE as err:
+            raise ArtifactError(f"the saved scaler cannot be read: {err!r}; run again") from err
         if offset.ndim != 1 or offset.shape != factor.shape:
-            raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; train the model again")
+            raise ArtifactError(f"the saved scaler has shapes {offset.shape} and {factor.shape}; run again")
         if projection is not None and len(projection.mean) != len(offset):
-            raise ArtifactError("the saved projection is of other features than the scaler; train the model again")
-        return cls(kind, offset, factor, projection)
+            raise ArtifactError("the saved projection is of other features than the scaler; run again")
+        return cls(str(kind), offset, factor, projection)
+
+    def to_text(self) -> str:
+        """Return `to_bytes` as JSON can hold it."""
+        return base64.b64encode(self.to_bytes()).decode()
+
+    @classmethod
+    def from_text(cls, text: str) -> Scaler:
+        """Read what `to_text` gave. Raises ArtifactError if it is something else."""
+        try:
+            content = base64.b64decode(text, validate=True)
+        except (TypeError, ValueError) as err:
+            raise ArtifactError(f"the saved scaler cannot be read: {err!r}; run again") from err
+        return cls.from_bytes(content)
 
 
 def _rounded(values: NDArray[np.float64], units: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
 from ivis_spark.core.projection import Projection
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ExistsError, NotFittedError
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
@@ -137,7 +138,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
         if extra.get("feature_names"):
             self.feature_names_in_ = np.array(extra["feature_names"], dtype=object)
         if extra.get("projection"):
-            self.projection_ = Projection.from_mapping(extra["projection"])
+            self.projection_ = Scaler.from_text(extra["projection"]).projection
         if loaded is not None:
             self._restore(loaded, custom_objects)
         return self
@@ -150,7 +151,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             params["random_state"] = self._seed
         facts: dict[str, Any] = {"loss_history": list(self.loss_history_), "n_classes": self.n_classes_}
         facts |= {"classes": _kept(self.classes_), "feature_names": list(getattr(self, "feature_names_in_", ()))}
-        facts["projection"] = None if self.projection_ is None else self.projection_.to_mapping()
+        facts["projection"] = None if self.projection_ is None else Scaler.of_projection(self.projection_).to_text()
         return {"params": params, **facts}
 
     def __getstate__(self) -> dict[str, Any]:

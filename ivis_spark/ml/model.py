@@ -201,8 +201,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             raise NotFittedError("the Ivis is not fitted: call fit before from_local")
         encoder, scaler = split_scaling(local.encoder_)
         if local.projection_ is not None:  # it has more digits than the network's first layer, and takes sparse rows
-            encoder, width = split_projection(local.encoder_)[0], len(local.projection_.mean)
-            scaler = Scaler("none", np.zeros(width), np.ones(width), local.projection_)
+            encoder, scaler = split_projection(local.encoder_)[0], Scaler.of_projection(local.projection_)
         train = {setting: getattr(local, name) for name, setting in TRAIN_SETTINGS.items()}
         train |= {"distance": local.distance} if isinstance(local.distance, str) else {}
         train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}
@@ -210,8 +209,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             save_model(folder, encoder, head=local.head_)
             names = [str(name) for name in getattr(local, "feature_names_in_", ())]
             names = names if len(names) > 1 else []  # a single name would be that of an array of features
-            scaling = None if scaler is None else scaler.to_mapping()
-            add_serving_files(folder, features=names, scaler=scaling, classes=_spark_classes(local.classes_))
+            add_serving_files(folder, features=names, scaler=scaler, classes=_spark_classes(local.classes_))
             summary = asdict(Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_)))
             files = load_folder(folder, spec={"config": {"train": train}, "inputs": {}}, info={_SUMMARY: summary})
         return cls(files, custom_objects=custom_objects, **params)

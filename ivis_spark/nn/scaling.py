@@ -18,18 +18,10 @@ class RowScaling(keras.layers.Layer):  # type: ignore[misc]
     With a projection, scaled rows are projected too, as far as float32 goes to the same numbers.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        offset: list[float],
-        factor: list[float],
-        projection: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        """Keep what `Scaler.to_mapping` gives."""
+    def __init__(self, scaler: str, **options: Any) -> None:
+        """Keep what `Scaler.to_text` gives."""
         super().__init__(trainable=False, **{**options, "dtype": "float64"})
-        plain = {"kind": kind, "offset": offset, "factor": factor}
-        self.scaler = Scaler.from_mapping({**plain, "projection": projection})
+        self.scaler = Scaler.from_text(scaler)
 
     def call(self, inputs: Tensor) -> Tensor:
         """Scale rows, shape (b, d), and project them."""
@@ -42,13 +34,13 @@ class RowScaling(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Return what the layer is made of."""
         kept = {name: value for name, value in super().get_config().items() if name != "trainable"}
-        return {**kept, **self.scaler.to_mapping()}
+        return {**kept, "scaler": self.scaler.to_text()}
 
 
 def with_scaling(encoder: keras.Model, scaler: Scaler) -> keras.Model:
     """Return the encoder behind a layer that scales."""
     rows = keras.Input((len(scaler.offset),), dtype=np.float64)
-    return keras.Model(rows, encoder(RowScaling(**scaler.to_mapping(), name="scaling")(rows)))
+    return keras.Model(rows, encoder(RowScaling(scaler.to_text(), name="scaling")(rows)))
 
 
 def split_scaling(encoder: keras.Model) -> tuple[keras.Model, Scaler | None]:

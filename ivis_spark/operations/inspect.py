@@ -38,8 +38,9 @@ def status(root: str) -> Status:
     for manifest in _manifests(folder).values():
         stages.append(_stage(folder, manifest))
         quality.update({name: manifest.info[key] for key, name in NAMES.items() if key in manifest.info})
-        if isinstance(manifest.info.get("recall"), dict):
-            quality[NAMES["recall_at_k"]] = manifest.info["recall"].get("value")
+        for name in ("recall", "original_recall"):
+            if isinstance(manifest.info.get(name), dict):
+                quality[NAMES[f"{name}_at_k"]] = manifest.info[name].get("value")
     locks = owners(folder.root)
     running = [str(owner) for owner in locks.values() if not owner.seems_dead()]
     left = [f"lock of {owner}" for owner in locks.values() if owner.seems_dead()]

@@ -19,6 +19,7 @@ from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics as core_metrics
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.errors import ConfigError
+from ivis_spark.progress import step
 from ivis_spark.report import figures, html, plots
 from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.confusion import Confusion
@@ -37,7 +38,8 @@ _MARGIN_SHARE = 0.01
 _FACTS = frozenset(
     "rows embedding_dims features sample_rows k plot_rows n_pairs n_triplets own_metrics classes commonest_label "
     "labels tested_rows labelled_rows confusion components explained_variance kept_neighbours "
-    "kept_neighbours_k collapsed recall_low recall_high recall_sample neighbours_k epochs training_seconds seconds "
+    "kept_neighbours_k collapsed original_recall_low original_recall_high original_recall_sample "
+    "recall_low recall_high recall_sample neighbours_k epochs training_seconds seconds "
     "measured_on run_id".split()
 )
 _FITTED = 0.75
@@ -77,7 +79,8 @@ def evaluate(
             points can be coloured by every other column of numbers, arrays of them, or text.
         training: `loss`, one value an epoch; optional `training_seconds` and `margin`, the loss of a collapsed
             embedding; other lists as long as `loss` are drawn as curves, and plain values are listed.
-        neighbours: `recall` with value, ci95 (low and high), sample, and `k`; None if they were not built here.
+        neighbours: `recall` and, with components, `original_recall`, each with value, ci95 (low and high), sample; and
+            `k`; None if they were not built here.
         config: Sizes of the samples, k.
         random_state: Seed of samples and draws.
         folder: Local folder, made if missing.
@@ -87,7 +90,7 @@ def evaluate(
         held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
         table: Name of the table, for the heading.
         predicted: Column of `embeddings` with the class that the model predicts; None if it predicts none.
-        originals: Of rows that hold principal components, features of some, by which all is measured but the recall.
+        originals: Of rows that hold principal components, features of some, by which the embedding is measured.
         components: What the stage `rows` says of them.
 
     Returns:
@@ -103,22 +106,25 @@ def evaluate(
     plots.require_plotly()
     os.makedirs(folder, exist_ok=True)
     describe_job(spark, "report: sample of rows")
-    sample = draw_sample(
-        spark,
-        rows=rows,
-        embeddings=embeddings,
-        config=config,
-        random_state=random_state,
-        wanted=wanted,
-        held_out=held_out,
-        predicted=predicted,
-        originals=originals,
-    )
-    pairs = sample_pairs(sample, config=config, random_state=random_state)
+    with step("sample", "report: sample rows"):
+        sample = draw_sample(
+            spark,
+            rows=rows,
+            embeddings=embeddings,
+            config=config,
+            random_state=random_state,
+            wanted=wanted,
+            held_out=held_out,
+            predicted=predicted,
+            originals=originals,
+        )
     describe_job(spark, "report: counts of all rows")
-    n_rows = embeddings.count()
-    density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
-    measures, confusion = measure_sample(sample, pairs, config=config, random_state=random_state)
+    with step("count", "report: count all rows"):
+        n_rows = embeddings.count()
+        density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
+    with step("measure", "report: measure"):
+        pairs = sample_pairs(sample, config=config, random_state=random_state)
+        measures, confusion = measure_sample(sample, pairs, config=config, random_state=random_state)
     found = {
         "rows": n_rows,
         "embedding_dims": sample.embedding.shape[1],
@@ -146,7 +152,8 @@ def evaluate(
         table=table,
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-    write_findings(folder, findings)
+    with step("draw", "report: draw"):
+        write_findings(folder, findings)
     return found
 
 
@@ -186,10 +193,12 @@ def measure_sample(
     facts, test = _test_of_labels(sample, measured, k)
     linear = principal_components(X, Z.shape[1], seed=random_state)
     confusion = None
-    for prefix, points in (("pca_", linear), ("", Z)):
+    near = core_metrics.trust_and_continuity(X, (linear, Z), k) if k and pairs is not None else [None, None]
+    for prefix, points, kept in (("pca_", linear, near[0]), ("", Z, near[1])):
         measures: dict[str, Any] = {}
-        if k and pairs is not None:
-            measures = _of_distances(X, points, k, config=config, random_state=random_state)
+        if kept is not None:
+            measures = dict(zip(("trustworthiness", "continuity"), kept, strict=True))
+            measures |= _of_distances(X, points, config=config, random_state=random_state)
             measures |= {name: _number(measure(X, points)) for name, measure in own.items()}
         if test is not None:
             of_labels, confusion = _of_labels(sample, X, points, test, random_state=random_state)
@@ -216,13 +225,11 @@ def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], ND
 
 
 def _of_distances(
-    X: NDArray[np.float32], Z: NDArray[np.float64], k: int, *, config: EvaluateConfig, random_state: int
+    X: NDArray[np.float32], Z: NDArray[np.float64], *, config: EvaluateConfig, random_state: int
 ) -> dict[str, Any]:
     rng = [np.random.default_rng([random_state, stream]) for stream in (1, 2)]
     pearson, spearman = core_metrics.draw_pairs(X, Z, n_pairs=config.n_pairs, rng=rng[1]).correlations()
     return {
-        "trustworthiness": core_metrics.trustworthiness(X, Z, k),
-        "continuity": core_metrics.continuity(X, Z, k),
         "random_triplet_accuracy": core_metrics.random_triplet_accuracy(X, Z, n_triplets=config.n_triplets, rng=rng[0]),
         "distance_correlation_pearson": pearson,
         "distance_correlation_spearman": spearman,
@@ -299,19 +306,22 @@ def _of_labels(
 
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:
-    recall = (neighbours or {}).get("recall") or {}
-    low, high = recall.get("ci95") or (None, None)
-    loss = list(training.get("loss") or [])
+    searched, loss = neighbours or {}, list(training.get("loss") or [])
     return {
-        "recall_at_k": _number(recall.get("value")),
-        "recall_low": _number(low),
-        "recall_high": _number(high),
-        "recall_sample": recall.get("sample"),
-        "neighbours_k": (neighbours or {}).get("k"),
+        **_of_recall("recall", searched.get("recall")),
+        **_of_recall("original_recall", searched.get("original_recall")),
+        "neighbours_k": searched.get("k"),
         "final_loss": _number(loss[-1]) if loss else None,
         "epochs": training.get("epochs", len(loss)),
         "training_seconds": _number(training.get("training_seconds")),
     }
+
+
+def _of_recall(name: str, recall: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = recall or {}
+    low, high = found.get("ci95") or (None, None)
+    values = {"at_k": _number(found.get("value")), "low": _number(low), "high": _number(high)}
+    return {f"{name}_{key}": value for key, value in {**values, "sample": found.get("sample")}.items()}
 
 
 def _of_components(components: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import os
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ _POLICY = (
     "img-src data: blob:; worker-src blob:"
 )
 _MOST_CLASS_NAMES = 12
+_RECALLS = {"recall_at_k": "recall", "original_recall_at_k": "original_recall"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,7 @@ def build_page(findings: Findings, folder: str) -> str:
     style, script = (
         resources.files(__package__).joinpath(name).read_text("utf-8") for name in ("style.css", "explorer.js")
     )
-    # `</script>` cannot occur in plotly.js as published; a text with it would end the element.
-    plotly = require_plotly().replace("</script", "<\\/script")
+    plotly = base64.b64encode(gzip.compress(require_plotly().encode(), mtime=0)).decode()
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -102,7 +103,7 @@ def build_page(findings: Findings, folder: str) -> str:
 {_loss(findings, folder)}
 {_run(findings)}
 </main>
-<script>{plotly}</script>
+<script type="text/plain" id="plotly">{plotly}</script>
 <script>{script}</script>
 </body>
 </html>
@@ -146,7 +147,7 @@ def _verdicts(findings: Findings) -> str:
         if value is None:
             continue
         verdict, linear = found.get(f"{key}_verdict"), found.get(f"pca_{key}")
-        note = _recall_note(found) if key == "recall_at_k" else ""
+        note = _recall_note(found, key) if key in _RECALLS else ""
         judged = f'<span class="verdict {verdict}">{VERDICTS[verdict]}</span>' if verdict else ""
         against = "" if linear is None else f'<span class="soft">PCA {_shown(linear)}</span>'
         bar = "" if key == "final_loss" else _bar(found, key, value, linear)
@@ -192,8 +193,8 @@ def _bar(found: Mapping[str, Any], key: str, value: float, linear: float | None)
         return 100 * min(max(number, 0.0), 1.0)
 
     inner = f'<i style="width:{share(value):.1f}%"></i>'
-    if key == "recall_at_k" and found["recall_low"] is not None and found["recall_high"] is not None:
-        low, high = share(found["recall_low"]), share(found["recall_high"])
+    if key in _RECALLS and None not in (ends := [found[f"{_RECALLS[key]}_{end}"] for end in ("low", "high")]):
+        low, high = map(share, ends)
         inner += f'<i class="interval" style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
     if linear is not None:
         inner += f'<i class="mark" style="left:{share(linear):.1f}%"></i>'
@@ -273,17 +274,17 @@ def _density(findings: Findings, folder: str) -> str:
 </section>"""
 
 
-def _recall_note(found: Mapping[str, Any]) -> str:
+def _recall_note(found: Mapping[str, Any], key: str) -> str:
+    low, high, sample = (found[f"{_RECALLS[key]}_{part}"] for part in ("low", "high", "sample"))
     parts = [f"k = {found['neighbours_k']}"] if found["neighbours_k"] is not None else []
-    if found["recall_low"] is not None and found["recall_high"] is not None:
-        parts.append(f"95 % interval {found['recall_low']:.4f} to {found['recall_high']:.4f}")
-    if found["recall_sample"] is not None:
-        parts.append(f"{found['recall_sample']:,} sampled rows against exact search")
-    if found.get("components") is not None:
+    if low is not None and high is not None:
+        parts.append(f"95 % interval {low:.4f} to {high:.4f}")
+    if sample is not None:
+        parts.append(f"{sample:,} sampled rows against exact search among all rows")
+    if key == "recall_at_k" and found.get("components") is not None:
         parts.append(
             f"among {found['components']} principal components with {100 * found['explained_variance']:.1f} % of the "
-            f"variance, which keep {100 * found['kept_neighbours']:.1f} % of the {found['kept_neighbours_k']} nearest "
-            "of sampled rows by all features"
+            "variance"
         )
     return f" ({escape('; '.join(parts))}.)" if parts else ""
 

@@ -46,7 +46,8 @@ def judge(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
 
     Good: as good as principal components within .02, or 95 % of the way from chance to 1. Poor: less than half the way
     from chance to principal components. Doubtful: between. Of the neighbours' recall: whether the target is met by the
-    lower end of its interval, by its value, or not. Accuracies of labels that training saw are not judged.
+    lower end of its interval, by its value, or not; where components were searched, the recall by all features is at
+    worst doubtful. Accuracies of labels that training saw are not judged.
 
     Args:
         metrics: As in metrics.json; `pca_` and a metric's name is what principal components reach.
@@ -57,12 +58,15 @@ def judge(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     }
     if metrics["labels"] == "trained on":
         verdicts |= {f"{name}_verdict": None for name in (*_OF_CLASSES, "centroid_correlation")}
-    recall, low = metrics["recall_at_k"], metrics["recall_low"]
     target = (settings.get("neighbours") or {}).get("target_recall", _TARGET_RECALL)
-    verdicts["recall_at_k_verdict"] = None
-    if recall is not None:
-        sure = recall if low is None else low
-        verdicts["recall_at_k_verdict"] = "good" if sure >= target else "doubtful" if recall >= target else "poor"
+    for name in ("recall", "original_recall"):
+        recall, low = metrics[f"{name}_at_k"], metrics[f"{name}_low"]
+        verdict: Verdict | None = None
+        if recall is not None:
+            sure = recall if low is None else low
+            missed: Verdict = "poor" if name == "recall" else "doubtful"  # the target is of the search
+            verdict = "good" if sure >= target else "doubtful" if recall >= target else missed
+        verdicts[f"{name}_at_k_verdict"] = verdict
     return verdicts
 
 

@@ -16,6 +16,12 @@ METRICS = (
         "",
     ),
     (
+        "original_recall_at_k",
+        "Neighbour recall, all features",
+        "Share of the nearest neighbours by all features that were found: what search and projection together miss.",
+        "",
+    ),
+    (
         "trustworthiness",
         "Trustworthiness",
         "Rows that are neighbours in the embedding are neighbours in the features.",

@@ -4,7 +4,7 @@
 |---|---|
 | `encoder.keras`, `head.keras`, `model.json` | the Keras networks, for training on and for Python on one machine |
 | `dense.npz`, `head.npz` | the same networks as plain arrays; `dense.npz` only of a chain of dense layers |
-| `scaler.json` | scaling of the features, and their projection; missing if the network takes rows as they are |
+| `scaler.npz` | scaling of the features, and their projection; missing if the network takes rows as they are |
 | `serving.json` | shape of a row, dimensions of the embedding, names of the features, size of images |
 | `manifest.json`, in the folder above | settings, figures, and the digest of every file here |
 """
@@ -30,7 +30,7 @@ from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
 from ivis_spark.storage import Manifest, RunFolder
 
 STAGE = "model"
-DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.json", "serving.json", "encoder.keras"
+DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.npz", "serving.json", "encoder.keras"
 _FORMAT = 1
 _REMEDY = "copy the model's folder again, or train again with --overwrite"
 
@@ -78,7 +78,10 @@ class ModelFolder:
         """Return the scaling of the features, or None if the network takes rows as they are."""
         if SCALER not in self.files:
             return None
-        return storage.parse_json(self.files[SCALER], SCALER, Scaler.from_mapping, remedy=_REMEDY)
+        try:
+            return Scaler.from_bytes(self.files[SCALER])
+        except ArtifactError as err:
+            raise ArtifactError(f"{SCALER}: {err}; {_REMEDY}") from err
 
     @property
     def images(self) -> dict[str, Any]:
@@ -154,7 +157,7 @@ def add_serving_files(
     folder: str,
     *,
     features: list[str],
-    scaler: dict[str, Any] | None = None,
+    scaler: Scaler | None = None,
     images: dict[str, Any] | None = None,
     indices_col: str | None = None,
     classes: dict[str, Any] | None = None,
@@ -166,7 +169,7 @@ def add_serving_files(
     Args:
         folder: Local path.
         features: Names of the feature columns.
-        scaler: Of raw rows, from `Scaler.to_mapping`; None if the network takes them as they are.
+        scaler: Of raw rows; None if the network takes them as they are.
         indices_col: Name of the column with the indices of sparse features.
         images: `image_height`, `image_width` and `image_mode` if the features are images.
         classes: `values`, the label of each class in the order of the scores, and `type`, that of the label column.
@@ -189,10 +192,12 @@ def add_serving_files(
         **({"indices_col": indices_col} if indices_col else {}),
         **({"classes": classes} if classes else {}),
     }
-    for name, value in ((SERVING, serving), (SCALER, scaler)):
-        if value is not None:
-            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-                json.dump(value, file)
+    written = {SERVING: json.dumps(serving).encode()}
+    if scaler is not None:
+        written[SCALER] = scaler.to_bytes()
+    for name, content in written.items():
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
 
 
 def _check(model: ModelFolder, uri: str) -> None:

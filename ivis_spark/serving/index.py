@@ -5,7 +5,6 @@ A row is searched in its primary region, of whose file only the leaves near the 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import tempfile
@@ -29,8 +28,8 @@ from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_record
 
-INDEX_FILE = "index.json"
-INDEX_FORMAT = 3
+INDEX_FILE, SCALER_FILE = "index.json", "scaler.npz"
+INDEX_FORMAT = 4
 _REMEDY = "rebuild the neighbours"
 _QUERY_ROWS = 4096
 _CACHE_BYTES = 256 << 20  # of leaves that were read; the least recently used are dropped first
@@ -47,6 +46,7 @@ class PartitionedIndex:
         uri: Folder with `index.json`, the quantiser and the files of the regions.
         head: Content of `index.json`.
         regions: The quantiser.
+        scaler: What the rows of the index went through before they came into it: scaling, projection.
 
     Example:
         >>> import numpy as np
@@ -57,8 +57,8 @@ class PartitionedIndex:
         ((2, 3), (2, 3))
     """
 
-    def __init__(self, uri: str, head: dict[str, Any], regions: Regions) -> None:
-        self.uri, self.regions, self._head = uri, regions, head
+    def __init__(self, uri: str, head: dict[str, Any], regions: Regions, scaler: Scaler | None) -> None:
+        self.uri, self.regions, self.scaler, self._head = uri, regions, scaler, head
         self._records = {int(record["region"]): record for record in head["regions"]}
         self._rows = np.zeros(len(regions), np.int64)
         for number, record in self._records.items():
@@ -69,7 +69,7 @@ class PartitionedIndex:
 
     @classmethod
     def load(cls, uri: str) -> PartitionedIndex:
-        """Open a published index; reads `index.json` and the quantiser, and no region yet.
+        """Open a published index; reads `index.json`, the quantiser and the scaler, and no region yet.
 
         Args:
             uri: The run folder, or the folder of the index itself, local or anywhere fsspec reaches.
@@ -82,9 +82,11 @@ class PartitionedIndex:
         with tempfile.TemporaryDirectory(prefix="ivis-spark-regions-") as folder:
             paths = [_fetch(uri, record, folder) for record in head["quantiser"]]
             regions = Regions.load(os.path.dirname(paths[0]))
+            saved = _fetch(uri, head["scaler"], folder) if head.get("scaler") else None
+            scaler = None if saved is None else storage.read_bytes(saved, Scaler.from_bytes)
         if max((record["region"] for record in head["regions"]), default=0) >= len(regions):
             raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that are not in its quantiser; {_REMEDY}")
-        return cls(uri, head, regions)
+        return cls(uri, head, regions, scaler)
 
     @property
     def metric(self) -> str:
@@ -115,11 +117,6 @@ class PartitionedIndex:
     def recall(self) -> float:
         """Share of the true `k` neighbours found for held-out rows; queries use the same effort."""
         return float(self._head["recall"])
-
-    @functools.cached_property
-    def scaler(self) -> Scaler | None:
-        """What the rows of the index went through before they came into it: scaling, projection."""
-        return Scaler.from_mapping(self._head["scaler"]) if self._head.get("scaler") else None
 
     def transform(self, X: Any) -> Floats:
         """Return rows, shape (n, d), as they are in the index: scaled and projected, float32.
@@ -292,7 +289,7 @@ def read_head(value: Any) -> dict[str, Any]:
     if min(head["dims"], head["rows"], head["k"]) < 1:
         raise ValueError("dims, rows or k is not positive")
     if head.get("scaler"):
-        Scaler.from_mapping(head["scaler"])
+        check_record(head["scaler"], "the index")
     if sorted(check_record(record, "the index")["path"] for record in head["quantiser"]) != sorted(Regions.FILES):
         raise ValueError(f"quantiser is not {' and '.join(Regions.FILES)}")
     for value in head["regions"]:

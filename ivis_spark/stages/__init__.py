@@ -2,7 +2,7 @@
 
 | stage | reads | publishes in its folder |
 |---|---|---|
-| rows | the input table | `rows/data` (id, features, label), `rows/scaler.json` |
+| rows | the input table | `rows/data` (id, features, label), `rows/scaler.npz` |
 | neighbours | rows | `neighbours/data` (id, neighbour_ids, distances), `neighbours/index` |
 | queries | neighbours, another table | `queries-<table>/data` |
 | triplets | neighbours, rows | `triplets/data`, one packed block per row |

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
+from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
 from ivis_spark.stages.estimate import Cluster, Estimate
@@ -46,7 +47,9 @@ def publish(run: Run, name: str | None) -> Manifest:
         source = _input(run, other)
         encoder = model.encoder(scaled=other is None)
         classes = model.classes
-        done, info = embed_job.embed_input(run.get_spark(), source, encoder, run.config.embed, work, classes=classes)
+        embed = functools.partial(embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed)
+        with step("embed", "embeddings: embed and write"):
+            done, info = embed(work, classes=classes)
         units.move(done, stage.path("data"))
         stage.info.update(info)
 

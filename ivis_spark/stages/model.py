@@ -10,10 +10,11 @@ from ivis_spark import storage
 from ivis_spark.config import NETWORK_UNITS, Config
 from ivis_spark.core.sizes import TENSORFLOW_BYTES
 from ivis_spark.errors import ConfigError
+from ivis_spark.progress import step
 from ivis_spark.runtime.fitness import class_values, label_values
 from ivis_spark.stages import rows as rows_stage
 from ivis_spark.stages.estimate import Cluster, Estimate
-from ivis_spark.stages.run import SCALER, Run
+from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
@@ -36,11 +37,14 @@ def publish(run: Run) -> Manifest:
         from ivis_spark.serving.folder import add_serving_files
 
         stage.info["anchors"] = _anchors(triplets)
-        stage.info.update(_train(run, _job(run, rows, triplets, stage.uri, checkpoints)))
+        with step("start", "model: start TensorFlow"):
+            job = _job(run, rows, triplets, stage.uri, checkpoints)
+        with step("train", "model: train"):
+            stage.info.update(_train(run, job))
         if run.config.train.supervision_metric is not None:
             stage.info["held_out_labels"] = triplets.info.get("held_out_labels", 0.0)
-        scaler = storage.read_json(run.folder.uri(rows, SCALER))
-        with storage.local_copy(stage.uri) as folder:
+        scaler = run.scaler(rows)
+        with step("save", "model: save"), storage.local_copy(stage.uri) as folder:
             read = {name: rows.info.get(name) for name in ("images", "indices_col")}
             values = class_values(rows.info, run.config.train.supervision_metric)
             classes = None if values is None else {"values": values, "type": rows.info["labels"]["type"]}

@@ -11,12 +11,12 @@ from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
 from ivis_spark.core.knn.regions import FLAT_REGIONS
 from ivis_spark.core.knn.sizes import build_sizes
-from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.sizes import PYTHON_BYTES
 from ivis_spark.errors import ArtifactError
+from ivis_spark.progress import step
 from ivis_spark.stages import rows as rows_stage
 from ivis_spark.stages.estimate import Cluster, Estimate
-from ivis_spark.stages.run import SCALER, Run
+from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
@@ -62,13 +62,7 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
     def build(stage: StageBuild) -> None:
         search(stage)
         if rows.info.get("components"):
-            names = ("count", "explained_variance", "kept_neighbours", "kept_neighbours_k")
-            stage.info["components"] = {name: rows.info["components"][name] for name in names}
-            log.info(
-                "neighbours, distances and recall are by %d principal components; see the manifest of the rows for the "
-                "neighbours by all features that these keep: %.1f %%",
-                *(rows.info["components"]["count"], 100 * rows.info["components"]["kept_neighbours"]),
-            )
+            stage.info.update(_by_features(run, rows, stage, config.target_recall))
 
     def search(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.by_label import build_label_neighbours
@@ -87,12 +81,31 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
             found = take_neighbours(frame, table, config, random_state=seed, folder=stage.uri, anchors=anchors)
             stage.info.update(found)
             return
-        scaler = storage.read_json(run.folder.uri(rows, SCALER), Scaler.from_mapping)
-        found = build_neighbours(frame, config, random_state=seed, folder=stage.uri, scaler=scaler, anchors=anchors)
+        found = build_neighbours(
+            frame, config, random_state=seed, folder=stage.uri, scaler=run.scaler(rows), anchors=anchors
+        )
         stage.digests.update(found.pop("digests"))
         stage.info.update(found)
 
     return run.publish("neighbours", run.spec("neighbours", "random_state", **inputs), build)
+
+
+def _by_features(run: Run, rows: Manifest, stage: StageBuild, target: float) -> dict[str, Any]:
+    """Return what the manifest says of the components, and of the recall by all features."""
+    from ivis_spark.core.knn.by_features import NearestByFeatures
+    from ivis_spark.spark.neighbours.by_features import original_recall
+    from ivis_spark.spark.rows.components import NEAREST
+    from ivis_spark.spark.rows.tables import read_parquet
+
+    names = ("count", "explained_variance", "kept_neighbours", "kept_neighbours_k")
+    components = {name: rows.info["components"][name] for name in names}
+    if stage.info.get("recall") is None:  # by label
+        return {"components": components}
+    nearest = storage.read_bytes(run.folder.uri(rows, NEAREST), NearestByFeatures.from_bytes)
+    lists, count = read_parquet(run.get_spark(), stage.path("data")), components["count"]
+    with step("original_recall", "neighbours: recall by all features"):
+        found = original_recall(lists, nearest, stage.info, components=count, target=target)
+    return {"components": components, "original_recall": found}
 
 
 def _refuse_other_anchors(run: Run, inputs: Mapping[str, Any]) -> None:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.core.scaling import Scaler
 from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.errors import ConfigError
 from ivis_spark.report.sample import FEATURE_BYTES
 from ivis_spark.stages.estimate import Cluster, Estimate
-from ivis_spark.stages.run import SCALER, Run
+from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
@@ -88,14 +87,10 @@ def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
         run.config.evaluate.colour_by,
         features=[] if rows.info.get("components") else rows.info["features"],
         width=rows.info["dims"],
-        scaler=_scaler(run, rows),
+        scaler=run.scaler(rows),
         kept=rows.info["columns"] or (),
         read_table=lambda: _with_kept(run, rows),
     )
-
-
-def _scaler(run: Run, rows: Manifest) -> Scaler:
-    return Scaler.from_mapping(storage.read_json(run.folder.uri(rows, SCALER)))
 
 
 def _originals(run: Run, rows: Manifest) -> Originals | None:
@@ -106,7 +101,7 @@ def _originals(run: Run, rows: Manifest) -> Originals | None:
     from ivis_spark.spark.rows.tables import read_parquet
 
     table = read_parquet(run.get_spark(), run.folder.uri(rows, "originals"))
-    return Originals(table, dataclasses.replace(_scaler(run, rows), projection=None))
+    return Originals(table, dataclasses.replace(run.scaler(rows), projection=None))
 
 
 def _with_kept(run: Run, rows: Manifest) -> DataFrame:

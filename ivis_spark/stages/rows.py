@@ -8,15 +8,17 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.core.projection import DISTANCE_BYTES, sample_rows
+from ivis_spark.core.knn.by_features import CHUNK_BYTES, rows_to_measure
+from ivis_spark.core.projection import sample_rows
 from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.runtime.fitness import check_fit
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
-# Measured, in seconds of one core: the stage whatever its rows, a row, and a value of it.
-_FIXED, _ROW, _VALUE = 6.0, 2e-6, 1e-7
+# Measured, in seconds of one core: the stage whatever its rows, a row, a value of it, and a value that is compared with
+# that of a sampled row.
+_FIXED, _ROW, _VALUE, _COMPARED = 6.0, 2e-6, 1e-7, 8e-11
 _ID_BYTES = 5.0  # of an id that is checked, as it is shuffled
 # Bytes of the sample that components are learnt from: of a row's objects, of a number (as it came, scaled, centred, and
 # what the solver makes of it), and of an element of d x d matrices.
@@ -60,15 +62,17 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     """Return what the stage needs, see `stages.estimate`."""
     vector = 4.0 * dims
     tasks = max(cluster.slots, math.ceil(rows * vector / SPLIT_BYTES))
+    projected = config.data.components_of(dims, sparse=False, images=False) is not None
+    compared = min(rows, rows_to_measure(dims)) if projected else 0.0
     return Estimate(
         stage="rows",
         tasks=tasks,
         slots=min(cluster.slots, tasks),
         fixed_seconds=_FIXED,
-        core_seconds=rows * (_ROW + _VALUE * dims),
+        core_seconds=rows * (_ROW + (_VALUE + _COMPARED * compared) * dims),
         shuffle_bytes=rows * (_ID_BYTES if config.data.keys else vector + 24),
         storage_bytes=rows * (vector + 16),
-        task_bytes=PYTHON_BYTES + 4 * BATCH_BYTES,
+        task_bytes=PYTHON_BYTES + 4 * BATCH_BYTES + (2 * CHUNK_BYTES + 16 * compared * dims if projected else 0),
         driver_bytes=64.0 * dims + _sample_bytes(rows, dims, config),
         formula=f"shuffles {_ID_BYTES:g} N B to check ids, N (4 d + 24) B to number rows; stores N (4 d + 16) B; "
         "seconds N (a + b d)",
@@ -82,4 +86,4 @@ def _sample_bytes(rows: float, dims: int, config: Config) -> float:
         return 0.0
     sampled = min(rows, sample_rows(4 * dims, count))
     matrices = _SAMPLE_SQUARE * min(dims, _MOST_SQUARE) ** 2
-    return sampled * (_SAMPLE_ROW + _SAMPLE_NUMBER * dims) + matrices + DISTANCE_BYTES
+    return sampled * (_SAMPLE_ROW + _SAMPLE_NUMBER * dims) + matrices

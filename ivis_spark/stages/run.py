@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import Defaults
 from ivis_spark.runtime.fitness import rows_facts
@@ -25,7 +26,7 @@ from ivis_spark.storage import Manifest, RunFolder, StageBuild
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-SCALER = "scaler.json"
+SCALER = "scaler.npz"
 _DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 256 << 20
 
 
@@ -141,6 +142,10 @@ class Run:
             if any(manifest.spec["inputs"].get("source") == former for manifest in known):
                 return former
         return source
+
+    def scaler(self, rows: Manifest) -> Scaler:
+        """Return the scaling of the rows, and their projection."""
+        return storage.read_bytes(self.folder.uri(rows, SCALER), Scaler.from_bytes)
 
     def table(self, manifest: Manifest) -> DataFrame:
         """Return the table that a stage published."""

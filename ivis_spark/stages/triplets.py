@@ -9,6 +9,7 @@ from ivis_spark.config import Config
 from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ArtifactError
+from ivis_spark.progress import step
 from ivis_spark.runtime.fitness import class_values
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
@@ -37,18 +38,19 @@ def publish(run: Run) -> Manifest:
         table = table.drop("columns") if classes is None else labels.as_classes(table, classes)
         lists, seed = run.table(neighbours), run.config.random_state
         held = neighbours.info.get("anchors", rows.info["rows"])
-        chosen = Anchors.draw(lists, anchors, n_rows=held, random_state=seed)
-        found = build_triplets(
-            table,
-            chosen.of(lists),
-            run.config.triplets,
-            n_rows=rows.info["rows"],
-            n_anchors=chosen.count,
-            k=neighbours.info["k"],
-            random_state=seed,
-            folder=stage.path("data"),
-            negatives=negatives,
-        )
+        with step("write", "triplets: draw and write"):
+            chosen = Anchors.draw(lists, anchors, n_rows=held, random_state=seed)
+            found = build_triplets(
+                table,
+                chosen.of(lists),
+                run.config.triplets,
+                n_rows=rows.info["rows"],
+                n_anchors=chosen.count,
+                k=neighbours.info["k"],
+                random_state=seed,
+                folder=stage.path("data"),
+                negatives=negatives,
+            )
         stage.digests.update({f"data/{name}": digest for name, digest in found.pop("digests").items()})
         stage.info |= found | {"rows": rows.info["rows"], "dims": rows.info["dims"]}
 

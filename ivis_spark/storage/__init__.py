@@ -22,9 +22,11 @@ from ivis_spark.storage.files import (
     parse_json,
     put_file,
     put_folder,
+    read_bytes,
     read_json,
     remove_folder,
     replace_file,
+    write_bytes,
     write_json,
 )
 from ivis_spark.storage.names import join, normalise_uri
@@ -65,8 +67,10 @@ __all__ = [
     "protocol",
     "put_file",
     "put_folder",
+    "read_bytes",
     "read_json",
     "remove_folder",
     "replace_file",
+    "write_bytes",
     "write_json",
 ]

@@ -166,9 +166,14 @@ def encode_json(value: Any) -> bytes:
 
 def write_json(uri: str, value: Any) -> None:
     """Write a value as readable JSON."""
+    write_bytes(uri, encode_json(value))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file."""
     fs, path = filesystem(uri)
     fs.makedirs(fs._parent(path), exist_ok=True)
-    fs.pipe_file(path, encode_json(value))
+    fs.pipe_file(path, content)
 
 
 def replace_file(uri: str, content: bytes) -> None:
@@ -216,12 +221,28 @@ def read_json(uri: str, read: Callable[[Any], Any] | None = None, *, remedy: str
     Raises:
         ArtifactError: if it is missing, corrupt, or rejected by `read`; names it and what to do.
     """
+    return parse_json(_content(uri, remedy), uri, read, remedy=remedy)
+
+
+def read_bytes(uri: str, read: Callable[[bytes], Found], *, remedy: str = _REBUILD) -> Found:
+    """Read a file; `read` makes something of it, or raises ArtifactError.
+
+    Raises:
+        ArtifactError: if it is missing or rejected by `read`; names it and what to do.
+    """
+    content = _content(uri, remedy)
+    try:
+        return read(content)
+    except ArtifactError as err:
+        raise ArtifactError(f"{uri}: {err}") from err
+
+
+def _content(uri: str, remedy: str) -> bytes:
     fs, path = filesystem(uri)
     try:
-        content = fs.cat_file(path)
+        return bytes(fs.cat_file(path))
     except OSError as err:
         raise ArtifactError(f"{uri} is missing or cannot be read ({err}); {remedy}") from err
-    return parse_json(content, uri, read, remedy=remedy)
 
 
 def parse_json(content: bytes, name: str, read: Callable[[Any], Any] | None = None, *, remedy: str = _REBUILD) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
+from ivis_spark.progress import collect_steps, step
 from ivis_spark.storage.careful import children, exists
 from ivis_spark.storage.files import (
     digest_file,
@@ -267,16 +268,18 @@ class RunFolder:
         started, made_from = time.time(), self.made_from(spec)
         try:
             build = StageBuild(building)
-            yield build
-            files = list_files(building)
-            unknown = {join(building, name): size for name, size in files if name not in build.digests}
-            found = dict(zip(unknown, map_files(digest_file, unknown), strict=True))
+            with collect_steps() as seconds:
+                yield build
+                with step("digest", f"{stage}: digest files"):
+                    files = list_files(building)
+                    unknown = {join(building, name): size for name, size in files if name not in build.digests}
+                    found = dict(zip(unknown, map_files(digest_file, unknown), strict=True))
             digests = [build.digests.get(name) or found[join(building, name)] for name, _ in files]
             _check_sizes(building, files, build.digests)
             manifest = Manifest(
                 stage=stage,
                 spec=dict(spec),
-                info={**build.info, "seconds": round(time.time() - started, 3)},
+                info={**build.info, "seconds": round(time.time() - started, 3), "step_seconds": seconds},
                 files=[{"path": name, **digest} for (name, _), digest in zip(files, digests, strict=True)],
                 versions=installed_versions(),
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -31,6 +31,8 @@ def test_trustworthiness_equals_sklearn(n: int, d: int, e: int, k: int, monkeypa
     Z[:, 0] += X[:, 0] * 2
     assert metrics.trustworthiness(X, Z, k) == pytest.approx(sklearn_trustworthiness(X, Z, n_neighbors=k), abs=1e-12)
     assert metrics.continuity(X, Z, k) == pytest.approx(sklearn_trustworthiness(Z, X, n_neighbors=k), abs=1e-12)
+    both = metrics.trust_and_continuity(X, (Z, X[:, ::-1]), k)
+    assert both[0] == (metrics.trustworthiness(X, Z, k), metrics.continuity(X, Z, k)) and both[1] == (1.0, 1.0)
 
 
 def test_trustworthiness_by_hand() -> None:

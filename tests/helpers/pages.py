@@ -46,10 +46,11 @@ def write_report(
         "n_pairs": 2000,
         "n_triplets": 2000,
         "neighbours_k": 5,
-        "recall_sample": 50,
         "labelled_rows": n,
     }
-    found |= {"classes": None, "recall_low": 0.4, "recall_high": 0.6}
+    found |= {"classes": None}
+    for name in ("recall", "original_recall"):
+        found |= {f"{name}_low": 0.4, f"{name}_high": 0.6, f"{name}_sample": 50}
     training = {"loss": [0.9, 0.5, 0.3]}
     found |= {"labels": None, "tested_rows": None}
     findings = html.Findings("A page", found, sample, None, pairs, measured, None, training, {}, [], {})
@@ -80,6 +81,15 @@ def open_chromium(*flags: str) -> Iterator[Any]:
         yield chromium
     finally:
         chromium.quit()
+
+
+def open_page(chromium: Any, uri: str) -> None:
+    """Open a report and wait until it is drawn."""
+    chromium.get(uri)
+    chromium.execute_async_script(
+        "const done = arguments[0], drawn = () => 'drawn' in document.body.dataset;"
+        "const look = () => drawn() ? done() : setTimeout(look, 20); look();"
+    )
 
 
 def requested(chromium: Any) -> list[str]:

@@ -193,7 +193,7 @@ def test_model_is_saved_and_read(fitted: IvisModel, digits_frame: DataFrame, tmp
 def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
     path = tmp_path / "model"
     fitted.save(str(path))
-    for name in ("dense.npz", "head.npz", "scaler.json", "encoder.keras", "model.json", "serving.json"):
+    for name in ("dense.npz", "head.npz", "scaler.npz", "encoder.keras", "model.json", "serving.json"):
         file = published(path, "model") / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -22,7 +22,7 @@ def small_model(width: int = 6) -> ModelFolder:
     serving = {"format": 1, "input_shape": [width], "n_outputs": 2, "features": ["features"]}
     files = {
         "serving.json": json.dumps(serving).encode(),
-        "scaler.json": json.dumps(scaler.to_mapping()).encode(),
+        "scaler.npz": scaler.to_bytes(),
         "dense.npz": DenseNetwork(layers).to_bytes(),
         "head.npz": DenseNetwork((DenseLayer.of(rng.normal(size=(2, 3)), None, "softmax"),)).to_bytes(),
     }

@@ -34,7 +34,7 @@ def folder(activation: str = "selu", *, scaled: bool = True, head: str | None = 
     }
     if scaled:
         scaler = Scaler("minmax", X.min(axis=0), 1 / np.ptp(X, axis=0))
-        files["scaler.json"] = json.dumps(scaler.to_mapping()).encode()
+        files["scaler.npz"] = scaler.to_bytes()
     if head is not None:
         files["head.npz"] = DenseNetwork((DenseLayer.of(RNG.normal(size=(3, 4)), None, head),)).to_bytes()
     return ModelFolder({"config": {}, "inputs": {}}, {}, files)
@@ -67,7 +67,7 @@ def projected() -> ModelFolder:
     files = {
         "serving.json": b'{"format": 1, "input_shape": [4], "n_outputs": 2, "features": ["features"]}',
         "dense.npz": DenseNetwork(layers).to_bytes(),
-        "scaler.json": json.dumps(dataclasses.replace(plain, projection=projection).to_mapping()).encode(),
+        "scaler.npz": dataclasses.replace(plain, projection=projection).to_bytes(),
     }
     return ModelFolder({"config": {}, "inputs": {}}, {}, files)
 
@@ -117,7 +117,7 @@ def far(model: ModelFolder) -> tuple[np.ndarray, ModelFolder, np.ndarray]:
     """Rows in seconds since 1970, a model that scales them, and where the scaled rows lie."""
     seconds = 1.7e9 + RNG.permutation(300).reshape(50, 6)
     scaler = Scaler.fit("minmax", FeatureStatistics.of(seconds))
-    files = {**model.files, "scaler.json": json.dumps(scaler.to_mapping()).encode()}
+    files = {**model.files, "scaler.npz": scaler.to_bytes()}
     scaled = ((seconds - seconds.min(axis=0)) / np.ptp(seconds, axis=0)).astype(np.float32)
     return seconds, ModelFolder(model.spec, model.info, files), model.encoder(scaled=True)(scaled)
 

@@ -14,9 +14,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from runs import published
 from scipy.sparse import csr_matrix
+from scipy.spatial.distance import cdist
 
 from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
+from ivis_spark.core.knn.by_features import NearestByFeatures
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.pipeline import Pipeline
@@ -155,17 +157,28 @@ def test_a_run_on_components_takes_and_is_measured_by_the_features(spark: SparkS
     assert info["components"]["count"] == 50 and len(info["components"]["explained_variance_ratio"]) == 50
     neighbours = json.loads((tmp_path / "run/neighbours/manifest.json").read_text())["info"]
     assert neighbours["dims"] == neighbours["components"]["count"] == 50
-    # Measured by the features, and says of the recall that it is not
+    # The recall by all features is that of the published lists, against the nearest of the table's rows
+    lists = pq.read_table(published(run, "neighbours") / "data").to_pydict()
+    measured = NearestByFeatures.from_bytes((published(run, "rows") / "nearest.npz").read_bytes()).own
+    scaler = Scaler.from_bytes((published(run, "rows") / "scaler.npz").read_bytes())
+    apart = cdist(*[scaler.scale(X)] * 2)
+    np.fill_diagonal(apart, np.inf)
+    limit = np.sort(apart, axis=1)[:, 4]
+    near = dict(zip(lists["id"], lists["neighbour_ids"], strict=True))
+    expected = np.mean([apart[row, near[row]] <= limit[row] + 1e-9 for row in measured])
+    assert neighbours["original_recall"]["value"] == pytest.approx(expected) and expected < 1
+    assert neighbours["original_recall"]["sample"] == len(measured) == N and neighbours["original_recall"]["k"] == 5
+    # Measured by the features
     metrics = json.loads((published(run, "report") / "metrics.json").read_text())
     assert metrics["features"] == D and metrics["sample_rows"] == 100 and metrics["components"] == 50
+    assert metrics["original_recall_at_k"] == neighbours["original_recall"]["value"] != metrics["recall_at_k"]
     page = (published(run, "report") / "report.html").read_text()
-    assert "among 50 principal components" in page and "nearest of sampled rows by all features" in page
+    assert "among 50 principal components" in page and "Neighbour recall, all features" in page
     # The model: what the run embedded is what comes of the user's columns
     embedded = pq.read_table(published(run, "embeddings") / "data").sort_by("id")
     expected = np.stack(embedded["embedding"].to_pylist())
     model = IvisModel.from_run(run)
     rows = pq.read_table(published(run, "rows") / "data").sort_by("id")
-    scaler = Scaler.from_mapping(json.loads((published(run, "rows") / "scaler.json").read_text()))
     projected = np.stack([np.frombuffer(row, "<f4") for row in rows["features"].to_pylist()])
     np.testing.assert_allclose(projected, scaler.transform(X), atol=1e-4)
     encoder = model.to_encoder()

@@ -12,6 +12,7 @@ from ivis_spark.core.metrics.structure import (
     is_collapsed,
     knn_recall,
     random_triplet_accuracy,
+    trust_and_continuity,
     trustworthiness,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "knn_recall",
     "linear_svm_accuracy",
     "random_triplet_accuracy",
+    "trust_and_continuity",
     "trustworthiness",
 ]

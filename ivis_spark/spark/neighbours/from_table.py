@@ -52,7 +52,7 @@ def take_neighbours(
         anchors: Number of rows, drawn by hash, that need a list; those of others are left out. None for all.
 
     Returns:
-        Figures for the manifest: rows, anchors, dims, k, metric, backend `given`, recall, seconds of each step.
+        Figures for the manifest: rows, anchors, dims, k, metric, backend `given`, recall.
 
     Raises:
         InputError: if a column is missing or of another type, a list is null, short, holds the row itself or an id
@@ -83,7 +83,7 @@ def take_neighbours(
         )
     figures: dict[str, Any] = {"rows": facts.n_rows, "anchors": facts.anchors.count, "dims": facts.dims, "k": config.k}
     figures |= {"metric": config.metric, "backend": "given"}
-    return {**figures, "recall": recall.to_mapping(), "step_seconds": dict(facts.seconds)}
+    return {**figures, "recall": recall.to_mapping()}
 
 
 def _checked_types(table: DataFrame) -> DataFrame:

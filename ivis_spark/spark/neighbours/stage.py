@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +39,8 @@ from ivis_spark.core.knn.search import (
 from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import IvisError
-from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
+from ivis_spark.progress import step
+from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT, SCALER_FILE
 from ivis_spark.spark.anchors import Anchors
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours import tasks
@@ -78,7 +78,7 @@ def build_neighbours(
         anchors: Number of rows, drawn by hash, that get a list; None for all. The index holds all rows.
 
     Returns:
-        Facts for the manifest: rows, anchors, dims, k, metric, backend, regions, replicas, recall, step_seconds; and
+        Facts for the manifest: rows, anchors, dims, k, metric, backend, regions, replicas, recall; and
         `digests`, of the files that tasks wrote, by their path below the folder.
 
     Raises:
@@ -105,7 +105,6 @@ class RowFacts:
         self.rows, self.config, self.random_state = rows, config, random_state
         self._n_anchors, self.anchors = n_anchors, Anchors(0, None, random_state)
         self.spark: SparkSession = rows.sparkSession
-        self.seconds: dict[str, float] = {}
         self.n_rows = self.dims = 0
         self.held_out = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
         self.true_keys: Floats | None = None
@@ -114,13 +113,8 @@ class RowFacts:
     def step(self, name: str, text: str) -> Iterator[None]:
         """Name Spark's jobs, time them, and raise what a task raised on purpose."""
         describe_job(self.spark, f"neighbours: {text}")
-        started = time.perf_counter()
-        with task_errors():
+        with step(name, f"neighbours: {text}"), task_errors():
             yield
-        taken = time.perf_counter() - started
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken, 3)
-        rate = f", {self.n_rows / taken:,.0f} rows/s" if self.n_rows and taken >= 0.1 else ""
-        log.info("neighbours: %s: %.1f s%s", text, taken, rate)
 
     def count(self) -> None:
         """Count the rows and look at their width."""
@@ -323,10 +317,13 @@ class _Build:
         storage.keep_only(folder, [file["path"] for record in records for file in record["files"].values()])
         head = {"format": INDEX_FORMAT, "backend": backend, "metric": self.config.metric, "dims": self.facts.dims}
         head |= {"rows": self.facts.n_rows, "k": self.config.k, "recall": recall.value}
-        head |= {"scaler": None if scaler is None else scaler.to_mapping(), "regions": records}
+        head["regions"] = records
         with tempfile.TemporaryDirectory(prefix="ivis-spark-regions-") as local:
             names = sorted(self.regions.save(local))
-            head["quantiser"] = [{**storage.digest_file(os.path.join(local, name)), "path": name} for name in names]
+            head["quantiser"] = [_described(local, name) for name in names]
+            if scaler is not None:
+                storage.write_bytes(os.path.join(local, SCALER_FILE), scaler.to_bytes())
+            head["scaler"] = None if scaler is None else _described(local, SCALER_FILE)
             with open(os.path.join(local, INDEX_FILE), "w", encoding="utf-8") as file:
                 json.dump(head, file)
             storage.put_folder(local, folder)
@@ -364,10 +361,13 @@ class _Build:
             "replicas": round(float(rows.sum()) / self.facts.n_rows, 4),
             "short_rows": short,
             "recall": recall.to_mapping(),
-            "step_seconds": dict(self.facts.seconds),
             "digests": {f"data/{row['name']}": _digest_of(json.loads(row["digest"])) for row in self.written}
             | {f"index/{file['path']}": _digest_of(file) for record in records for file in record["files"].values()},
         }
+
+
+def _described(folder: str, name: str) -> dict[str, Any]:
+    return {**storage.digest_file(os.path.join(folder, name)), "path": name}
 
 
 def _digest_of(record: dict[str, Any]) -> dict[str, Any]:

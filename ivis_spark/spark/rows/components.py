@@ -16,26 +16,29 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ivis_spark.core.projection import Projection, is_sparse, kept_neighbours, sample_rows
+from ivis_spark import storage
+from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures, rows_to_measure
+from ivis_spark.core.projection import Projection, is_sparse, sample_rows
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.spark.rows.columns import FEATURES, ID, Source
 from ivis_spark.spark.rows.ids import HASH
 from ivis_spark.spark.session import describe_job
 from ivis_spark.spark.vectors import unpack, unpack_sparse
+from ivis_spark.storage import StageBuild
 
 log = logging.getLogger(__name__)
 
+NEAREST = "nearest.npz"
 _SEED = 0  # the stage's own: run seeds belong to later stages
 _LOW = -(2**63)  # of xxhash64
-_NEAREST, _QUERIES = 15, 500
 # Rows whose features are kept for the report, which measures them densely.
 ORIGINAL_ROWS, ORIGINAL_BYTES, LEAST_ORIGINALS = 5_000, 64 << 20, 100
 
 
 def with_components(
     scaler: Scaler, raw: DataFrame, source: Source, count: int, *, rows: int
-) -> tuple[Scaler, dict[str, Any]]:
-    """Return a scaler that projects too, and what the manifest says of the components.
+) -> tuple[Scaler, dict[str, Any], FeatureSearch]:
+    """Return a scaler that projects too, what the manifest says of the components, and rows to judge them by.
 
     Runs on: driver. Memory: a sample of rows, see `sample_rows`, and what PCA makes of it.
 
@@ -51,19 +54,21 @@ def with_components(
     """
     describe_job(raw.sparkSession, "ingest: sample rows for principal components")
     size = sample_rows(_row_bytes(raw, source), count)
-    projection, facts = learn(scaler, _draw(raw, size, rows), source.width, count)
+    marks, packed = _draw(raw, size, rows)
+    projection, facts = learn(scaler, packed, source.width, count)
+    scaler = dataclasses.replace(scaler, projection=projection)
     log.info(
-        "%d principal components stand for %d features: %.1f %% of the variance; of the %d nearest of %d sampled rows "
-        "by all features, %.1f %% are the nearest by components",
-        *(facts["count"], source.width, 100 * facts["explained_variance"]),
-        *(facts["kept_neighbours_k"], facts["sample_rows"], 100 * facts["kept_neighbours"]),
+        "%d principal components stand for %d features: %.1f %% of the variance of %d sampled rows",
+        *(facts["count"], source.width, 100 * facts["explained_variance"], facts["sample_rows"]),
     )
     if facts["count"] < count:
         log.warning(
             "%d and not %d components: components are fewer than rows, of which %d were sampled, and features",
             *(facts["count"], count, facts["sample_rows"]),
         )
-    return dataclasses.replace(scaler, projection=projection), facts
+    measured = slice(0, rows_to_measure(source.width))
+    some = rows_of(packed[measured], source.width)
+    return scaler, facts, FeatureSearch(marks[measured], some, scaler)
 
 
 def learn(scaler: Scaler, packed: list[Any], width: int, count: int) -> tuple[Projection, dict[str, Any]]:
@@ -77,25 +82,32 @@ def learn(scaler: Scaler, packed: list[Any], width: int, count: int) -> tuple[Pr
         width: Features of a row.
         count: Components.
     """
-    sample = _scaled(scaler, packed, width)
+    sample = scaler.scale(rows_of(packed, width))
     if sample.shape[0] == 1:  # all rows are equal, and numbered by content
         sample = sample[[0, 0]]
     n_sampled = sample.shape[0]
     projection = Projection.fit(sample, count, seed=_SEED)
     # sparse samples are not shifted by the offset, which would fill them
     mean = projection.mean - scaler.offset * scaler.factor if is_sparse(sample) else projection.mean
-    k = min(_NEAREST, n_sampled - 1)
-    kept = kept_neighbours(sample, projection.transform(sample), k=k, queries=_QUERIES)
     explained = projection.explained
     facts = {
         "count": len(explained),
         "explained_variance": float(explained.sum()),
         "explained_variance_ratio": [round(float(share), 6) for share in explained],
         "sample_rows": n_sampled,
-        "kept_neighbours": round(kept, 4),
-        "kept_neighbours_k": k,
     }
     return dataclasses.replace(projection, mean=mean), facts
+
+
+def judge(nearest: NearestByFeatures, rows: int, build: StageBuild) -> dict[str, Any]:
+    """Keep the neighbours by all features, and return what the manifest says of those among components."""
+    kept, k = nearest.kept(rows)
+    storage.write_bytes(build.path(NEAREST), nearest.to_bytes())
+    log.info(
+        "of the %d nearest of %d rows by all features, %.1f %% are the nearest by components",
+        *(k, kept.sample, 100 * kept.value),
+    )
+    return {"kept_neighbours": round(kept.value, 4), "kept_neighbours_k": k}
 
 
 def _row_bytes(raw: DataFrame, source: Source) -> float:
@@ -106,30 +118,21 @@ def _row_bytes(raw: DataFrame, source: Source) -> float:
     return max(1.0, 3 * float(found[0]) if found is not None else 0.0)  # 4 bytes of the index, 8 of the value
 
 
-def _draw(raw: DataFrame, size: int, rows: int) -> list[Any]:
-    """Return `size` values of `features`, or all if there are fewer, in random order: those with the lowest hashes."""
+def _draw(raw: DataFrame, size: int, rows: int) -> tuple[NDArray[np.int64], list[Any]]:
+    """Return marks and `features` of `size` rows, or all if there are fewer, in random order: by the lowest hashes."""
     key = ID if ID in raw.columns else HASH
-    hashed = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), FEATURES)
+    hashed = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), F.col(key).alias("mark"), FEATURES)
     share = min(1.0, (size + 4 * size**0.5 + 10) / rows)
     while True:
         drawn = hashed.where(F.col("draw") < F.lit(_LOW + int(share * 2**64))) if share < 1 else hashed
         if key == HASH:
-            drawn = drawn.groupBy("draw").agg(F.min(FEATURES).alias(FEATURES))
-        found = drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
+            drawn = drawn.groupBy("draw").agg(F.min("mark").alias("mark"), F.min(FEATURES).alias(FEATURES))
+        found = drawn.orderBy("draw", FEATURES).limit(size).select("mark", FEATURES).collect()
         if len(found) == size or share == 1:
-            return [record[FEATURES] for record in found]
+            marks = np.array([record["mark"] for record in found], np.int64)
+            return marks, [record[FEATURES] for record in found]
         # copies count among the rows, and are drawn once
         share = min(1.0, share * max(4.0, 1.5 * size / max(len(found), 1)))
-
-
-def _scaled(scaler: Scaler, packed: list[Any], width: int) -> Any:
-    """Return packed rows scaled, float64: dense, or sparse and times the factor alone."""
-    rows = rows_of(packed, width)
-    if is_sparse(rows):
-        return rows.multiply(scaler.factor[None, :]).tocsr()
-    rows = np.subtract(rows, scaler.offset, dtype=np.float64)
-    rows *= scaler.factor
-    return rows
 
 
 def rows_of(packed: list[Any], width: int) -> Any:

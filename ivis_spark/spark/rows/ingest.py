@@ -20,8 +20,11 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
+from ivis_spark.config.sections import AUTO_COMPONENTS
+from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
+from ivis_spark.progress import step
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.rows import components, ids, labels
@@ -30,6 +33,7 @@ from ivis_spark.spark.rows.passes import (
     ID_FAULTS,
     RECORD_SCHEMA,
     WRITTEN_SCHEMA,
+    fold_nearest,
     fold_records,
     write_checked,
     write_scaled,
@@ -63,7 +67,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     Args:
         source: What `resolve` gave.
         config: Scaling and what to do with invalid rows.
-        build: The stage to write into: `data/` and `scaler.json`; it gets the digests of the files.
+        build: The stage to write into: `data/` and `scaler.npz`; it gets the digests of the files.
 
     Returns:
         Facts for the manifest: rows, dims of a stored row, dropped, features and their number, principal components,
@@ -75,7 +79,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     """
     spark = source.frame.sparkSession
     describe_job(spark, "ingest: read and check rows")
-    raw, data = build.path("raw"), build.path("data")
+    raw = build.path("raw")
     count = _components(source, config)
     stays_sparse = source.sparse and count is not None
     write = functools.partial(
@@ -88,7 +92,8 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         by_column=len(source.feature_names) > 1,
         sparse=(source.sparse, stays_sparse),
     )
-    with task_errors(), arrow_batches(spark, _row_bytes(source, stays_sparse)):
+    reading = step("read", "rows: read and check")
+    with reading, task_errors(), arrow_batches(spark, _row_bytes(source, stays_sparse)):
         written = map_arrow(source.frame, write, RECORD_SCHEMA)
         folds = min(_MOST_FOLDS, cores(spark))
         records = map_arrow(written.repartition(folds), fold_records, RECORD_SCHEMA).collect()
@@ -103,19 +108,23 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     _check_range(source, config, statistics)
     scaler = Scaler.fit(config.scaling, statistics)
     table = read_parquet(spark, raw)
-    if source.keys:
-        _refuse_repeated_ids(table, source)
-    facts = labels.label_facts(table, source.label_col, source.label_type) if source.label_col else None
+    with step("check", "rows: check ids and labels"):
+        if source.keys:
+            _refuse_repeated_ids(table, source)
+        facts = labels.label_facts(table, source.label_col, source.label_type) if source.label_col else None
     if facts is not None and source.label_col:
         labels.check_unlabelled(facts, source.label_col, config.unlabelled)
     n_bytes = sum(record.bytes for record in records)
-    learnt = None
+    learnt = search = None
     if count is not None:
-        scaler, learnt = components.with_components(scaler, table, source, count, rows=rows)
-    originals = None if learnt is None else build.path("originals")
-    finished = _finish(table, raw, data, source, scaler, facts, rows, n_bytes, originals)
-    build.digests.update(_digests(records if finished is None else finished, originals))
-    storage.write_json(build.path("scaler.json"), scaler.to_mapping())
+        with step("components", "rows: learn components"):
+            scaler, learnt, search = components.with_components(scaler, table, source, count, rows=rows)
+    with step("write", "rows: scale and write"):
+        finished, nearest = _finish(table, raw, build, source, scaler, facts, rows, n_bytes, search)
+    if nearest is not None and learnt is not None:
+        learnt |= components.judge(nearest, rows, build)
+    build.digests.update(_digests(records if finished is None else finished, build.path("originals")))
+    storage.write_bytes(build.path("scaler.npz"), scaler.to_bytes())
     constant = np.flatnonzero(statistics.constant)
     info: dict[str, Any] = {
         "rows": rows,
@@ -141,25 +150,27 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
 def _finish(
     table: DataFrame,
     raw: str,
-    data: str,
+    build: storage.StageBuild,
     source: Source,
     scaler: Scaler,
     facts: dict[str, Any] | None,
     rows: int,
     n_bytes: int,
-    originals: str | None,
-) -> list[Any] | None:
+    search: FeatureSearch | None,
+) -> tuple[list[Any] | None, NearestByFeatures | None]:
     """Turn the raw rows into the stage's rows: numbered if they have no ids, features scaled, labels encoded.
 
-    Returns a record of each file, or None if the raw ones became them.
+    With components, `search` is made among the rows, and a sample of them kept with their features.
+
+    Returns a record of each file, or None if the raw ones became them; and what the search found.
     """
-    spark = table.sparkSession
+    spark, data, originals = table.sparkSession, build.path("data"), build.path("originals")
     fs, raw_path = storage.filesystem(raw)
     encode = labels.needs_encoding(facts)
-    as_they_are = scaler.kind == "none" and scaler.projection is None and source.dtype == "<f4"
+    as_they_are = scaler.kind == "none" and search is None and source.dtype == "<f4"
     if not source.numbered and not encode and as_they_are:
         fs.mv(raw_path, storage.filesystem(data)[1], recursive=True)
-        return None
+        return None, None
     describe_job(spark, "ingest: number and scale rows" if source.numbered else "ingest: scale rows")
     groups = None
     if source.numbered:
@@ -170,29 +181,37 @@ def _finish(
         content = [F.col(FEATURES), *([F.col(LABEL)] if LABEL in table.columns else [])]
         content = [kept_column(source.kept, name) for name in source.keys] or content
         table = repartition_by_group(table, ids.GROUP, len(groups.rows))
-        table = table.sortWithinPartitions(ids.GROUP, ids.in_order(), *content).drop(ids.HASH, ids.PLACE)
-    with task_errors(), arrow_batches(spark, _row_bytes(source, source.sparse and scaler.projection is not None)):
+        table = table.sortWithinPartitions(ids.GROUP, ids.in_order(), *content).drop(ids.PLACE)
+    sent = None if search is None else spark.sparkContext.broadcast(search)
+    with task_errors(), arrow_batches(spark, _row_bytes(source, source.sparse and search is not None)):
         body = functools.partial(
             write_scaled,
             folder=data,
             scaler=scaler,
             dtype=source.dtype,
             groups=groups,
-            originals=None if originals is None else (originals, rows),
+            originals=None if search is None else (originals, rows),
+            search=sent,
         )
-        records = map_arrow(table, body, WRITTEN_SCHEMA).collect()
-    for folder in filter(None, (data, originals)):
+        written = map_arrow(table, body, WRITTEN_SCHEMA)
+        if search is not None:
+            written = map_arrow(written.repartition(min(_MOST_FOLDS, cores(spark))), fold_nearest, WRITTEN_SCHEMA)
+        records = written.collect()
+    for folder in (data, *([] if search is None else [originals])):
         storage.keep_only(folder, [record.path for record in records])
     fs.rm(raw_path, recursive=True)
-    return records
+    if sent is not None:
+        sent.unpersist()
+    found = [NearestByFeatures.from_bytes(record.nearest) for record in records if record.nearest is not None]
+    return records, functools.reduce(NearestByFeatures.merge, found) if found else None
 
 
-def _digests(records: list[Any], originals: str | None) -> dict[str, dict[str, Any]]:
+def _digests(records: list[Any], originals: str) -> dict[str, dict[str, Any]]:
     """Return the digests of files, by their paths in the stage, from the records of those who wrote them."""
     found = {}
     for record in records:
         if record.path is not None:
-            folder = "originals" if originals is not None and record.path.startswith(f"{originals}/") else "data"
+            folder = "originals" if record.path.startswith(f"{originals}/") else "data"
             found[f"{folder}/{record.path.rpartition('/')[2]}"] = json.loads(record.digest)
     return found
 
@@ -206,6 +225,12 @@ def _components(source: Source, config: DataConfig) -> int | None:
     count = config.components_of(source.width, sparse=source.sparse, images=source.images is not None)
     if count is not None and source.images is not None:
         raise InputError(f"data.components={count} projects numbers, and {source.features_text} holds images: set none")
+    if count is None and source.sparse and source.width > AUTO_COMPONENTS:
+        log.warning(
+            "%s holds sparse rows, and they are stored with all %d numbers, %.3g kB a row: "
+            "--set data.components=%d keeps them sparse and searches and trains on principal components (euclidean)",
+            *(source.features_text, source.width, source.width * 4e-3, AUTO_COMPONENTS),
+        )
     return count
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyspark import Broadcast
 
+from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
+from ivis_spark.core.knn.index import blas_threads
 from ivis_spark.core.knn.merge import NO_ID
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
@@ -27,8 +30,8 @@ RECORD_SCHEMA = (
     "path string, digest string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
     "examples map<string,string>"
 )
-WRITTEN_SCHEMA = "path string, digest string"
-_WRITTEN = pa.schema([("path", pa.string()), ("digest", pa.string())])
+WRITTEN_SCHEMA = "path string, digest string, nearest binary"
+_WRITTEN = pa.schema([("path", pa.string()), ("digest", pa.string()), ("nearest", pa.binary())])
 _RECORD = pa.schema(
     [
         ("path", pa.string()),
@@ -176,32 +179,55 @@ def write_scaled(
     dtype: str,
     groups: ids.Groups | None,
     originals: tuple[str, int] | None = None,
+    search: Broadcast[FeatureSearch] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Write a task's packed rows, numbered and scaled, as one Parquet file; yield its path and digest.
 
     `originals` is a folder for a sample of the rows as they come, and the number of all rows; its file is yielded too,
-    as another record. Runs on: executor.
+    as another record, and with `search` what it finds among the rows, in a record of its own. Runs on: executor.
     """
     counter = None if groups is None else ids.Counter(groups)
+    nearest = None if search is None else NearestByFeatures.none(len(search.value.marks))
     with RowWriter(folder) as writer, RowWriter(originals[0] if originals else folder) as unscaled:
         for batch in batches:
             if not batch.num_rows:
                 continue
-            columns = {name: batch.column(name) for name in batch.schema.names if name != ids.GROUP}
+            columns = {name: batch.column(name) for name in batch.schema.names if name not in (ids.GROUP, ids.HASH)}
             if counter is not None:
                 columns[ID] = counter.numbers(batch.column(ids.GROUP))
             packed, width = columns[FEATURES], scaler.n_inputs
+            numbers = columns[ID].to_numpy(zero_copy_only=False)
             if originals is not None:
-                numbers = columns[ID].to_numpy(zero_copy_only=False)
                 chosen = pa.array(keeps_original(numbers, originals[1], width))
                 unscaled.write({ID: columns[ID].filter(chosen), FEATURES: packed.filter(chosen)})
             sparse = pa.types.is_struct(packed.type)
-            scaled = scaler.transform(unpack_sparse(packed, width) if sparse else unpack(packed, dtype))
+            features = unpack_sparse(packed, width) if sparse else unpack(packed, dtype)
+            scaled = scaler.transform(features)
             if not np.isfinite(scaled).all():
                 raise InputError("scaled features exceed float32: check for placeholders of missing values, like 1e38")
+            if search is not None and nearest is not None:
+                marks = batch.column(ids.HASH).to_numpy() if ids.HASH in batch.schema.names else numbers
+                with blas_threads(1):  # Spark runs a Python process a core
+                    nearest = nearest.merge(search.value.search(features, scaled, marks, numbers))
             columns[FEATURES] = pack(scaled)
             writer.write(columns)
     written = [writer, unscaled] if originals is not None else [writer]
-    yield pa.RecordBatch.from_pydict(
-        {name: [getattr(each, name) for each in written] for name in _WRITTEN.names}, _WRITTEN
-    )
+    yield _written([each.path for each in written], [each.digest for each in written])
+    if nearest is not None:
+        yield _written([None], [None], nearest.to_bytes())
+
+
+def fold_nearest(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the records of several tasks of `write_scaled`, what they found folded into one. Runs on: executor."""
+    folded: NearestByFeatures | None = None
+    for batch in batches:
+        for packed in batch.column("nearest").drop_null():
+            found = NearestByFeatures.from_bytes(packed.as_py())
+            folded = found if folded is None else folded.merge(found)
+        yield _written(batch.column("path"), batch.column("digest"))
+    if folded is not None:
+        yield _written([None], [None], folded.to_bytes())
+
+
+def _written(paths: Any, digests: Any, nearest: bytes | None = None) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"path": paths, "digest": digests, "nearest": [nearest] * len(paths)}, _WRITTEN)

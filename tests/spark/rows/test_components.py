@@ -23,20 +23,17 @@ def test_a_table_of_copies_gives_a_whole_sample_of_distinct_rows(spark: SparkSes
     table = spark.range(0, 3000, numPartitions=3).select(
         F.xxhash64(F.col("id") % 60).alias(HASH), F.encode((F.col("id") % 60).cast("string"), "utf-8").alias("features")
     )
-    drawn = [bytes(row) for row in components._draw(table, 20, 3000)]
-    assert len(drawn) == len(set(drawn)) == 20
-    assert len(components._draw(table, 100, 3000)) == 60
-    assert [
-        bytes(row) for row in components._draw(table.repartition(5), 20, 60)
-    ] == drawn  # the same, whatever share was drawn first
+    marks, rows = components._draw(table, 20, 3000)
+    assert len(rows) == len(set(map(bytes, rows))) == 20 and len(set(marks)) == 20
+    assert len(components._draw(table, 100, 3000)[1]) == 60
+    again = components._draw(table.repartition(5), 20, 60)
+    assert again[1] == rows and (again[0] == marks).all()  # the same, whatever share was drawn first
 
 
 @pytest.mark.parametrize(("width", "sampled"), [(20, 2000), (1500, 1000), (400, 1000)])
 def test_the_estimate_covers_what_a_sample_takes(monkeypatch: pytest.MonkeyPatch, width: int, sampled: int) -> None:
     monkeypatch.setattr(projection, "MOST_SAMPLE", 2000)
     monkeypatch.setattr(projection, "SAMPLE_BYTES", 400_000)
-    for module in (projection, stage):
-        monkeypatch.setattr(module, "DISTANCE_BYTES", 1 << 20)
     config = Config.from_mapping({"data": {"components": 10}})
     assert projection.sample_rows(4 * width, 10) == sampled
     X = np.random.default_rng(0).normal(size=(sampled, width)).astype("<f4")

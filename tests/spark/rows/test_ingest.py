@@ -17,6 +17,7 @@ from runs import published
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
+from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest as ingest_stage
@@ -83,8 +84,8 @@ def test_scaling_is_learnt_over_all_partitions(spark: SparkSession, tmp_path: Pa
     _, rows = ingest(frame, DataConfig(id_col="id"), tmp_path)
     expected = [[0, 0, 0], [0.5, 0, 1], [1, 0, 0.5], [0.25, 0, 0]]
     np.testing.assert_allclose(matrix(rows), expected, atol=1e-6)
-    scaler = storage.read_json(str(published(tmp_path, "rows") / "scaler.json"))
-    assert scaler["kind"] == "minmax" and scaler["offset"] == [0, 1, 5]
+    scaler = storage.read_bytes(str(published(tmp_path, "rows") / "scaler.npz"), Scaler.from_bytes)
+    assert scaler.kind == "minmax" and scaler.offset.tolist() == [0, 1, 5]
 
 
 @pytest.mark.parametrize("scaling", ["none", "minmax"])
