@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,16 @@ from ivis_spark.train.backends import resolve_backend
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
+
+# What the last stages import, in seconds: done while Spark starts, which leaves cores idle.
+_SLOW_IMPORTS = ("ivis_spark.train.job", "ivis_spark.report.evaluate", "ivis_spark.report.figures", "sklearn.svm")
+
+
+def _import_ahead() -> None:
+    for name in _SLOW_IMPORTS:
+        with contextlib.suppress(Exception):  # the stage that needs it says what is missing
+            importlib.import_module(name)
 
 
 class Pipeline:
@@ -78,8 +91,10 @@ class Pipeline:
         Raises:
             IvisError: any error of a stage; stages published before it are kept.
         """
-        resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
+        backend = resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
+        if not backend.distributed and "model" not in self.run_folder.published():
+            threading.Thread(target=_import_ahead, name="imports").start()
         search = functools.partial(self.neighbours, for_training=True)
         steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
         with self._run.runner.locked(), Progress():
