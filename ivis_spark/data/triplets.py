@@ -16,6 +16,7 @@ from ivis_spark.core.triplets.sampling import (
     draw_from_lists,
     draw_negatives,
     draw_positives,
+    either_way_round,
     near_in_batches,
 )
 from ivis_spark.data.arrays import Floats, Ints
@@ -43,7 +44,8 @@ def triplet_dataset(
     """Make an endless dataset of triplet batches.
 
     In each epoch every row is an anchor once, with a fresh positive from its neighbours and fresh negatives from
-    outside them. The last batch of an epoch may be smaller.
+    outside them. The last batch of an epoch may be smaller. Without negatives and labels, which belong to the anchor,
+    half the pairs are exchanged.
 
     Rows and neighbours in memory, in a fresh order: negatives are drawn from the anchors of the batch, which pass the
     encoder once; a row that is near all others of its batch has none. All else (and batches too small for that): one
@@ -167,7 +169,7 @@ def _gather_epochs(
                 apart = draw_negatives(rows, neighbours, rows, draws=1, rng=rng)[drawn[0]]
                 yield {"drawn": np.concatenate([drawn, apart.T])}
             else:
-                yield {"drawn": drawn}
+                yield {"drawn": either_way_round(drawn, rng=rng) if labels is None else drawn}
 
     signature = {"drawn": tf.TensorSpec((3 if negatives and not in_batch else 2, n), tf.int64)}
     if in_batch:
@@ -195,7 +197,10 @@ def _read_batches(
         rng = np.random.default_rng(random_state)
         while True:
             for anchors in batches_of(len(X), batch_size, shuffle, rng):
-                batch = {"stacked": reader.read(reader.draw(anchors, rng)[: 3 if negatives else 2])}
+                drawn = reader.draw(anchors, rng)
+                if not negatives:
+                    drawn = either_way_round(drawn[:2], rng=rng) if labels is None else drawn[:2]
+                batch = {"stacked": reader.read(drawn)}
                 if labels is not None:
                     batch["label"] = labels[anchors]
                 yield batch

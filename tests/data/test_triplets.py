@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -72,14 +74,19 @@ def test_ranks_are_drawn_row_by_row() -> None:
     assert len(np.unique(ranks[:5])) > 1
 
 
-def test_pairs_leave_negatives_out() -> None:
+@pytest.mark.parametrize("labels", [None, np.arange(N)])
+@pytest.mark.parametrize("shuffle", [True, "batch"])
+def test_pairs_leave_negatives_out_and_are_exchanged_unless_labelled(shuffle: bool | str, labels: Any) -> None:
     """In memory, and a batch at a time."""
-    for shuffle in (True, "batch"):
-        dataset, steps = triplet_dataset(X, NEIGHBOURS, batch_size=5, random_state=1, shuffle=shuffle, negatives=0)
-        pairs = [batch["stacked"].numpy()[:, 0].reshape(2, -1) for batch in dataset.take(steps)]
-        anchors, positives = np.concatenate(pairs, axis=1).astype(int)
-        assert sorted(anchors) == list(range(N))
-        assert all(positive in NEIGHBOURS[anchor] for anchor, positive in zip(anchors, positives, strict=True))
+    settings = {"batch_size": 5, "random_state": 1, "shuffle": shuffle, "negatives": 0, "labels": labels}
+    dataset, steps = triplet_dataset(X, NEIGHBOURS, **settings)
+    pairs = [batch["stacked"].numpy()[:, 0].reshape(2, -1) for batch in dataset.take(steps)]
+    first, second = np.concatenate(pairs, axis=1).astype(int)
+    as_drawn = np.array([b in NEIGHBOURS[a] for a, b in zip(first, second, strict=True)])
+    anchors, positives = np.where(as_drawn, first, second), np.where(as_drawn, second, first)
+    assert sorted(anchors) == list(range(N))
+    assert all(b in NEIGHBOURS[a] for a, b in zip(anchors, positives, strict=True))
+    assert as_drawn.all() if labels is not None else 0.2 < as_drawn.mean() < 0.8
 
 
 def test_seed_decides() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ivis_spark.config.checks import AUTO
 from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
-from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
+from ivis_spark.core.triplets.sampling import draw_batch_negatives, either_way_round, near_in_block
 from ivis_spark.errors import ArtifactError
 from ivis_spark.train.readers import BlockReader, make_reader
 from ivis_spark.train.reading.batches import TripletGroup, slice_batches, whole_batches
@@ -47,8 +47,9 @@ def block_dataset(
     Each epoch reads the positives of one draw only, opens the files and row groups in an order of its own, shuffles the
     rows of each block, and samples negatives again: among the anchors of the batch, so that they pass the encoder once,
     and of the same block, which knows what is near. Rows of a block are a random subset of the table to begin with.
-    What is left of an epoch after its last whole batch is not used. An epoch's batches depend on (random_state, epoch,
-    rank, n_ranks) alone, so reading can begin anywhere.
+    Without negatives and labels, which belong to the anchor, half the pairs are exchanged. What is left of an epoch
+    after its last whole batch is not used. An epoch's batches depend on (random_state, epoch, rank, n_ranks) alone, so
+    reading can begin anywhere.
 
     With several ranks the blocks are redistributed in every epoch: each rank reads its share, and yields as many
     batches as all others.
@@ -184,7 +185,10 @@ def _join_blocks(
     rows = joined.join([*vectors("anchor", blocks.dims), *vectors("positive", blocks.dims)])
     orders = [rng.permutation(size) for _ in range(count)]
     order = np.concatenate([each + i * size for i, each in enumerate(orders)])
-    index = np.stack([order, order + size * count], axis=1).astype(np.int32)
+    pairs = np.stack([order, order + size * count]).astype(np.int32)
+    if not negatives and "label" not in columns:
+        pairs = either_way_round(pairs, rng=rng)
+    index = np.ascontiguousarray(pairs.T)
     weight = np.concatenate(vectors("weight", 1)).reshape(-1)[order]
     negative = np.empty((size * count, negatives), dtype=np.int32)
     for i, near in enumerate(packed.get("near", ())):

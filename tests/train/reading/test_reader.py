@@ -96,15 +96,22 @@ def test_ranks_read_all_blocks_in_equal_steps_and_deal_them_anew(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_pairs_need_no_list_of_near_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [False, True])
+def test_pairs_need_no_list_of_near_rows_and_are_exchanged_unless_labelled(tmp_path: Path, labels: bool) -> None:
     """Batches of 48 are cut across blocks of 32, whose columns `near` are not there to be read."""
     blocks = write_blocks(tmp_path, [3, 3], negatives=False)
-    dataset = block_dataset(blocks, batch_size=48, random_state=3, negatives=0)
+    dataset = block_dataset(blocks, batch_size=48, random_state=3, negatives=0, labels=labels)
+    numbers, first = np.arange(192) / np.float32(1000), []
     for batch in dataset.take(2 * blocks.steps_per_epoch(48)).as_numpy_iterator():
-        anchors, positives = batch["stacked"].reshape(2, 48, blocks.dims)
+        pairs = batch["stacked"].reshape(2, 48, blocks.dims)
+        of_anchor = np.isclose(pairs[:, :, -1:], numbers, atol=1e-7, rtol=0).any(axis=2)  # of positives it is noise
+        assert of_anchor.any(axis=0).all()
+        first.append(of_anchor[0].mean())
+        anchors, positives = (np.where(of_anchor[one][:, None], *pairs) for one in (0, 1))
         clusters = np.round(anchors[:, -1] * 1000).astype(int) % 3
         centres = np.eye(3, blocks.dims)[clusters] * 4
         assert np.abs((positives - centres)[:, :3]).max() < 3
+    assert np.mean(first) == 1 if labels else 0.35 < np.mean(first) < 0.65
 
 
 @pytest.mark.slow
