@@ -93,7 +93,9 @@ def test_components_do_not_depend_on_partitions_and_copies(spark: SparkSession, 
             info = ingest.ingest(columns.resolve(table.repartition(parts), config), config, build)
         assert info["rows"] == N + 300 and info["components"]["sample_rows"] == N - 1
         rows = pq.read_table(published(tmp_path / str(parts), "rows") / "data").sort_by("id")
-        found.append(rows["features"].to_pylist())
+        nearest = NearestByFeatures.from_bytes((published(tmp_path / str(parts), "rows") / "nearest.npz").read_bytes())
+        assert set(nearest.own) <= set(rows["id"].to_pylist()) and len(set(nearest.own)) == len(nearest.own) == N - 1
+        found.append((rows["features"].to_pylist(), info["components"]["kept_neighbours"]))
     assert found[0] == found[1]
 
 
@@ -127,6 +129,15 @@ def test_indices_beyond_int32_are_not_wrapped(spark: SparkSession, tmp_path: Pat
         columns.resolve(table, data("indices", label_col=None, n_features=None))
 
 
+@pytest.mark.parametrize(("sparse", "width", "warned"), [(True, 13_488, True), (True, 50, False), (False, 784, False)])
+def test_sparse_rows_that_are_stored_densely_are_said(
+    sparse: bool, width: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = columns.Source(None, width, ("count",), (), (), sparse=sparse)  # type: ignore[arg-type]
+    assert ingest._components(source, DataConfig(components=None)) is None
+    assert ("54 kB a row: --set data.components=50" in caplog.text) == warned
+
+
 def test_a_sample_keeps_its_features() -> None:
     numbers = np.arange(200_000, dtype=np.int64)
     share = components.keeps_original(numbers, len(numbers), 50).sum()
@@ -135,7 +146,9 @@ def test_a_sample_keeps_its_features() -> None:
 
 
 @pytest.mark.tf
-def test_a_run_on_components_takes_and_is_measured_by_the_features(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_run_on_components_takes_and_is_measured_by_the_features(
+    spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("tensorflow")
     from ivis_spark.ml import IvisModel
 
@@ -168,6 +181,7 @@ def test_a_run_on_components_takes_and_is_measured_by_the_features(spark: SparkS
     expected = np.mean([apart[row, near[row]] <= limit[row] + 1e-9 for row in measured])
     assert neighbours["original_recall"]["value"] == pytest.approx(expected) and expected < 1
     assert neighbours["original_recall"]["sample"] == len(measured) == N and neighbours["original_recall"]["k"] == 5
+    assert any("by all features the recall is" in r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     # Measured by the features
     metrics = json.loads((published(run, "report") / "metrics.json").read_text())
     assert metrics["features"] == D and metrics["sample_rows"] == 100 and metrics["components"] == 50

@@ -60,7 +60,8 @@ class NearestByFeatures:
 
     def merge(self, other: NearestByFeatures) -> NearestByFeatures:
         """Keep the nearest of both."""
-        rows, lists = np.tile(np.arange(len(self.own)), 2), []
+        rows = np.tile(np.arange(len(self.own)), 2)
+        lists: list[Any] = []
         for ids, keys in (("ids", "keys"), ("near", "near_keys")):
             both = [np.concatenate([getattr(self, name), getattr(other, name)]) for name in (ids, keys)]
             lists += merge_top_k(rows, both[0], both[1], both[0].shape[1])[1:]

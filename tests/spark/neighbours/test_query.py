@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str
         query(table, uri)
     shutil.copytree(uri, tmp_path / "index")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 3: rebuild"):
+    with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 4: rebuild"):
         PartitionedIndex.load(str(tmp_path / "index"))
 
 
