@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from ivis_spark.errors import InputError
 
 # What a sample of rows may take in memory: a table of any size is projected by what so many rows show.
-SAMPLE_BYTES = 64 << 20
+SAMPLE_BYTES = 32 << 20
 LEAST_SAMPLE, MOST_SAMPLE = 1_000, 100_000  # rows
-_WIDE = 16  # times SAMPLE_BYTES, which LEAST_SAMPLE wide rows may take
+_WIDE = 32  # times SAMPLE_BYTES, which LEAST_SAMPLE wide rows may take
 _ROWS_AT_ONCE = 4096
 
 

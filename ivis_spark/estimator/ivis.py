@@ -90,7 +90,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one per core. With more than one, its index differs between runs.
-        n_components: Principal components, learnt on 64 MiB of rows (wide ones: up to 1 GiB), that replace features in
+        n_components: Principal components, learnt on 32 MiB of rows (wide ones: up to 1 GiB), that replace features in
             search and training; None: no projection. The encoder takes rows as they are; sparse rows are never
             densified.
         preset: Values for parameters left at their defaults: "ivis" keeps them; "fast" uses those of pipelines.

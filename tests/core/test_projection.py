@@ -98,7 +98,7 @@ def test_axes_of_float32_rows_far_from_0() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row_bytes", "rows"), [(1, 100_000), (4 * 784, 21_399), (4 * 60_000, 1_000), (4_000_000, 268), (4e8, 100)]
+    ("row_bytes", "rows"), [(1, 100_000), (4 * 784, 10_699), (4 * 60_000, 1_000), (4_000_000, 268), (4e8, 100)]
 )
 def test_samples_are_bounded_by_rows_and_bytes(row_bytes: float, rows: int) -> None:
     assert sample_rows(row_bytes, 50) == rows

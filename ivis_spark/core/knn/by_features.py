@@ -25,7 +25,8 @@ MOST_NEIGHBOURS = 50  # of a row; the recall of longer lists is that of their be
 _BY_COMPONENTS = 15
 _ROWS, _LEAST_ROWS, _ROW_BYTES = 500, 100, 64 << 20
 CHUNK_BYTES = 32 << 20  # of rows, and of their distances, at once
-_COPY_KEY = 1e-12  # of the squared lengths: what is left of the distance of two equal rows
+# Of the squared lengths: what is left of the squared distance of two equal rows, by float32 and by float64.
+_COPY_KEYS = {"float32": 1e-5, "float64": 1e-12}
 _COPY_DISTANCE = 1e-2  # between the components, of variance 1, of two equal rows
 
 
@@ -146,10 +147,10 @@ class FeatureSearch:
 
     @functools.cached_property
     def _queries(self) -> tuple[Any, Any, npt.NDArray[np.float64]]:
-        """Scaled rows, what is taken off dense ones, so that those far from 0 keep their digits, and components."""
+        """Scaled rows, what is taken off dense ones, so that float32 keeps their digits, and components."""
         rows, projected = self.scaler.scale(self.rows), self.scaler.transform(self.rows).astype(np.float64)
         centre = 0.0 if is_sparse(rows) else rows.mean(axis=0)
-        return rows if is_sparse(rows) else rows - centre, centre, projected
+        return rows if is_sparse(rows) else (rows - centre).astype(np.float32), centre, projected
 
     def search(self, rows: Any, projected: Floats, marks: Ints, ids: Ints) -> NearestByFeatures:
         """Return the nearest of some rows. Runs on: executor. Memory: about 64 MiB.
@@ -166,8 +167,7 @@ class FeatureSearch:
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
             here = self.scaler.scale(rows[part])
-            if not is_sparse(here):
-                here -= centre
+            here = here if is_sparse(here) else (here - centre).astype(np.float32)
             by_features = _nearest(queries, here, ids[part], MOST_NEIGHBOURS + 1)
             by_components = _nearest(near, projected[part].astype(np.float64), ids[part], _BY_COMPONENTS + 1)
             nearest = nearest.merge(NearestByFeatures(self._own(marks[part], ids[part]), *by_features, *by_components))
@@ -188,7 +188,7 @@ def _nearest(queries: Any, rows: Any, ids: Ints, k: int) -> tuple[Ints, Floats]:
     keys *= -2
     lengths = _lengths(queries)[:, None] + _lengths(rows)
     keys += lengths
-    lengths *= _COPY_KEY
+    lengths *= _COPY_KEYS[str(queries.dtype)]
     keys[keys < lengths] = 0
     if keys.shape[1] < k:
         keys = np.pad(keys, ((0, 0), (0, k - keys.shape[1])), constant_values=np.inf)
