@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -193,12 +193,11 @@ def measure_sample(
     facts, test = _test_of_labels(sample, measured, k)
     linear = principal_components(X, Z.shape[1], seed=random_state)
     confusion = None
-    near = core_metrics.trust_and_continuity(X, (linear, Z), k) if k and pairs is not None else [None, None]
-    for prefix, points, kept in (("pca_", linear, near[0]), ("", Z, near[1])):
-        measures: dict[str, Any] = {}
-        if kept is not None:
-            measures = dict(zip(("trustworthiness", "continuity"), kept, strict=True))
-            measures |= _of_distances(X, points, config=config, random_state=random_state)
+    of_distances: list[dict[str, Any]] = [{}, {}]
+    if k and pairs is not None:
+        of_distances = _of_distances(X, (linear, Z), pairs, k, config=config, random_state=random_state)
+    for prefix, points, measures in (("pca_", linear, of_distances[0]), ("", Z, of_distances[1])):
+        if measures:
             measures |= {name: _number(measure(X, points)) for name, measure in own.items()}
         if test is not None:
             of_labels, confusion = _of_labels(sample, X, points, test, random_state=random_state)
@@ -225,15 +224,24 @@ def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], ND
 
 
 def _of_distances(
-    X: NDArray[np.float32], Z: NDArray[np.float64], *, config: EvaluateConfig, random_state: int
-) -> dict[str, Any]:
-    rng = [np.random.default_rng([random_state, stream]) for stream in (1, 2)]
-    pearson, spearman = core_metrics.draw_pairs(X, Z, n_pairs=config.n_pairs, rng=rng[1]).correlations()
-    return {
-        "random_triplet_accuracy": core_metrics.random_triplet_accuracy(X, Z, n_triplets=config.n_triplets, rng=rng[0]),
-        "distance_correlation_pearson": pearson,
-        "distance_correlation_spearman": spearman,
-    }
+    X: NDArray[np.float32],
+    embeddings: Sequence[NDArray[np.float64]],
+    pairs: PairDistances,
+    k: int,
+    *,
+    config: EvaluateConfig,
+    random_state: int,
+) -> list[dict[str, Any]]:
+    """Return the metrics of several embeddings of the same rows; distances of the rows are computed once."""
+    rng, found = np.random.default_rng([random_state, 1]), []
+    kept = core_metrics.trust_and_continuity(X, embeddings, k)
+    triples = core_metrics.random_triplet_accuracies(X, embeddings, n_triplets=config.n_triplets, rng=rng)
+    for Z, (trust, continuity), accuracy in zip(embeddings, kept, triples, strict=True):
+        pearson, spearman = pairs.of(Z).correlations()
+        measures = {"trustworthiness": trust, "continuity": continuity, "random_triplet_accuracy": accuracy}
+        correlations = {"distance_correlation_pearson": pearson, "distance_correlation_spearman": spearman}
+        found.append(measures | correlations)
+    return found
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def test_random_triplet_accuracy_by_hand() -> None:
     assert metrics.random_triplet_accuracy(X, 2 * X + 1, n_triplets=500, rng=rng()) == 1.0
     one_of_three = np.array([[0.0], [1.0], [-3.0]])
     flipped = np.array([[0.0], [1.0], [3.0]])
+    assert metrics.random_triplet_accuracies(X, (Z, 2 * X + 1), n_triplets=500, rng=rng()) == [0.0, 1.0]
     share = metrics.random_triplet_accuracy(flipped, one_of_three, n_triplets=30_000, rng=rng())
     assert share == pytest.approx(2 / 3, abs=0.02)
 

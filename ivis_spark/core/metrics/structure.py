@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +39,10 @@ class PairDistances:
     second: Ints
     original: Floats
     embedded: Floats
+
+    def of(self, Z: ArrayLike) -> PairDistances:
+        """Return the same pairs with their distances in another embedding."""
+        return replace(self, embedded=distances_between(finite_points(Z, "Z"), self.first, self.second))
 
     def correlations(self) -> tuple[float, float]:
         """Return Pearson's and Spearman's correlation of the two distances, as `distance_correlation` says."""
@@ -187,15 +191,26 @@ def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng:
         ConfigError: if n_triplets is less than 1.
         InputError: if there are fewer than 3 rows, or as in `trustworthiness`.
     """
-    features, embedding = centred_pair(X, Z, least=3)
+    return random_triplet_accuracies(X, [Z], n_triplets=n_triplets, rng=rng)[0]
+
+
+def random_triplet_accuracies(
+    X: ArrayLike, embeddings: Sequence[ArrayLike], *, n_triplets: int, rng: np.random.Generator
+) -> list[float]:
+    """Return `random_triplet_accuracy` of several embeddings, by the same triples; those of `X` are computed once."""
+    pairs = [centred_pair(X, Z, least=3) for Z in embeddings]
+    features = pairs[0][0]
     check_count("n_triplets", n_triplets)
     a, b, c = draw_distinct(len(features), 3, n_triplets, rng)
-    wanted = np.sign(distances_between(features, a, b) - distances_between(features, a, c))
-    found = np.sign(distances_between(embedding, a, b) - distances_between(embedding, a, c))
+
+    def nearer(points: Floats) -> Floats:
+        return np.asarray(np.sign(distances_between(points, a, b) - distances_between(points, a, c)))
+
+    wanted = nearer(features)
     ordered = wanted != 0
     if not ordered.any():
-        return 0.5
-    return float(0.5 + 0.5 * np.mean(wanted[ordered] * found[ordered]))
+        return [0.5] * len(pairs)
+    return [float(0.5 + 0.5 * np.mean(wanted[ordered] * nearer(embedding)[ordered])) for _, embedding in pairs]
 
 
 def distance_correlation(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> tuple[float, float]:
