@@ -23,12 +23,12 @@ from ivis_spark.config import Config, load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.core.knn.index import IndexSettings, LeafIndex
 from ivis_spark.core.knn.regions import Regions
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
 from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
-from ivis_spark.serving.folder import DENSE, SCALER, SERVING, ModelFolder, read_model, write_model
+from ivis_spark.serving.folder import DENSE, SERVING, ModelFolder, read_model, write_model
 from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.embedding.units import run_units

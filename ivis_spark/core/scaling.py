@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ivis_spark.core.projection import Projection, is_sparse
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 
+SCALER, FORMER_SCALER = "scaler.npz", "scaler.json"  # its file, and that of older versions
 _LARGEST = float(np.finfo(np.float32).max)
 _LEAST_STEPS = 1_000  # of float32 between the ends of a feature, below which its values are too few
 _LEAST_SPREAD = 1e-300  # its reciprocal is still a float64
@@ -228,15 +230,21 @@ class Scaler:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Scaler:
-        """Read what `to_bytes` gave.
+        """Read what `to_bytes` gave, or the JSON that older versions kept of a scaling without a projection.
 
         Raises:
             ArtifactError: if it is something else.
         """
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                kind, offset, factor = (arrays[name] for name in ("kind", "offset", "factor"))
-                projection = Projection.from_arrays(arrays) if "axes" in arrays else None
+            if content[:1] == b"{":  # JSON, of an older version
+                arrays: Any = {name: np.asarray(value) for name, value in json.loads(content).items()}
+            else:
+                with np.load(io.BytesIO(content), allow_pickle=False) as held:
+                    arrays = dict(held)
+            if "projection" in arrays:
+                raise ValueError("its projection is of an older version")
+            kind, offset, factor = (arrays[name] for name in ("kind", "offset", "factor"))
+            projection = Projection.from_arrays(arrays) if "axes" in arrays else None
             offset, factor = offset.astype(np.float64), factor.astype(np.float64)
         except UNREADABLE as err:
             raise ArtifactError(f"the saved scaler cannot be read: {err!r}; run again") from err

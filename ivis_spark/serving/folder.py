@@ -23,14 +23,14 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.core.dense import DenseNetwork
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import FORMER_SCALER, SCALER, Scaler
 from ivis_spark.errors import ArtifactError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
 from ivis_spark.storage import Manifest, RunFolder
 
 STAGE = "model"
-DENSE, HEAD, SCALER, SERVING, KERAS = "dense.npz", "head.npz", "scaler.npz", "serving.json", "encoder.keras"
+DENSE, HEAD, SERVING, KERAS = "dense.npz", "head.npz", "serving.json", "encoder.keras"
 _FORMAT = 1
 _REMEDY = "copy the model's folder again, or train again with --overwrite"
 
@@ -76,12 +76,13 @@ class ModelFolder:
 
     def scaler(self) -> Scaler | None:
         """Return the scaling of the features, or None if the network takes rows as they are."""
-        if SCALER not in self.files:
-            return None
-        try:
-            return Scaler.from_bytes(self.files[SCALER])
-        except ArtifactError as err:
-            raise ArtifactError(f"{SCALER}: {err}; {_REMEDY}") from err
+        for name in (SCALER, FORMER_SCALER):
+            if name in self.files:
+                try:
+                    return Scaler.from_bytes(self.files[name])
+                except ArtifactError as err:
+                    raise ArtifactError(f"{name}: {err}; {_REMEDY}") from err
+        return None
 
     @property
     def images(self) -> dict[str, Any]:

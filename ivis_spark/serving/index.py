@@ -28,7 +28,7 @@ from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_record
 
-INDEX_FILE, SCALER_FILE = "index.json", "scaler.npz"
+INDEX_FILE = "index.json"
 INDEX_FORMAT = 4
 _REMEDY = "rebuild the neighbours"
 _QUERY_ROWS = 4096

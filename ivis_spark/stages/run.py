@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import FORMER_SCALER, SCALER, Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import Defaults
 from ivis_spark.runtime.fitness import rows_facts
@@ -26,7 +26,6 @@ from ivis_spark.storage import Manifest, RunFolder, StageBuild
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-SCALER = "scaler.npz"
 _DIGEST_ON_EXECUTORS_BYTES, _DIGEST_TASK_BYTES = 1 << 30, 256 << 20
 
 
@@ -145,7 +144,8 @@ class Run:
 
     def scaler(self, rows: Manifest) -> Scaler:
         """Return the scaling of the rows, and their projection."""
-        return storage.read_bytes(self.folder.uri(rows, SCALER), Scaler.from_bytes)
+        kept = {record["path"] for record in rows.files}
+        return storage.read_bytes(self.folder.uri(rows, SCALER if SCALER in kept else FORMER_SCALER), Scaler.from_bytes)
 
     def table(self, manifest: Manifest) -> DataFrame:
         """Return the table that a stage published."""

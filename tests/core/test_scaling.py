@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ def test_scalers_agree_with_sklearn(kind: str, oracle: object) -> None:
     expected = oracle.fit_transform(X)
     scaler = Scaler.fit(kind, FeatureStatistics.of(X))
     np.testing.assert_allclose(scaler.transform(X.astype(np.float32)), expected, atol=1e-5)
+    former = {"kind": kind, "offset": scaler.offset.tolist(), "factor": scaler.factor.tolist()}
+    assert np.array_equal(Scaler.from_bytes(json.dumps(former).encode()).transform(X), scaler.transform(X))
     again = Scaler.from_bytes(scaler.to_bytes())
     assert np.array_equal(again.transform(X), scaler.transform(X))
 
@@ -66,7 +69,8 @@ def test_wrong_width_names_both() -> None:
 def test_altered_scaler_is_refused(offset: np.ndarray | None) -> None:
     content = io.BytesIO()
     np.savez(content, kind="minmax", factor=np.ones(2), **({} if offset is None else {"offset": offset}))
-    for altered in (content.getvalue(), b"{}", b""):
+    of_old_projection = b'{"kind": "none", "offset": [0], "factor": [1], "projection": {}}'
+    for altered in (content.getvalue(), b"{}", b"", of_old_projection):
         with pytest.raises(ArtifactError, match="saved scaler"):
             Scaler.from_bytes(altered)
 

@@ -37,10 +37,10 @@ from ivis_spark.core.knn.search import (
     sample_rows,
 )
 from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.errors import IvisError
 from ivis_spark.progress import step
-from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT, SCALER_FILE
+from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
 from ivis_spark.spark.anchors import Anchors
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours import tasks
@@ -322,8 +322,8 @@ class _Build:
             names = sorted(self.regions.save(local))
             head["quantiser"] = [_described(local, name) for name in names]
             if scaler is not None:
-                storage.write_bytes(os.path.join(local, SCALER_FILE), scaler.to_bytes())
-            head["scaler"] = None if scaler is None else _described(local, SCALER_FILE)
+                storage.write_bytes(os.path.join(local, SCALER), scaler.to_bytes())
+            head["scaler"] = None if scaler is None else _described(local, SCALER)
             with open(os.path.join(local, INDEX_FILE), "w", encoding="utf-8") as file:
                 json.dump(head, file)
             storage.put_folder(local, folder)

@@ -22,7 +22,7 @@ from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.config.sections import AUTO_COMPONENTS
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
-from ivis_spark.core.scaling import FeatureStatistics, Scaler
+from ivis_spark.core.scaling import SCALER, FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.progress import step
 from ivis_spark.spark.causes import task_errors
@@ -124,7 +124,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     if nearest is not None and learnt is not None:
         learnt |= components.judge(nearest, rows, build)
     build.digests.update(_digests(records if finished is None else finished, build.path("originals")))
-    storage.write_bytes(build.path("scaler.npz"), scaler.to_bytes())
+    storage.write_bytes(build.path(SCALER), scaler.to_bytes())
     constant = np.flatnonzero(statistics.constant)
     info: dict[str, Any] = {
         "rows": rows,
