@@ -267,7 +267,8 @@ def _draw_features(
             "metrics are measured on %s rows instead of %s, whose features would exceed 256 MiB", most, len(ids)
         )
         ids = ids[:most]
-    found = _of_ids(spark, rows.select("id", "features"), ids)
+    rows = rows.select("id", "features")
+    found = _of_ids(spark, rows, ids) if originals is None else rows.toPandas()  # those are few
     by_id = dict(zip(found["id"], found["features"], strict=True))
     positions = np.array([place for place, key in enumerate(ids) if key in by_id], np.int64)
     if len(positions) < len(ids):
