@@ -80,6 +80,7 @@ class Pipeline:
         """
         resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
+        self._run.check_settings("rows", "neighbours", "triplets", "model")
         search = functools.partial(self.neighbours, for_training=True)
         steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
         with self._run.runner.locked(), Progress():
@@ -100,6 +101,8 @@ class Pipeline:
         Args:
             for_training: Whether the neighbours of the anchors (`triplets.anchors`) are sufficient.
         """
+        if self._run.input.uri is not None:
+            self._run.check_settings("rows", "neighbours")
         return neighbours.publish(self._run, for_training=for_training)
 
     def query(self, name: str | None = None) -> Manifest:
