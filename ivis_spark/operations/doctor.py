@@ -275,7 +275,7 @@ def _spark_storage(spark: Any, root: str) -> Check:
         jar = _JARS.get(scheme, "the jar of its filesystem").format(version=hadoop.util.VersionInfo.getVersion())
         remedy = (
             f"Spark reads through Hadoop: pass --spark-conf spark.jars.packages={jar}, and its credentials as "
-            "--spark-conf spark.hadoop.fs.*, see docs/howto/storage.md"
+            "--spark-conf spark.hadoop.fs.*"
         )
         if scheme == "s3":
             remedy = "write s3a:// for s3://, which Spark has no filesystem for outside EMR"
