@@ -145,11 +145,9 @@ class _Files:
                 lines = opened.read(_MOST_HEADER_BYTES).splitlines()
             line = next(line for line in lines if line.strip()).decode("utf-8-sig")  # Spark skips empty ones
             names = next(csv.reader([line], delimiter=sep, strict=True))
-            other = max(_SEPARATORS, key=line.count)
-            if sep != "," or len(names) > 1 or line.count(other) < 2:
-                other = None
-            else:
-                names = next(csv.reader([line], delimiter=other, strict=True))
+            most, other = max(_SEPARATORS, key=line.count), None
+            if sep == "," and len(names) == 1 and line.count(most) > 1:
+                names, other = next(csv.reader([line], delimiter=most, strict=True)), most
         except Exception:  # noqa: BLE001 - as above
             return [], None
         if len({name.lower() for name in names}) < len(names) or not all(names):
