@@ -29,7 +29,7 @@ UNREADABLE: tuple[type[Exception], ...] = (
 
 # Options of the command line, and what they are in Python.
 _IN_PYTHON: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"ivis-spark (\w+)(?: --(?:input|output) \.\.\.)*", r"Pipeline(...).\1()"),
+    (r"ivis-spark (\w+)(?: --(?:input|output) (?:'[^']*'|[^\s,;']+))*", r"Pipeline(...).\1()"),
     (r"\(\) --overwrite", "() with overwrite=True"),
     (r"--(format|id-col|label-col|features?-cols?)\b", lambda found: "data." + found.group(1).replace("-", "_")),
     (r"--neighbours-table\b", "neighbours.table"),

@@ -93,6 +93,7 @@ class Pipeline:
         """
         backend = resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
+        self._run.check_settings("rows", "neighbours", "triplets", "model")
         if not backend.distributed and "model" not in self.run_folder.published():
             threading.Thread(target=_import_ahead, name="imports").start()
         search = functools.partial(self.neighbours, for_training=True)
@@ -115,6 +116,8 @@ class Pipeline:
         Args:
             for_training: Whether the neighbours of the anchors (`triplets.anchors`) are sufficient.
         """
+        if self._run.input.uri is not None:
+            self._run.check_settings("rows", "neighbours")
         return neighbours.publish(self._run, for_training=for_training)
 
     def query(self, name: str | None = None) -> Manifest:

@@ -195,7 +195,8 @@ def test_missing_input_and_stage(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["run", "--input", str(tmp_path / "no.parquet"), "--output", str(tmp_path / "out"), "--quiet"]) == 2
     assert "no.parquet' does not exist. Check the path" in capsys.readouterr().err
     assert main(["train", "--output", str(tmp_path / "out"), "--quiet"]) == 2
-    assert "make it first: ivis-spark neighbours" in capsys.readouterr().err
+    assert "holds no run; create one: ivis-spark run --output file:" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_teaches() -> None:

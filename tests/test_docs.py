@@ -35,6 +35,7 @@ ON_SPARK = {"tutorials/spark_table.md", "howto/spark_ml.md", "howto/mlflow.md", 
 ELSEWHERE = {
     r"spark-submit|^pip wheel|^venv-pack|^PYSPARK|hdfs:": "tests/cluster/test_submit.py",
     r"s3a:|^export": "tests/cluster/test_two_commands.py, on S3 over HTTP",
+    r"^airflow ": "tests/cluster/test_airflow.py, by environment variables",
     r"^R |^Rscript": "make test-r",
     r"^chromium|^python -c": "tests/test_explorer.py",
 }

@@ -31,6 +31,8 @@ def _language() -> Iterator[None]:
         ("set the label column with --label-col", "set the label column with data.label_col"),
         ("choose another name with --set embed.output_col", "choose another name with embed.output_col"),
         ("make it first: ivis-spark neighbours --output ...", "make it first: Pipeline(...).neighbours()"),
+        ("make it first: ivis-spark train --output 's3://a b'; x", "make it first: Pipeline(...).train(); x"),
+        ("ivis-spark train --output /a --overwrite, then", "Pipeline(...).train() with overwrite=True, then"),
         ("ivis-spark neighbours --input ... --output ...", "Pipeline(...).neighbours()"),
         ("rebuild: ivis-spark triplets --overwrite", "rebuild: Pipeline(...).triplets() with overwrite=True"),
         ("or pass --overwrite to rebuild", "or pass overwrite=True to rebuild"),

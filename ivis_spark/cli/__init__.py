@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
-from ivis_spark.cli.options import LOG_FILE, make_config, parse, spark_settings
+from ivis_spark.cli.options import make_config, parse, spark_settings
 from ivis_spark.config import Config
 from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BEGIN = ("run", "neighbours", "demo")  # commands that make the run folder
 INTERRUPTED = 128 + signal.SIGINT
 _RESUMES = "published stages are kept, and the same command resumes from there"
 
@@ -99,8 +100,6 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
                 config_file=arguments.config,
                 spark_conf=spark_settings(arguments),
             )
-            RunFolder(arguments.output).claim()
-            _set_up_logging(arguments, _log_file(arguments))
             _run_stages(arguments, config, get_spark)
             return 0
     finally:
@@ -109,12 +108,15 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
 
 
 def _run_stages(arguments: argparse.Namespace, config: Config, get_spark: Callable[[], SparkSession]) -> None:
-    source = getattr(arguments, "input", None)
+    folder, source = RunFolder(arguments.output), getattr(arguments, "input", None)
+    folder.check()
+    if arguments.command not in _BEGIN and not folder.is_run():
+        raise folder.no_run()
     if arguments.command == "demo":
         from ivis_spark.demo import write_digits
 
         source, config = write_digits(arguments.output, config)
-    pipeline = Pipeline(
+    pipeline = Pipeline(  # looks at the input, and makes nothing
         arguments.output,
         config,
         get_spark=get_spark,
@@ -122,6 +124,8 @@ def _run_stages(arguments: argparse.Namespace, config: Config, get_spark: Callab
         overwrite=arguments.overwrite,
         experiment=arguments.mlflow,
     )
+    folder.claim()
+    _set_up_logging(arguments, _log_file(arguments))
     status = "FAILED"
     try:
         _say(_published(arguments, pipeline))
@@ -142,8 +146,9 @@ def _published(arguments: argparse.Namespace, pipeline: Pipeline) -> str:
     if command in ("run", "demo"):
         return _summary(pipeline, pipeline.run()["report"])
     if command == "embed" and arguments.target:
-        info = pipeline.embed_into(arguments.target, arguments.mode)
-        return f"{info['rows']:,} embeddings{' (done before)' * info['done_before']}: {arguments.target}"
+        info = pipeline.embed_into(arguments.target, arguments.mode or "append")
+        target = storage.normalise_uri(arguments.target)
+        return f"{info['rows']:,} embeddings{' (done before)' * info['done_before']}: {target}"
     if command in ("embed", "query"):
         manifest = getattr(pipeline, command)(arguments.name)
         what = "embeddings" if command == "embed" else "rows with their neighbours"
@@ -214,7 +219,7 @@ def _log_file(arguments: argparse.Namespace) -> str | None:
         return str(arguments.log_file)
     storage.check_writable(arguments.output)
     local = storage.local_path(arguments.output)
-    return None if local is None else os.path.join(local, LOG_FILE)
+    return None if local is None else os.path.join(local, logs.LOG_FILE)
 
 
 def _exit_code(err: Exception) -> int:

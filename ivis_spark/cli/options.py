@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from ivis_spark.config import Config, describe, did_you_mean, load_config, setti
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations import commands as operations
 from ivis_spark.runtime import logs
+from ivis_spark.spark.embedding.target import MODES
 
-LOG_FILE = "ivis-spark.log"
 _DESCRIPTION = """\
 ivis for tables too large for one machine: neighbours, triplets and embeddings on Spark, a Siamese network on Keras.
 
@@ -88,9 +89,14 @@ def _version() -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of a command; a wrong one ends the process with exit code 2 and says what was meant."""
     parser = make_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_not_an_option(unknown[0], arguments))
+    if getattr(arguments, "mode", None) and not arguments.target:
+        parser.error("--mode says what happens to the table of --target: pass --target too")
     return arguments
 
 
@@ -146,12 +152,12 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     if command == "embed":
         add("--target", metavar="URI", help="write the embeddings into this Parquet table instead")
         modes = "with --target: append (default), overwrite, or replace (only partitions present in the new data)"
-        add("--mode", default="append", help=modes)
+        add("--mode", choices=MODES, metavar="MODE", help=modes)
     add("--master", metavar="URL", help="Spark master (default: set by spark-submit, else local[*])")
     _repeatable_spark_conf(add)
     add("--quiet", action="store_true", help="no progress, only warnings and the result")
     add("--verbose", action="store_true", help="also debug messages")
-    where = f"where the log goes (default: {LOG_FILE} in a local run folder)"
+    where = f"where the log goes (default: {logs.LOG_FILE} in a local run folder)"
     add("--log-file", metavar="FILE", help=where)
     add("--log-format", choices=logs.FORMATS, default="text", help="json: one object per line (default: text)")
     add("--mlflow", metavar="EXPERIMENT", help="log settings, metrics, losses and the report to this MLflow experiment")

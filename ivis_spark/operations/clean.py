@@ -23,7 +23,7 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
         dry_run: Only say what would be done.
 
     Returns:
-        What was removed, a line each.
+        What was removed, or would be, a line each.
 
     Raises:
         ArtifactError: if the folder or a stage named is not there, or a run is writing the folder.
@@ -42,14 +42,15 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     alive = [owner for owner in locks.values() if not owner.seems_dead()]
     if alive:
         raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it after that process has ended")
-    done = [f"{uri}: removed, the lock of {owner}" for uri, owner in locks.items()]
+    removed = "would be removed" if dry_run else "removed"
+    done = [f"{uri}: {removed}, the lock of {owner}" for uri, owner in locks.items()]
     names = folder.stages()
     with contextlib.ExitStack() as held:
         if not dry_run:
             for lock in sorted({"run", *map(lock_of, names), *lock_names(locks)}):
                 held.enter_context(RunLock(folder.root, lock))
         garbage = [name for stage in names if stage not in stages for name in folder.garbage(stage)]
-        done += [f"{folder.path(name)}: removed" for name in [*garbage, *stages]]
+        done += [f"{folder.path(name)}: {removed}" for name in [*garbage, *stages]]
         if not dry_run:
             for name in garbage:
                 folder.discard(name)

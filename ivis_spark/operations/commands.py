@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
         return (_json(files) if arguments.json else "\n".join(lines)), 0
     stages = [name for name in arguments.stages.split(",") if name]
     done = clean(arguments.output, stages=stages, dry_run=arguments.dry_run)
-    return "\n".join(["dry run: " * arguments.dry_run + line for line in done] or ["nothing to remove"]), 0
+    return "\n".join(done or ["nothing to remove"]), 0
 
 
 def _plan_options(command: argparse.ArgumentParser) -> None:

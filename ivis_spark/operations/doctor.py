@@ -22,7 +22,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ivis_spark import storage
@@ -57,7 +57,8 @@ def check_machine() -> list[Check]:
 
 def check_storage(root: str) -> Check:
     """Write, read, list, rename and remove below the run folder, as stages do. Runs on: driver or executor."""
-    return _guarded(lambda: _storage(root), "storage")
+    check = _guarded(lambda: _storage(root), "storage")
+    return check if root in check.found else replace(check, found=f"{root}: {check.found}")
 
 
 def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
@@ -76,9 +77,11 @@ def check_spark(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
         return [_broken("spark", err)]
     found = f"{spark.version} on {spark.sparkContext.master}, {time.monotonic() - started:.1f} s to start"
     checks = [Check("spark", "ok", found), _python_workers(spark)]
+    if root is not None and not storage.normalise_uri(root).startswith(("file:", "dbfs:")):
+        checks.append(_spark_storage(spark, root))
     from ivis_spark.spark.session import is_local
 
-    return checks + ([] if is_local(spark) or checks[-1].state == "fail" else _executors(spark, root))
+    return checks + ([] if is_local(spark) or checks[1].state == "fail" else _executors(spark, root))
 
 
 def show(checks: list[Check]) -> str:
@@ -91,6 +94,12 @@ def show(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
+# Maven's names of Hadoop's filesystems, by scheme.
+_JARS = {
+    "s3a": "org.apache.hadoop:hadoop-aws:{version}",
+    **dict.fromkeys(("abfs", "abfss"), "org.apache.hadoop:hadoop-azure:{version}"),
+    "gs": "com.google.cloud.bigdataoss:gcs-connector:hadoop3-VERSION",
+}
 # What to do where a check itself breaks.
 _INSTALL = "pip install 'ivis_spark[fit,report]', or 'ivis_spark[classic,report]' for Petastorm on CPython 3.10 to 3.12"
 _REMEDIES = {
@@ -254,6 +263,24 @@ def _storage(root: str) -> Check:
             "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage closer to the cluster"
         )
     return Check("storage", "ok", f"{root} is written, renamed, listed and read in {taken:.2f} s")
+
+
+def _spark_storage(spark: Any, root: str) -> Check:
+    """Let Hadoop look at the run folder: Spark reads through it, with a class and credentials of its own."""
+    scheme, hadoop = root.partition("://")[0], spark._jvm.org.apache.hadoop
+    try:
+        path = hadoop.fs.Path(storage.normalise_uri(root))
+        path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).exists(path)
+    except Exception as err:  # noqa: BLE001 - whatever keeps Hadoop from looking is the finding
+        jar = _JARS.get(scheme, "the jar of its filesystem").format(version=hadoop.util.VersionInfo.getVersion())
+        remedy = (
+            f"Spark reads through Hadoop: pass --spark-conf spark.jars.packages={jar}, and its credentials as "
+            "--spark-conf spark.hadoop.fs.*"
+        )
+        if scheme == "s3":
+            remedy = "write s3a:// for s3://, which Spark has no filesystem for outside EMR"
+        return Check("spark storage", "fail", f"{root}: {deepest_cause(err)}", remedy)
+    return Check("spark storage", "ok", f"Spark reaches {root}")
 
 
 def _python_workers(spark: Any) -> Check:

@@ -10,6 +10,7 @@ from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
 from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime.lock import owners
+from ivis_spark.runtime.logs import LOG_FILE
 from ivis_spark.storage import Manifest, RunFolder
 
 _THREADS = 8  # digesting waits for storage
@@ -25,13 +26,14 @@ class Status:
     running: list[str]
     left: list[str] = field(default_factory=list)
     outdated: list[str] = field(default_factory=list)
+    log: str | None = None
 
 
 def status(root: str) -> Status:
     """Describe a run folder: its stages with rows, seconds and bytes, the quality metrics, and who is writing it.
 
     Raises:
-        ArtifactError: if it holds neither a stage nor a running run.
+        ArtifactError: if it is not a run folder.
     """
     folder = RunFolder(root)
     stages, quality = [], {}
@@ -46,16 +48,17 @@ def status(root: str) -> Status:
     left = [f"lock of {owner}" for owner in locks.values() if owner.seems_dead()]
     if not running:
         left += [name for stage in folder.stages() for name in folder.garbage(stage)]
-    if not stages and not running and not left:
-        raise ArtifactError(f"{folder.root} holds no run; create one: ivis-spark run --input ... --output ...")
+    if not folder.is_run():
+        raise folder.no_run()
     found = {text: value for text, value in quality.items() if isinstance(value, (int, float))}
     outdated = [fault for stage in stages for fault in _outdated(folder, stage["stage"])]
-    return Status(folder.root, sorted(stages, key=lambda stage: stage["created"]), found, running, left, outdated)
+    stages = sorted(stages, key=lambda stage: stage["created"])
+    return Status(folder.root, stages, found, running, left, outdated, _log_of(folder))
 
 
 def show(found: Status) -> str:
     """Return a status as text: a table of the stages, the quality, and what is running."""
-    lines = [found.folder, ""]
+    lines = [found.folder, ""] + ["no stage is published"] * (not found.stages)
     if found.stages:
         lines.append(f"{'stage':<24} {'rows':>14} {'seconds':>10} {'size':>9}  published")
     for stage in found.stages:
@@ -66,6 +69,7 @@ def show(found: Status) -> str:
         lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
     shown = {stage["stage"]: stage["table"] or stage["page"] for stage in found.stages}
     tables = [f"{name:<24} {uri}" for name, uri in shown.items() if uri]
+    tables += [f"{'log':<24} {found.log}"] if found.log else []
     lines += ["", *tables] if tables else []
     lines += [f"outdated: {text}" for text in found.outdated]  # and with it the quality above
     lines += [f"running: {text}" for text in found.running]
@@ -128,6 +132,11 @@ def _stage(folder: RunFolder, manifest: Manifest) -> dict[str, Any]:
         "run_id": manifest.info.get("run_id"),
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _log_of(folder: RunFolder) -> str | None:
+    fs, path = storage.filesystem(folder.path(LOG_FILE))
+    return folder.path(LOG_FILE) if storage.exists(fs, path) else None
 
 
 def _number(value: Any) -> Any:

@@ -25,7 +25,7 @@ def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str
         cores: Cores that the run had.
 
     Returns:
-        Factors of the stages that tell one, and facts of all manifests, by stage.
+        Factors of the stages that tell one, and facts of their manifests, by stage.
 
     Raises:
         ArtifactError: if a stage is not published.
@@ -47,7 +47,12 @@ def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str
             f"--measured {root}: its {manifests['rows'].info['rows']:,} rows are too few: fixed costs dominate in "
             f"every stage. Measure a run with more rows, a few hundred thousand per core, or plan without it"
         )
-    return factors, {stage: manifest.info for stage, manifest in manifests.items()}
+    return factors, {stage: _facts(manifests[stage].info) for stage in factors}
+
+
+def _facts(info: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a stage, without what is none: one region has no copies, which larger tables will have."""
+    return {name: value for name, value in info.items() if name != "replicas" or info.get("regions", 2) > 1}
 
 
 def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[Estimate]:
@@ -94,4 +99,4 @@ def notes_of(factors: dict[str, float], stages: list[Estimate]) -> list[str]:
     told = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
     others = [stage.stage for stage in stages if stage.stage not in factors]
     lines = [f"work scaled by the finished run: {told}"]
-    return lines + [f"built-in rates, because the run was too small: {', '.join(others)}"] * bool(others)
+    return lines + [f"built-in, because the run was too small: {', '.join(others)}"] * bool(others)

@@ -78,7 +78,8 @@ def _limits_passed(stage: Estimate, cluster: Cluster) -> Iterator[str]:
         yield f"{needed}: {stage.remedy}, or fewer cores per executor"
     spilled = stage.local_bytes(cluster)
     if spilled > cluster.disk:
-        needed = f"shuffles take {spilled / 1e9:.0f} GB of an executor's disk, which has {cluster.disk / 1e9:.0f}"
+        sizes = spilled / 2**30, cluster.disk / 2**30  # --executor-disk 10g are GiB
+        needed = f"shuffles take {sizes[0]:.1f} GiB of an executor's disk, which has {sizes[1]:.1f}"
         yield f"{needed}: larger or more disks in spark.local.dir, or more executors"
 
 
@@ -120,6 +121,7 @@ def show_plan(stages: Sequence[Estimate], cluster: Cluster, *, notes: Sequence[s
     biggest = max(stage.local_bytes(cluster) for stage in stages)
     lines += [
         "",
+        "tasks: of the largest job; shuffle, storage: bytes written between tasks and published; a task: its memory",
         "fixed s: independent of the rows; core-hours: grows with the rows; hours: wall time; held: core-hours that",
         f"the {cluster.slots} cores of the cluster are held, busy or not",
         f"local disk of an executor for shuffles: {size_text(biggest)}",

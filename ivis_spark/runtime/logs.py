@@ -17,7 +17,9 @@ import warnings
 from typing import Literal
 
 Format = Literal["text", "json"]
+LOG_FILE = "ivis-spark.log"  # in a local run folder
 FORMATS: tuple[Format, ...] = ("text", "json")
+LOG_FILE = "ivis-spark.log"  # in a local run folder
 
 # One command a process; a plain variable, since the thread that reports progress must see it too.
 _context = {"run_id": "", "stage": ""}

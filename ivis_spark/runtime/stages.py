@@ -91,7 +91,7 @@ class StageRunner:
         outdated = self.folder.outdated(name)
         if outdated:
             first = next(stage for stage in self._commands if stage in outdated)
-            again = [f"ivis-spark {self._commands[stage]}" for stage in self._commands if stage in outdated]
+            again = [self.folder.command(self._commands[stage]) for stage in self._commands if stage in outdated]
             raise ArtifactError(
                 f"{self.folder.root}: {first!r} was made from {' and '.join(map(repr, outdated[first]))} that "
                 f"{'have' if len(outdated[first]) > 1 else 'has'} been replaced since. Run again, with --overwrite: "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import logging
 import posixpath
 import urllib.parse
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from ivis_spark import storage
 from ivis_spark.config import AUTO, DataConfig, did_you_mean
 from ivis_spark.errors import ArtifactError, InputError
+
+log = logging.getLogger(__name__)
 
 # Endings of files, without that of a compression.
 _FORMATS = {
@@ -56,9 +59,17 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
         data = dataclasses.replace(data, options={"sep": "\t"})
     data = _with_format(data, guessed)
     if first is not None and data.format == "parquet" and not data.options:
+        if first == files.path:
+            files.check_parquet(first)
         _check_columns(files.columns(first), data)
     if first is not None and data.format == "csv" and data.options in ({}, {"sep": "\t"}):
-        _check_columns(files.header(first, data.options.get("sep", ",")), data)
+        names, sep = files.header(first, data.options.get("sep", ","))
+        if sep is not None:
+            log.info(
+                "the first line of %s has no comma but %s, which are taken for separators", first, _SEPARATORS[sep]
+            )
+            data = dataclasses.replace(data, options={"sep": sep})
+        _check_columns(names, data)
     return data
 
 
@@ -105,6 +116,16 @@ class _Files:
             shown = sorted(name for name in storage.children(self.fs, path) if not name.startswith(("_", ".")))
             folders += [f"{path.rstrip('/')}/{name}" for name in reversed(shown)]
 
+    def check_parquet(self, file: str) -> None:
+        """Refuse a file that does not begin as Parquet does; in a folder Spark may be told to pass over such."""
+        try:
+            with self.fs.open(file, "rb") as opened:
+                begins = opened.read(4)
+        except OSError:
+            return  # Spark says why it cannot be read
+        if begins and begins not in (b"PAR1", b"PARE"):  # PARE: encrypted
+            raise InputError(f"input {file!r} is not a Parquet file: pass its format with --format, like --format csv")
+
     def columns(self, file: str) -> list[str]:
         """Return the columns of a Parquet file and of the folders it is in; none if it cannot be read."""
         try:
@@ -114,28 +135,24 @@ class _Files:
             return []
         return names + self._partitions(file)
 
-    def header(self, file: str, sep: str) -> list[str]:
+    def header(self, file: str, sep: str) -> tuple[list[str], str | None]:
         """Return the columns of a CSV file and of the folders it is in; none if Spark may call them otherwise.
 
-        Raises: InputError: if another character than `sep` seems to separate them.
+        Beside them, the character that separates them in the place of a comma, if there is one.
         """
         try:
             with self.fs.open(file, "rb", compression="infer") as opened:
                 lines = opened.read(_MOST_HEADER_BYTES).splitlines()
             line = next(line for line in lines if line.strip()).decode("utf-8-sig")  # Spark skips empty ones
             names = next(csv.reader([line], delimiter=sep, strict=True))
+            most, other = max(_SEPARATORS, key=line.count), None
+            if sep == "," and len(names) == 1 and line.count(most) > 1:
+                names, other = next(csv.reader([line], delimiter=most, strict=True)), most
         except Exception:  # noqa: BLE001 - as above
-            return []
+            return [], None
         if len({name.lower() for name in names}) < len(names) or not all(names):
-            return []  # Spark numbers columns without a name and those of equal names
-        other = max(";\t|", key=line.count)
-        if len(names) == 1 and line.count(other) > 1:
-            shown = {"\t": "\\t"}.get(other, other)
-            raise InputError(
-                f"the first line of {file} has {line.count(other)} {_SEPARATORS[other]} and no comma: pass --set "
-                f"'data.options={{sep: \"{shown}\"}}'"
-            )
-        return names + self._partitions(file)
+            return [], other  # Spark numbers columns without a name and those of equal names
+        return names + self._partitions(file), other
 
     def _partitions(self, file: str) -> list[str]:
         inner = file.removeprefix(self.path).split("/")[:-1]
@@ -155,12 +172,11 @@ def _format_of(name: str) -> str:
 
 
 def _check_columns(columns: list[str], data: DataConfig) -> None:
-    """Refuse a named column that is missing but for its case, which is Spark's to tell."""
-    known = {name.lower() for name in columns}
+    """Refuse a named column that is missing; names that differ in case are those of different columns."""
     names = ("features_col", "feature_cols", "id_col", "id_cols", "label_col", "keep_columns", "drop_columns")
     settings = {name: getattr(data, name) for name in names}
     for setting, value in settings.items():
         for name in (value,) if isinstance(value, str) else value or ():
-            if known and name.lower() not in known:
+            if columns and name not in columns:
                 hint = did_you_mean(name, columns) or f"; it has: {', '.join(columns)}"
                 raise InputError(f"data.{setting}={name!r} is not in the table{hint}")

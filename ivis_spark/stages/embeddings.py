@@ -59,8 +59,9 @@ def publish(run: Run, name: str | None) -> Manifest:
 def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     """Embed the input table, or without one the rows of the run, into a Parquet table of the user's."""
     from ivis_spark.spark.embedding import job as embed_job
-    from ivis_spark.spark.embedding.target import Target
+    from ivis_spark.spark.embedding.target import Target, check_mode
 
+    check_mode(mode, run.config.embed.partition_by)  # before Spark starts
     check_places(run.config, run.folder.root, input_uri=run.input.uri, target=uri)
     fingerprint, model = _model(run)
     other = _other_table(run, model, target=uri)
@@ -73,6 +74,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     )
 
     def check_columns() -> None:
+        target.check_partitions()
         if mode != "overwrite":
             embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
 

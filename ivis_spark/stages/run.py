@@ -54,6 +54,21 @@ class Run:
         """Return what decides a stage's result: sections of the configuration, and what it reads."""
         return {"config": {name: self.config.result_settings(name) for name in sections}, "inputs": inputs}
 
+    def check_settings(self, *names: str) -> None:
+        """Refuse other settings than those of published stages, before Spark starts to tell whether the input changed.
+
+        Args:
+            names: Of stages whose settings are whole sections: rows, neighbours, triplets, model.
+
+        Raises:
+            ArtifactError: showing the difference, unless stages are to be rebuilt.
+        """
+        for name in names:
+            manifest = None if self.runner.overwrite else self.folder.manifest(name)
+            if manifest is not None:
+                spec = self.spec(*manifest.spec["config"]) | {"inputs": manifest.spec["inputs"]}
+                self.folder.is_current(name, spec, overwrite=False, defaults=self._defaults(spec))
+
     def stands(self, name: str, spec: dict[str, Any]) -> bool:
         """Tell whether a stage is published with this specification."""
         return self.folder.is_current(name, spec, overwrite=True, defaults=self._defaults(spec))

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -93,6 +94,14 @@ class RunFolder:
                 f"{self.root} is not a run folder and not empty: it holds {shown}. Choose a new folder for the run"
             )
 
+    def command(self, name: str) -> str:
+        """Return a command for this folder, for messages."""
+        return f"ivis-spark {name} --output {shlex.quote(self.root)}"
+
+    def no_run(self) -> ArtifactError:
+        """Return the error of a command that needs a run where there is none."""
+        return ArtifactError(f"{self.root} holds no run; create one: {self.command('run')} --input TABLE")
+
     def claim(self) -> None:
         """Make the folder if it is not there, and mark it as that of a run.
 
@@ -164,14 +173,14 @@ class RunFolder:
         """
         manifest = self.manifest(stage)
         if manifest is None:
-            raise ArtifactError(f"{self.root} has no {stage!r}; make it first: ivis-spark {command} --output ...")
+            raise ArtifactError(f"{self.root} has no {stage!r}; make it first: {self.command(command)}")
         sizes = dict(list_files(self.uri(manifest)))
         for record in manifest.files:
             found = sizes.get(record["path"])
             if found != record["bytes"]:
                 state = "is missing" if found is None else f"holds {found} bytes, {record['bytes']} were written"
                 raise ArtifactError(
-                    f"{self.uri(manifest, record['path'])} {state}; rebuild it: ivis-spark {command} --overwrite"
+                    f"{self.uri(manifest, record['path'])} {state}; rebuild it: {self.command(command)} --overwrite"
                 )
         return manifest
 

@@ -209,7 +209,7 @@ def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: i
     if backend.rank:
         return
     log.info(
-        "%s, %d -> %d, %s loss: %d triplets per epoch in %d steps of %d, %d rank(s)",
+        "%s, %d -> %d, %s loss: %d triplets per epoch in %d steps of %d (%d are left out of each epoch), %d rank(s)",
         config.model,
         blocks.dims,
         config.embedding_dims,
@@ -217,6 +217,7 @@ def _describe(job: TrainingJob, backend: Backend, state: TrainingState, steps: i
         blocks.rows,
         steps,
         config.batch_size,
+        max(0, blocks.rows - steps * config.batch_size),
         backend.n_ranks,
     )
     if state.epoch or state.step:

@@ -20,6 +20,7 @@ import pytest
 from ivis_spark.cli import main
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.storage import RunFolder
 
 JAVA = "Job aborted\n\tat o.a.X.y(X.scala:1)\nCaused by: java.io.IOException: bad block\n\tat a.B.c(B.java:1)\n"
 
@@ -38,6 +39,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 def ends_with(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], output: str, *options: str) -> int:
     monkeypatch.setattr(Pipeline, "triplets", lambda _: work())
+    RunFolder(output).claim()
     return main(["triplets", "--output", output, "--quiet", *options])
 
 

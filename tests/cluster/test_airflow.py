@@ -43,9 +43,11 @@ except ImportError:
 bag = DagBag(sys.argv[1])
 dag = bag.dags["ivis_pipeline"]
 loaded = [name for name in ("pyspark", "tensorflow", "ivis_spark", "numpy") if name in sys.modules]
+embed = [task.task_id for task in bag.dags["ivis_embed"].tasks]
 tasks = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
 outlets = {task.task_id: [outlet.uri for outlet in task.outlets] for task in dag.tasks if task.outlets}
-print("RESULT", json.dumps({"errors": bag.import_errors, "loaded": loaded, "tasks": tasks, "outlets": outlets}))
+found = {"errors": bag.import_errors, "loaded": loaded, "tasks": tasks, "outlets": outlets, "embed": embed}
+print("RESULT", json.dumps(found))
 """
 
 EVENTS = """
@@ -89,7 +91,7 @@ def run_in_airflow(program: str, environment: dict[str, str], *arguments: str) -
 def test_dag_loads_without_pyspark(environment: dict[str, str]) -> None:
     found = run_in_airflow(LOAD, environment, str(ROOT / "jobs" / "airflow"))
     assert found["outlets"] == {"embed": ["x-ivis-spark://embeddings"]}
-    assert found["errors"] == {} and found["loaded"] == []
+    assert found["errors"] == {} and found["loaded"] == [] and found["embed"] == ["embed"]
     assert found["tasks"] == {
         "neighbours": ["triplets"],
         "triplets": ["train"],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -55,7 +56,29 @@ def test_storage(tmp_path: Path) -> None:
     check = check_storage(str(tmp_path / "file" / "out"))
     assert check.state == "fail" and "NotADirectoryError" in check.found and "this user can create" in check.remedy
     check = check_storage("s4://bucket/out")
-    assert check.state == "fail" and "s4" in check.found and "pip install s3fs" in check.remedy
+    assert check.state == "fail" and "s4://bucket/out" in check.found and "pip install s3fs" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("root", "remedy"),
+    [
+        ("s3a://bucket/out", "spark.jars.packages=org.apache.hadoop:hadoop-aws:3.3.4, and its credentials"),
+        ("s3://bucket/out", "write s3a://"),
+    ],
+)
+def test_spark_without_the_class_of_a_filesystem(root: str, remedy: str) -> None:
+    spark = mock.MagicMock()
+    hadoop = spark._jvm.org.apache.hadoop
+    hadoop.util.VersionInfo.getVersion.return_value = "3.3.4"
+    hadoop.fs.Path.return_value.getFileSystem.side_effect = RuntimeError(
+        "ClassNotFoundException: Class org.apache.hadoop.fs.s3a.S3AFileSystem not found"
+    )
+    spark.sparkContext.master = "local[2]"
+    check = check_spark(lambda: spark, root)[-1]
+    assert (check.name, check.state) == ("spark storage", "fail")
+    assert check.found.startswith(f"{root}: ") and "S3AFileSystem not found" in check.found and remedy in check.remedy
+    hadoop.fs.Path.return_value.getFileSystem.side_effect = None
+    assert check_spark(lambda: spark, root)[-1].state == "ok"
 
 
 @pytest.mark.parametrize("error", [DependencyError("PySpark 3.5.9 needs Java 17; found: none"), Exception("Java 17")])

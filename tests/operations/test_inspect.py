@@ -52,6 +52,13 @@ def test_status_of_nothing(tmp_path: Path) -> None:
         status(str(tmp_path))
 
 
+def test_status_of_a_run_that_failed_names_its_log(tmp_path: Path) -> None:
+    RunFolder(str(tmp_path)).claim()
+    (tmp_path / "ivis-spark.log").write_text("why")
+    text = show(status(str(tmp_path)))
+    assert "no stage is published" in text and text.endswith(f"file://{tmp_path}/ivis-spark.log")
+
+
 def test_verify(root: Path) -> None:
     assert verify(str(root)) == {"model": 1, "neighbours": 1, "rows": 1}
 
@@ -101,8 +108,9 @@ def test_clean_removes_what_no_manifest_names(root: Path) -> None:
     planned = clean(str(root), dry_run=True)
     assert before == sorted(path for path in root.rglob("*"))
     done = clean(str(root))
-    assert done[1:] == planned[1:] == [f"file://{root}/{name}: removed" for name in (superseded, half_built)]
-    assert done[0].split(",")[:2] == planned[0].split(",")[:2]  # the heartbeat ages
+    assert done[1:] == [f"file://{root}/{name}: removed" for name in (superseded, half_built)]
+    assert planned[1:] == [line.replace(": removed", ": would be removed") for line in done[1:]]
+    assert planned[0].startswith(done[0].split(",")[0].replace(": removed", ": would be removed"))
     assert "run.json: removed, the lock of process" in done[0]
     assert sorted(path.name for path in root.iterdir()) == [storage.MARK, "model", "neighbours", "rows"]
     verify(str(root))
@@ -150,7 +158,7 @@ def test_commands(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert error.startswith("ivis-spark verify: ") and "rows/data/part-0 was modified" in error
     assert main(["clean", str(root), "--stages", "rows,model", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said == [f"dry run: file://{root / name}: removed" for name in ("rows", "model")]
+    assert said == [f"file://{root / name}: would be removed" for name in ("rows", "model")]
     assert main(["clean", str(root)]) == 0
     assert capsys.readouterr().out == "nothing to remove\n"
 

@@ -78,7 +78,7 @@ def test_twice_the_cluster_takes_half_the_time() -> None:
         ([], CLUSTER, "model", "79 of 80 cores are idle for "),
         (["triplets.block_rows=65536"], Cluster(1, 16, 2**30), "triplets", "a task needs"),
         (["train.num_ranks=128"], CLUSTER, "model", "the cluster has 80 cores: training will not start"),
-        ([], Cluster(10, 8, 32 * 2**30, 10e9), "neighbours", "of an executor's disk, which has 10: larger"),
+        ([], Cluster(10, 8, 32 * 2**30, 10 * 2**30), "neighbours", "of an executor's disk, which has 10.0: larger"),
         (["train.model=hinton"], Cluster(1, 1, 2**28), "model", "lower triplets.block_rows or triplets.group_blocks"),
     ],
 )
@@ -155,7 +155,7 @@ def write_run(folder: Path, rows: int, factor: float, *settings: str) -> str:
 def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What is fixed is not carried over, and a stage whose growing part is small beside it keeps its built-in rate."""
     factors, seen = measure(measured, 2)
-    assert seen["neighbours"]["replicas"] == 3.0
+    assert seen["neighbours"]["replicas"] == 3.0 and set(seen) == set(factors)
     assert factors == {name: pytest.approx(8.0) for name in ("neighbours", "triplets", "model", "embeddings")}
     options = ["plan", "--rows", "1e8", "--dims", "20", "--executors", "2x2", "--json"]
     assert main([*options, "--measured", measured, "--measured-cores", "2"]) == 0
@@ -167,7 +167,7 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
     assert main([*options[:-1], "--measured", measured, "--measured-cores", "2"]) == 0
     text = capsys.readouterr().out
     assert "scaled by the finished run: neighbours 8.00, triplets 8.00" in text
-    assert "built-in rates, because the run was too small: rows, report" in text
+    assert "built-in, because the run was too small: rows, report" in text
     assert main([*options, "--measured", measured]) == 2
     assert "--measured and --measured-cores must be passed together" in capsys.readouterr().err
 
@@ -176,7 +176,18 @@ def test_a_run_that_is_too_small_tells_no_rate(tmp_path: Path) -> None:
     """Eight times as long as planned, and still less than what starting takes."""
     with pytest.raises(ConfigError, match="its 5,000 rows are too few: fixed costs dominate"):
         measure(write_run(tmp_path, 5_000, 8.0, "train.epochs=1"), 2)
-    assert set(measure(write_run(tmp_path / "trained", 5_000, 8.0), 2)[0]) == {"model"}
+    factors, seen = measure(write_run(tmp_path / "trained", 5_000, 8.0), 2)
+    assert set(factors) == set(seen) == {"model"}  # nor what else it says of the neighbours of more rows
+
+
+def test_one_region_tells_no_copies(tmp_path: Path) -> None:
+    root = write_run(tmp_path, 2_000_000, 8.0)
+    manifest = Path(root) / "neighbours" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for regions, known in ((1, False), (8, True)):
+        content["info"]["regions"] = regions
+        storage.write_json(str(manifest), content)
+        assert ("replicas" in measure(root, 2)[1]["neighbours"]) is known
 
 
 def test_a_plan_of_a_run_takes_its_settings(measured: str) -> None:

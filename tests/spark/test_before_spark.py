@@ -67,8 +67,10 @@ def test_a_column_that_is_not_there(table: Path, setting: str) -> None:
         look("lable")
     with pytest.raises(InputError, match=rf"data\.{setting}='zzz' is not in the table; it has: key, Value, label, day"):
         look("zzz")
-    for name in ("label", "value", "DAY"):  # Spark takes any case, and folders are columns
+    for name in ("label", "day"):  # folders are columns
         look(name)
+    with pytest.raises(InputError, match=rf"data\.{setting}='value' is not in the table; did you mean Value\?"):
+        look("value")
     look("zzz", options={"mergeSchema": True})
     look("zzz", format="orc")
 
@@ -96,9 +98,10 @@ def test_the_first_line_of_text_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"did you mean label\?"):
         look_at_input(str(tmp_path / "c.csv"), DataConfig(id_col="lable"))
     (tmp_path / "b.csv").write_text("key;b;label\n")
-    with pytest.raises(InputError, match=r"has 2 semicolons and no comma: pass --set 'data\.options=\{sep: \";\"\}'"):
-        look_at_input(str(tmp_path / "b.csv"), DataConfig())
-    assert look_at_input(str(tmp_path / "b.csv"), DataConfig(options={"sep": ";"})).format == "csv"
+    assert look_at_input(str(tmp_path / "b.csv"), DataConfig(id_col="key")).options == {"sep": ";"}
+    with pytest.raises(InputError, match=r"did you mean label\?"):
+        look_at_input(str(tmp_path / "b.csv"), DataConfig(id_col="lable"))
+    assert look_at_input(str(tmp_path / "b.csv"), DataConfig(options={"sep": ","})).options == {"sep": ","}
     (tmp_path / "c.csv").write_bytes(b"k\xff\n")
     assert look_at_input(str(tmp_path / "c.csv"), DataConfig(id_col="x")).format == "csv"
 
@@ -112,6 +115,14 @@ def test_what_cannot_be_looked_at_is_left_to_spark(tmp_path: Path) -> None:
     assert look_at_input(None, DataConfig(id_col="x")).format == "parquet"
     (tmp_path / "torn.parquet").write_text("PAR1")
     assert look_at_input(str(tmp_path / "torn.parquet"), DataConfig(id_col="x")).format == "parquet"
+
+
+def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.parquet").write_text("key,b,label\n")
+    with pytest.raises(InputError, match=r"b\.parquet' is not a Parquet file: pass its format with --format"):
+        look_at_input(str(tmp_path / "a" / "b.parquet"), DataConfig())
+    assert look_at_input(str(tmp_path / "a"), DataConfig()).format == "parquet"  # Spark may be told to pass over it
 
 
 def test_the_pipeline_starts_no_spark_for_it(tmp_path: Path, table: Path) -> None:

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ivis_spark.config import Config, DataConfig
-from ivis_spark.errors import InputError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import fingerprint as digest
 from ivis_spark.runtime.stages import StageRunner
 from ivis_spark.stages.input_table import InputTable
@@ -225,3 +225,17 @@ def test_a_frame_without_a_name_and_what_another_command_published(tmp_path: Pat
     assert run.name_of("query", "queries", "new") == "new"
     with pytest.raises(InputError, match="'new' was published by another command"):
         run.name_of("embed", "embeddings", "new")
+
+
+def test_other_settings_than_published_ones_are_refused_before_spark_starts(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "/d/t", format="parquet")
+    with run.folder.build("neighbours", run.spec("neighbours", "random_state", rows="x")):
+        pass
+    run.check_settings("rows", "neighbours")
+    neighbours = dataclasses.replace(run.config.neighbours, target_recall=0.5)
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, neighbours=neighbours))
+    other.check_settings("rows")
+    with pytest.raises(ArtifactError, match=r"config\.neighbours\.target_recall: .* -> 0\.5"):
+        other.check_settings("rows", "neighbours")
+    other.runner.overwrite = True
+    other.check_settings("rows", "neighbours")

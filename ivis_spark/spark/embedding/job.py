@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -169,16 +168,8 @@ def check_same_columns(
     Raises:
         InputError: names the columns that differ.
     """
-    files = target.data_files()
-    if not files:
+    if not target.data_files():
         return
-    folders = {tuple(unquote(part.partition("=")[0]) for part in name.split("/")[:-1]) for name in files}
-    if folders != {config.partition_by}:
-        found = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
-        raise InputError(
-            f"{target.uri} is partitioned by {found}, and embed.partition_by is "
-            f"{'/'.join(config.partition_by) or 'nothing'}: use the same, or choose another --target"
-        )
     outputs = Outputs.of(config, classes)
     fields = [field for field in source.read([]).schema.fields if field.name in source.columns]
     new = {field.name: field.dataType.simpleString() for field in [*fields, *outputs.fields]}

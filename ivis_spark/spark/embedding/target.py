@@ -11,6 +11,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
@@ -27,6 +28,18 @@ _REMEDY = (
 )
 
 
+def check_mode(mode: str, partition_by: tuple[str, ...]) -> None:
+    """Refuse an unknown mode, and `replace` without partition columns. Nothing is read.
+
+    Raises:
+        InputError: names the modes, or the setting.
+    """
+    if mode not in MODES:
+        raise InputError(f"--mode {mode} is not one of: {', '.join(MODES)}")
+    if mode == "replace" and not partition_by:
+        raise InputError("--mode replace replaces partitions, and none are named: pass --set embed.partition_by=COLUMN")
+
+
 class Target:
     """A Parquet table that embeddings are put into. Runs on: driver.
 
@@ -41,13 +54,8 @@ class Target:
     """
 
     def __init__(self, uri: str, mode: str, partition_by: tuple[str, ...]) -> None:
-        if mode not in MODES:
-            raise InputError(f"--mode {mode} is not one of: {', '.join(MODES)}")
-        if mode == "replace" and not partition_by:
-            raise InputError(
-                "--mode replace replaces partitions, and none are named: pass --set embed.partition_by=COLUMN"
-            )
-        self.uri, self._mode = storage.normalise_uri(uri), mode
+        check_mode(mode, partition_by)
+        self.uri, self._mode, self._partition_by = storage.normalise_uri(uri), mode, partition_by
         for name in storage.children(*storage.filesystem(self.uri)):
             if name in _FOREIGN_TABLES:
                 raise InputError(
@@ -55,6 +63,23 @@ class Target:
                     f"write the result of IvisModel.transform with its own writer, or choose another target"
                 )
         storage.check_writable(self.uri, "--target")
+
+    def check_partitions(self) -> None:
+        """Refuse other partition columns than those of the table, in any mode: readers rely on them.
+
+        Raises:
+            InputError: names both, and the setting.
+        """
+        folders = {
+            tuple(unquote(part.partition("=")[0]) for part in name.split("/")[:-1]) for name in self.data_files()
+        }
+        if folders - {self._partition_by}:
+            found = " and ".join(sorted(",".join(names) or "nothing" for names in folders))
+            remedy = f"--set embed.partition_by={found}" if len(folders) == 1 and folders != {()} else "the same"
+            raise InputError(
+                f"{self.uri} is partitioned by {found}, and embed.partition_by is "
+                f"{','.join(self._partition_by) or 'nothing'}: use {remedy}, or choose another --target"
+            )
 
     @property
     def lock_folder(self) -> str:

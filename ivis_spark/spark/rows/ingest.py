@@ -252,7 +252,9 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
     for name, text in {**ID_FAULTS, **_FAULTS}.items():
         if name not in counts:
             continue
-        where = source.keys_text if name in ID_FAULTS else source.features_text
+        # Which of several features hold it is said below, by column.
+        counted = any(other.startswith(f"{name} ") for other in counts)
+        where = source.keys_text if name in ID_FAULTS else "the features" if counted else source.features_text
         example = f" (for example id {examples[name]})" if name in examples else ""
         single = counts[name] == 1
         fault = f"{'has' if single else 'have'} {text}"
@@ -312,13 +314,14 @@ def _refuse_repeated_ids(table: DataFrame, source: Source) -> None:
     describe_job(table.sparkSession, "ingest: check ids")
     keys = [kept_column(source.kept, name) for name in source.keys] if source.numbered else [F.col(ID)]
     named = [key.alias(f"key{place}") for place, key in enumerate(keys)]
-    repeated = (
-        table.groupBy(*named).count().where("count > 1").orderBy(*[f"key{place}" for place in range(len(keys))]).first()
-    )
-    if repeated is not None:
+    repeated = table.groupBy(*named).count().where("count > 1")
+    first = F.min(F.struct(*[f"key{place}" for place in range(len(keys))], "count")).alias("first")
+    found = repeated.agg(F.count("*").alias("ids"), first).first()
+    if found is not None and found["ids"]:
+        others = f", and {found['ids'] - 1:,} other ids repeat" if found["ids"] > 1 else ""
         raise InputError(
-            f"id {ids.key_text(list(repeated[:-1]))} occurs {repeated['count']} times in {source.keys_text}. Ids must "
-            "be unique; without an id, rows are numbered by their content"
+            f"id {ids.key_text(list(found['first'][:-1]))} occurs {found['first']['count']} times in "
+            f"{source.keys_text}{others}. Ids must be unique; without an id, rows are numbered by their content"
         )
 
 

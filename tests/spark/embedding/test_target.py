@@ -151,3 +151,12 @@ def test_a_lock_that_is_lost_leaves_the_table_alone(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="another run"):
         Target(str(tmp_path), "overwrite", ("day",)).put("b", embed({1: [1]}), check=lost)
     assert rows(tmp_path) == {1: [0]} and put(tmp_path, "append", "a", {1: [0]})
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "replace"])
+def test_a_table_keeps_its_partition_columns(tmp_path: Path, mode: str) -> None:
+    put(tmp_path, "append", "a", {1: [0]})
+    Target(str(tmp_path), mode, ("day",)).check_partitions()
+    for other in [()] * (mode != "replace") + [("month",), ("day", "hour")]:
+        with pytest.raises(InputError, match=r"partitioned by day, .*: use --set embed\.partition_by=day, or choose"):
+            Target(str(tmp_path), mode, other).check_partitions()
