@@ -6,6 +6,7 @@ Importing this package loads neither TensorFlow nor PySpark; they are loaded whe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark.config import Config, load_config
@@ -39,6 +40,10 @@ _LAZY = {
     "embed_udf": "ivis_spark.ml",
     "plot": "ivis_spark.report.plotting",
 }
+
+
+# TensorFlow reports CPU features and every dataset that ends early, some as errors; what fails is raised. 0 shows all.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.util
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 _PACKAGE = logging.getLogger(__package__)
@@ -75,6 +76,7 @@ class Meter:
         unit: Unit of the count, for example `tasks`.
         begun: How many an earlier process finished; they are excluded from the rate.
         at_most: Whether the work may end before `total`.
+        slow_start: Whether the first takes longer than the others, so that the time left is known from the second on.
         seconds_between_lines: Minimum seconds between two lines where there is no bar; the last is always written.
     """
 
@@ -86,6 +88,7 @@ class Meter:
         unit: str = "",
         begun: int = 0,
         at_most: bool = False,
+        slow_start: bool = False,
         seconds_between_lines: float = _SECONDS_BETWEEN_LINES,
     ) -> None:
         self.title, self.total = title, total
@@ -94,14 +97,15 @@ class Meter:
         self._interval = seconds_between_lines
         self._start = time.monotonic()
         self._last_line = float("-inf")
-        self._unsaid: str | None = None
+        self._skip_first = slow_start
+        self._unsaid = ""
         self._open = contextlib.ExitStack()
         self._bar: Any = None
         if _draws_bars():
             self._open.enter_context(_redirected())
-            form = "{desc} {n_fmt}/{total_fmt}%s {bar} {elapsed}, %s{remaining} left{postfix}"
-            form %= self._unit, self._at_most
-            self._bar = tqdm(desc=title, total=total, initial=begun, leave=False, dynamic_ncols=True, bar_format=form)
+            form = "{desc} {n_fmt}/{total_fmt}" + self._unit + " {bar} {elapsed}{postfix}"
+            make = _bar_class()
+            self._bar = make(desc=title, total=total, initial=begun, leave=False, dynamic_ncols=True, bar_format=form)
 
     def update(self, done: int, note: str = "") -> None:
         """Show that so many are done.
@@ -113,32 +117,48 @@ class Meter:
         if done == self._done:
             return
         self._done, now = done, time.monotonic()
-        new, left = done - self._begun, ""
-        if new > 0 and done < self.total:
-            seconds = (self.total - done) * (now - self._start) / new
-            left = f", {self._at_most}{time_left(seconds)} left"
-        self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "") + left
+        left = self._left(done, now)
+        if self._skip_first and done > self._begun:
+            self._skip_first, self._begun, self._start = False, done, now
+        self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "")
         if self._bar is not None:
             self._bar.n = done
-            self._bar.set_postfix_str(note)
+            self._bar.set_postfix_str(", ".join(filter(None, (left, note))))
         if now - self._last_line >= self._interval:
             self._last_line = now
-            self._write()
+            self._write(f", {left}" if left else "")
 
-    def close(self) -> None:
-        """Show the last state, and take the bar away."""
+    def close(self, ending: str = "") -> None:
+        """Show the last state, and take the bar away.
+
+        Args:
+            ending: Why the work ended before `total`, if that is no failure.
+        """
+        if ending:
+            self._unsaid = f"{self._unsaid}; {ending}" if self._unsaid else ending
         if self._bar is not None:
+            if ending:
+                self._bar.total = self._bar.n  # a notebook shows as failed what is not complete
             self._bar.close()
         self._open.close()
         self._bar = None
         self._write()
 
-    def _write(self) -> None:
-        if self._unsaid is not None and self._bar is None:
-            say(self._unsaid)
-        elif self._unsaid is not None:
-            _log.debug(self._unsaid)  # for the file of the log
-        self._unsaid = None
+    def _left(self, done: int, now: float) -> str:
+        """Return what is known of the time left; nothing at the end."""
+        if done >= self.total or done <= self._begun:
+            return ""
+        if self._skip_first:
+            return "? left"
+        seconds = (self.total - done) * (now - self._start) / (done - self._begun)
+        return f"{self._at_most}{time_left(seconds)} left"
+
+    def _write(self, left: str = "") -> None:
+        if self._unsaid and self._bar is None:
+            say(self._unsaid + left)
+        elif self._unsaid:
+            _log.debug(self._unsaid + left)  # for the file of the log
+        self._unsaid = ""
 
 
 @contextlib.contextmanager
@@ -164,7 +184,20 @@ def _draws_bars() -> bool:
     if chosen in ("bar", "lines"):
         return chosen == "bar"
     formatters = [type(handler.formatter).__name__ for handler in _PACKAGE.handlers]
-    return "JsonFormatter" not in formatters and (sys.stderr.isatty() or _in_notebook())
+    # Without ipywidgets a notebook would keep a line of every update.
+    return "JsonFormatter" not in formatters and (sys.stderr.isatty() or (_in_notebook() and _has_widgets()))
+
+
+def _bar_class() -> Any:
+    if not (_in_notebook() and _has_widgets()):
+        return tqdm
+    from tqdm.notebook import tqdm as widget
+
+    return widget
+
+
+def _has_widgets() -> bool:
+    return importlib.util.find_spec("ipywidgets") is not None
 
 
 def _in_notebook() -> bool:

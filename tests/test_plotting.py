@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ivis_spark import plot
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import ConfigError, InputError, NotFittedError
 from ivis_spark.report import plotting
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -42,6 +42,8 @@ def colours(axes: Any) -> list[tuple[int, int]]:
         (NAMES == "a", [(60, 1), (30, 1)]),
         (np.arange(90) % 3 + 0.5, [(30, 1)] * 3),
         (np.where(np.arange(90) < 9, np.nan, np.arange(90) % 3), [(9, 1)] + [(27, 1)] * 3),
+        (np.arange(90) * 2, [(51, 1)] + [(1, 1)] * 39),  # numbers are classes, however many
+        (np.arange(90) * 2.5, [(51, 1)] + [(1, 1)] * 39),
         (None, [(90, 1)]),
     ],
 )
@@ -59,7 +61,31 @@ def test_quantities_and_what_is_passed_to_matplotlib() -> None:
     (missing, drawn) = colours(axes)
     assert missing == (9, 1) and drawn[0] == 81 and drawn[1] > 50
     assert plot(Z[:, :1]).get_yticks().size == 0
-    assert plot(np.column_stack([Z, Z])).get_xlabel() == "dimension 1"
+    assert plot(np.column_stack([Z, Z])).get_xlabel() == "dimension 1 of 4"
+
+
+def test_axes_have_one_scale_and_the_legend_fits() -> None:
+    from matplotlib import pyplot
+
+    for shared in (False, True):
+        figure, pair = pyplot.subplots(1, 2, figsize=(7, 2.6), sharex=shared, sharey=shared)
+        axes = plot(Z * [5, 1], np.array([f"class {row % 14}" for row in range(90)]), ax=pair[0])
+        figure.canvas.draw()
+        assert axes.get_aspect() == 1
+        legend, edge = axes.get_legend().get_window_extent(), figure.bbox
+        assert legend.y0 >= edge.y0 and legend.x1 <= edge.x1
+
+
+def test_data_frames_are_embeddings_and_their_rows_have_names(caplog: pytest.LogCaptureFixture) -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("plotly")
+    frame = pd.DataFrame(Z, index=[f"cell {row}" for row in range(90)])
+    np.testing.assert_allclose(plot(frame).collections[0].get_offsets(), Z)
+    assert list(plot(frame, NAMES, interactive=True).data[1].customdata[:2]) == ["cell 1", "cell 4"]
+    assert plot(frame, values=Z[:, 0], interactive=True).layout.yaxis.scaleanchor == "x"
+    with caplog.at_level(logging.WARNING, "ivis_spark"):
+        plot(Z, np.arange(90))
+    assert "90 different values: the 39 most frequent" in caplog.text
 
 
 def test_models_are_asked_for_their_embedding() -> None:
@@ -73,6 +99,10 @@ def test_models_are_asked_for_their_embedding() -> None:
     np.testing.assert_allclose(plot(model, X=Z).collections[0].get_offsets(), 2 * Z)
     with pytest.raises(InputError, match="pass X"):
         plot(model)
+    model.__sklearn_is_fitted__ = lambda: False  # type: ignore[attr-defined]
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        plot(model)
+    del model.__sklearn_is_fitted__
     model.embedding_ = Z
     np.testing.assert_allclose(plot(model).collections[0].get_offsets(), Z)
 

@@ -57,7 +57,43 @@ def test_lines_hold_the_time_that_is_left_and_are_few(clock: Clock, caplog: pyte
         meter.update(done)
     meter.close()
     assert caplog.messages[:2] == ["search: 21/100 tasks, 79 s left", "search: 26/100 tasks, 74 s left"]
-    assert len(caplog.messages) == 17 and caplog.messages[-1] == "search: 98/100 tasks, 2 s left"
+    assert len(caplog.messages) == 17 and caplog.messages[-1] == "search: 98/100 tasks"
+
+
+def test_a_slow_start_is_left_out_of_the_time_left(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ivis_spark")
+    meter = Meter("epoch", 10, begun=2, at_most=True, slow_start=True)
+    for seconds in (60, 10, 10):
+        clock.now += seconds
+        meter.update(meter._done + 1 if meter._done > 0 else 3)
+    assert caplog.messages == [
+        "epoch 3/10, ? left",
+        "epoch 4/10, at most 60 s left",
+        "epoch 5/10, at most 50 s left",
+    ]
+
+
+def test_work_that_ends_early_says_why_and_is_complete(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "ivis_spark")
+    for bar in (False, True):
+        monkeypatch.setenv("IVIS_SPARK_PROGRESS", "bar" if bar else "lines")
+        meter = Meter("epoch", 60, at_most=True)
+        clock.now += 10
+        meter.update(18, "loss 0.5")
+        shown = meter._bar
+        meter.close("the loss has not fallen for 5 epochs")
+        assert "left" not in caplog.messages[-1] and caplog.messages[-1].endswith("not fallen for 5 epochs")
+        assert not bar or shown.total == shown.n == 18
+
+
+def test_a_notebook_without_widgets_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IVIS_SPARK_PROGRESS", raising=False)
+    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    for installed in (True, False):
+        monkeypatch.setattr(progress, "_has_widgets", lambda installed=installed: installed)
+        assert progress._draws_bars() is installed
 
 
 def test_without_a_log_lines_go_to_standard_error() -> None:
@@ -91,7 +127,11 @@ def test_a_terminal_gets_a_bar_but_not_in_json(as_json: bool) -> None:
         assert "?" not in text.split("epoch 3/4")[1].split("left")[0]
 
 
-def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_notebook_gets_a_bar_or_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ivis_spark")
+
     class Shell:
         kernel = object()
 
@@ -103,7 +143,7 @@ def test_a_notebook_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     meter = Meter("epoch", 4)
     meter.update(2, "loss 0.5")
     meter.close()
-    shown = capsys.readouterr().err
+    shown = "".join(capsys.readouterr()) + caplog.text
     assert "epoch 2/4" in shown and "loss 0.5" in shown
 
 

@@ -19,6 +19,9 @@ Ints = NDArray[np.int64]
 Dtype = type[np.float32] | type[np.float64]
 
 
+_OUTWEIGHS = 100
+
+
 class _NotNumbers(InputError, TypeError):
     """Rows hold what no number can be made of; scikit-learn expects a TypeError."""
 
@@ -26,12 +29,12 @@ class _NotNumbers(InputError, TypeError):
 def check_rows(X: ArrayLike, dtype: Dtype = np.float32) -> Floats:
     """Return rows as float32 or float64, shape (n, ...).
 
-    Raises: InputError: if they are not finite numbers, or no rows.
+    Raises: InputError: if they are not finite numbers, or no rows; it names the columns of a data frame.
     """
-    rows = np.asarray(X)
+    names, rows = getattr(X, "columns", None), np.asarray(X)
     if rows.ndim < 2 or rows.shape[0] == 0 or rows.size == 0:
         raise InputError(shape_message(rows.shape))
-    return finite_rows(to_numbers(rows, dtype))
+    return finite_rows(to_numbers(rows, dtype), names=names)
 
 
 def shape_message(shape: tuple[int, ...]) -> str:
@@ -46,7 +49,7 @@ def shape_message(shape: tuple[int, ...]) -> str:
 
 
 def warn_of_range(rows: Floats) -> None:
-    """Warn of columns whose values float32 is too coarse for, and refuse those too large for distances.
+    """Warn of columns whose values float32 is too coarse for, or that outweigh the others; refuse too large ones.
 
     Args:
         rows: Shape (n, ...); looked at if they are flat.
@@ -69,6 +72,16 @@ def warn_of_range(rows: Floats) -> None:
             "%s. Scale X, for example with sklearn.preprocessing.MinMaxScaler",
             len(coarse),
             coarse[:5].tolist(),
+        )
+    ranges = high - low
+    varying = ranges[ranges > 0]
+    outweighing = np.flatnonzero(ranges > _OUTWEIGHS * np.median(varying)) if len(varying) else varying
+    if len(outweighing):
+        log.warning(
+            "the values of %d of %d columns of X range over %d times as much as those of a usual column, so that "
+            "neighbours are decided by these alone: %s. Scale X, for example with sklearn.preprocessing.minmax_scale, "
+            "unless that is meant",
+            *(len(outweighing), len(ranges), _OUTWEIGHS, outweighing[:5].tolist()),
         )
 
 
@@ -94,24 +107,36 @@ def to_numbers(rows: NDArray[Any], dtype: Dtype = np.float32) -> Floats:
         raise kind(f"X does not hold numbers ({err}); encode text and categories first") from err
 
 
-def finite_rows(rows: Floats, numbers: Ints | None = None) -> Floats:
+def finite_rows(rows: Floats, numbers: Ints | None = None, *, names: Any = None) -> Floats:
     """Return the rows as they are.
 
     Args:
         rows: Shape (b, ...).
         numbers: What the rows are called in the message, shape (b,); from 0 when None.
+        names: What the columns are called, (d,); from 0 when None.
 
     Raises:
         InputError: if a row holds NaN or infinity.
     """
-    wrong = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+    bad = ~np.isfinite(rows.reshape(len(rows), -1))
+    wrong = bad.any(axis=1)
     if wrong.any():
         first = int(np.argmax(wrong))
         raise InputError(
             f"X has NaN, infinity or a number too large for float32 in {wrong.sum()} of {len(rows)} rows, the first is "
-            f"row {first if numbers is None else numbers[first]}; drop or fill them"
+            f"row {first if numbers is None else numbers[first]}{_bad_columns(bad, names) if rows.ndim == 2 else ''}; "
+            f"drop or fill them"
         )
     return rows
+
+
+def _bad_columns(bad: NDArray[np.bool_], names: Any) -> str:
+    """Return the columns with most values that are not finite, and how many they have."""
+    counts = bad.sum(axis=0)
+    found = np.argsort(-counts, kind="stable")[: (counts > 0).sum()]
+    named = len(names) == len(counts) if names is not None else False
+    shown = ", ".join(f"{names[place] if named else place!r}: {counts[place]}" for place in found[:5].tolist())
+    return f" (columns {shown}{f' and {len(found) - 5} more' if len(found) > 5 else ''})"
 
 
 def check_neighbours(neighbours: NDArray[Any], n_rows: int) -> Ints:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -14,30 +13,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from ivis_spark.config import (
-    AUTO,
-    IVIS_COOLDOWN,
-    IVIS_K,
-    IVIS_METRIC,
-    IVIS_PATIENCE,
-    IVIS_SUPERVISION,
-    Config,
-    NeighboursConfig,
-    TrainConfig,
-)
-from ivis_spark.core.seeds import RandomState, to_seed
+from ivis_spark.config import AUTO, Config, NeighboursConfig, TrainConfig
+from ivis_spark.core.seeds import to_seed
 from ivis_spark.data.arrays import warn_of_range
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
 from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
-from ivis_spark.estimator.labels import read_labels
-from ivis_spark.estimator.names import in_order, names_of
-from ivis_spark.estimator.predicting import check_components, check_width, embed_fitted, predict, rows_to_search
+from ivis_spark.estimator.arguments import OF_HEAD, OF_OPTIMIZER, changed, check_network, naming_arguments
+from ivis_spark.estimator.labels import labels_for
+from ivis_spark.estimator.names import check_kind, in_order, names_of
+from ivis_spark.estimator.predicting import (
+    check_components,
+    check_width,
+    embed_fitted,
+    predict,
+    rows_to_search,
+    warn_of_components,
+)
 from ivis_spark.estimator.saving import NotFitted, Saving
-from ivis_spark.estimator.settings import TRAIN_SETTINGS, params_of, with_preset
+from ivis_spark.estimator.settings import params_of
 from ivis_spark.nn.callbacks import Progress
-from ivis_spark.nn.losses import Loss, triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
@@ -64,9 +60,12 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
 
     Args:
         embedding_dims: Dimensions of the embedding.
-        k: Neighbours of each row; at most the number of rows minus 2. "auto", here as for `epochs`,
-            `n_epochs_without_progress` and `model`, chooses a value that suits the number of rows.
-        distance: Name of a loss, or a function `(y_true, y_pred)` of triplets stacked as (3, b, e).
+        k: Neighbours of each row, without the row itself; at most the number of rows minus 2 (one more, which ivis
+            allows, is lowered with a warning). "auto", here as for `epochs`, `n_epochs_without_progress`,
+            `batch_size`, `learning_rate` and `model`, chooses a value that suits the number of rows.
+        distance: Loss: pn, euclidean, manhattan_pn, manhattan, chebyshev_pn, chebyshev, cosine_pn, cosine,
+            softmax_ratio_pn, softmax_ratio, infonce or a registered name; or a function `(y_true, y_pred)` of triplets
+            stacked as (3, b, e).
         batch_size: Triplets per training step.
         epochs: Maximum number of passes over the rows.
         n_epochs_without_progress: Epochs without a lower loss before training stops.
@@ -75,9 +74,11 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         knn_distance_metric: Distance of the neighbours: angular, euclidean, manhattan, hamming or dot.
         search_k: Nodes that Annoy inspects per query; -1 is n_trees * k.
         precompute: Search all neighbours before training and keep them in memory; otherwise when a batch needs them.
-        model: Name of a base network, or a Keras model, to which an embedding layer is added.
+        model: Base network: szubert (layers of 128, 128 and 128 units), hinton (2000, 1000, 500), maaten (500, 500,
+            2000), auto or a registered name; or a Keras model. An embedding layer is added.
         supervision_metric: Keras loss of the labels.
-        supervision_weight: Weight of the supervised loss against the triplet loss, in [0, 1].
+        supervision_weight: Weight of the supervised loss against the triplet loss, in [0, 1]. With 0, labels that do
+            not fit `supervision_metric` are ignored.
         annoy_index_path: An Annoy index of the rows, used instead of building one.
         callbacks: Keras callbacks.
         build_index_on_disk: Build an Annoy index in its file instead of in memory.
@@ -90,18 +91,33 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         learning_rate: Of the optimizer.
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one per core. With more than one, its index differs between runs.
+        temperature: Of infonce: lower values focus on the nearest rows and spread the embedding.
+        clip: Maximum infonce loss of a pair, so that pairs further apart are not attracted; None disables it.
+        shared_negatives: Negatives of infonce, shared by a batch: its first positives; None: all rows of the batch.
+        exaggeration: Factor on infonce's attraction early in a cosine schedule; 1 disables it.
+        exaggeration_share: Share of the epochs with exaggeration, in [0, 1].
+        global_weight: Weight of 1 - the correlation of distances between random rows before and after embedding.
+        dropout: Rate in the named networks, in [0, 0.9].
+        compute_precision: "float32", or "mixed_bfloat16" for hardware that has it.
+        optimizer: "adam", "adamw" or "sgd".
+        schedule: "constant" learning rate until the loss stops falling, or "cosine", which falls over all epochs.
+        warmup_epochs: First epochs, in which the learning rate rises from 0.
+        cooldown_epochs: Last epochs, in which a constant learning rate falls to 0.
+        clipnorm: Maximum norm of the gradients of a layer's weights; None disables it.
+        negatives: Negatives per anchor of the triplet losses.
         n_components: Principal components, learnt on 32 MiB of rows (wide ones: up to 1 GiB), that replace features in
-            search and training; None: no projection. The encoder takes rows as they are; sparse rows are never
-            densified.
+            search and training, for example 50; the size of the embedding is `embedding_dims`. None: no projection.
+            The encoder takes rows as they are; sparse rows are never densified.
         preset: Values for parameters left at their defaults: "ivis" keeps them; "fast" uses those of pipelines.
-        warm_start: Whether `fit` resumes training the existing model, instead of starting again.
+        warm_start: Whether `fit` resumes training the existing model, instead of starting again. Parameters that were
+            changed in between are followed; ConfigError for those that need another network.
 
     Attributes:
         encoder_: The Keras model that embeds.
         model_, supervised_model_: The Keras models that are trained, and that predicts labels.
         loss_history_: Loss of each epoch.
-        embedding_: float32 (n, embedding_dims), of the rows of the last fit; None for data that is not in memory, and
-            for networks with other than dense layers.
+        embedding_: float32 (n, embedding_dims), of the rows of the last fit; None for data that is not in memory, for
+            networks with other than dense layers, and after `load_model`. A pickle keeps it.
         neighbour_matrix_: The neighbours that the last fit used.
         classes_: Labels in the order of the columns of `score_samples`, if labels are classes; otherwise None.
         n_classes_: Outputs of the supervised model; None without one.
@@ -123,92 +139,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     _seed = Config.random_state
     embedding_: Floats | None = None
     neighbour_matrix_: Neighbours | None = None
-
-    def __init__(
-        self,
-        embedding_dims: int = TrainConfig.embedding_dims,
-        k: int = IVIS_K,
-        distance: Any = TrainConfig.distance,
-        batch_size: int = TrainConfig.batch_size,
-        epochs: int = TrainConfig.epochs,
-        n_epochs_without_progress: int = IVIS_PATIENCE,
-        n_trees: int = NeighboursConfig.n_trees,
-        ntrees: int | None = None,
-        knn_distance_metric: str = IVIS_METRIC,
-        search_k: int = NeighboursConfig.search_k,
-        precompute: bool = True,
-        model: Any = TrainConfig.model,
-        supervision_metric: Any = IVIS_SUPERVISION,
-        supervision_weight: float = TrainConfig.supervision_weight,
-        annoy_index_path: str | None = None,
-        callbacks: Iterable[keras.callbacks.Callback] | None = None,
-        build_index_on_disk: bool = True,
-        neighbour_matrix: Sequence[Any] | NDArray[Any] | None = None,
-        verbose: int = 1,
-        *,
-        random_state: RandomState = Config.random_state,
-        learning_rate: float = TrainConfig.learning_rate,
-        margin: float = TrainConfig.margin,
-        n_jobs: int = -1,
-        temperature: float = TrainConfig.temperature,
-        clip: float | None = TrainConfig.clip,
-        shared_negatives: int | None = TrainConfig.shared_negatives,
-        exaggeration: float = TrainConfig.exaggeration,
-        exaggeration_share: float = TrainConfig.exaggeration_share,
-        global_weight: float = TrainConfig.global_weight,
-        dropout: float = TrainConfig.dropout,
-        compute_precision: str = TrainConfig.compute_precision,
-        optimizer: str = TrainConfig.optimizer,
-        schedule: str = TrainConfig.schedule,
-        warmup_epochs: int = TrainConfig.warmup_epochs,
-        cooldown_epochs: int = IVIS_COOLDOWN,
-        clipnorm: float | None = TrainConfig.clipnorm,
-        negatives: int = TrainConfig.negatives,
-        preset: str = "ivis",
-        warm_start: bool = False,
-        n_components: int | None = None,
-    ) -> None:
-        """Keep the parameters; they are checked by `fit`."""
-        self.embedding_dims = embedding_dims
-        self.k = k
-        self.distance = distance
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.n_epochs_without_progress = n_epochs_without_progress
-        self.n_trees = n_trees
-        self.ntrees = ntrees
-        self.knn_distance_metric = knn_distance_metric
-        self.search_k = search_k
-        self.precompute = precompute
-        self.model = model
-        self.supervision_metric = supervision_metric
-        self.supervision_weight = supervision_weight
-        self.annoy_index_path = annoy_index_path
-        self.callbacks = callbacks
-        self.build_index_on_disk = build_index_on_disk
-        self.neighbour_matrix = neighbour_matrix
-        self.verbose = verbose
-        self.random_state = random_state
-        self.learning_rate = learning_rate
-        self.margin = margin
-        self.n_jobs = n_jobs
-        self.temperature = temperature
-        self.clip = clip
-        self.shared_negatives = shared_negatives
-        self.exaggeration = exaggeration
-        self.exaggeration_share = exaggeration_share
-        self.global_weight = global_weight
-        self.dropout = dropout
-        self.compute_precision = compute_precision
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.cooldown_epochs = cooldown_epochs
-        self.clipnorm = clipnorm
-        self.negatives = negatives
-        self.preset = preset
-        self.warm_start = warm_start
-        self.n_components = n_components
 
     def __sklearn_tags__(self) -> Any:
         """Describe this to scikit-learn: sparse rows are taken, and the embedding is float32."""
@@ -252,6 +182,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self._loss()  # refuses an unknown one before the neighbours are searched
         self._seed = to_seed(self.random_state)
         goes_on = self.encoder_ is not None and (self.warm_start or self._loaded)
+        if goes_on:
+            check_network(self._made_with, self._followed(), loaded=self._loaded)
+        check_kind(X)
         names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
         if isinstance(rows, np.ndarray):
@@ -263,7 +196,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         settings = settings.for_rows(len(rows))
         config = settings.train
         check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)
-        read = None if Y is None else read_labels(Y, len(rows), self.supervision_metric)
+        read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight)
         if not goes_on:
             self._forget()
             self.n_features_in_ = rows.shape[1]
@@ -272,6 +205,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
         if self.n_components is not None and not goes_on:
             self.projection_ = learn_projection(rows, self.n_components, seed=self._seed)
+            warn_of_components(self.n_components, self.projection_, config.embedding_dims, len(rows))
         start, given, rows = time.monotonic(), rows, project(rows, self.projection_)
         self.neighbour_matrix_ = neighbours = self._find_neighbours(given, rows, settings.neighbours)
         if self.verbose and self.neighbour_matrix is None:
@@ -289,6 +223,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         )
         with contextlib.ExitStack() as ending:
             listeners = self._listeners(len(rows), ending)
+            ending.enter_context(naming_arguments())
             fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
         self.embedding_ = embed_fitted(model.encoder, rows)
         return self
@@ -321,23 +256,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             raise NotFitted("Model was not trained in classification mode: pass labels to fit")
         return predict(self.head_, predict(self.encoder_, rows, self.projection_))
 
-    def _config(self) -> Config:
-        values = with_preset(self.get_params(deep=False))
-        train = {setting: values[name] for name, setting in TRAIN_SETTINGS.items()}
-        near = NeighboursConfig(
-            k=values["k"],
-            metric=values["knn_distance_metric"],
-            n_trees=self.n_trees if self.ntrees is None else self.ntrees,
-            search_k=self.search_k,
-        )
-        auto: Any = AUTO  # the network is built by name here
-        return Config(preset="ivis", neighbours=near, train=TrainConfig(**train, model=auto))
-
-    def _loss(self) -> Loss:
-        values = with_preset(self.get_params(deep=False))
-        names = ("distance", "margin", "temperature", "clip", "shared_negatives")
-        return triplet_loss(*(values[name] for name in names))
-
     def _find_neighbours(self, given: Rows, rows: Rows, config: NeighboursConfig) -> Neighbours:
         """Return the neighbours of rows as they were given, searched among projected ones where that keeps them."""
         if self.neighbour_matrix is not None:
@@ -348,6 +266,11 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
         if config.k == len(rows) - 1 > 1:  # ivis counts the row itself among its neighbours, and so allows one more
             config = dataclasses.replace(config, k=config.k - 1)
+            warnings.warn(
+                f"k={config.k + 1} was lowered to {config.k}, the most for {len(rows)} rows (rows minus 2)",
+                UserWarning,
+                stacklevel=3,
+            )
         return find_neighbours(
             given,
             config,
@@ -359,10 +282,12 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         )
 
     def _model_for(self, rows: Rows, labels: NDArray[Any] | None, config: TrainConfig) -> TripletModel:
-        """Return the model to train: the one there is, or a new one if there is none or it lacks the right head."""
+        """Return the model to train: the one there is, or a new one if there is none or the arguments changed."""
         encoder, head = split_projection(self.encoder_)[0], self.head_
         units = None if labels is None else self.n_classes_
-        if self.model_ is not None and units == (None if head is None else head.output_shape[-1]):
+        others = changed(self._made_with, self._followed())
+        same_head = units == (None if head is None else head.output_shape[-1]) and not set(others) & set(OF_HEAD)
+        if self.model_ is not None and same_head and not others:
             return self.model_
         if encoder is None:
             encoder = build_encoder(
@@ -373,11 +298,16 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
                 dropout=config.dropout,
                 precision=config.compute_precision,
             )
-        head = None
-        if units is not None:
-            head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
+        optimizer = None
+        if self.model_ is not None and same_head and not set(others) & set(OF_OPTIMIZER):
+            optimizer = self.model_.optimizer  # what it learnt is of the same weights
+        elif not same_head or self.model_ is None:
+            head = None
+            if units is not None:
+                head = build_head(self.supervision_metric, units, encoder.output_shape[-1], seed=self._seed)
         check_width(encoder, rows.shape)
-        self._assemble(encoder, head, make_optimizer(config, encoder))
+        self._assemble(encoder, head, optimizer or make_optimizer(config, encoder))
+        self._made_with = self._followed()
         model: TripletModel = self.model_
         return model
 
@@ -413,6 +343,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         return listeners
 
     def _rows_to_embed(self, X: Any) -> Rows:
+        check_kind(X)
         if self.encoder_ is not None:
             X = in_order(X, getattr(self, "feature_names_in_", None))
         # scaling inside the network starts from all digits

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,54 @@ from ivis_spark.data.rows import as_labels
 from ivis_spark.errors import InputError
 from ivis_spark.nn.supervision import UNLABELLED, count_outputs, takes_classes
 
+log = logging.getLogger(__name__)
+
 Classes = NDArray[Any]
+
+# What to do with numbers that are no classes 0, 1, 2, ...
+_ADVICE = (
+    "for numbers to predict pass supervision_metric='mae'; for classes with other numbers pass text, y.astype(str), or "
+    "number them with sklearn.preprocessing.LabelEncoder; to train without labels omit y, or in a Pipeline, which "
+    "passes it, set supervision_weight=0"
+)
+_MISSING_WORDS = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "")
+
+
+def labels_for(Y: Any, n_rows: int, metric: Any, weight: float) -> tuple[NDArray[Any], Classes | None, int] | None:
+    """Return labels as `read_labels` does; None without labels, or if their weight is 0 and they do not fit.
+
+    Warns of labels that cannot teach anything: a single class, or text like "nan" that is taken as a class.
+    """
+    if Y is None:
+        return None
+    try:
+        labels, classes, n_outputs = read_labels(Y, n_rows, metric)
+    except InputError as err:
+        if weight > 0:
+            raise
+        log.debug("labels are ignored, since supervision_weight=0: %s", err)
+        return None
+    if classes is not None and weight > 0:
+        _warn_of_classes(classes)
+    return labels, classes, n_outputs
+
+
+def _warn_of_classes(classes: Classes) -> None:
+    if len(classes) == 1:
+        warnings.warn(
+            f"all labels are of one class, {classes[0]!s}: they separate nothing. Label rows of other classes too, or "
+            "train without labels",
+            UserWarning,
+            stacklevel=4,
+        )
+    words = [name for name in classes.tolist() if isinstance(name, str) and name.strip().lower() in _MISSING_WORDS]
+    if words:
+        warnings.warn(
+            f"the text {words[0]!r} is a class of its own; a missing label is None or NaN: replace it, as "
+            f"y.replace({words[0]!r}, None) does in pandas",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], Classes | None, int]:
@@ -36,11 +85,17 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
     if not takes_classes(metric):
         labels = as_labels(Y, n_rows)
         return labels, None, count_outputs(metric, labels)
-    labels = as_labels(Y, n_rows) if np.asarray(Y).dtype.kind != "b" else np.asarray(Y)
+    labels = np.asarray(Y)
+    if labels.dtype.kind != "b":
+        as_labels(labels, n_rows)  # which checks them; messages show the numbers as they were given
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     labels, classes = _numbered(labels) if labels.ndim == 1 else (labels, None)
-    n_classes = count_outputs(metric, labels)
+    try:
+        n_classes = count_outputs(metric, labels)
+    except InputError as err:
+        numbers_given = labels.ndim == 1 and labels.dtype.kind in "iuf" and (labels != UNLABELLED).any()
+        raise InputError(f"{err}: {_ADVICE}" if numbers_given else str(err)) from err
     return labels.astype(np.int64), np.arange(n_classes) if classes is None else classes, n_classes
 
 

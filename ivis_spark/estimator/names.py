@@ -1,7 +1,8 @@
-"""Columns of data frames are matched by name."""
+"""What X is, before its rows are read: data frames, whose columns are matched by name, and what is not rows."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -12,6 +13,21 @@ from ivis_spark.errors import InputError
 from ivis_spark.estimator.labels import is_missing
 
 Names = NDArray[np.object_]
+
+
+def check_kind(X: Any) -> None:
+    """Refuse what is not rows but holds or names them.
+
+    Raises: InputError: saying what to pass instead.
+    """
+    if X is None:
+        raise InputError("X is None: pass rows of features, an array or a data frame of shape (n, d)")
+    if isinstance(X, (str, os.PathLike)):
+        raise InputError(f"X is text, {os.fspath(X)!r}: read the file first, for example with pandas.read_csv")
+    if hasattr(X, "obsm") and hasattr(X, "X"):
+        raise InputError("X is an AnnData: pass its rows, adata.obsm['X_pca'] or adata.X")
+    if hasattr(X, "toPandas"):
+        raise InputError("X is a Spark DataFrame: use ivis_spark.IvisEstimator, or pass X.toPandas() if it is small")
 
 
 def names_of(X: Any) -> Names | None:

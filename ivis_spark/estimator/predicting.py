@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 
 _PREDICT_ROWS = 256
 _SAMPLE_ROWS = 1000  # by which a collapse is noticed
+_FEW_COMPONENTS = 10  # fewer are rarely meant
 _PROJECTED = ("euclidean", "angular", "dot")  # distances that principal components keep
 
 
@@ -60,11 +61,31 @@ def check_components(count: Any, metric: str, *, searched: bool) -> None:
     if count is None:
         return
     if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
-        raise ConfigError(f"n_components={count!r} must be a whole number of at least 1, or None")
+        raise ConfigError(
+            f"n_components={count!r} must be a whole number of at least 1, for example 50, or None to use all columns"
+        )
     if searched and metric not in _PROJECTED:
         raise ConfigError(
             f"n_components={count} preserves only the distances {', '.join(_PROJECTED)}, not "
             f"knn_distance_metric={metric!r}: change one of them, or pass neighbour_matrix"
+        )
+
+
+def warn_of_components(count: int, projection: Projection, embedding_dims: int, n_rows: int) -> None:
+    """Warn if components are fewer than asked for, or so few that the size of the embedding was probably meant."""
+    width, kept = projection.axes.shape
+    if kept < count:
+        warnings.warn(
+            f"n_components={count} was lowered to {kept}: X has {n_rows} rows and {width} columns",
+            UserWarning,
+            stacklevel=3,
+        )
+    elif kept < width and kept < max(_FEW_COMPONENTS, embedding_dims + 1):
+        warnings.warn(
+            f"n_components={count} replaces the {width} columns of X by {count} principal components before training. "
+            f"The size of the embedding is embedding_dims={embedding_dims}; omit n_components, or pass more",
+            UserWarning,
+            stacklevel=3,
         )
 
 
@@ -84,7 +105,9 @@ def check_width(network: keras.Model | None, shape: tuple[int, ...]) -> None:
         InputError: if they do not.
     """
     if network is None:
-        raise NotFitted("Model was not fitted yet. Call `fit` before calling `transform`.")
+        raise NotFitted(
+            "Model was not fitted yet. Call `fit` or `load_model` before `transform`, `score_samples` and `plot`."
+        )
     wanted, given = tuple(network.input_shape[1:]), shape[1:]
     if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
         if len(wanted) == len(given) == 1:
@@ -93,8 +116,15 @@ def check_width(network: keras.Model | None, shape: tuple[int, ...]) -> None:
 
 
 def warn_if_collapsed(rows: Floats, embedding: Floats, *, stacklevel: int) -> None:
-    """Warn, with what to try, if rows that differ all lie at almost the same point."""
-    if (rows != rows[0]).any() and is_collapsed(embedding):
+    """Warn, with what to try, if all rows lie at almost the same point, or are equal."""
+    if not (rows != rows[0]).any():
+        warnings.warn(
+            f"all rows of X{' that were looked at' if len(rows) == _SAMPLE_ROWS else ''} are equal, so there is "
+            "nothing to embed: check how X was read",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    elif is_collapsed(embedding):
         warnings.warn(
             "the embedding has collapsed: different rows are embedded at almost the same point. Scale the features to "
             "[0, 1], lower learning_rate, use another distance, or start with preset='fast'",

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
 from ivis_spark.core.projection import Projection
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import ExistsError, NotFittedError
+from ivis_spark.errors import ConfigError, ExistsError, NotFittedError
+from ivis_spark.estimator.parameters import Parameters
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
 from ivis_spark.nn.projection import split_projection
@@ -26,7 +26,7 @@ from ivis_spark.nn.projection import split_projection
 _OBJECTS = ("callbacks", "neighbour_matrix")
 _CALLABLES = ("distance", "supervision_metric")
 # Attributes that are rebuilt from what is saved, or by the next fit.
-_REMADE = ("model_", "encoder_", "head_", "supervised_model_", "embedding_", "neighbour_matrix_")
+_REMADE = ("model_", "encoder_", "head_", "supervised_model_", "neighbour_matrix_")
 
 _Self = TypeVar("_Self", bound="Saving")
 
@@ -35,7 +35,7 @@ class NotFitted(NotFittedError, SklearnNotFittedError):  # type: ignore[misc]
     """A model was used before it was trained or loaded; also scikit-learn's NotFittedError."""
 
 
-class Saving(BaseEstimator):  # type: ignore[misc]
+class Saving(Parameters):
     """Saving, loading and pickling of `Ivis`."""
 
     # Defaults of the class: the constructor sets parameters only.
@@ -49,6 +49,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
     n_classes_: int | None = None
     classes_: NDArray[Any] | None = None
     _loaded = False
+    _made_with: Mapping[str, Any] = {}
 
     def __sklearn_is_fitted__(self) -> bool:
         """Tell scikit-learn whether this can transform."""
@@ -70,6 +71,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
     def save_model(self, folder_path: str, save_format: str = "keras", overwrite: bool = False) -> None:
         """Save into a new folder: networks, the state of the optimizer, parameters and the history of the loss.
 
+        `embedding_` and `neighbour_matrix_`, which are of the rows of the fit, are not saved; a pickle has the former.
         The folder appears completely or not at all. For an untrained model only the parameters are saved.
 
         Args:
@@ -105,7 +107,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             for folder in (building, replaced):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def load_model(self: _Self, folder_path: str, custom_objects: Mapping[str, Any] | None = None) -> _Self:
+    def load_model(self: _Self, folder_path: str = "", custom_objects: Mapping[str, Any] | None = None) -> _Self:
         """Load a model saved by `save_model` or by ivis 2, including its parameters. `fit` then resumes training.
 
         A function passed before as `distance` or `supervision_metric` is kept.
@@ -116,8 +118,10 @@ class Saving(BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ArtifactError: if the folder is corrupt, modified or not a model.
-            ConfigError: if the model was trained with a custom loss that is neither registered nor passed.
+            ConfigError: if the model was trained with a custom loss that is neither registered nor passed, or there is
+                no instance or no path.
         """
+        _check_instance(self, folder_path)
         if is_ivis2_folder(folder_path):
             imported = load_ivis2_folder(folder_path, custom_objects=custom_objects)
             extra = {
@@ -141,6 +145,7 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             self.projection_ = Scaler.from_text(extra["projection"]).projection
         if loaded is not None:
             self._restore(loaded, custom_objects)
+            self._made_with = self._followed()
         return self
 
     def _get_serializable_dict(self) -> dict[str, Any]:
@@ -197,6 +202,14 @@ class Saving(BaseEstimator):  # type: ignore[misc]
 
     def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> Any:
         raise NotImplementedError
+
+
+def _check_instance(model: Any, folder_path: str) -> None:
+    """Refuse `Ivis.load_model(path)`, where the path stands in for the instance."""
+    if isinstance(model, (str, os.PathLike)):
+        raise ConfigError(f"load_model is a method of an instance: Ivis().load_model({str(model)!r})")
+    if not folder_path:
+        raise ConfigError("load_model needs folder_path, the folder that save_model wrote")
 
 
 def _kept(classes: NDArray[Any] | None) -> dict[str, Any] | None:

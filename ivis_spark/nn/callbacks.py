@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.progress import Meter
 
+# In the logs of `on_train_end`: why training ended before its last epoch.
+STOPPED = "stopped"
+
 
 class Progress(keras.callbacks.Callback):  # type: ignore[misc]
     """Shows after each epoch its loss, the rate, and the time that is left at most: early stopping may come before."""
@@ -43,23 +46,25 @@ class Progress(keras.callbacks.Callback):  # type: ignore[misc]
         self._epoch_start = time.monotonic()
         if self._meter is None:
             epochs = self.params.get("epochs", epoch + 1)
-            self._meter = Meter("epoch", epochs, begun=epoch, at_most=True, **self._options)
+            # the first also compiles
+            self._meter = Meter("epoch", epochs, begun=epoch, at_most=True, slow_start=True, **self._options)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Show the epoch."""
         if self._meter is not None:
             seconds = max(time.monotonic() - self._epoch_start, 1e-9)
-            losses = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+            figures = sorted((logs or {}).items(), key=lambda item: item[0] != "loss")  # then its parts
+            losses = ", ".join(f"{name} {value:.4f}" for name, value in figures)
             self._meter.update(epoch + 1, f"{losses}, {self.rows_per_epoch / seconds:,.0f} triplets/s")
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Show the last epoch."""
-        self.close()
+        """Show the last epoch, and why it was the last if there could have been more."""
+        self.close(str((logs or {}).get(STOPPED, "")))
 
-    def close(self) -> None:
+    def close(self, ending: str = "") -> None:
         """Take the bar away; also where training ended with an error."""
         if self._meter is not None:
-            self._meter.close()
+            self._meter.close(ending)
             self._meter = None
 
 

@@ -80,7 +80,7 @@ def triplet_loss(
         return found() if isinstance(found, type) else found
     if distance not in loss_dict:
         raise ConfigError(
-            f"Loss function {distance} not registered: it must be one of {', '.join(loss_dict)}"
+            f"distance={distance!r} is not one of: {', '.join(loss_dict)}"
             f"{did_you_mean(distance, loss_dict)}; add yours with ivis_spark.nn.losses.register_loss"
         )
     loss = loss_dict[distance]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 import keras
 
-from ivis_spark.config import NETWORK_UNITS, TrainConfig
+from ivis_spark.config import NETWORK_UNITS, TrainConfig, did_you_mean
 from ivis_spark.config.imports import import_named
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.errors import ConfigError
@@ -183,8 +183,8 @@ def named_network(model: str, input_shape: InputShape) -> keras.Model:
         return import_named(model, "model")(input_shape)
     if model not in base_networks:
         raise ConfigError(
-            f"Base network {model} is not implemented: it must be one of {', '.join(base_networks)} or a Keras model; "
-            "add yours with ivis_spark.nn.networks.register_network"
+            f"model={model!r} is not one of: {', '.join(base_networks)}, and not a Keras model"
+            f"{did_you_mean(model, base_networks)}; add yours with ivis_spark.nn.networks.register_network"
         )
     return base_networks[model](input_shape)
 

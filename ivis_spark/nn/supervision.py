@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ivis_spark.config import did_you_mean
 from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.nn.distances import Tensor
@@ -142,7 +143,7 @@ def _count_classes(labels: NDArray[Any]) -> int:
     if len(found) == 0:
         raise InputError("labels are all -1 (missing); label some rows, or train without labels")
     if np.any(found != np.round(found)) or not np.all(np.isfinite(found)):
-        raise InputError(f"labels hold {found[found != np.round(found)][0]}; classes must be integers 0, 1, 2, ...")
+        raise InputError(f"labels hold {found[found != np.round(found)][0]!s}; classes must be integers 0, 1, 2, ...")
     if found[0] != 0:
         raise InputError(
             f"labels start at {found[0]:g}. Ensure that your labels are zero-indexed: 0, 1, 2, ... (-1: missing)"
@@ -165,8 +166,11 @@ def keras_loss(metric: Metric) -> Any:
     try:
         return keras.losses.get(_ALIASES.get(metric, metric) if isinstance(metric, str) else metric)
     except (ValueError, TypeError) as err:
+        names = [name for name in dir(keras.losses) if name.islower() and not name.startswith("_")]
+        hint = did_you_mean(metric, ["mae", "mse", *names, *_ALIASES])
         raise ConfigError(
-            f"supervision_metric={metric!r} is not a Keras loss; use one such as {_SPARSE}, binary_crossentropy, mae"
+            f"supervision_metric={metric!r} is not a Keras loss; use one such as {_SPARSE}, binary_crossentropy, "
+            f"mae{hint}"
         ) from err
 
 

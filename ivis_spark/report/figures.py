@@ -25,7 +25,7 @@ COLOUR_SCALE = "viridis"  # its order is kept without colour vision and in grey
 DISTANCE_BINS = 10
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
-_LEGEND_ROWS = 20
+_LEGEND_ROWS, _LEGEND_POINTS = 20, 14.0  # most names below one another, and the height of each
 _LEGEND_CHARS = 28
 
 
@@ -52,7 +52,10 @@ def place_points(embedding: Floats, labels: Labels | None) -> tuple[Floats, Floa
 
 def axis_titles(dims: int) -> tuple[str, str]:
     """Return the titles of the axes for an embedding of `dims` dimensions."""
-    return ("dimension 1", "dimension 2") if dims > 1 else ("dimension 1", "spread for reading only")
+    if dims == 1:
+        return "dimension 1", "spread for reading only"
+    of = f" of {dims}" if dims > 2 else ""
+    return f"dimension 1{of}", f"dimension 2{of}"
 
 
 def scale_colour(share: float) -> str:
@@ -119,6 +122,10 @@ def draw_embedding(
         _write_names(axes, x, y, labels)
     _write_legend(axes, labels, len(x))
     _name_axes(axes, embedding.shape[1])
+    if embedding.shape[1] > 1:  # distances mean the same in all directions
+        groups = axes.get_shared_x_axes(), axes.get_shared_y_axes()
+        shared = any(len(group.get_siblings(axes)) > 1 for group in groups)
+        axes.set_aspect("equal", adjustable="box" if shared else "datalim")
 
 
 def save_density(path: str, density: Density, dims: int, title: str) -> None:
@@ -230,13 +237,20 @@ def _write_legend(axes: Axes, labels: Labels | None, n_rows: int) -> None:
     handles = [Line2D([], [], ls="", marker=_MARKERS[layer.marker], color=layer.colour, ms=7) for layer in layers]
     # matplotlib leaves out names that begin with an underscore.
     names = [(" " if layer.name.startswith("_") else "") + layer.name[:_LEGEND_CHARS] for layer in layers]
-    columns = -(-len(layers) // _LEGEND_ROWS)
+    columns = -(-len(layers) // _legend_rows(axes))
     at = (0.0, -0.05) if labels.on_scale else (1.01, 1.0)  # the place beside is taken by the colour scale
     legend: Any = axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=at, frameon=False, ncols=columns, fontsize=9
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def _legend_rows(axes: Axes) -> int:
+    """Return how many names fit below one another beside the axes."""
+    figure: Any = axes.get_figure()
+    points = axes.get_window_extent().height / figure.dpi * 72
+    return int(np.clip(points / _LEGEND_POINTS, 1, _LEGEND_ROWS))
 
 
 def _save(figure: Figure, path: str) -> None:

@@ -20,7 +20,7 @@ MISSING_COLOUR = "#c9c9c9"
 UNLABELLED = "no label"
 
 _MOST_NUMERIC_CLASSES = 100
-_MOST_LAYERS = len(PALETTE) * len(MARKERS)
+MOST_LAYERS = len(PALETTE) * len(MARKERS)
 _MOST_LABEL_CHARS = 60
 _SCALE_STEPS = 10
 
@@ -66,7 +66,7 @@ class Labels:
     @property
     def on_scale(self) -> bool:
         """Whether a colour scale shows the label better than one colour per class."""
-        return self.continuous or (self.numbers is not None and len(self.names) > _MOST_LAYERS)
+        return self.continuous or (self.numbers is not None and len(self.names) > MOST_LAYERS)
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def plan_layers(labels: Labels | None, n_rows: int) -> list[Layer]:
         return layers
     counts = np.bincount(labels.codes[labels.codes >= 0], minlength=len(labels.names))
     shown = np.arange(len(counts))
-    if len(counts) > _MOST_LAYERS:
-        shown = np.sort(np.argsort(-counts, kind="stable")[: _MOST_LAYERS - 1])
+    if len(counts) > MOST_LAYERS:
+        shown = np.sort(np.argsort(-counts, kind="stable")[: MOST_LAYERS - 1])
         rare = np.flatnonzero((labels.codes >= 0) & ~np.isin(labels.codes, shown))
         layers.append(Layer(f"{len(counts) - len(shown)} rarer labels", rare, MISSING_COLOUR, "diamond"))
     for place, code in enumerate(shown):

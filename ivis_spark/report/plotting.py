@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ivis_spark.errors import ConfigError, DependencyError, InputError
+from ivis_spark.errors import ConfigError, DependencyError, InputError, NotFittedError
 from ivis_spark.report.figures import Shaded, axis_titles, draw_embedding, figure_size, place_points, scale_colour
-from ivis_spark.report.labels import Labels, plan_layers, read_labels, scale_steps
+from ivis_spark.report.labels import MOST_LAYERS, Labels, plan_layers, read_labels, scale_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,17 +37,19 @@ def plot(
 ) -> Axes | Figure:
     """Draw an embedding, coloured by class or by quantity.
 
-    Of more than two dimensions the first two are drawn; one dimension is drawn as a strip. More than 100,000 rows are
+    Of more than two dimensions the first two are drawn, as the titles of the axes say; one dimension is drawn as a
+    strip. Both axes have one scale. More than 40 classes share 39 colours and grey. More than 100,000 rows are
     drawn by datashader if it is installed, which blends the colours of overlapping points.
 
     Args:
         model_or_embedding: An embedding, shape (n, e): an array or a data frame; or a fitted `Ivis`, which draws the
             rows that it was fitted on, or `X`.
-        labels: A class per row, of any type; None or NaN means unlabelled.
+        labels: A class per row, of any type, numbers too; None or NaN means unlabelled.
         values: A number per row, drawn on a colour scale.
         X: Rows for the model to embed.
-        interactive: Return a plotly figure, which zooms and shows the row of a point.
-        ax: Matplotlib axes to draw into; None creates a figure.
+        interactive: Return a plotly figure, which zooms and shows the row of a point, by the index of a data frame.
+        ax: Matplotlib axes to draw into; None creates a figure. A figure without a layout engine gets the constrained
+            one, so that the legend beside the axes is not cut off.
         title: Title of the plot.
 
     Returns:
@@ -55,6 +58,7 @@ def plot(
     Raises:
         ConfigError: if arguments exclude each other.
         InputError: if there is not one finite row per label, or the model has no embedding to draw.
+        NotFittedError: if the model was not fitted.
         DependencyError: if matplotlib or plotly is missing.
 
     Example:
@@ -74,7 +78,7 @@ def plot(
     embedding = _embedding_of(model_or_embedding, X)
     colours = _read_colours(labels, values, len(embedding))
     if interactive:
-        return _interactive(embedding, colours, title)
+        return _interactive(embedding, colours, title, _row_names(model_or_embedding if X is None else X))
     if ax is None:
         try:
             from matplotlib import pyplot
@@ -82,6 +86,9 @@ def plot(
             raise DependencyError(f"plot needs matplotlib: {_REMEDY}") from err
         size = figure_size(colours, len(embedding))
         _, ax = pyplot.subplots(figsize=size, layout="constrained")
+    figure: Any = ax.get_figure()
+    if hasattr(figure, "set_layout_engine") and figure.get_layout_engine() is None:
+        figure.set_layout_engine("constrained")
     shaded = _shade(embedding, colours) if len(embedding) > _MOST_POINTS else None
     draw_embedding(ax, embedding, colours, name="value" if labels is None else "label", shaded=shaded)
     if title is not None:
@@ -90,7 +97,9 @@ def plot(
 
 
 def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
-    if hasattr(source, "transform"):
+    if hasattr(source, "transform") and not hasattr(source, "to_numpy"):  # data frames have a method of that name
+        if not getattr(source, "__sklearn_is_fitted__", lambda: True)():
+            raise NotFittedError("the model was not fitted yet: call fit first, then plot")
         if X is None and getattr(source, "embedding_", None) is None:
             raise InputError(
                 "the model did not keep the embedding of the rows it was fitted on: pass X, the rows to embed"
@@ -110,6 +119,12 @@ def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
     return embedding
 
 
+def _row_names(source: Any) -> NDArray[Any] | None:
+    """Return the index of a data frame; None for other rows, which go by number."""
+    index = getattr(source, "index", None)
+    return None if index is None or callable(index) else np.asarray(index)
+
+
 def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: int) -> Labels | None:
     given, name = (labels, "labels") if values is None else (values, "values")
     if given is None:
@@ -127,12 +142,22 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
     known = [
         None if item is None or type(item).__name__ == "NAType" or item != item else item for item in array.tolist()
     ]
+    whole = all(item is None or (isinstance(item, (int, float)) and float(item).is_integer()) for item in known)
     if any(isinstance(item, str) for item in known) or array.dtype.kind not in "iuf":
-        return read_labels([None if item is None else str(item) for item in known])
-    found = read_labels(known)
-    if found is not None and found.continuous:  # every number is a class where labels are asked for
-        return read_labels([None if item is None else f"{item:g}" for item in known])
-    return found
+        found = read_labels([None if item is None else str(item) for item in known])
+    elif whole:
+        found = read_labels(known, classes=True)
+    else:
+        found = read_labels([None if item is None else f"{item:.15g}" for item in known])
+    if found is None:
+        return None
+    if len(found.names) > MOST_LAYERS:
+        log.warning(
+            "labels have %d different values: the %d most frequent get a colour, the others are grey; pass numbers as "
+            "values for a colour scale",
+            *(len(found.names), MOST_LAYERS - 1),
+        )
+    return dataclasses.replace(found, numbers=None)  # every number is a class where labels are asked for
 
 
 def _shade(embedding: NDArray[np.float64], labels: Labels | None) -> Shaded | None:
@@ -163,19 +188,22 @@ def _shade(embedding: NDArray[np.float64], labels: Labels | None) -> Shaded | No
     return Shaded(pixels, (float(x.min()), float(x.max()), float(y.min()), float(y.max())))
 
 
-def _interactive(embedding: NDArray[np.float64], labels: Labels | None, title: str | None) -> Figure:
+def _interactive(
+    embedding: NDArray[np.float64], labels: Labels | None, title: str | None, names: NDArray[Any] | None
+) -> Figure:
     try:
         from plotly import graph_objects
     except ImportError as err:
         raise DependencyError(f"interactive=True needs plotly: {_REMEDY}") from err
     x, y = place_points(embedding, labels)
+    names = np.arange(len(x)) if names is None else names
     size = float(np.clip(200 / np.sqrt(len(x)), 2.5, 8))
     figure = graph_objects.Figure()
     for layer in plan_layers(labels, len(x)):
         marker = {"color": layer.colour, "symbol": layer.marker, "size": size, "opacity": 0.75}
         figure.add_scattergl(
             **{"x": x[layer.rows], "y": y[layer.rows], "name": layer.name, "mode": "markers", "marker": marker},
-            customdata=layer.rows,
+            customdata=names[layer.rows],
             hovertemplate="row %{customdata}",
         )
     if labels is not None and labels.on_scale and labels.numbers is not None:
@@ -184,10 +212,12 @@ def _interactive(embedding: NDArray[np.float64], labels: Labels | None, title: s
         marker = {"color": shown, "colorscale": "Viridis", "cmin": low, "cmax": high, "size": size, "showscale": True}
         figure.add_scattergl(
             **{"x": x[rows], "y": y[rows], "name": "value", "mode": "markers", "marker": marker},
-            customdata=np.column_stack([rows, shown]),
+            customdata=np.column_stack([names[rows].astype(object), shown]),
             hovertemplate="row %{customdata[0]}: %{customdata[1]:.6g}",
         )
     x_title, y_title = axis_titles(embedding.shape[1])
     figure.update_layout(title=title, xaxis_title=x_title, yaxis_title=y_title, template="plotly_white")
+    if embedding.shape[1] > 1:
+        figure.update_yaxes(scaleanchor="x", scaleratio=1)
     figure.update_layout(showlegend=labels is not None and not labels.on_scale)
     return figure

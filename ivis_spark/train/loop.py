@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ import tensorflow as tf
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
 from ivis_spark.manifest import check_fields, check_list
+from ivis_spark.nn.callbacks import STOPPED
 from ivis_spark.nn.model import SQUARED_RADIUS, TripletModel, variables_of
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,7 @@ class _Run:
         if state.rate is None:
             state.rate = float(model.optimizer.learning_rate)
         self._run_steps = _make_run_steps_fn(model)
+        self._why_stopped = ""
         self._largest_radius = _largest_radius(config)
         self._dataset, self._batches = dataset, iter(dataset)
         begins = not state.epoch and not state.step
@@ -202,7 +205,9 @@ class _Run:
             self._on_progress(state)
         if self._cosine or state.cooldown_from is not None:
             self._model.optimizer.learning_rate = state.rate
-        self._listeners.on_train_end()
+        early = state.epoch < self._config.epochs
+        why = self._why_stopped or "a callback ended training"
+        self._listeners.on_train_end({STOPPED: f"stopped after epoch {state.epoch}: {why}"} if early else None)
 
     def close(self) -> None:
         """End reading. A reader that an error's traceback keeps until Python exits would hold the exit up for good."""
@@ -249,6 +254,8 @@ class _Run:
         self._stopping.on_epoch_end(epoch, figures)
         state.wait, state.best = self._stopping.wait, float(self._stopping.best)
         settled = state.wait >= self._config.patience and not self._cosine
+        if settled:
+            self._why_stopped = f"the loss has not fallen for {state.wait} epochs"
         self._model.stop_training = False
         if epoch + 1 >= self._config.warmup_epochs > epoch and not self._cosine:
             self._model.optimizer.learning_rate = state.rate
@@ -321,7 +328,6 @@ def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
     # Two steps of a ring at once would send two sums of the same name. 10 is TensorFlow's own choice.
     parallel = 10 if model.reducer.n_ranks == 1 else 1
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def run_steps(batches: Any, steps: Any) -> dict[str, Any]:
         sums = {name: tf.constant(0.0) for name in (*names, "weight")}
         for _ in tf.range(steps):
@@ -332,4 +338,6 @@ def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
         totals = model.reducer.sum_values([sums[name] for name in names])
         return {**dict(zip(names, totals, strict=True)), "weight": sums["weight"]}
 
-    return run_steps
+    # TensorFlow counts the traces of a function by its code, and would warn after a few fits in one process; a partial
+    # has no code, so each fit counts for itself.
+    return tf.function(functools.partial(run_steps), reduce_retracing=True)

@@ -116,7 +116,7 @@ def test_existing_folders_torn_files_and_unknown_losses(tmp_path: Path) -> None:
         model.save_model(str(folder))
     model.save_model(str(folder), overwrite=True)
     assert [path.name for path in folder.parent.iterdir()] == ["m"]
-    with pytest.raises(ConfigError, match="half_loss not registered"):
+    with pytest.raises(ConfigError, match="distance='half_loss' is not one of"):
         Ivis().load_model(str(folder))
     (folder / "optimizer.npz").write_bytes(b"torn")
     with pytest.raises(ArtifactError, match=r"optimizer\.npz"):

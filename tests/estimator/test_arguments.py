@@ -1,0 +1,228 @@
+"""Arguments of `Ivis`: what an unknown or unsuitable one is answered with, and those that change between two fits."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivis_spark.config import NeighboursConfig, TrainConfig
+from ivis_spark.errors import ConfigError, InputError, NotFittedError
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+from ivis_spark.estimator import Ivis  # noqa: E402
+from ivis_spark.estimator.arguments import FOLLOWED, naming_arguments  # noqa: E402
+
+X = np.random.default_rng(0).random((40, 12)).astype(np.float32)
+CLASSES = np.arange(40) % 3
+
+
+def small(**options: Any) -> Ivis:
+    return Ivis(**{"k": 5, "epochs": 1, "batch_size": 16, "verbose": 0, **options})
+
+
+def test_every_argument_is_documented() -> None:
+    named = re.findall(r"^        (\w+): ", inspect.getdoc(Ivis).replace("\n    ", "\n        "), flags=re.M)  # type: ignore[union-attr]
+    assert set(Ivis().get_params()) <= set(named)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("n_neighbors", "no argument 'n_neighbors'; did you mean k?"),
+        ("metric", "did you mean knn_distance_metric?"),
+        ("embeding_dims", "did you mean embedding_dims?"),
+        ("zzz", r"see help\(Ivis\)"),
+    ],
+)
+def test_unknown_arguments(argument: str, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Ivis(**{argument: 3})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("k", 0),
+        ("knn_distance_metric", "cosin"),
+        ("n_trees", 0),
+        ("epochs", "many"),
+        ("n_epochs_without_progress", 0),
+        ("batch_size", 0),
+        ("supervision_weight", 2),
+        ("learning_rate", -1),
+        ("optimizer", "adm"),
+        ("distance", "pnn"),
+        ("model", "szuber"),
+        ("supervision_metric", "maee"),
+    ],
+)
+def test_errors_name_arguments(argument: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        small(**{argument: value}).fit(X, CLASSES)
+    text = str(caught.value)
+    assert argument in text and repr(value) in text
+    assert not re.search(r"\b(neighbours|train)\.\w", text), text
+    if isinstance(value, str) and value != "many":
+        assert "did you mean" in text
+
+
+def test_every_setting_has_its_argument() -> None:
+    names = {"patience": "n_epochs_without_progress", "metric": "knn_distance_metric", "callbacks": "their own"}
+    for section, settings in (("train", TrainConfig), ("neighbours", NeighboursConfig)):
+        for setting in settings.__dataclass_fields__:
+            name = names.get(setting, setting)
+            if name in Ivis().get_params():
+                with pytest.raises(ConfigError, match=f"^{name}=3 is"), naming_arguments():
+                    raise ConfigError(f"{section}.{setting}=3 is wrong")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_changed_network_is_refused_where_training_resumes(loaded: bool, tmp_path: Path) -> None:
+    model = small(warm_start=True, n_components=10).fit(X)
+    if loaded:
+        model.save_model(str(tmp_path / "m"))
+        model = Ivis().load_model(str(tmp_path / "m"))
+    model = pickle.loads(pickle.dumps(model.fit(X)))
+    for changed in ({"embedding_dims": 3}, {"model": "maaten"}, {"dropout": 0.2}, {"n_components": None}):
+        (name,) = changed
+        with pytest.raises(ConfigError, match=f"{name} from .* (?:new Ivis|warm_start=False).*set {name} back"):
+            model.set_params(**changed).fit(X)
+        model.set_params(embedding_dims=2, model="szubert", dropout=0.1, n_components=10)
+    assert len(model.fit(X).loss_history_) == 3
+    if not loaded:
+        assert model.set_params(warm_start=False, embedding_dims=3).fit_transform(X).shape == (40, 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("distance", "euclidean"),
+        ("margin", 3.0),
+        ("supervision_weight", 0.9),
+        ("global_weight", 0.5),
+        ("learning_rate", 1e-9),
+        ("optimizer", "sgd"),
+        ("supervision_metric", "mse"),
+    ],
+)
+def test_other_changes_are_followed_where_training_resumes(argument: str, value: Any) -> None:
+    assert argument in FOLLOWED
+    model, other = (small(warm_start=True).fit(X, CLASSES) for _ in range(2))
+    encoder, steps = model.encoder_.count_params(), int(model.model_.optimizer.iterations)
+    before = model.transform(X)
+    model.set_params(**{argument: value}).fit(X, CLASSES)
+    other.fit(X, CLASSES)
+    assert not np.array_equal(model.transform(X), other.transform(X))
+    assert model.encoder_.count_params() == encoder and len(model.loss_history_) == 2
+    if argument == "learning_rate":
+        np.testing.assert_allclose(model.transform(X), before, atol=1e-4)
+    if argument in ("distance", "margin", "supervision_weight", "global_weight"):
+        assert int(model.model_.optimizer.iterations) == 2 * steps
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.linspace(4.3, 9, 40), r"labels hold 4\.3; .*supervision_metric='mae'.*LabelEncoder.*supervision_weight=0"),
+        (CLASSES + 1, r"labels start at 1\. .*y\.astype\(str\)"),
+        (CLASSES * 2, r"1 is missing\. .*LabelEncoder"),
+    ],
+)
+def test_labels_that_are_no_classes_are_answered_with_what_helps(labels: np.ndarray, message: str) -> None:
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+
+    with pytest.raises(InputError, match=message):
+        small().fit(X, labels)
+    model = make_pipeline(small(supervision_weight=0), LinearRegression()).fit(X, labels)
+    np.testing.assert_array_equal(model[0].transform(X), small().fit_transform(X))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [(np.zeros(40, int), "all labels are of one class, 0"), (["nan", "a"] * 20, "text 'nan'")]
+)
+def test_labels_that_teach_nothing_are_warned_of(labels: Any, message: str) -> None:
+    with pytest.warns(UserWarning, match=message):
+        small().fit(X, labels)
+
+
+def test_components_are_not_the_size_of_the_embedding() -> None:
+    with pytest.warns(UserWarning, match=r"replaces the 12 columns.*embedding_dims=2"):
+        small(n_components=2).fit(X)
+    with pytest.warns(UserWarning, match="n_components=50 was lowered to 12: X has 40 rows and 12 columns"):
+        small(n_components=50).fit(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        small(n_components=10).fit(X)
+    with pytest.raises(ConfigError, match="for example 50"):
+        small(n_components="auto").fit(X)
+
+
+def test_k_is_at_most_the_rows_without_two() -> None:
+    with pytest.warns(UserWarning, match="k=39 was lowered to 38"):
+        assert small(k=39).fit(X).neighbour_matrix_.shape == (40, 38)
+    with pytest.raises(InputError, match=r"k=40 must be at most n_rows - 2 = 38"):
+        small(k=40).fit(X)
+
+
+class AnnData:
+    X, obsm, shape = X, {"X_pca": X}, X.shape
+
+    def __getitem__(self, place: Any) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "X is None"),
+        ("iris.csv", "text, 'iris.csv': read the file"),
+        (Path("iris.csv"), "text, 'iris.csv'"),
+        (AnnData(), r"pass its rows, adata.obsm\['X_pca'\] or adata.X"),
+    ],
+)
+def test_what_holds_or_names_rows(rows: Any, message: str) -> None:
+    for method in (small().fit, small().transform):
+        with pytest.raises(InputError, match=message):
+            method(rows)
+
+
+def test_missing_values_are_counted_by_column() -> None:
+    pd = pytest.importorskip("pandas")
+    holes = X.copy()
+    holes[:7, 3], holes[0, 1] = np.nan, np.inf
+    with pytest.raises(InputError, match=r"7 of 40 rows, the first is row 0 \(columns 3: 7, 1: 1\)"):
+        small().fit(holes)
+    frame = pd.DataFrame(holes, columns=list("abcdefghijkl"))
+    with pytest.raises(InputError, match=r"\(columns 'd': 7, 'b': 1\)"):
+        small().fit(frame)
+
+
+def test_columns_that_outweigh_the_others_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "ivis_spark")
+    small().fit(X)
+    assert not caplog.messages
+    small().fit(X * np.where(np.arange(12) == 4, 1e6, 1))
+    assert "1 of 12 columns" in caplog.text and "[4]" in caplog.text and "Scale X" in caplog.text
+
+
+def test_before_a_fit_and_on_the_class(tmp_path: Path) -> None:
+    for method in (small().score_samples, small().transform):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            method(X)
+    with pytest.raises(ConfigError, match=r"Ivis\(\)\.load_model\('some'\)"):
+        Ivis.load_model("some")  # type: ignore[type-var]
+    with pytest.raises(ConfigError, match="folder_path"):
+        Ivis().load_model()
+    model = small().fit(X)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).embedding_, model.embedding_)
