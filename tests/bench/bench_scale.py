@@ -65,7 +65,8 @@ def main() -> None:
     settings = {"k": options.k, "target_recall": options.target_recall}
     if options.case == "counts":
         regions = build_sizes(1e9, 128, NeighboursConfig(), copies=1.0).regions
-        settings |= {"region_rows": rows // regions, "leaf_rows": 64}
+        # Lists of few neighbours: those of more would lie in more regions of so few rows than a row is copied to
+        settings |= {"region_rows": rows // regions, "leaf_rows": 64, "k": 5, "target_recall": 0.7}
     if options.case == "sample":
         regions = build_sizes(1e6, dims, NeighboursConfig(), copies=1.0).regions
         settings |= {"region_rows": rows // regions}  # as many of any number of rows
