@@ -138,8 +138,8 @@ def kept_neighbours(rows: Any, projected: NDArray[np.float32], *, k: int, querie
         k: Neighbours, fewer than n.
         queries: Number of first rows whose neighbours are compared.
     """
-    near = [_nearest(points, min(queries, len(projected)), k) for points in (rows, projected)]
-    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*near, strict=True)]))
+    neighbours = [_nearest(points, min(queries, len(projected)), k) for points in (rows, projected)]
+    return float(np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*neighbours, strict=True)]))
 
 
 def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
@@ -150,7 +150,7 @@ def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
         rows = np.subtract(rows, rows.mean(axis=0, dtype=np.float64), dtype=np.float64)
         lengths = np.einsum("ij,ij->i", rows, rows)
     step = max(1, DISTANCE_BYTES // (5 * 8 * len(lengths)))  # products, of sparse rows twice, and places
-    near = np.empty((queries, k), np.int64)
+    numbers = np.empty((queries, k), np.int64)
     for start in range(0, queries, step):
         stop = min(start + step, queries)
         keys = rows @ rows[start:stop].T
@@ -158,5 +158,5 @@ def _nearest(rows: Any, queries: int, k: int) -> NDArray[np.int64]:
         keys *= -2
         keys += lengths[:, None]
         keys[np.arange(start, stop), np.arange(stop - start)] = np.inf
-        near[start:stop] = np.argpartition(keys, k - 1, axis=0)[:k].T
-    return near
+        numbers[start:stop] = np.argpartition(keys, k - 1, axis=0)[:k].T
+    return numbers

@@ -27,7 +27,7 @@ from ivis_spark.config import (
 )
 from ivis_spark.core.seeds import RandomState, to_seed
 from ivis_spark.data.arrays import warn_of_range
-from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
+from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, read_neighbours
 from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
@@ -35,13 +35,12 @@ from ivis_spark.estimator.labels import read_labels
 from ivis_spark.estimator.names import in_order, names_of
 from ivis_spark.estimator.predicting import check_components, check_width, embed_fitted, predict, rows_to_search
 from ivis_spark.estimator.saving import NotFitted, Saving
-from ivis_spark.estimator.settings import TRAIN_SETTINGS, params_of, with_preset
-from ivis_spark.nn.callbacks import Progress
-from ivis_spark.nn.losses import Loss, triplet_loss
+from ivis_spark.estimator.settings import config_of, loss_of, params_of
+from ivis_spark.nn.callbacks import FitProgress
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
-from ivis_spark.nn.projection import split_projection, with_projection
+from ivis_spark.nn.projection import split_projection
 from ivis_spark.nn.scaling import split_scaling
 from ivis_spark.nn.supervision import build_head
 from ivis_spark.progress import say
@@ -169,46 +168,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         n_components: int | None = None,
     ) -> None:
         """Keep the parameters; they are checked by `fit`."""
-        self.embedding_dims = embedding_dims
-        self.k = k
-        self.distance = distance
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.n_epochs_without_progress = n_epochs_without_progress
-        self.n_trees = n_trees
-        self.ntrees = ntrees
-        self.knn_distance_metric = knn_distance_metric
-        self.search_k = search_k
-        self.precompute = precompute
-        self.model = model
-        self.supervision_metric = supervision_metric
-        self.supervision_weight = supervision_weight
-        self.annoy_index_path = annoy_index_path
-        self.callbacks = callbacks
-        self.build_index_on_disk = build_index_on_disk
-        self.neighbour_matrix = neighbour_matrix
-        self.verbose = verbose
-        self.random_state = random_state
-        self.learning_rate = learning_rate
-        self.margin = margin
-        self.n_jobs = n_jobs
-        self.temperature = temperature
-        self.clip = clip
-        self.shared_negatives = shared_negatives
-        self.exaggeration = exaggeration
-        self.exaggeration_share = exaggeration_share
-        self.global_weight = global_weight
-        self.dropout = dropout
-        self.compute_precision = compute_precision
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.warmup_epochs = warmup_epochs
-        self.cooldown_epochs = cooldown_epochs
-        self.clipnorm = clipnorm
-        self.negatives = negatives
-        self.preset = preset
-        self.warm_start = warm_start
-        self.n_components = n_components
+        params = dict(locals())
+        del params["self"]
+        vars(self).update(params)
 
     def __sklearn_tags__(self) -> Any:
         """Describe this to scikit-learn: sparse rows are taken, and the embedding is float32."""
@@ -248,8 +210,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
         Y = y if Y is None else Y
-        settings = self._config()
-        self._loss()  # refuses an unknown one before the neighbours are searched
+        settings = config_of(self.get_params(deep=False))
+        loss_of(self.get_params(deep=False))  # refuses an unknown one before the neighbours are searched
         self._seed = to_seed(self.random_state)
         goes_on = self.encoder_ is not None and (self.warm_start or self._loaded)
         names = names_of(X)
@@ -272,8 +234,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
         if self.n_components is not None and not goes_on:
             self.projection_ = learn_projection(rows, self.n_components, seed=self._seed)
-        start, given, rows = time.monotonic(), rows, project(rows, self.projection_)
-        self.neighbour_matrix_ = neighbours = self._find_neighbours(given, rows, settings.neighbours)
+        start, unprojected, rows = time.monotonic(), rows, project(rows, self.projection_)
+        self.neighbour_matrix_ = neighbours = self._find_neighbours(unprojected, rows, settings.neighbours)
         if self.verbose and self.neighbour_matrix is None:
             say(f"neighbours of {len(rows):,} rows: {time.monotonic() - start:.1f} s")
         model = self._model_for(rows, labels, config)
@@ -321,35 +283,18 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             raise NotFitted("Model was not trained in classification mode: pass labels to fit")
         return predict(self.head_, predict(self.encoder_, rows, self.projection_))
 
-    def _config(self) -> Config:
-        values = with_preset(self.get_params(deep=False))
-        train = {setting: values[name] for name, setting in TRAIN_SETTINGS.items()}
-        near = NeighboursConfig(
-            k=values["k"],
-            metric=values["knn_distance_metric"],
-            n_trees=self.n_trees if self.ntrees is None else self.ntrees,
-            search_k=self.search_k,
-        )
-        auto: Any = AUTO  # the network is built by name here
-        return Config(preset="ivis", neighbours=near, train=TrainConfig(**train, model=auto))
-
-    def _loss(self) -> Loss:
-        values = with_preset(self.get_params(deep=False))
-        names = ("distance", "margin", "temperature", "clip", "shared_negatives")
-        return triplet_loss(*(values[name] for name in names))
-
-    def _find_neighbours(self, given: Rows, rows: Rows, config: NeighboursConfig) -> Neighbours:
+    def _find_neighbours(self, unprojected: Rows, rows: Rows, config: NeighboursConfig) -> Neighbours:
         """Return the neighbours of rows as they were given, searched among projected ones where that keeps them."""
         if self.neighbour_matrix is not None:
-            return given_neighbours(self.neighbour_matrix, len(rows))
+            return read_neighbours(self.neighbour_matrix, len(rows))
         if self.annoy_index_path is None:
-            given = rows_to_search(given, rows, self.projection_, config.metric)
+            unprojected = rows_to_search(unprojected, rows, self.projection_, config.metric)
         if self.ntrees is not None:
             warnings.warn("ntrees is deprecated; use n_trees", FutureWarning, stacklevel=3)
         if config.k == len(rows) - 1 > 1:  # ivis counts the row itself among its neighbours, and so allows one more
             config = dataclasses.replace(config, k=config.k - 1)
         return find_neighbours(
-            given,
+            unprojected,
             config,
             random_state=self._seed,
             precompute=self.precompute,
@@ -381,21 +326,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         model: TripletModel = self.model_
         return model
 
-    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
-        config = self._config().train
-        whole = with_projection(encoder, self.projection_)
-        self.encoder_, self.head_ = whole, head
-        self.supervised_model_ = None if head is None else keras.Model(whole.inputs[0], head(whole.outputs[0]))
-        self.model_ = TripletModel(
-            encoder,
-            self._loss(),
-            head=head,
-            supervision_metric=self.supervision_metric,
-            supervision_weight=config.supervision_weight,
-            global_weight=config.global_weight,
-            optimizer=optimizer or make_optimizer(config, encoder),
-        )
-
     def _listeners(self, n_rows: int, ending: contextlib.ExitStack) -> list[keras.callbacks.Callback]:
         """Return the callbacks of a fit; the first keeps the history, so that it outlives an interruption."""
         done = len(self.loss_history_)
@@ -408,7 +338,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if hasattr(listener, "register_ivis_model"):
                 listener.register_ivis_model(self)
         if self.verbose:
-            listeners.append(progress := Progress(n_rows))
+            listeners.append(progress := FitProgress(n_rows))
             ending.callback(progress.close)
         return listeners
 

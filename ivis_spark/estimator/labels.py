@@ -47,19 +47,19 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
 def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
     """Return the numbers of classes of labels of shape (n,), and the classes, None if the labels were numbers."""
     missing = np.array([is_missing(label) for label in labels]) if labels.dtype.kind in "OmMf" else None
-    known = labels if missing is None else labels[~missing]
-    if labels.dtype.kind == "O" and all(_is_number(label) for label in known):
-        known = known.astype(np.float64)
-    if known.dtype.kind in "iuf":
+    labelled = labels if missing is None else labels[~missing]
+    if labels.dtype.kind == "O" and all(_is_number(label) for label in labelled):
+        labelled = labelled.astype(np.float64)
+    if labelled.dtype.kind in "iuf":
         if missing is None:
             return labels, None
-        numbered = np.full(len(labels), UNLABELLED, known.dtype)
-        numbered[~missing] = known
+        numbered = np.full(len(labels), UNLABELLED, labelled.dtype)
+        numbered[~missing] = labelled
         return numbered, None
     try:
-        classes, codes = np.unique(known, return_inverse=True)
+        classes, codes = np.unique(labelled, return_inverse=True)
     except TypeError as err:
-        kinds = ", ".join(sorted({type(label).__name__ for label in known}))
+        kinds = ", ".join(sorted({type(label).__name__ for label in labelled}))
         raise InputError(
             f"labels have types that cannot be sorted together ({kinds}); convert them all to text"
         ) from err

@@ -68,12 +68,12 @@ def check_components(count: Any, metric: str, *, searched: bool) -> None:
         )
 
 
-def rows_to_search(given: Rows, projected: Rows, projection: Projection | None, metric: str) -> Rows:
-    """Return the rows among which the neighbours of rows `given` are searched."""
+def rows_to_search(unprojected: Rows, projected: Rows, projection: Projection | None, metric: str) -> Rows:
+    """Return the rows among which the neighbours of rows `unprojected` are searched."""
     if projection is None or metric == "euclidean" or not isinstance(projected, np.ndarray):
         return projected
     # Angles need the origin, which a projection that was loaded with a model no longer knows.
-    return projection.around_origin(projected) if len(projection.explained) else given
+    return projection.around_origin(projected) if len(projection.explained) else unprojected
 
 
 def check_width(network: keras.Model | None, shape: tuple[int, ...]) -> None:
@@ -85,11 +85,11 @@ def check_width(network: keras.Model | None, shape: tuple[int, ...]) -> None:
     """
     if network is None:
         raise NotFitted("Model was not fitted yet. Call `fit` before calling `transform`.")
-    wanted, given = tuple(network.input_shape[1:]), shape[1:]
-    if len(wanted) != len(given) or any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
-        if len(wanted) == len(given) == 1:
-            raise InputError(f"X has {given[0]} features, but Ivis is expecting {wanted[0]} features as input")
-        raise InputError(f"rows of X have shape {given}; the model takes {wanted}: pass rows of that shape")
+    expected, actual = tuple(network.input_shape[1:]), shape[1:]
+    if len(expected) != len(actual) or any(w not in (None, g) for w, g in zip(expected, actual, strict=True)):
+        if len(expected) == len(actual) == 1:
+            raise InputError(f"X has {actual[0]} features, but Ivis is expecting {expected[0]} features as input")
+        raise InputError(f"rows of X have shape {actual}; the model takes {expected}: pass rows of that shape")
 
 
 def warn_if_collapsed(rows: Floats, embedding: Floats, *, stacklevel: int) -> None:

@@ -17,9 +17,12 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
 from ivis_spark.core.projection import Projection
 from ivis_spark.errors import ExistsError, NotFittedError
+from ivis_spark.estimator.settings import config_of, loss_of
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
-from ivis_spark.nn.projection import split_projection
+from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.optimizer import make_optimizer
+from ivis_spark.nn.projection import split_projection, with_projection
 
 # Parameters that hold objects: not saved with a model.
 _OBJECTS = ("callbacks", "neighbour_matrix")
@@ -128,8 +131,8 @@ class Saving(BaseEstimator):  # type: ignore[misc]
             extra = persistence.load_extra(folder_path)
             trained = persistence.is_trained(folder_path)
             loaded = persistence.load_model(folder_path, custom_objects=custom_objects) if trained else None
-        given = {name: getattr(self, name) for name in _CALLABLES if callable(getattr(self, name))}
-        self.set_params(**{**extra["params"], **given})
+        functions = {name: getattr(self, name) for name in _CALLABLES if callable(getattr(self, name))}
+        self.set_params(**{**extra["params"], **functions})
         self._forget()
         self._loaded = True
         self.loss_history_, self.n_classes_ = list(extra["loss_history"]), extra["n_classes"]
@@ -194,8 +197,21 @@ class Saving(BaseEstimator):  # type: ignore[misc]
         if saved.encoder.input_shape[1] is not None:
             self.n_features_in_ = int(saved.encoder.input_shape[1])
 
-    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> Any:
-        raise NotImplementedError
+    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
+        params = self.get_params(deep=False)
+        config = config_of(params).train
+        whole = with_projection(encoder, self.projection_)
+        self.encoder_, self.head_ = whole, head
+        self.supervised_model_ = None if head is None else keras.Model(whole.inputs[0], head(whole.outputs[0]))
+        self.model_ = TripletModel(
+            encoder,
+            loss_of(params),
+            head=head,
+            supervision_metric=self.supervision_metric,
+            supervision_weight=config.supervision_weight,
+            global_weight=config.global_weight,
+            optimizer=optimizer or make_optimizer(config, encoder),
+        )
 
 
 def _kept(classes: NDArray[Any] | None) -> dict[str, Any] | None:
@@ -203,12 +219,12 @@ def _kept(classes: NDArray[Any] | None) -> dict[str, Any] | None:
     if classes is None:
         return None
     values = classes.astype(str) if classes.dtype.kind in "mM" else classes
-    kept = [value if isinstance(value, (str, bool, int, float)) else str(value) for value in values.tolist()]
-    return {"dtype": str(classes.dtype), "values": kept}
+    plain_values = [value if isinstance(value, (str, bool, int, float)) else str(value) for value in values.tolist()]
+    return {"dtype": str(classes.dtype), "values": plain_values}
 
 
-def _restored(kept: Mapping[str, Any] | None) -> NDArray[Any] | None:
-    return None if kept is None else np.array(kept["values"], dtype=kept["dtype"])
+def _restored(mapping: Mapping[str, Any] | None) -> NDArray[Any] | None:
+    return None if mapping is None else np.array(mapping["values"], dtype=mapping["dtype"])
 
 
 def _plain(value: Any) -> Any:

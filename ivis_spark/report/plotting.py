@@ -111,10 +111,10 @@ def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
 
 
 def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: int) -> Labels | None:
-    given, name = (labels, "labels") if values is None else (values, "values")
-    if given is None:
+    source, name = (labels, "labels") if values is None else (values, "values")
+    if source is None:
         return None
-    array = np.asarray(given)
+    array = np.asarray(source)
     if array.shape != (n_rows,):
         raise InputError(f"{name} has shape {array.shape}; it must be ({n_rows},), one per row of the embedding")
     if values is not None:
@@ -124,15 +124,15 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
             raise InputError("values must be numbers; pass classes as labels") from err
         numbers[~np.isfinite(numbers)] = np.nan
         return Labels((), np.full(n_rows, -1, np.int64), numbers)
-    known = [
+    items = [
         None if item is None or type(item).__name__ == "NAType" or item != item else item for item in array.tolist()
     ]
-    if any(isinstance(item, str) for item in known) or array.dtype.kind not in "iuf":
-        return read_labels([None if item is None else str(item) for item in known])
-    found = read_labels(known)
-    if found is not None and found.continuous:  # every number is a class where labels are asked for
-        return read_labels([None if item is None else f"{item:g}" for item in known])
-    return found
+    if any(isinstance(item, str) for item in items) or array.dtype.kind not in "iuf":
+        return read_labels([None if item is None else str(item) for item in items])
+    read = read_labels(items)
+    if read is not None and read.continuous:  # every number is a class where labels are asked for
+        return read_labels([None if item is None else f"{item:g}" for item in items])
+    return read
 
 
 def _shade(embedding: NDArray[np.float64], labels: Labels | None) -> Shaded | None:

@@ -38,7 +38,7 @@ def publish(run: Run) -> Manifest:
         lists, seed = run.table(neighbours), run.config.random_state
         held = neighbours.info.get("anchors", rows.info["rows"])
         chosen = Anchors.draw(lists, anchors, n_rows=held, random_state=seed)
-        found = build_triplets(
+        facts = build_triplets(
             table,
             chosen.of(lists),
             run.config.triplets,
@@ -49,8 +49,8 @@ def publish(run: Run) -> Manifest:
             folder=stage.path("data"),
             negatives=negatives,
         )
-        stage.digests.update({f"data/{name}": digest for name, digest in found.pop("digests").items()})
-        stage.info |= found | {"rows": rows.info["rows"], "dims": rows.info["dims"]}
+        stage.digests.update({f"data/{name}": digest for name, digest in facts.pop("digests").items()})
+        stage.info |= facts | {"rows": rows.info["rows"], "dims": rows.info["dims"]}
 
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "neighbours": neighbours.fingerprint, "negatives": negatives}
     if classes is not None:

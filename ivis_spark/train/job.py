@@ -19,7 +19,7 @@ import tensorflow as tf
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
 from ivis_spark.errors import raised_remotely
-from ivis_spark.nn.callbacks import Progress
+from ivis_spark.nn.callbacks import FitProgress
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.nn.networks import build_encoder
@@ -185,8 +185,8 @@ def _reading_errors() -> Iterator[None]:
 
 def _synchronise(backend: Backend, model: TripletModel, checkpoints: Checkpoints) -> TrainingState:
     """Give every rank the values and the place of rank 0: those of the last checkpoint, or fresh ones."""
-    found = checkpoints.restore(model) if backend.rank == 0 else None
-    position = backend.broadcast_object(None if found is None else dataclasses.asdict(found))
+    checkpoint = checkpoints.restore(model) if backend.rank == 0 else None
+    position = backend.broadcast_object(None if checkpoint is None else dataclasses.asdict(checkpoint))
     variables = list(variables_of(model).values())
     backend.broadcast_variables(variables)
     for variable in variables:
@@ -200,7 +200,7 @@ def _callbacks(job: TrainingJob, backend: Backend, steps: int, logs: str) -> lis
     callbacks = make_callbacks(job.config.rank_callbacks, logs)
     if backend.rank == 0:
         callbacks += make_callbacks(job.config.callbacks, logs)
-        callbacks.append(Progress(steps * job.config.batch_size))
+        callbacks.append(FitProgress(steps * job.config.batch_size))
     return callbacks
 
 

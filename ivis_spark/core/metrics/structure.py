@@ -93,9 +93,9 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     n = _checked_rows(features, k)
     excess = 0
     for start, stop in row_blocks(n, n):
-        near = nearest(_without_self(embedding, start, stop), k)
+        neighbours = nearest(_without_self(embedding, start, stop), k)
         distances = _without_self(features, start, stop)
-        reached = np.take_along_axis(distances, near, axis=1)
+        reached = np.take_along_axis(distances, neighbours, axis=1)
         distances.sort(axis=1)
         for row, values in zip(distances, reached, strict=True):
             ranks = np.searchsorted(row, values, side="left") + 1
@@ -123,11 +123,15 @@ def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """
     features, embedding = centred_pair(X, Z)
     n = _checked_rows(features, k)
-    found = 0
+    hits = 0
     for start, stop in row_blocks(n, n):
-        wanted, near = (nearest(_without_self(points, start, stop), k) for points in (features, embedding))
-        found += sum(len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(wanted, near, strict=True))
-    return found / (n * k)
+        true_neighbours, neighbours = (
+            nearest(_without_self(points, start, stop), k) for points in (features, embedding)
+        )
+        hits += sum(
+            len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(true_neighbours, neighbours, strict=True)
+        )
+    return hits / (n * k)
 
 
 def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng: np.random.Generator) -> float:
@@ -151,12 +155,12 @@ def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng:
     features, embedding = centred_pair(X, Z, least=3)
     check_count("n_triplets", n_triplets)
     a, b, c = draw_distinct(len(features), 3, n_triplets, rng)
-    wanted = np.sign(distances_between(features, a, b) - distances_between(features, a, c))
-    found = np.sign(distances_between(embedding, a, b) - distances_between(embedding, a, c))
-    ordered = wanted != 0
+    true_order = np.sign(distances_between(features, a, b) - distances_between(features, a, c))
+    order = np.sign(distances_between(embedding, a, b) - distances_between(embedding, a, c))
+    ordered = true_order != 0
     if not ordered.any():
         return 0.5
-    return float(0.5 + 0.5 * np.mean(wanted[ordered] * found[ordered]))
+    return float(0.5 + 0.5 * np.mean(true_order[ordered] * order[ordered]))
 
 
 def distance_correlation(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -155,12 +155,7 @@ def embed_input(
 
 
 def check_same_columns(
-    spark: SparkSession,
-    target: Target,
-    source: Input,
-    config: EmbedConfig,
-    *,
-    classes: dict[str, Any] | None = None,
+    spark: SparkSession, target: Target, source: Input, config: EmbedConfig, *, classes: dict[str, Any] | None = None
 ) -> None:
     """Refuse to put embeddings into a table with other columns. Reads footers only. Runs on: driver.
 
@@ -174,9 +169,9 @@ def check_same_columns(
         return
     folders = {tuple(unquote(part.partition("=")[0]) for part in name.split("/")[:-1]) for name in files}
     if folders != {config.partition_by}:
-        found = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
+        layouts = " and ".join(sorted("/".join(names) or "nothing" for names in folders))
         raise InputError(
-            f"{target.uri} is partitioned by {found}, and embed.partition_by is "
+            f"{target.uri} is partitioned by {layouts}, and embed.partition_by is "
             f"{'/'.join(config.partition_by) or 'nothing'}: use the same, or choose another --target"
         )
     outputs = Outputs.of(config, classes)

@@ -85,14 +85,14 @@ def learn(scaler: Scaler, packed: list[Any], width: int, count: int) -> tuple[Pr
     # sparse samples are not shifted by the offset, which would fill them
     mean = projection.mean - scaler.offset * scaler.factor if is_sparse(sample) else projection.mean
     k = min(_NEAREST, n_sampled - 1)
-    kept = kept_neighbours(sample, projection.transform(sample), k=k, queries=_QUERIES)
+    kept_share = kept_neighbours(sample, projection.transform(sample), k=k, queries=_QUERIES)
     explained = projection.explained
     facts = {
         "count": len(explained),
         "explained_variance": float(explained.sum()),
         "explained_variance_ratio": [round(float(share), 6) for share in explained],
         "sample_rows": n_sampled,
-        "kept_neighbours": round(kept, 4),
+        "kept_neighbours": round(kept_share, 4),
         "kept_neighbours_k": k,
     }
     return dataclasses.replace(projection, mean=mean), facts
@@ -102,8 +102,8 @@ def _row_bytes(raw: DataFrame, source: Source) -> float:
     """Return the bytes of a row, of sparse ones on average: the same however the table was cut."""
     if not source.sparse:
         return np.dtype(source.dtype).itemsize * source.width
-    found = raw.select(F.avg(F.length(F.col(FEATURES)["indices"]))).first()
-    return max(1.0, 3 * float(found[0]) if found is not None else 0.0)  # 4 bytes of the index, 8 of the value
+    mean = raw.select(F.avg(F.length(F.col(FEATURES)["indices"]))).first()
+    return max(1.0, 3 * float(mean[0]) if mean is not None else 0.0)  # 4 bytes of the index, 8 of the value
 
 
 def _draw(raw: DataFrame, size: int, rows: int) -> list[Any]:
@@ -115,11 +115,11 @@ def _draw(raw: DataFrame, size: int, rows: int) -> list[Any]:
         drawn = hashed.where(F.col("draw") < F.lit(_LOW + int(share * 2**64))) if share < 1 else hashed
         if key == HASH:
             drawn = drawn.groupBy("draw").agg(F.min(FEATURES).alias(FEATURES))
-        found = drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
-        if len(found) == size or share == 1:
-            return [record[FEATURES] for record in found]
+        records = drawn.orderBy("draw", FEATURES).limit(size).select(FEATURES).collect()
+        if len(records) == size or share == 1:
+            return [record[FEATURES] for record in records]
         # copies count among the rows, and are drawn once
-        share = min(1.0, share * max(4.0, 1.5 * size / max(len(found), 1)))
+        share = min(1.0, share * max(4.0, 1.5 * size / max(len(records), 1)))
 
 
 def _scaled(scaler: Scaler, packed: list[Any], width: int) -> Any:
