@@ -117,6 +117,15 @@ def test_depths_by_hand() -> None:
     assert rows.tolist() == [0, 0, 1, 1] and guests.tolist() == [0, 1, 2, 1] and home.tolist() == [1, 0, 1, 0]
 
 
+def test_some_of_many_equal_rows_are_copied_to_other_regions() -> None:
+    """Equal rows are sharded over the regions 0 to 3; one of 32 can also be a neighbour of rows in region 4."""
+    centroids, parts = np.array([[0.0], [4]], np.float32), np.array([4, 1])
+    regions = Regions("euclidean", centroids, parts, np.full(2, 2, np.float32), np.zeros(2, np.float32))
+    rows, numbers, home = regions.assign(np.zeros((640, 1), np.float32), np.arange(640), width=2, margin=1.2)
+    assert np.array_equal(rows[home], np.arange(640)) and set(numbers[home]) == {0, 1, 2, 3}
+    assert set(numbers[~home]) == {4} and 8 < (~home).sum() < 40
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_row_goes_to_the_same_regions_in_any_batch(metric: str) -> None:
     """40 features, so that products round; many regions are looked up by an index of their own."""
