@@ -24,7 +24,7 @@ from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.core.knn.indexes import IndexSettings, load_index
 from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
+from ivis_spark.core.triplets.blocks import unpack_false_negatives, unpack_vectors
 from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
@@ -221,7 +221,7 @@ def test_packed_vectors(rows: int, width: int, data: st.DataObject) -> None:
 @given(content=st.binary(max_size=64), rows=st.integers(2, 300))
 def test_packed_pairs(content: bytes, rows: int) -> None:
     try:
-        codes = unpack_near(content, rows)
+        codes = unpack_false_negatives(content, rows)
     except ArtifactError:
         return
     assert (codes < rows**2).all() and (np.diff(codes.astype(np.int64)) > 0).all()

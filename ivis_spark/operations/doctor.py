@@ -184,9 +184,9 @@ def _reader() -> Check:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ivis_spark.train.dataset.blocks import TripletBlocks
+    from ivis_spark.train.dataset.sharding import Part
     from ivis_spark.train.readers import installed_readers, make_reader
-    from ivis_spark.train.reading.blocks import TripletBlocks
-    from ivis_spark.train.reading.sharding import Part
 
     reader = make_reader("auto")
     with tempfile.TemporaryDirectory(prefix="ivis-spark-doctor-") as folder:

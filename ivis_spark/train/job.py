@@ -29,9 +29,9 @@ from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.backends import Backend
 from ivis_spark.train.callbacks import make_callbacks
 from ivis_spark.train.checkpoints import Checkpoints
+from ivis_spark.train.dataset.block_dataset import block_dataset
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks
 from ivis_spark.train.loop import History, TrainingState, fit
-from ivis_spark.train.reading.blocks import Place, TripletBlocks
-from ivis_spark.train.reading.reader import block_dataset
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
         random_state=job.random_state,
         labels=config.supervision_metric is not None,
         negatives=model.count_negatives(config.negatives),
-        place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
+        position=Position(backend.rank, backend.n_ranks, state.epoch, state.step),
         reader=config.reader,
     )
 

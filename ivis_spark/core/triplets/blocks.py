@@ -137,7 +137,7 @@ def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> N
     return _unpack(packed, "<f4", block_rows, width, column).reshape(block_rows, width)
 
 
-def unpack_near(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
+def unpack_false_negatives(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
     """Return the packed column `near` of a block, shape (p,); a view.
 
     Raises:

@@ -214,7 +214,7 @@ def draw_batch_negatives(
     Runs on: each rank. Deterministic for a given `rng`.
 
     Args:
-        is_false_negative: Which pairs are forbidden, see `near_in_block` and `false_negatives_in_batches`.
+        is_false_negative: Which pairs are forbidden, see `false_negatives_in_block` and `false_negatives_in_batches`.
         n: Anchors, in batch order.
         batch_size: Rows of a batch.
         start: Rows that stand before these in the first batch, less than `batch_size`; none is drawn from them.
@@ -257,7 +257,7 @@ def _draw_between(
     return picked
 
 
-def near_in_block(pairs: NDArray[np.uint32], order: NDArray[np.int64]) -> IsFalseNegative:
+def false_negatives_in_block(pairs: NDArray[np.uint32], order: NDArray[np.int64]) -> IsFalseNegative:
     """Return the test of `draw_batch_negatives` for a block.
 
     Args:

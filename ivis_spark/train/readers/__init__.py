@@ -13,8 +13,8 @@ from typing import Any
 from ivis_spark.config.checks import AUTO
 from ivis_spark.config.imports import load_class, load_installed
 from ivis_spark.errors import DependencyError
-from ivis_spark.train.reading.blocks import TripletBlocks
-from ivis_spark.train.reading.sharding import Part
+from ivis_spark.train.dataset.blocks import TripletBlocks
+from ivis_spark.train.dataset.sharding import Part
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from ivis_spark.core.triplets.sampling import (
     draw_positives,
     false_negative_pairs,
     false_negatives_in_batches,
-    near_in_block,
+    false_negatives_in_block,
 )
 from ivis_spark.errors import InputError
 
@@ -76,7 +76,7 @@ def test_pairs_of_a_block_that_are_near_are_never_drawn(n: int, k: int, seed: in
     expected = np.flatnonzero(wrong & ~np.eye(n, dtype=bool))
     np.testing.assert_array_equal(near, expected)
     order = rng.permutation(n)
-    drawn = draw_batch_negatives(near_in_block(near, order), n, batch_size=n, draws=5, rng=rng)
+    drawn = draw_batch_negatives(false_negatives_in_block(near, order), n, batch_size=n, draws=5, rng=rng)
     assert drawn.min() >= 0
     assert not wrong[order[:, None], order[drawn]].any()
 
