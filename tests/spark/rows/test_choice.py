@@ -17,7 +17,7 @@ from ivis_spark.spark.rows import tables
 from ivis_spark.spark.rows.choice import explain_columns
 from ivis_spark.spark.rows.columns import resolve
 from ivis_spark.spark.rows.ingest import ingest
-from ivis_spark.spark.vectors import count_bad_values
+from ivis_spark.spark.vectors import count_bad_values, describe
 from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
@@ -131,3 +131,8 @@ def test_cells_are_counted_by_place_in_lists_of_any_length_and_slice() -> None:
         ("infinite", 0): 1,
         ("infinite", 2): 1,
     }
+
+
+def test_messages_name_five_columns_at_most() -> None:
+    assert describe(["a"]) == "column 'a'" and describe(list("abcde")) == "columns a, b, c, d, e"
+    assert describe(list("abcdef")) == "columns a, b, c, d, e, ..."
