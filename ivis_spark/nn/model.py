@@ -84,14 +84,14 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         """Three inputs, then the encoder, as in ivis; with supervision the head too, whose output layer is the last."""
         return [*self._triplet, self.encoder, *([] if self.head is None else self.head.layers)]
 
-    def count_negatives(self, requested: int) -> int:
+    def count_negatives(self, wanted: int) -> int:
         """Return the negatives of each anchor that batches should hold.
 
         A loss that looks at the whole batch is shown every row once, so it gets one; infonce needs none.
         """
         if self._in_batch:
             return 0
-        return 1 if self._sees_batch else requested
+        return 1 if self._sees_batch else wanted
 
     @property
     def metric_names(self) -> tuple[str, ...]:
