@@ -392,10 +392,10 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
         features=["pixels"],
         width=6,
         scaler=scaler,
-        kept_columns=["a.b"],
+        kept=["a.b"],
         read_table=lambda: table,
     )
-    _, page = run(spark, tmp_path, rows, embeddings, colours=wanted)
+    _, page = run(spark, tmp_path, rows, embeddings, wanted=wanted)
     data = drawn(page)
     i = data["ids"] // 10 - 1
     found = {colouring["name"]: colouring for colouring in data["colourings"]}
@@ -424,9 +424,9 @@ def test_points_can_be_coloured_by_other_columns_features_and_the_input(spark: S
 @pytest.mark.spark
 def test_unknown_columns_to_colour_by_are_named(spark: SparkSession) -> None:
     given: dict[str, Any] = {"features": ["a", "b"], "width": 2, "scaler": None}
-    assert find_columns(["b"], **given, kept_columns=[], read_table=lambda: pytest.fail("read")).features == {"b": 1}
+    assert find_columns(["b"], **given, kept=[], read_table=lambda: pytest.fail("read")).features == {"b": 1}
     with pytest.raises(ConfigError, match=r"colour_by names day: neither features \(a, b; .* with the rows \(week\)"):
-        find_columns(["day", "a"], **given, kept_columns=["week"], read_table=lambda: spark.range(3))
+        find_columns(["day", "a"], **given, kept=["week"], read_table=lambda: spark.range(3))
 
 
 @pytest.mark.spark

@@ -26,7 +26,7 @@ _SETTING = "evaluate.colour_by"
 
 
 @dataclass(frozen=True)
-class RequestedColours:
+class Wanted:
     """The requested colourings.
 
     Attributes:
@@ -46,9 +46,9 @@ def find_columns(
     features: Sequence[str],
     width: int,
     scaler: Scaler | None,
-    kept_columns: Sequence[str],
+    kept: Sequence[str],
     read_table: Callable[[], DataFrame],
-) -> RequestedColours:
+) -> Wanted:
     """Find columns among the features, else among those that were kept with the rows. Runs on: driver.
 
     Args:
@@ -57,7 +57,7 @@ def find_columns(
             if the rows hold principal components.
         width: Features of a row.
         scaler: How they were scaled; values are shown as the user had them.
-        kept_columns: Names of the columns that were kept.
+        kept: Names of the columns that were kept.
         read_table: Returns `id` and those columns; called only if a name is not a feature.
 
     Raises: ConfigError: if a name is found nowhere.
@@ -73,19 +73,19 @@ def find_columns(
         else:
             others.append(name)
     if not others:
-        return RequestedColours(positions, scaler=scaler)
-    missing = [name for name in others if name not in kept_columns]
+        return Wanted(positions, scaler=scaler)
+    missing = [name for name in others if name not in kept]
     if missing:
         if features:
             what = f"neither features ({', '.join(features[:20])}; name[0] etc. for an array) nor"
         else:
             what = "not features, since rows hold principal components (data.keep_columns keeps numeric columns), nor"
         raise ConfigError(
-            f"{_SETTING} names {', '.join(missing)}: {what} columns kept with the rows ({', '.join(kept_columns)})"
+            f"{_SETTING} names {', '.join(missing)}: {what} columns kept with the rows ({', '.join(kept)})"
         )
     from ivis_spark.spark.rows.columns import quoted
 
-    return RequestedColours(positions, read_table().select("id", *map(quoted, others)), scaler)
+    return Wanted(positions, read_table().select("id", *map(quoted, others)), scaler)
 
 
 def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:

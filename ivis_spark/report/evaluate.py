@@ -20,7 +20,7 @@ from ivis_spark.core import metrics as core_metrics
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.errors import ConfigError
 from ivis_spark.report import figures, html, plots
-from ivis_spark.report.colouring import RequestedColours
+from ivis_spark.report.colouring import Wanted
 from ivis_spark.report.confusion import Confusion
 from ivis_spark.report.labels import Labels
 from ivis_spark.report.sample import Originals, Sample, count_density, density_bins, draw_sample
@@ -56,7 +56,7 @@ def evaluate(
     folder: str,
     title: str = "ivis_spark report",
     settings: Mapping[str, Any] | None = None,
-    colours: RequestedColours | None = None,
+    wanted: Wanted | None = None,
     held_out: tuple[float, int] | None = None,
     table: str | None = None,
     predicted: str | None = None,
@@ -83,7 +83,7 @@ def evaluate(
         folder: Local folder, made if missing.
         title: Heading of the report.
         settings: The run's whole configuration, nested; listed in the report.
-        colours: Additional colourings.
+        wanted: Additional colourings.
         held_out: Share of the labels that training did not see, and the seed of that choice; None if it saw no label.
         table: Name of the table, for the heading.
         predicted: Column of `embeddings` with the class that the model predicts; None if it predicts none.
@@ -109,7 +109,7 @@ def evaluate(
         embeddings=embeddings,
         config=config,
         random_state=random_state,
-        colours=colours,
+        wanted=wanted,
         held_out=held_out,
         predicted=predicted,
         originals=originals,

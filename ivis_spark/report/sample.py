@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ivis_spark.config import EvaluateConfig
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
-from ivis_spark.report.colouring import RequestedColours, packed_features, readable, unpack_features
+from ivis_spark.report.colouring import Wanted, packed_features, readable, unpack_features
 from ivis_spark.report.labels import Labels, read_labels
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def draw_sample(
     embeddings: DataFrame,
     config: EvaluateConfig,
     random_state: int,
-    colours: RequestedColours | None = None,
+    wanted: Wanted | None = None,
     held_out: tuple[float, int] | None = None,
     predicted: str | None = None,
     originals: Originals | None = None,
@@ -140,7 +140,7 @@ def draw_sample(
     else:
         labels = None
     column_values = {name: list(drawn[f"column{place}"]) for place, name in enumerate(further)}
-    column_values |= _draw_colours(spark, rows, colours or RequestedColours(), ids)
+    column_values |= _draw_colours(spark, rows, wanted or Wanted(), ids)
     read = {name: read_labels(values) for name, values in column_values.items()}
     measured, features = _draw_features(spark, rows, originals, ids[: config.sample_rows])
     read_columns = {name: column for name, column in read.items() if column is not None}
@@ -150,7 +150,7 @@ def draw_sample(
 
 
 def _draw_colours(
-    spark: SparkSession, rows: DataFrame, colours: RequestedColours, ids: NDArray[np.int64]
+    spark: SparkSession, rows: DataFrame, colours: Wanted, ids: NDArray[np.int64]
 ) -> dict[str, list[Any]]:
     column_values: dict[str, list[Any]] = {}
     if colours.features:

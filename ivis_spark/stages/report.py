@@ -24,7 +24,7 @@ from ivis_spark.storage import Manifest, StageBuild
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-    from ivis_spark.report.colouring import RequestedColours
+    from ivis_spark.report.colouring import Wanted
     from ivis_spark.report.sample import Originals
 
 # Measured, in seconds of one core: the stage, whose samples do not grow with the rows, and a row that is counted.
@@ -41,7 +41,7 @@ def publish(run: Run) -> Manifest:
             f"{made['output_col']!r} and {made['precision']}: embed again with --overwrite"
         )
 
-    colours = _columns_to_show(run, needed["rows"])
+    wanted = _columns_to_show(run, needed["rows"])
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.report.evaluate import evaluate
@@ -61,7 +61,7 @@ def publish(run: Run) -> Manifest:
                 settings=_settings(needed),
                 table=needed["rows"].info.get("table"),
                 held_out=_held_out(needed["model"], needed["neighbours"]),
-                colours=colours,
+                wanted=wanted,
                 predicted=predicted,
                 originals=_originals(run, needed["rows"]),
                 components=needed["rows"].info.get("components"),
@@ -81,7 +81,7 @@ def check_metrics(config: Config) -> None:
         import_metrics(config.evaluate.metrics)
 
 
-def _columns_to_show(run: Run, rows: Manifest) -> RequestedColours:
+def _columns_to_show(run: Run, rows: Manifest) -> Wanted:
     from ivis_spark.report.colouring import find_columns
 
     return find_columns(
@@ -89,7 +89,7 @@ def _columns_to_show(run: Run, rows: Manifest) -> RequestedColours:
         features=[] if rows.info.get("components") else rows.info["features"],
         width=rows.info["dims"],
         scaler=_scaler(run, rows),
-        kept_columns=rows.info["columns"] or (),
+        kept=rows.info["columns"] or (),
         read_table=lambda: _with_kept(run, rows),
     )
 
