@@ -170,7 +170,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         """Keep the parameters; they are checked by `fit`."""
         params = dict(locals())
         del params["self"]
-        vars(self).update(params)
+        self.__dict__.update(params)
 
     def __sklearn_tags__(self) -> Any:
         """Describe this to scikit-learn: sparse rows are taken, and the embedding is float32."""
