@@ -110,8 +110,8 @@ class TrainingError(IvisError, RuntimeError):
 
 def remote_error(kind: str, message: str) -> IvisError:
     """Return an error raised by another process, as the class of that name if it is defined here."""
-    found = globals().get(kind)
-    return (found if isinstance(found, type) and issubclass(found, IvisError) else IvisError)(message)
+    error_class = globals().get(kind)
+    return (error_class if isinstance(error_class, type) and issubclass(error_class, IvisError) else IvisError)(message)
 
 
 def raised_remotely(account: str) -> IvisError | None:

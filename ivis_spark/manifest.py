@@ -176,18 +176,18 @@ def fingerprint(value: Any) -> str:
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """Return `name: old -> new` for every leaf in which two nested mappings differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        found = []
+        lines = []
         for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else str(key)
-            found += differences(old.get(key), new.get(key), inner)
-        return found
+            lines += differences(old.get(key), new.get(key), inner)
+        return lines
     return [] if old == new else [f"{name}: {old!r} -> {new!r}"]
 
 
 def installed_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

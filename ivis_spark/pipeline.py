@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark.config import Config
-from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.before_spark import look_at_input
-from ivis_spark.spark.watching import Progress
+from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.stages import COMMANDS, STAGES, embeddings, model, neighbours, query, report, rows, triplets
 from ivis_spark.stages.input_table import InputTable
-from ivis_spark.stages.places import check_places
+from ivis_spark.stages.outputs import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest
 from ivis_spark.train.backends import resolve_backend
@@ -98,7 +98,7 @@ class Pipeline:
             threading.Thread(target=_import_ahead, name="imports").start()
         search = functools.partial(self.neighbours, for_training=True)
         steps: tuple[Callable[[], Manifest], ...] = (search, self.triplets, self.train, self.embed, self.evaluate)
-        with self._run.runner.locked(), Progress():
+        with self._run.runner.locked(), SparkProgress():
             manifests = {stage: step() for stage, step in zip(STAGES[1:], steps, strict=True)}
         return {STAGES[0]: self._run.require(STAGES[0]), **manifests}
 

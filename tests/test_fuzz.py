@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from ivis_spark import storage
 from ivis_spark.config import Config, load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.core.knn.index import IndexSettings, LeafIndex
+from ivis_spark.core.knn.indexes import IndexSettings, load_index
 from ivis_spark.core.knn.regions import Regions
 from ivis_spark.core.scaling import SCALER, Scaler
-from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
+from ivis_spark.core.triplets.blocks import unpack_false_negatives, unpack_vectors
 from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError
 from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
@@ -221,7 +221,7 @@ def test_packed_vectors(rows: int, width: int, data: st.DataObject) -> None:
 @given(content=st.binary(max_size=64), rows=st.integers(2, 300))
 def test_packed_pairs(content: bytes, rows: int) -> None:
     try:
-        codes = unpack_near(content, rows)
+        codes = unpack_false_negatives(content, rows)
     except ArtifactError:
         return
     assert (codes < rows**2).all() and (np.diff(codes.astype(np.int64)) > 0).all()
@@ -311,7 +311,8 @@ def test_model_folder_with_any_facts(serving: bytes, scaler: bytes | None) -> No
 def write_index(folder: Path) -> dict[str, Any]:
     """Write an index of three rows in one region; return what `index.json` says."""
     rows, files = np.eye(3, dtype=np.float32), {}
-    for suffix in LeafIndex.build(rows, np.arange(3), "euclidean", IndexSettings(10, 1)).save(str(folder / "region")):
+    index = load_index("leaves").build(rows, np.arange(3), "euclidean", IndexSettings(10, 1))
+    for suffix in index.save(str(folder / "region")):
         files[suffix] = {"path": f"region{suffix}", **storage.digest_file(str(folder / f"region{suffix}"))}
     names = Regions.one("euclidean", 3).save(str(folder))
     quantiser = [{"path": name, **storage.digest_file(str(folder / name))} for name in names]

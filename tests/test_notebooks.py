@@ -70,27 +70,23 @@ def digits(tmp_path: Path) -> str:
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-def test_embed_table(spark: SparkSession, digits: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    filled = {"format": "parquet", "input": digits, "output": str(tmp_path / "out"), "label_col": "label"}
-    names = run(NOTEBOOKS / "embed_table.py", spark, {**filled, "settings": "train.epochs=3"})
+def test_embed_a_table_then_another_with_the_registered_model(
+    spark: SparkSession,
+    digits: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=3"}
+    names = run(NOTEBOOKS / "embed_table.py", spark, {**table, "output": str(tmp_path / "out")})
     assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
     assert "trustworthiness" in capsys.readouterr().out
-
-
-@pytest.mark.spark
-@pytest.mark.tf
-@pytest.mark.slow
-def test_embed_with_a_registered_model(
-    spark: SparkSession, digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("ivis_spark.serving.pyfunc")
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
-    table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=3"}
-    run(NOTEBOOKS / "embed_table.py", spark, {**table, "output": str(tmp_path / "out")})
     names = run(
         NOTEBOOKS / "embed_with_registered_model.py",
         spark,

@@ -14,7 +14,7 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.operations.clean import clean
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.stages.places import check_places, check_table
+from ivis_spark.stages.outputs import check_places, check_table
 from ivis_spark.storage import RunFolder
 
 

@@ -24,7 +24,7 @@ from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime import logs
 from ivis_spark.runtime.signals import Guard, Terminated, raise_on_signals
 from ivis_spark.spark.causes import account_of, deepest_cause, task_errors
-from ivis_spark.stages.places import check_places
+from ivis_spark.stages.outputs import check_places
 from ivis_spark.storage import RunFolder
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[A
 
     def get_spark() -> SparkSession:
         from ivis_spark.spark.session import end_quietly, get_session
-        from ivis_spark.spark.watching import Progress
+        from ivis_spark.spark.watching import SparkProgress
 
         spark = get_session(
             f"ivis-spark {arguments.command}",
@@ -175,7 +175,7 @@ def _session_factory(arguments: argparse.Namespace, guard: Guard, opened: list[A
         if not opened:
             guard.at_once(lambda: end_quietly(spark))
             log.info("Spark %s on %s", spark.version, spark.sparkContext.master)
-            opened.append(Progress().__enter__())
+            opened.append(SparkProgress().__enter__())
         return spark
 
     return get_spark

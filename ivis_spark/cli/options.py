@@ -113,8 +113,8 @@ def _not_an_option(text: str, arguments: argparse.Namespace) -> str:
 
 def make_config(arguments: argparse.Namespace) -> Config:
     """Return the configuration: defaults, then the file, then --set, then the options that stand for one setting."""
-    given = {setting: getattr(arguments, option, None) for option, (setting, _) in _SHORT.items()}
-    return load_config(arguments.config, arguments.set, {k: v for k, v in given.items() if v is not None})
+    passed = {setting: getattr(arguments, option, None) for option, (setting, _) in _SHORT.items()}
+    return load_config(arguments.config, arguments.set, {k: v for k, v in passed.items() if v is not None})
 
 
 def spark_settings(arguments: argparse.Namespace) -> dict[str, str]:

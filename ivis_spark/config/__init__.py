@@ -39,15 +39,7 @@ from ivis_spark.config.sections import (
     QueryConfig,
     TripletsConfig,
 )
-from ivis_spark.config.training import (
-    BATCH_SIZES,
-    EPOCHS,
-    LEAST_STEPS,
-    LOSSES,
-    NETWORK_UNITS,
-    STEPS,
-    TrainConfig,
-)
+from ivis_spark.config.training import BATCH_SIZES, EPOCHS, LEAST_STEPS, LOSSES, NETWORK_UNITS, STEPS, TrainConfig
 from ivis_spark.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -118,7 +110,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "warmup_epochs": 1,
             "clipnorm": 4.0,
             "global_weight": 0.1,
-        },
+        }
     },
 }
 # With another loss than the preset's, its learning rate and schedule are far off; these are ivis's, for its batch size.
@@ -203,12 +195,12 @@ class Config(Checked):
         rules = {"k": max(1, min(_RULE_K, rows - 2)), "patience": patience, "model": model}
         anchors = anchors or self.triplets.anchors_of(rows)
         rules |= {"anchors": anchors, **_steps_for(anchors or rows, self.train)}
-        found = {}
+        sections = {}
         for name in ("neighbours", "triplets", "train"):
             section = getattr(self, name)
             auto = [item.name for item in dataclasses.fields(section) if getattr(section, item.name) == AUTO]
-            found[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
-        return dataclasses.replace(self, **found)
+            sections[name] = dataclasses.replace(section, **{key: rules[key] for key in auto if key in rules})
+        return dataclasses.replace(self, **sections)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return nested plain dicts and lists that `from_mapping` and JSON understand."""
@@ -359,9 +351,9 @@ def _described(owner: Any, item: Any, value: Any) -> str:
 
 def _differences(one: Config, other: Config) -> Iterator[tuple[str, Any]]:
     """Yield the settings of `one` that `other` has otherwise."""
-    found, others = one.to_mapping(), other.to_mapping()
+    settings, others = one.to_mapping(), other.to_mapping()
     for section in _sections():
-        for name, value in found[section].items():
+        for name, value in settings[section].items():
             if value != others[section][name]:
                 yield f"{section}.{name}", "none" if value is None else value
 

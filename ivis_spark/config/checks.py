@@ -78,10 +78,6 @@ def module_names(package: str) -> list[str]:
     return sorted(each.name for each in pkgutil.iter_modules(spec.submodule_search_locations)) if spec else []
 
 
-def _names_of(package: str) -> list[str]:
-    return [AUTO, *module_names(package)]
-
-
 class Checked:
     """Checks every field against its type and limits when an instance is made.
 
@@ -141,7 +137,7 @@ def allowed_values(owner: Any, key: str) -> list[str]:
     item, hint = owner.__dataclass_fields__[key], hints_of(owner)[key]
     package, choices = item.metadata.get("package"), item.metadata.get("choices")
     if package is not None:
-        return [*_names_of(package), "package.module:Class"]
+        return [AUTO, *module_names(package), "package.module:Class"]
     names = list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else list(choices or ())
     if names and item.metadata["importable"]:
         names.append("package.module:function")
@@ -228,8 +224,8 @@ def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
 
 def did_you_mean(given: Any, valid: Iterable[Any], prefix: str = "") -> str:
     """Return the end of a message that suggests the closest valid name; empty if none is close."""
-    near = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
+    closest = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
+    return f"; did you mean {prefix}{closest[0]}?" if closest else ""
 
 
 # What a value must be, by the type of its setting.

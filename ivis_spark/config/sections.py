@@ -141,18 +141,16 @@ class NeighboursConfig(Checked):
     section = "neighbours"
 
     k: int = option(
-        15,
-        "Neighbours per row, excluding the row itself; less than the number of rows. Or auto.",
-        low=1,
-        auto=True,
+        15, "Neighbours per row, excluding the row itself; less than the number of rows. Or auto.", low=1, auto=True
     )
     metric: Metric = option(
         "euclidean", "Distance between rows; cosine is another name of angular.", aliases={"cosine": "angular"}
     )
     backend: str = option(
         "auto",
-        "Index used within a region: leaves (matrix products, the most accurate and fastest), annoy, a registered "
-        "one, or auto, which picks the cheapest by measured costs.",
+        "Index used within a region: leaves (matrix products, the most accurate and fastest), annoy, your own class, "
+        "or auto, which picks the cheapest by measured costs.",
+        package="ivis_spark.core.knn.indexes",
     )
     table: str | None = option(
         None,

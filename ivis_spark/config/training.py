@@ -147,9 +147,7 @@ class TrainConfig(Checked):
         "falls to 0 over all of `epochs`, ignoring `patience` and `cooldown_epochs`.",
     )
     clipnorm: float | None = option(
-        None,
-        "Gradients of a layer's weights are clipped to this norm; none disables clipping.",
-        low=0.0,
+        None, "Gradients of a layer's weights are clipped to this norm; none disables clipping.", low=0.0
     )
     learning_rate_scaling: Literal["none", "sqrt", "linear"] = option(
         "none",

@@ -26,14 +26,6 @@ _CHUNK_BYTES = 1 << 20
 _MIN_CHUNK_ROWS = 128
 
 
-def _linear(x: Array) -> None:
-    del x
-
-
-def _relu(x: Array) -> None:
-    np.maximum(x, 0, out=x)
-
-
 def _selu(x: Array) -> None:
     x += _KNEE
     _bend(x, np.empty_like(x))
@@ -59,10 +51,6 @@ def _elu(x: Array) -> None:
     x -= 1
 
 
-def _tanh(x: Array) -> None:
-    np.tanh(x, out=x)
-
-
 def _sigmoid(x: Array) -> None:
     x *= 0.5
     np.tanh(x, out=x)
@@ -76,12 +64,12 @@ def _softmax(x: Array) -> None:
     x /= x.sum(axis=1, keepdims=True)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], None]] = {
-    "linear": _linear,
-    "relu": _relu,
+ACTIVATIONS: dict[str, Callable[[Array], Any]] = {
+    "linear": lambda x: None,
+    "relu": lambda x: np.maximum(x, 0, out=x),
     "selu": _selu,
     "elu": _elu,
-    "tanh": _tanh,
+    "tanh": lambda x: np.tanh(x, out=x),
     "sigmoid": _sigmoid,
     "softmax": _softmax,
 }
@@ -121,10 +109,6 @@ class DenseNetwork:
     def n_outputs(self) -> int:
         """Dimensions of the output."""
         return int(self.layers[-1].kernel.shape[1])
-
-    def then(self, head: DenseNetwork) -> DenseNetwork:
-        """Return this network followed by another."""
-        return DenseNetwork(self.layers + head.layers)
 
     def __call__(self, X: Any) -> Array:
         """Return the output of each row.

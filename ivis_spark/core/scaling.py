@@ -61,7 +61,7 @@ class FeatureStatistics:
     @classmethod
     def _of_sparse(cls, X: Any) -> FeatureStatistics:
         n, width = X.shape
-        low, high = (found.toarray().ravel() for found in (X.min(axis=0), X.max(axis=0)))
+        low, high = (extremes.toarray().ravel() for extremes in (X.min(axis=0), X.max(axis=0)))
         mean = np.clip(np.bincount(X.indices, X.data, width) / n, low, high)
         zeros = n - np.bincount(X.indices, minlength=width)
         m2 = np.bincount(X.indices, (X.data - mean[X.indices]) ** 2, width) + zeros * mean**2

@@ -173,8 +173,8 @@ def as_labels(Y: ArrayLike, n_rows: int) -> NDArray[Any]:
     """
     labels = np.asarray(Y)
     if labels.ndim == 0 or len(labels) != n_rows:
-        found = len(labels) if labels.ndim else "not a list of"
-        raise InputError(f"Y has {found} labels for {n_rows} rows of X; pass one label per row")
+        shown = len(labels) if labels.ndim else "not a list of"
+        raise InputError(f"Y has {shown} labels for {n_rows} rows of X; pass one label per row")
     if labels.dtype.kind not in "fiub":
         return labels
     return labels.astype(np.float32 if labels.dtype.kind == "f" else np.int64)

@@ -17,7 +17,7 @@ from ivis_spark.core.triplets.sampling import (
     draw_negatives,
     draw_positives,
     either_way_round,
-    near_in_batches,
+    false_negatives_in_batches,
 )
 from ivis_spark.data.arrays import Floats, Ints
 from ivis_spark.data.rows import Rows, take
@@ -161,8 +161,8 @@ def _gather_epochs(
         while True:
             drawn = draw_epoch(neighbours, rng=rng)
             if in_batch:
-                near = near_in_batches(neighbours, drawn[0], batch_size)
-                places = draw_batch_negatives(near, n, batch_size=batch_size, draws=negatives, rng=rng)
+                is_false_negative = false_negatives_in_batches(neighbours, drawn[0], batch_size)
+                places = draw_batch_negatives(is_false_negative, n, batch_size=batch_size, draws=negatives, rng=rng)
                 yield {"drawn": drawn, "negative": places}
             elif negatives:
                 rows = np.arange(n)

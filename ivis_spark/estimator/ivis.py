@@ -16,7 +16,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from ivis_spark.config import AUTO, Config, NeighboursConfig, TrainConfig
 from ivis_spark.core.seeds import to_seed
 from ivis_spark.data.arrays import warn_of_range
-from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, given_neighbours
+from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, read_neighbours
 from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
 from ivis_spark.errors import ConfigError, InputError
@@ -33,7 +33,7 @@ from ivis_spark.estimator.predicting import (
 )
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import params_of
-from ivis_spark.nn.callbacks import Progress
+from ivis_spark.nn.callbacks import FitProgress
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
@@ -259,7 +259,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     def _find_neighbours(self, given: Rows, rows: Rows, config: NeighboursConfig) -> Neighbours:
         """Return the neighbours of rows as they were given, searched among projected ones where that keeps them."""
         if self.neighbour_matrix is not None:
-            return given_neighbours(self.neighbour_matrix, len(rows))
+            return read_neighbours(self.neighbour_matrix, len(rows))
         if self.annoy_index_path is None:
             given = rows_to_search(given, rows, self.projection_, config.metric)
         if self.ntrees is not None:
@@ -338,7 +338,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if hasattr(listener, "register_ivis_model"):
                 listener.register_ivis_model(self)
         if self.verbose:
-            listeners.append(progress := Progress(n_rows))
+            listeners.append(progress := FitProgress(n_rows))
             ending.callback(progress.close)
         return listeners
 

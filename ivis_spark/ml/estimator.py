@@ -17,7 +17,7 @@ from ivis_spark import storage
 from ivis_spark.config import Config, did_you_mean
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.model import IvisModel, with_summary
-from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, vectors_wanted, with_outputs
+from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, with_outputs
 from ivis_spark.ml.params import (
     ReadableParams,
     add_accessors,
@@ -33,7 +33,7 @@ from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
 from ivis_spark.spark.session import refuse_connect
-from ivis_spark.spark.watching import Progress
+from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
 
@@ -96,7 +96,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
                 hint = did_you_mean(name, schema.fieldNames()) or f"; it has: {', '.join(schema.fieldNames())}"
                 raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
         outputs = Outputs.of(config.embed, self._classes(schema, config))
-        return with_outputs(schema, outputs, vectors=vectors_wanted(self))
+        return with_outputs(schema, outputs, vectors=returns_vectors(self))
 
     def _classes(self, schema: T.StructType, config: Config) -> dict[str, Any] | None:
         """Return what can be said of the model's classes before training: the type of their labels; None without."""
@@ -123,7 +123,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:
-            with exact_names(dataset), Progress():
+            with exact_names(dataset), SparkProgress():
                 folder = self._run(dataset, config, scratch)
             model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
         finally:

@@ -22,7 +22,7 @@ from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
-METRICS = (
+METRIC_NAMES = (
     "trustworthiness",
     "continuity",
     "knn_recall",
@@ -51,16 +51,14 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     metricName = _param(
         "metricName",
-        f"One of {', '.join(METRICS)} (knn_recall: share of a row's k neighbours that are its neighbours in the "
+        f"One of {', '.join(METRIC_NAMES)} (knn_recall: share of a row's k neighbours that are its neighbours in the "
         "embedding too; distance_correlation: Spearman's); or package.module:function, your own function of both "
         "arrays.",
         TypeConverters.toString,
     )
     featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
     featureCols = _param(
-        "featureCols",
-        "Numeric columns used as features, instead of featuresCol.",
-        TypeConverters.toListString,
+        "featureCols", "Numeric columns used as features, instead of featuresCol.", TypeConverters.toListString
     )
     embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
     labelCol = _param("labelCol", f"Column with the class; {', '.join(_LABELLED)} need it.", TypeConverters.toString)
@@ -71,7 +69,7 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
     def __init__(self, **params: Any) -> None:
         super().__init__()
         self._setDefault(
-            metricName=METRICS[0],
+            metricName=METRIC_NAMES[0],
             featuresCol=frames.FEATURES,
             featureCols=[],
             embeddingCol=EmbedConfig.output_col,
@@ -92,8 +90,10 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             with exact_names(dataset):
                 X, Z, _ = self._sample(dataset, labelled=False)
             return float(import_named(name, "metricName")(X, Z))
-        if name not in METRICS:
-            raise ConfigError(f"metricName={name!r} is not one of: {', '.join(METRICS)}{did_you_mean(name, METRICS)}")
+        if name not in METRIC_NAMES:
+            raise ConfigError(
+                f"metricName={name!r} is not one of: {', '.join(METRIC_NAMES)}{did_you_mean(name, METRIC_NAMES)}"
+            )
         with exact_names(dataset):
             X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed") % 2**63)  # Spark ML's seeds may be negative

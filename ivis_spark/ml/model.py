@@ -18,7 +18,7 @@ from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError, NotFittedError
-from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, to_vectors, vectors_wanted, with_outputs
+from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_vectors, with_outputs
 from ivis_spark.ml.params import (
     add_accessors,
     add_params,
@@ -134,7 +134,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
                 column already exists.
         """
         frames.feature_names(schema, config_of(self, _SETTINGS).data)
-        return with_outputs(schema, self._outputs(), vectors=vectors_wanted(self))
+        return with_outputs(schema, self._outputs(), vectors=returns_vectors(self))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         with exact_names(dataset):
@@ -157,7 +157,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             outputs=self._outputs(),
             counts=self._invalid,
         )
-        return to_vectors(embedded, self._outputs().vectors) if vectors_wanted(self) else embedded
+        return to_vectors(embedded, self._outputs().vectors) if returns_vectors(self) else embedded
 
     def to_encoder(self) -> Encoder:
         """Return the encoder that executors use: arrays for a dense encoder, else the bytes of its Keras file."""
@@ -301,13 +301,13 @@ def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> M
         return folder
     run = storage.RunFolder(uri)
     manifests = {name: run.manifest(name) for name in ("rows", "neighbours", "triplets", "model")}
-    found = {name: manifest for name, manifest in manifests.items() if manifest is not None}
+    published = {name: manifest for name, manifest in manifests.items() if manifest is not None}
     summary = Summary(
         loss=list(folder.info.get("loss", [])),
         epochs=folder.info.get("epochs", 0),
-        seconds={name: manifest.info["seconds"] for name, manifest in found.items()},
-        recall=found["neighbours"].info.get("recall") if "neighbours" in found else None,
-        rows=found["rows"].info["rows"] if "rows" in found else None,
+        seconds={name: manifest.info["seconds"] for name, manifest in published.items()},
+        recall=published["neighbours"].info.get("recall") if "neighbours" in published else None,
+        rows=published["rows"].info["rows"] if "rows" in published else None,
         run_folder=None if temporary else run.root,
     )
     return ModelFolder(folder.spec, {**folder.info, _SUMMARY: asdict(summary)}, folder.files)

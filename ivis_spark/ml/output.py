@@ -34,7 +34,7 @@ OUTPUT_TYPE: Param[str] = Param(
 )
 
 
-def vectors_wanted(params: Params) -> bool:
+def returns_vectors(params: Params) -> bool:
     """Tell whether the outputs are vectors.
 
     Raises: ConfigError: if vectors of float16 were asked for.
@@ -61,18 +61,18 @@ def with_outputs(schema: T.StructType, outputs: Outputs, *, vectors: bool) -> T.
 
 def _type_of(name: str) -> T.DataType:
     """Return the type of a simple name, like bigint: Spark's own parser needs a session."""
-    found = {"tinyint": "byte", "smallint": "short", "int": "integer", "bigint": "long"}.get(name, name)
-    fields = [{"name": "label", "type": found, "nullable": True, "metadata": {}}]
+    json_name = {"tinyint": "byte", "smallint": "short", "int": "integer", "bigint": "long"}.get(name, name)
+    fields = [{"name": "label", "type": json_name, "nullable": True, "metadata": {}}]
     return T.StructType.fromJson({"type": "struct", "fields": fields})[0].dataType
 
 
 def to_vectors(frame: DataFrame, names: Sequence[str]) -> DataFrame:
     """Return a frame with columns of arrays made vectors; a null array stays null. Lazy, and without Python."""
     columns = {name: F.col(quoted(name)) for name in names}
-    made = [
+    columns_made = [
         F.when(column.isNotNull(), array_to_vector(column.cast("array<double>"))).alias(name)
         if (column := columns.get(name)) is not None
         else F.col(quoted(name))
         for name in frame.columns
     ]
-    return frame.select(*made)
+    return frame.select(*columns_made)

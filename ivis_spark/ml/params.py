@@ -49,15 +49,15 @@ def settings(sections: tuple[str, ...] = _SECTIONS) -> dict[str, Setting]:
     fields = [(section, field) for section in _SECTIONS for field in dataclasses.fields(hints[section])]
     fields = [(section, field) for section, field in fields if f"{section}.{field.name}" not in _LEFT_OUT]
     times = Counter(field.name for _, field in fields)
-    found = {}
+    by_param = {}
     for section, field in fields:
         name = camel(field.name if times[field.name] == 1 else f"{section}_{field.name}")
         if section in sections:
             default = getattr(getattr(defaults, section), field.name)
-            found[name] = Setting(section, field.name, field.metadata["doc"], default)
+            by_param[name] = Setting(section, field.name, field.metadata["doc"], default)
     for top in top_settings():
-        found[camel(top.name)] = Setting("", top.name, top.metadata["doc"], top.default)
-    return found
+        by_param[camel(top.name)] = Setting("", top.name, top.metadata["doc"], top.default)
+    return by_param
 
 
 def add_params(cls: type[_P], chosen: Mapping[str, Setting]) -> type[_P]:

@@ -23,7 +23,7 @@ from ivis_spark.progress import Meter
 STOPPED = "stopped"
 
 
-class Progress(keras.callbacks.Callback):  # type: ignore[misc]
+class FitProgress(keras.callbacks.Callback):  # type: ignore[misc]
     """Shows after each epoch its loss, the rate, and the time that is left at most: early stopping may come before."""
 
     def __init__(self, rows_per_epoch: int, *, seconds_between_lines: float | None = None) -> None:
@@ -112,10 +112,7 @@ class ModelCheckpoint(_EveryFewEpochs):
     """
 
     def __init__(
-        self,
-        log_dir: str = "./model_checkpoints",
-        filename: str = "model-checkpoint_{}.ivis",
-        epoch_interval: int = 1,
+        self, log_dir: str = "./model_checkpoints", filename: str = "model-checkpoint_{}.ivis", epoch_interval: int = 1
     ) -> None:
         super().__init__(log_dir, epoch_interval)
         self.filename = filename

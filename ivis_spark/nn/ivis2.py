@@ -91,11 +91,11 @@ def _load_head(path: str) -> list[Any] | None:
     """
     try:
         if os.path.isfile(f"{path}.h5"):
-            found: dict[str, Any] = {}
+            head_parts: dict[str, Any] = {}
             with h5py.File(f"{path}.h5", "r") as file:
                 group = file["model_weights"][_HEAD_LAYER]
-                group.visititems(lambda name, item: found.update({posixpath.basename(name): item}))
-                return [np.asarray(found["kernel:0"]), np.asarray(found["bias:0"])]
+                group.visititems(lambda name, item: head_parts.update({posixpath.basename(name): item}))
+                return [np.asarray(head_parts["kernel:0"]), np.asarray(head_parts["bias:0"])]
         if os.path.isdir(path):
             variables = tf.train.load_checkpoint(os.path.join(path, "variables", "variables"))
             keys = [_VARIABLE.format(f"layer_with_weights-1/{name}") for name in ("kernel", "bias")]

@@ -76,8 +76,8 @@ def triplet_loss(
     if callable(distance):
         return distance
     if ":" in distance:
-        found = import_named(distance, "distance")
-        return found() if isinstance(found, type) else found
+        function = import_named(distance, "distance")
+        return function() if isinstance(function, type) else function
     if distance not in loss_dict:
         raise ConfigError(
             f"distance={distance!r} is not one of: {', '.join(loss_dict)}"

@@ -138,22 +138,25 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
 def _count_classes(labels: NDArray[Any]) -> int:
     if labels.ndim != 1:
         raise InputError(f"labels have shape {labels.shape}; supervision_metric={_SPARSE!r} needs one integer per row")
-    found = np.unique(labels)
-    found = found[found != UNLABELLED]
-    if len(found) == 0:
+    classes = np.unique(labels)
+    classes = classes[classes != UNLABELLED]
+    if len(classes) == 0:
         raise InputError("labels are all -1 (missing); label some rows, or train without labels")
-    if np.any(found != np.round(found)) or not np.all(np.isfinite(found)):
-        raise InputError(f"labels hold {found[found != np.round(found)][0]!s}; classes must be integers 0, 1, 2, ...")
-    if found[0] != 0:
+    if np.any(classes != np.round(classes)) or not np.all(np.isfinite(classes)):
         raise InputError(
-            f"labels start at {found[0]:g}. Ensure that your labels are zero-indexed: 0, 1, 2, ... (-1: missing)"
+            f"labels hold {classes[classes != np.round(classes)][0]!s}; classes must be integers 0, 1, 2, ..."
         )
-    if found[-1] != len(found) - 1:
-        missing = next(number for number, label in enumerate(found) if label != number)
+    if classes[0] != 0:
         raise InputError(
-            f"labels go up to {found[-1]:g} but {missing} is missing. Ensure that your labels are indexed consecutively"
+            f"labels start at {classes[0]:g}. Ensure that your labels are zero-indexed: 0, 1, 2, ... (-1: missing)"
         )
-    return len(found)
+    if classes[-1] != len(classes) - 1:
+        missing = next(number for number, label in enumerate(classes) if label != number)
+        raise InputError(
+            f"labels go up to {classes[-1]:g} but {missing} is missing. Ensure that your labels are indexed "
+            f"consecutively"
+        )
+    return len(classes)
 
 
 def keras_loss(metric: Metric) -> Any:

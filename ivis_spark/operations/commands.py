@@ -62,8 +62,8 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
     if arguments.command == "doctor":
         return _doctor(arguments, get_spark)
     if arguments.command == "status":
-        found = status(arguments.output)
-        return (_json(dataclasses.asdict(found)) if arguments.json else show(found)), 0
+        state = status(arguments.output)
+        return (_json(dataclasses.asdict(state)) if arguments.json else show(state)), 0
     if arguments.command == "verify":
         files = verify(arguments.output)
         lines = [f"{name:<24} {count:>6} files as published" for name, count in files.items()]

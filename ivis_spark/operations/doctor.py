@@ -146,41 +146,41 @@ def _packages() -> Check:
         if need.marker is not None and not any(need.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         ranges[need.name.lower()] = ranges.get(need.name.lower(), need.specifier) & need.specifier
-    found, wrong = [], []
+    versions, wrong = [], []
     for name in _PACKAGES:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             wrong.append(f"{name} is missing")
             continue
-        found.append(f"{name} {version}")
+        versions.append(f"{name} {version}")
         if name in ranges and not ranges[name].contains(version, prereleases=True):
             wrong.append(f"{name} {version} is not {ranges[name]}")
     if wrong:
         return Check("packages", "fail", "; ".join(wrong), _INSTALL)
-    return Check("packages", "ok", ", ".join(found))
+    return Check("packages", "ok", ", ".join(versions))
 
 
 def _memory() -> Check:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores"
+    size = f"{total / 2**30:.1f} GiB, {os.cpu_count()} cores"
     if total < _LEAST_MEMORY_BYTES:
-        return Check("memory", "warn", found, "use 4 GiB or more: a JVM and TensorFlow run side by side")
-    return Check("memory", "ok", found)
+        return Check("memory", "warn", size, "use 4 GiB or more: a JVM and TensorFlow run side by side")
+    return Check("memory", "ok", size)
 
 
 def _disk() -> Check:
     folder = os.environ.get("SPARK_LOCAL_DIRS", tempfile.gettempdir()).split(",")[0]
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in {folder}"
+    space = f"{free / 2**30:.1f} GiB free in {folder}"
     if free < _LEAST_FREE_BYTES:
         return Check(
             "disk",
             "warn",
-            found,
+            space,
             "shuffles are written there: free some space, or set spark.local.dir to a larger disk",
         )
-    return Check("disk", "ok", found)
+    return Check("disk", "ok", space)
 
 
 def _tensorflow() -> Check:
@@ -193,9 +193,9 @@ def _reader() -> Check:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from ivis_spark.train.dataset.blocks import TripletBlocks
+    from ivis_spark.train.dataset.sharding import Part
     from ivis_spark.train.readers import installed_readers, make_reader
-    from ivis_spark.train.reading.blocks import TripletBlocks
-    from ivis_spark.train.reading.sharding import Part
 
     reader = make_reader("auto")
     with tempfile.TemporaryDirectory(prefix="ivis-spark-doctor-") as folder:
@@ -236,9 +236,9 @@ def _ring() -> Check:
 
 
 def _gpus() -> Check:
-    found = importlib.import_module("tensorflow").config.list_physical_devices("GPU")
-    if found:
-        return Check("gpus", "ok", ", ".join(device.name for device in found))
+    devices = importlib.import_module("tensorflow").config.list_physical_devices("GPU")
+    if devices:
+        return Check("gpus", "ok", ", ".join(device.name for device in devices))
     if shutil.which("nvidia-smi"):
         return Check(
             "gpus", "warn", "nvidia-smi is present, but TensorFlow sees no GPU", "pip install 'ivis_spark[gpu]'"
@@ -285,12 +285,12 @@ def _spark_storage(spark: Any, root: str) -> Check:
 
 def _python_workers(spark: Any) -> Check:
     """Let a Python worker of Spark say which Python it is; importing this package there is part of the task."""
-    asked = spark.conf.get("spark.pyspark.python", None) or os.environ.get("PYSPARK_PYTHON") or "python3"
+    configured = spark.conf.get("spark.pyspark.python", None) or os.environ.get("PYSPARK_PYTHON") or "python3"
     try:
         python, *versions = spark.sparkContext.parallelize([0], 1).map(_python_of_worker).collect()[0]
     except Exception as err:  # noqa: BLE001 - whatever keeps a worker from starting is the finding
         remedy = (
-            f"workers are started as {asked!r}: set PYSPARK_PYTHON, or spark.pyspark.python, to a Python "
+            f"workers are started as {configured!r}: set PYSPARK_PYTHON, or spark.pyspark.python, to a Python "
             f"{platform.python_version_tuple()[0]}.{platform.python_version_tuple()[1]} that has this package on every "
             "machine (here: " + sys.executable + ")"
         )
@@ -322,14 +322,14 @@ def _executors(spark: Any, root: str | None) -> list[Check]:
     context, mark = spark.sparkContext, uuid.uuid4().hex[:8]
     tasks = max(2, context.defaultParallelism)
     body = functools.partial(_report, root=root, mark=mark)
-    found = context.parallelize(range(tasks), tasks).mapPartitionsWithIndex(body).collect()
+    records = context.parallelize(range(tasks), tasks).mapPartitionsWithIndex(body).collect()
     checks: dict[tuple[str, str], Check] = {}
-    for report in found:
+    for report in records:
         for entry in report["checks"]:
             if entry["state"] != "ok":
                 named = Check(f"{entry['name']} on {report['host']}", entry["state"], entry["found"], entry["remedy"])
                 checks[named.name, named.found] = named
-    other = [report for report in found if report["versions"] != _versions()]
+    other = [report for report in records if report["versions"] != _versions()]
     if other:
         text = "; ".join(storage.differences(_versions(), other[0]["versions"]))
         remedy = "ship the environment with --archives, or install the same wheel on every machine"
@@ -343,7 +343,7 @@ def _executors(spark: Any, root: str | None) -> list[Check]:
             checks["shared", root] = Check(
                 "shared storage", "fail", f"{root} is a different place on executors", remedy
             )
-    hosts = sorted({report["host"] for report in found})
+    hosts = sorted({report["host"] for report in records})
     return [Check("executors", "ok", f"{tasks} tasks on {', '.join(hosts)}"), *checks.values()]
 
 

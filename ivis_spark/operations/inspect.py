@@ -56,24 +56,24 @@ def status(root: str) -> Status:
     return Status(folder.root, stages, found, running, left, outdated, _log_of(folder))
 
 
-def show(found: Status) -> str:
+def show(state: Status) -> str:
     """Return a status as text: a table of the stages, the quality, and what is running."""
-    lines = [found.folder, ""] + ["no stage is published"] * (not found.stages)
-    if found.stages:
+    lines = [state.folder, ""] + ["no stage is published"] * (not state.stages)
+    if state.stages:
         lines.append(f"{'stage':<24} {'rows':>14} {'seconds':>10} {'size':>9}  published")
-    for stage in found.stages:
+    for stage in state.stages:
         rows = "-" if stage["rows"] is None else f"{stage['rows']:,}"
         line = f"{stage['stage']:<24} {rows:>14} {stage['seconds'] or 0:>10,.1f} {size_text(stage['bytes']):>9}"
         lines.append(f"{line}  {stage['created']}")
-    if found.quality:
-        lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in found.quality.items())]
-    shown = {stage["stage"]: stage["table"] or stage["page"] for stage in found.stages}
+    if state.quality:
+        lines += ["", ", ".join(f"{text} {value:.3f}" for text, value in state.quality.items())]
+    shown = {stage["stage"]: stage["table"] or stage["page"] for stage in state.stages}
     tables = [f"{name:<24} {uri}" for name, uri in shown.items() if uri]
-    tables += [f"{'log':<24} {found.log}"] if found.log else []
+    tables += [f"{'log':<24} {state.log}"] if state.log else []
     lines += ["", *tables] if tables else []
-    lines += [f"outdated: {text}" for text in found.outdated]  # and with it the quality above
-    lines += [f"running: {text}" for text in found.running]
-    lines += [f"no longer needed: {text} (ivis-spark clean removes it)" for text in found.left]
+    lines += [f"outdated: {text}" for text in state.outdated]  # and with it the quality above
+    lines += [f"running: {text}" for text in state.running]
+    lines += [f"no longer needed: {text} (ivis-spark clean removes it)" for text in state.left]
     return "\n".join(lines)
 
 
@@ -112,8 +112,8 @@ def verify(root: str) -> dict[str, int]:
 
 
 def _manifests(folder: RunFolder) -> dict[str, Manifest]:
-    found = {name: folder.manifest(name) for name in folder.published()}
-    return {name: manifest for name, manifest in found.items() if manifest is not None}
+    manifests = {name: folder.manifest(name) for name in folder.published()}
+    return {name: manifest for name, manifest in manifests.items() if manifest is not None}
 
 
 def _stage(folder: RunFolder, manifest: Manifest) -> dict[str, Any]:
@@ -149,12 +149,12 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
     faults = [f"{name}/{path} is missing" for path in sorted(records.keys() - present.keys())]
     if manifest.folder:  # else there may be other builds beside the files
         faults += [f"{name}/{path} is not in the manifest" for path in sorted(present.keys() - records.keys())]
-    whole = sorted(records.keys() & present.keys())
-    digests = pool.map(storage.digest_file, [folder.uri(manifest, path) for path in whole])
-    for path, digest in zip(whole, digests, strict=True):
-        wanted = {key: records[path][key] for key in ("bytes", "sha256")}
-        if digest != wanted:
-            faults.append(f"{name}/{path} was modified ({digest['bytes']} bytes, {wanted['bytes']} were written)")
+    complete = sorted(records.keys() & present.keys())
+    digests = pool.map(storage.digest_file, [folder.uri(manifest, path) for path in complete])
+    for path, digest in zip(complete, digests, strict=True):
+        expected = {key: records[path][key] for key in ("bytes", "sha256")}
+        if digest != expected:
+            faults.append(f"{name}/{path} was modified ({digest['bytes']} bytes, {expected['bytes']} were written)")
     return faults
 
 

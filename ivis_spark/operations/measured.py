@@ -96,7 +96,7 @@ def seconds_of(manifest: Manifest) -> float:
 
 def notes_of(factors: dict[str, float], stages: list[Estimate]) -> list[str]:
     """Return the notes of a plan about measured rates."""
-    told = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
+    listed = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
     others = [stage.stage for stage in stages if stage.stage not in factors]
-    lines = [f"work scaled by the finished run: {told}"]
+    lines = [f"work scaled by the finished run: {listed}"]
     return lines + [f"built-in, because the run was too small: {', '.join(others)}"] * bool(others)

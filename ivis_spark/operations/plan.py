@@ -53,16 +53,16 @@ def make_plan(
             f"--rows {n_rows:g} --dims {dims}: dims must be at least 1, and rows at least neighbours.k + 2 = "
             f"{config.neighbours.k + 2}"
         )
-    found, components = [], config.data.components_of(dims, sparse=False, images=False)
+    steps, components = [], config.data.components_of(dims, sparse=False, images=False)
     for name, estimate in _ESTIMATES.items():
         width = dims if name == "rows" or components is None else components
         stage = estimate(n_rows, width, config, cluster, (seen or {}).get(name, {}))
-        found.append(dataclasses.replace(stage, core_seconds=stage.core_seconds * (factors or {}).get(name, 1.0)))
-    held = cluster.slots * sum(stage.seconds for stage in found)
-    for stage in found:
+        steps.append(dataclasses.replace(stage, core_seconds=stage.core_seconds * (factors or {}).get(name, 1.0)))
+    held = cluster.slots * sum(stage.seconds for stage in steps)
+    for stage in steps:
         stage.advice.extend(_limits_passed(stage, cluster))
         stage.advice.extend(_idle(stage, cluster, held))
-    return found
+    return steps
 
 
 def driver_bytes(stages: Sequence[Estimate]) -> float:

@@ -62,18 +62,18 @@ def find_columns(
 
     Raises: ConfigError: if a name is found nowhere.
     """
-    known = {name: place for place, name in enumerate(features)} if len(features) == width else {}
-    found, others = {}, []
+    position_of = {name: place for place, name in enumerate(features)} if len(features) == width else {}
+    positions, others = {}, []
     for name in names:
         element = re.fullmatch(r"(.+)\[([0-9]+)\]", name)
-        if name in known:
-            found[name] = known[name]
+        if name in position_of:
+            positions[name] = position_of[name]
         elif element and list(features) == [element[1]] and int(element[2]) < width:
-            found[name] = int(element[2])
+            positions[name] = int(element[2])
         else:
             others.append(name)
     if not others:
-        return Wanted(found, scaler=scaler)
+        return Wanted(positions, scaler=scaler)
     missing = [name for name in others if name not in kept]
     if missing:
         if features:
@@ -85,7 +85,7 @@ def find_columns(
         )
     from ivis_spark.spark.rows.columns import quoted
 
-    return Wanted(found, read_table().select("id", *map(quoted, others)), scaler)
+    return Wanted(positions, read_table().select("id", *map(quoted, others)), scaler)
 
 
 def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
@@ -111,11 +111,13 @@ def readable(table: DataFrame, *, without: Sequence[str]) -> dict[str, Column]:
             plain[item.name] = F.substring(column.cast("string"), 1, _MOST_TEXT_CHARS)
         elif isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
             arrays.append(item.name)
-    found = {**_elements(table, arrays), **plain}
-    kept = list(found)[:_MOST_COLUMNS]
-    if len(found) > len(kept):
-        log.warning("points can be coloured by at most %s columns; left out: %s", len(kept), list(found)[len(kept) :])
-    return {name: found[name] for name in kept}
+    columns = {**_elements(table, arrays), **plain}
+    names = list(columns)[:_MOST_COLUMNS]
+    if len(columns) > len(names):
+        log.warning(
+            "points can be coloured by at most %s columns; left out: %s", len(names), list(columns)[len(names) :]
+        )
+    return {name: columns[name] for name in names}
 
 
 def _elements(table: DataFrame, names: Sequence[str]) -> dict[str, Column]:
@@ -124,19 +126,19 @@ def _elements(table: DataFrame, names: Sequence[str]) -> dict[str, Column]:
     from ivis_spark.spark.rows.columns import quoted
 
     first: Any = table.select(*[F.size(quoted(name)) for name in names]).head() if names else None
-    found: dict[str, Column] = {}
+    columns: dict[str, Column] = {}
     for name, size in zip(names, first or (), strict=False):
         text = quoted(name)
         column = F.col(text)
         if size == 1:
-            found[name] = column[0].cast("double")
+            columns[name] = column[0].cast("double")
         if size > 1:
-            found[f"{name}: largest"] = F.expr(f"double(array_position({text}, array_max({text})) - 1)")
+            columns[f"{name}: largest"] = F.expr(f"double(array_position({text}, array_max({text})) - 1)")
         if 1 < size <= _MOST_ELEMENTS:
-            found |= {f"{name}[{place}]": column[place].cast("double") for place in range(size)}
+            columns |= {f"{name}[{place}]": column[place].cast("double") for place in range(size)}
         if size > _MOST_ELEMENTS:
-            found[f"{name}: value of the largest"] = F.array_max(column).cast("double")
-    return found
+            columns[f"{name}: value of the largest"] = F.array_max(column).cast("double")
+    return columns
 
 
 def packed_features(positions: Sequence[int]) -> Column:
@@ -154,8 +156,8 @@ def unpack_features(packed: Sequence[bytes | None], width: int) -> NDArray[np.fl
     out = np.full((len(packed), width), np.nan)
     for row, values in enumerate(packed):
         if values is not None:
-            found = np.frombuffer(values, "<f4")
-            if len(found) != width:
-                raise InputError(f"a row of features has {len(found)} of the {width} features to colour by")
-            out[row] = found
+            row_values = np.frombuffer(values, "<f4")
+            if len(row_values) != width:
+                raise InputError(f"a row of features has {len(row_values)} of the {width} features to colour by")
+            out[row] = row_values
     return out

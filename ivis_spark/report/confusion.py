@@ -57,16 +57,16 @@ class Confusion:
         """Return the rows by true and predicted class, of those that are `present`: int64 (c, c)."""
         present = self.present()
         n = len(present)
-        cells = np.searchsorted(present, self.true) * n + np.searchsorted(present, self.predicted)
-        return np.bincount(cells, minlength=n * n).reshape(n, n)
+        pair_numbers = np.searchsorted(present, self.true) * n + np.searchsorted(present, self.predicted)
+        return np.bincount(pair_numbers, minlength=n * n).reshape(n, n)
 
     def pairs(self) -> list[tuple[str, str, int, float]]:
         """Return the most confused pairs: label, predicted label, rows, and their share of the label's rows."""
         wrong = self.true != self.predicted
-        found, rows = np.unique(np.stack([self.true[wrong], self.predicted[wrong]]), axis=1, return_counts=True)
+        confused, rows = np.unique(np.stack([self.true[wrong], self.predicted[wrong]]), axis=1, return_counts=True)
         total = np.bincount(self.true, minlength=len(self.names))
         most = np.argsort(-rows, kind="stable")[:MOST_PAIRS]
-        named = [(int(found[0, at]), int(found[1, at]), int(rows[at])) for at in most]
+        named = [(int(confused[0, at]), int(confused[1, at]), int(rows[at])) for at in most]
         return [(self.names[a], self.names[b], n, n / float(total[a])) for a, b, n in named]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class Confusion:
         present = self.present()
         keys = ("label", "predicted", "rows", "share")
         pairs = [(shorten(label), shorten(taken), rows, round(share, 4)) for label, taken, rows, share in self.pairs()]
-        found: dict[str, Any] = {"by": self.by, "rows": len(self.true), "n_classes": len(present)}
-        found |= {"pairs": [dict(zip(keys, pair, strict=True)) for pair in pairs]}
+        mapping: dict[str, Any] = {"by": self.by, "rows": len(self.true), "n_classes": len(present)}
+        mapping |= {"pairs": [dict(zip(keys, pair, strict=True)) for pair in pairs]}
         if len(present) <= MOST_CLASSES:
             names = [shorten(self.names[code]) for code in present]
-            found |= {"classes": names, "counts": self.counts().tolist()}
-        return found
+            mapping |= {"classes": names, "counts": self.counts().tolist()}
+        return mapping
 
 
 def confusion_section(confusion: Confusion | None, *, seen: bool) -> str:

@@ -125,21 +125,21 @@ def evaluate(
     with step("measure", "report: measure"):
         pairs = sample_pairs(sample, config=config, random_state=random_state)
         measures, confusion = measure_sample(sample, pairs, config=config, random_state=random_state)
-    found = {
+    metrics = {
         "rows": n_rows,
         "embedding_dims": sample.embedding.shape[1],
         **measures,
         **_of_run(training, neighbours),
         **_of_components(components),
     }
-    found |= judge(found, settings or {})
+    metrics |= judge(metrics, settings or {})
     reasons = collapse_reasons(sample, training)
-    found["collapsed"] = bool(reasons)
+    metrics["collapsed"] = bool(reasons)
     for reason in reasons:
         log.warning("the embedding seems to have collapsed: %s. %s", reason, REMEDY)
     findings = html.Findings(
         title=title,
-        found=found,
+        metrics=metrics,
         sample=sample.head(config.plot_rows),
         density=density,
         pairs=pairs,
@@ -154,7 +154,7 @@ def evaluate(
     )
     with step("draw", "report: draw"):
         write_findings(folder, findings)
-    return found
+    return metrics
 
 
 def sample_pairs(sample: Sample, *, config: EvaluateConfig, random_state: int) -> PairDistances | None:
@@ -182,12 +182,12 @@ def measure_sample(
     measured = sample.measured[: config.sample_rows]
     X, Z, n = sample.features, sample.embedding[measured], len(measured)
     k = min(config.k, (n - 1) // 2)
-    found: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
-    found |= {"plot_rows": min(len(sample.ids), config.plot_rows)}
-    found |= {"n_pairs": config.n_pairs, "n_triplets": config.n_triplets}
+    metrics: dict[str, Any] = {"features": X.shape[1] if n else None, "sample_rows": n, "k": k or None}
+    metrics |= {"plot_rows": min(len(sample.ids), config.plot_rows)}
+    metrics |= {"n_pairs": config.n_pairs, "n_triplets": config.n_triplets}
     own = import_metrics(config.metrics)
-    found["own_metrics"] = {name: (measure.__doc__ or "").strip().partition("\n")[0] for name, measure in own.items()}
-    found |= dict.fromkeys([f"{prefix}{name}" for prefix in ("", "pca_") for name in (*JUDGED, *own)])
+    metrics["own_metrics"] = {name: (measure.__doc__ or "").strip().partition("\n")[0] for name, measure in own.items()}
+    metrics |= dict.fromkeys([f"{prefix}{name}" for prefix in ("", "pca_") for name in (*JUDGED, *own)])
     if not k or pairs is None:
         log.warning("%s rows have both features and an embedding; metrics need at least 3", n)
     facts, test = _test_of_labels(sample, measured, k)
@@ -202,8 +202,8 @@ def measure_sample(
         if test is not None:
             of_labels, confusion = _of_labels(sample, X, points, test, random_state=random_state)
             measures |= of_labels
-        found |= {f"{prefix}{name}": value for name, value in measures.items()}
-    return found | facts | {"confusion": None if confusion is None else confusion.to_mapping()}, confusion
+        metrics |= {f"{prefix}{name}": value for name, value in measures.items()}
+    return metrics | facts | {"confusion": None if confusion is None else confusion.to_mapping()}, confusion
 
 
 def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], NDArray[Any]], float]]:
@@ -212,15 +212,15 @@ def import_metrics(names: Iterable[str]) -> dict[str, Callable[[NDArray[Any], ND
     Raises:
         ConfigError: if one cannot be imported, or is called as what a report holds already.
     """
-    found = {}
+    functions = {}
     for name in names:
         key = name.rpartition(":")[2]
-        if key in found or key in NAMES or key in _FACTS:
+        if key in functions or key in NAMES or key in _FACTS:
             raise ConfigError(
                 f"evaluate.metrics: the report already has a metric {key!r}; rename the function of {name}"
             )
-        found[key] = import_named(name, "evaluate.metrics")
-    return found
+        functions[key] = import_named(name, "evaluate.metrics")
+    return functions
 
 
 def _of_distances(
@@ -272,11 +272,11 @@ def _test_of_labels(sample: Sample, measured: NDArray[np.int64], k: int) -> tupl
     facts["labelled_rows"] = 0
     if labels is None:
         return facts, None
-    known = labels.known[measured]
-    facts["labelled_rows"] = int(known.sum())
+    labelled = labels.known[measured]
+    facts["labelled_rows"] = int(labelled.sum())
     if labels.continuous:
         return facts, None
-    rows = measured[known]
+    rows = measured[labelled]
     y = labels.codes[rows]
     n, n_classes = len(y), len(np.unique(y))
     facts["classes"] = n_classes
@@ -288,7 +288,7 @@ def _test_of_labels(sample: Sample, measured: NDArray[np.int64], k: int) -> tupl
     if tested is not None and (not tested.any() or tested.all()):
         facts["labels"], tested = "trained on", None
     facts["tested_rows"] = n - round(_FITTED * n) if tested is None else int(tested.sum())
-    return facts, _Test(labels, rows, known, y, tested, min(k, n - facts["tested_rows"]))
+    return facts, _Test(labels, rows, labelled, y, tested, min(k, n - facts["tested_rows"]))
 
 
 def _of_labels(
@@ -299,18 +299,18 @@ def _of_labels(
     options: dict[str, Any] = {"train_share": _FITTED, "tested": test.tested}
     rng = [np.random.default_rng([random_state, 3]) for _ in range(2)]
     rows, predicted = core_metrics.knn_predictions(points, y, k=test.k, rng=rng[0], **options)
-    found = {
+    metrics = {
         "knn_accuracy": float(np.mean(predicted == y[rows])),
         "linear_svm_accuracy": core_metrics.linear_svm_accuracy(points, y, rng=rng[1], **options),
     }
     shown = slice(None) if test.tested is None else test.tested
     if len(np.unique(y[shown])) >= 3:
-        found["centroid_correlation"] = core_metrics.centroid_correlation(
+        metrics["centroid_correlation"] = core_metrics.centroid_correlation(
             X[test.inside][shown], points[shown], y[shown]
         )
     if sample.predicted is not None:
-        return found, Confusion.of_model(test.labels, sample.predicted, test.rows[shown])
-    return found, Confusion(test.labels.names, y[rows], predicted, "neighbours")
+        return metrics, Confusion.of_model(test.labels, sample.predicted, test.rows[shown])
+    return metrics, Confusion(test.labels.names, y[rows], predicted, "neighbours")
 
 
 def _of_run(training: Mapping[str, Any], neighbours: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -353,8 +353,8 @@ def collapse_reasons(sample: Sample, training: Mapping[str, Any]) -> list[str]:
 
 def write_findings(folder: str, findings: html.Findings) -> None:
     """Write the page, its pictures and metrics.json into a folder. Runs on: driver."""
-    found, sample = findings.found, findings.sample
-    dims, n_rows, drawn = found["embedding_dims"], found["rows"], found["plot_rows"]
+    metrics, sample = findings.metrics, findings.sample
+    dims, n_rows, drawn = metrics["embedding_dims"], metrics["rows"], metrics["plot_rows"]
     shown = f"{drawn:,} of {n_rows:,} rows" if drawn < n_rows else f"{drawn:,} rows"
     kind = figures.describe_dims(dims)
     path = os.path.join(folder, "embedding.png")
@@ -369,7 +369,7 @@ def write_findings(folder: str, findings: html.Findings) -> None:
     with open(os.path.join(folder, "report.html"), "w", encoding="utf-8") as file:
         file.write(html.build_page(findings, folder))
     with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump(dict(found), file, indent=2, allow_nan=False)
+        json.dump(dict(metrics), file, indent=2, allow_nan=False)
         file.write("\n")
 
 

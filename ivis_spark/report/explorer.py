@@ -63,11 +63,11 @@ def _colouring(name: str, labels: Labels | None, n_rows: int) -> dict[str, Any]:
     codes = np.zeros(n_rows, np.uint8)
     for place, layer in enumerate(layers):
         codes[layer.rows] = place
-    found: dict[str, Any] = {"name": name, "plain": name in (_DENSITY, _NO_LABEL), "codes": _packed(codes, "u1")}
-    found["layers"] = [{"name": layer.name, "colour": layer.colour, "symbol": layer.marker} for layer in layers]
-    if not found["plain"] and labels is not None and labels.on_scale and labels.numbers is not None:
-        found["values"] = _packed(labels.numbers, "<f4")
-    return found
+    colouring: dict[str, Any] = {"name": name, "plain": name in (_DENSITY, _NO_LABEL), "codes": _packed(codes, "u1")}
+    colouring["layers"] = [{"name": layer.name, "colour": layer.colour, "symbol": layer.marker} for layer in layers]
+    if not colouring["plain"] and labels is not None and labels.on_scale and labels.numbers is not None:
+        colouring["values"] = _packed(labels.numbers, "<f4")
+    return colouring
 
 
 def distance_data(pairs: PairDistances, measured: ArrayLike) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ivis_spark.report.figures import describe_dims
 from ivis_spark.report.labels import shorten
 from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, to_json
 from ivis_spark.report.sample import Density, Sample
-from ivis_spark.report.wording import DISTANCE_HINT, EXPLORER_HINT, METRICS, REMEDY, TOOLS, VERDICTS, VERDICTS_HINT
+from ivis_spark.report.wording import DISTANCE_HINT, EXPLORER_HINT, METRIC_TEXTS, REMEDY, TOOLS, VERDICTS, VERDICTS_HINT
 
 # 'unsafe-eval': the WebGL layer of plotly compiles its drawing commands. No network source is allowed at all.
 _POLICY = (
@@ -32,6 +32,8 @@ _POLICY = (
 _MOST_CLASS_NAMES = 12
 _RECALLS = {"recall_at_k": "recall", "original_recall_at_k": "original_recall"}
 
+_SIZES = ("rows", "features", "embedding_dims", "sample_rows", "plot_rows", "labelled_rows", "classes")
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -39,7 +41,7 @@ class Findings:
 
     Attributes:
         title: Heading.
-        found: The figures of metrics.json.
+        metrics: Those of metrics.json.
         sample: The rows to draw.
         density: Counts of all rows, or None when all are drawn.
         pairs: Distances of pairs of measured rows, or None if there are too few.
@@ -54,7 +56,7 @@ class Findings:
     """
 
     title: str
-    found: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     sample: Sample
     density: Density | None
     pairs: PairDistances | None
@@ -97,7 +99,7 @@ def build_page(findings: Findings, folder: str) -> str:
 {_notice(findings.reasons)}
 {_verdicts(findings)}
 {_explorer(findings, folder)}
-{confusion_section(findings.confusion, seen=findings.found["labels"] == "trained on")}
+{confusion_section(findings.confusion, seen=findings.metrics["labels"] == "trained on")}
 {_distances(findings, folder)}
 {_density(findings, folder)}
 {_loss(findings, folder)}
@@ -123,11 +125,10 @@ def _notice(reasons: Sequence[str]) -> str:
 
 def _facts(findings: Findings) -> str:
     """Return what is shown: table, date, sizes, and the names of the classes."""
-    found, labels = findings.found, findings.sample.labels
-    dims = found["embedding_dims"]
-    sizes = (
-        f"{found['rows']:,} rows, {_shown(found['features'])} features, {dims} embedding {_plural(dims, 'dimension')}"
-    )
+    metrics, labels = findings.metrics, findings.sample.labels
+    dims = metrics["embedding_dims"]
+    sizes = f"{metrics['rows']:,} rows, {_shown(metrics['features'])} features, "
+    sizes += f"{dims} embedding {_plural(dims, 'dimension')}"
     table = posixpath.basename((findings.table or "").rstrip("/"))
     facts = [("Table", f"{table}: {sizes}" if table else sizes), ("Date", findings.date)]
     if labels is not None and labels.names:
@@ -141,59 +142,60 @@ def _facts(findings: Findings) -> str:
 
 
 def _verdicts(findings: Findings) -> str:
-    found, body = findings.found, []
-    for key, name, meaning, chance in _metrics_of(found):
-        value = found[key]
+    metrics, body = findings.metrics, []
+    for key, name, meaning, chance in _metrics_of(metrics):
+        value = metrics[key]
         if value is None:
             continue
-        verdict, linear = found.get(f"{key}_verdict"), found.get(f"pca_{key}")
-        note = _recall_note(found, key) if key in _RECALLS else ""
+        verdict, linear = metrics.get(f"{key}_verdict"), metrics.get(f"pca_{key}")
+        note = _recall_note(metrics, key) if key in _RECALLS else ""
         judged = f'<span class="verdict {verdict}">{VERDICTS[verdict]}</span>' if verdict else ""
         against = "" if linear is None else f'<span class="soft">PCA {_shown(linear)}</span>'
-        bar = "" if key == "final_loss" else _bar(found, key, value, linear)
+        bar = "" if key == "final_loss" else _bar(metrics, key, value, linear)
         cell = f"<b>{_shown(value)}</b> {against}{bar}"
         body.append(
             f'<tr><th scope="row">{name}</th><td>{judged}</td><td class="value">{cell}</td>'
             f'<td>{meaning}{note} <span class="soft">{chance}</span></td></tr>'
         )
-    basis = f"Measured on a sample of {found['sample_rows']:,} rows, Euclidean distances between scaled features"
+    basis = f"Measured on a sample of {metrics['sample_rows']:,} rows, Euclidean distances between scaled features"
     basis += (
-        f", k = {found['k']}, {found['n_triplets']:,} random triples and {found['n_pairs']:,} pairs."
-        if found["k"]
+        f", k = {metrics['k']}, {metrics['n_triplets']:,} random triples and {metrics['n_pairs']:,} pairs."
+        if metrics["k"]
         else "."
     )
     return f"""<section>
 <h2>How good it is</h2>
-<p>{_counted(found)} {VERDICTS_HINT}</p>
+<p>{_counted(metrics)} {VERDICTS_HINT}</p>
 <table class="quality">
 <thead><tr><th scope="col">Metric</th><th scope="col">Verdict</th><th scope="col">Value</th>
 <th scope="col">Meaning</th></tr></thead>
 <tbody>{"".join(body)}</tbody>
 </table>
-<p class="soft">{basis} {_label_note(found)}</p>
+<p class="soft">{basis} {_label_note(metrics)}</p>
 </section>"""
 
 
-def _metrics_of(found: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def _metrics_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return key, name, meaning and chance of each metric; of the user's own, the name and text of their functions."""
     own = (
-        (key, key.replace("_", " ").capitalize(), meaning, "") for key, meaning in found.get("own_metrics", {}).items()
+        (key, key.replace("_", " ").capitalize(), meaning, "")
+        for key, meaning in metrics.get("own_metrics", {}).items()
     )
-    return [*METRICS, *((key, *map(escape, texts)) for key, *texts in own)]
+    return [*METRIC_TEXTS, *((key, *map(escape, texts)) for key, *texts in own)]
 
 
-def _counted(found: Mapping[str, Any]) -> str:
-    given = [found.get(f"{key}_verdict") for key, *_ in _metrics_of(found)]
-    parts = [f"{given.count(key)} {name.lower()}" for key, name in VERDICTS.items() if key in given]
+def _counted(metrics: Mapping[str, Any]) -> str:
+    verdicts = [metrics.get(f"{key}_verdict") for key, *_ in _metrics_of(metrics)]
+    parts = [f"{verdicts.count(key)} {name.lower()}" for key, name in VERDICTS.items() if key in verdicts]
     return f"<b>{', '.join(parts)}.</b>" if parts else ""
 
 
-def _bar(found: Mapping[str, Any], key: str, value: float, linear: float | None) -> str:
+def _bar(metrics: Mapping[str, Any], key: str, value: float, linear: float | None) -> str:
     def share(number: float) -> float:
         return 100 * min(max(number, 0.0), 1.0)
 
     inner = f'<i style="width:{share(value):.1f}%"></i>'
-    if key in _RECALLS and None not in (ends := [found[f"{_RECALLS[key]}_{end}"] for end in ("low", "high")]):
+    if key in _RECALLS and None not in (ends := [metrics[f"{_RECALLS[key]}_{end}"] for end in ("low", "high")]):
         low, high = map(share, ends)
         inner += f'<i class="interval" style="left:{low:.1f}%;width:{max(high - low, 1):.1f}%"></i>'
     if linear is not None:
@@ -201,16 +203,16 @@ def _bar(found: Mapping[str, Any], key: str, value: float, linear: float | None)
     return f'<span class="bar" aria-hidden="true">{inner}</span>'
 
 
-def _label_note(found: Mapping[str, Any]) -> str:
-    tested = found.get("tested_rows")
+def _label_note(metrics: Mapping[str, Any]) -> str:
+    tested = metrics.get("tested_rows")
     if not tested:
         return ""
-    if found["labels"] == "held out":
+    if metrics["labels"] == "held out":
         return (
             f"Accuracies and centroid correlation: on the {tested:,} {_plural(tested, 'row')} whose labels were held "
             "out of training."
         )
-    if found["labels"] == "trained on":
+    if metrics["labels"] == "trained on":
         return (
             "Accuracies and centroid correlation have no verdict: training used the labels of all rows. To measure on "
             "held-out labels, set triplets.held_out_labels=0.1 and train again."
@@ -219,10 +221,10 @@ def _label_note(found: Mapping[str, Any]) -> str:
 
 
 def _explorer(findings: Findings, folder: str) -> str:
-    found, labels = findings.found, findings.sample.labels
-    dims, plotted = found["embedding_dims"], found["plot_rows"]
-    some = plotted < found["rows"]
-    share = f"a sample of {plotted:,} of {found['rows']:,} rows" if some else f"all {plotted:,} rows"
+    metrics, labels = findings.metrics, findings.sample.labels
+    dims, plotted = metrics["embedding_dims"], metrics["plot_rows"]
+    some = plotted < metrics["rows"]
+    share = f"a sample of {plotted:,} of {metrics['rows']:,} rows" if some else f"all {plotted:,} rows"
     colour = ", coloured by density" if labels is None else ", coloured by label"
     alt = f"Scatter plot of the embedding, {describe_dims(dims)}, {share}{colour}"
     data = explorer_data(findings.sample)
@@ -263,7 +265,7 @@ def _distances(findings: Findings, folder: str) -> str:
 def _density(findings: Findings, folder: str) -> str:
     if findings.density is None:
         return ""
-    dims, rows = findings.found["embedding_dims"], findings.found["rows"]
+    dims, rows = findings.metrics["embedding_dims"], findings.metrics["rows"]
     beyond = findings.density.outside
     note = f" {beyond:,} outlying {_plural(beyond, 'row')} beyond the edges left out." if beyond else ""
     alt = f"Density of all {rows:,} rows in the embedding, {describe_dims(dims)}"
@@ -308,21 +310,7 @@ def _loss(findings: Findings, folder: str) -> str:
 
 def _run(findings: Findings) -> str:
     tables = [
-        _table(
-            "Sizes",
-            [
-                (name, findings.found[name])
-                for name in (
-                    "rows",
-                    "features",
-                    "embedding_dims",
-                    "sample_rows",
-                    "plot_rows",
-                    "labelled_rows",
-                    "classes",
-                )
-            ],
-        ),
+        _table("Sizes", [(name, findings.metrics[name]) for name in _SIZES]),
         _table("Training", _scalars(findings.training)),
         _table("Neighbours", _scalars(findings.neighbours)),
     ]
@@ -333,13 +321,13 @@ def _run(findings: Findings) -> str:
 
 def _scalars(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return the values of nested mappings under dotted names, without curves and the like."""
-    found: list[tuple[str, Any]] = []
+    entries: list[tuple[str, Any]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found += _scalars(value, f"{prefix}{name}.")
+            entries += _scalars(value, f"{prefix}{name}.")
         elif not isinstance(value, (list, tuple)) or (prefix and len(value) <= 20):
-            found.append((f"{prefix}{name}", value))
-    return found
+            entries.append((f"{prefix}{name}", value))
+    return entries
 
 
 def _table(caption: str, entries: Iterable[tuple[str, Any]]) -> str:

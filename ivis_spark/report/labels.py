@@ -103,8 +103,8 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
         return Labels(tuple(f"{value:.0f}" for value in unique), codes, numbers)
     names = sorted({str(value) for value, gone in zip(values, missing, strict=True) if not gone}, key=_natural)
     position = {name: code for code, name in enumerate(names)}
-    found = [-1 if gone else position[str(value)] for value, gone in zip(values, missing, strict=True)]
-    return Labels(tuple(names), np.array(found, np.int64), None)
+    numbered = [-1 if gone else position[str(value)] for value, gone in zip(values, missing, strict=True)]
+    return Labels(tuple(names), np.array(numbered, np.int64), None)
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
@@ -162,15 +162,15 @@ def scale_steps(labels: Labels, colour_of: Callable[[float], str]) -> list[Layer
     """
     if not labels.on_scale or labels.numbers is None:
         return []
-    known = np.flatnonzero(labels.known)
+    labelled = np.flatnonzero(labels.known)
     low, high = labels.ends
     edges = np.linspace(low, high, _SCALE_STEPS + 1)[1:-1] if high > low else np.empty(0)
-    step = np.searchsorted(edges, labels.numbers[known], side="right")
+    step = np.searchsorted(edges, labels.numbers[labelled], side="right")
     ends = ["", *_as_text(edges), ""]
     layers = []
     for place in range(len(edges) + 1):
         below, above = ends[place], ends[place + 1]
         name = f"{below} to {above}" if below and above else f"under {above}" if above else f"from {below}"
         share = (place + 0.5) / (len(edges) + 1)
-        layers.append(Layer(name if len(edges) else f"{low:.4g}", known[step == place], colour_of(share)))
+        layers.append(Layer(name if len(edges) else f"{low:.4g}", labelled[step == place], colour_of(share)))
     return layers

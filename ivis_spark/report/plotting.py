@@ -126,10 +126,10 @@ def _row_names(source: Any) -> NDArray[Any] | None:
 
 
 def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: int) -> Labels | None:
-    given, name = (labels, "labels") if values is None else (values, "values")
-    if given is None:
+    source, name = (labels, "labels") if values is None else (values, "values")
+    if source is None:
         return None
-    array = np.asarray(given)
+    array = np.asarray(source)
     if array.shape != (n_rows,):
         raise InputError(f"{name} has shape {array.shape}; it must be ({n_rows},), one per row of the embedding")
     if values is not None:
@@ -139,16 +139,16 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
             raise InputError("values must be numbers; pass classes as labels") from err
         numbers[~np.isfinite(numbers)] = np.nan
         return Labels((), np.full(n_rows, -1, np.int64), numbers)
-    known = [
+    items = [
         None if item is None or type(item).__name__ == "NAType" or item != item else item for item in array.tolist()
     ]
-    whole = all(item is None or (isinstance(item, (int, float)) and float(item).is_integer()) for item in known)
-    if any(isinstance(item, str) for item in known) or array.dtype.kind not in "iuf":
-        found = read_labels([None if item is None else str(item) for item in known])
+    whole = all(item is None or (isinstance(item, (int, float)) and float(item).is_integer()) for item in items)
+    if any(isinstance(item, str) for item in items) or array.dtype.kind not in "iuf":
+        found = read_labels([None if item is None else str(item) for item in items])
     elif whole:
-        found = read_labels(known, classes=True)
+        found = read_labels(items, classes=True)
     else:
-        found = read_labels([None if item is None else f"{item:.15g}" for item in known])
+        found = read_labels([None if item is None else f"{item:.15g}" for item in items])
     if found is None:
         return None
     if len(found.names) > MOST_LAYERS:

@@ -125,9 +125,9 @@ def draw_sample(
     hashed = F.xxhash64(F.lit(random_state), F.col("id"))
     order = [hashed, F.col("id")]
     if originals is not None:
-        kept = unused("original", embeddings.columns)
-        whole = F.broadcast(originals.table.select("id", F.lit(True).alias(kept)))
-        embeddings, order = embeddings.join(whole, "id", "left"), [F.col(kept).asc_nulls_last(), *order]
+        is_original = unused("original", embeddings.columns)
+        original_ids = F.broadcast(originals.table.select("id", F.lit(True).alias(is_original)))
+        embeddings, order = embeddings.join(original_ids, "id", "left"), [F.col(is_original).asc_nulls_last(), *order]
     drawn: Any = embeddings.orderBy(*order).limit(size).select(*columns).toPandas()
     if drawn.empty:
         raise InputError("the table of embeddings has no rows, so there is nothing to evaluate")
@@ -139,30 +139,32 @@ def draw_sample(
         labels = read_labels(_by_id(spark, rows.select("id", _plain(rows, "label", "label")), ids)["label"])
     else:
         labels = None
-    found = {name: list(drawn[f"column{place}"]) for place, name in enumerate(further)}
-    found |= _draw_wanted(spark, rows, wanted or Wanted(), ids)
-    read = {name: read_labels(values) for name, values in found.items()}
+    column_values = {name: list(drawn[f"column{place}"]) for place, name in enumerate(further)}
+    column_values |= _draw_colours(spark, rows, wanted or Wanted(), ids)
+    read = {name: read_labels(values) for name, values in column_values.items()}
     measured, features = _draw_features(spark, rows, originals, ids[: config.sample_rows])
-    known = {name: column for name, column in read.items() if column is not None}
+    read_columns = {name: column for name, column in read.items() if column is not None}
     tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
     of_model = None if predicted is None else read_labels(list(drawn["predicted"]), classes=True)
-    return Sample(ids, embedding, labels, measured, features, known, tested, of_model)
+    return Sample(ids, embedding, labels, measured, features, read_columns, tested, of_model)
 
 
-def _draw_wanted(spark: SparkSession, rows: DataFrame, wanted: Wanted, ids: NDArray[np.int64]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    if wanted.features:
-        packed = rows.select("id", packed_features(list(wanted.features.values())).alias("packed"))
-        values = unpack_features(_by_id(spark, packed, ids)["packed"], len(wanted.features))
-        if wanted.scaler is not None:
-            values = wanted.scaler.inverse(values, list(wanted.features.values()))
-        found |= {name: list(values[:, place]) for place, name in enumerate(wanted.features)}
-    if wanted.table is not None:
-        columns = readable(wanted.table, without=("id",))
+def _draw_colours(
+    spark: SparkSession, rows: DataFrame, colours: Wanted, ids: NDArray[np.int64]
+) -> dict[str, list[Any]]:
+    column_values: dict[str, list[Any]] = {}
+    if colours.features:
+        packed = rows.select("id", packed_features(list(colours.features.values())).alias("packed"))
+        values = unpack_features(_by_id(spark, packed, ids)["packed"], len(colours.features))
+        if colours.scaler is not None:
+            values = colours.scaler.inverse(values, list(colours.features.values()))
+        column_values |= {name: list(values[:, place]) for place, name in enumerate(colours.features)}
+    if colours.table is not None:
+        columns = readable(colours.table, without=("id",))
         named = [column.alias(f"column{place}") for place, column in enumerate(columns.values())]
-        drawn = _by_id(spark, wanted.table.select("id", *named), ids)
-        found |= {name: drawn[f"column{place}"] for place, name in enumerate(columns)}
-    return found
+        drawn = _by_id(spark, colours.table.select("id", *named), ids)
+        column_values |= {name: drawn[f"column{place}"] for place, name in enumerate(columns)}
+    return column_values
 
 
 def density_bins(n_rows: int) -> int:
@@ -191,25 +193,25 @@ def count_density(embeddings: DataFrame, bins: int) -> Density:
         return Density(counts, (0.0, 1.0, 0.0, 1.0), 0)
     binned = []
     for name, (low, high) in zip(names, extent, strict=True):
-        cell = F.floor((F.col(name) - F.lit(low)) * F.lit(bins / (high - low))).cast("long")
+        bin_number = F.floor((F.col(name) - F.lit(low)) * F.lit(bins / (high - low))).cast("long")
         inside = (F.col(name) >= F.lit(low)) & (F.col(name) <= F.lit(high))
-        binned.append(F.when(inside, F.least(cell, F.lit(bins - 1))).alias(name))
-    found: Any = points.select(*binned).groupBy(*names).count().toPandas()
-    gone = found[names].isna().any(axis=1)
-    cells = found.loc[~gone, names].to_numpy(np.int64)
-    counts[cells[:, 0], cells[:, 1] if len(names) == 2 else 0] = found.loc[~gone, "count"]
+        binned.append(F.when(inside, F.least(bin_number, F.lit(bins - 1))).alias(name))
+    counted: Any = points.select(*binned).groupBy(*names).count().toPandas()
+    gone = counted[names].isna().any(axis=1)
+    bin_numbers = counted.loc[~gone, names].to_numpy(np.int64)
+    counts[bin_numbers[:, 0], bin_numbers[:, 1] if len(names) == 2 else 0] = counted.loc[~gone, "count"]
     y_extent = extent[1] if len(names) == 2 else (0.0, 1.0)
-    return Density(counts, (*extent[0], *y_extent), int(found.loc[gone, "count"].sum()))
+    return Density(counts, (*extent[0], *y_extent), int(counted.loc[gone, "count"].sum()))
 
 
 def _ranges(points: DataFrame, names: list[str]) -> list[tuple[float, float]] | None:
     """Return the ends of each axis: the quantiles of all but the outermost .1 % of rows, and half as much again."""
     from pyspark.sql import functions as F
 
-    asked = []
+    aggregates = []
     for name in names:
-        asked += [F.min(name), F.max(name), F.percentile_approx(name, list(_TAILS), 10_000)]
-    values = points.agg(*asked).collect()[0]
+        aggregates += [F.min(name), F.max(name), F.percentile_approx(name, list(_TAILS), 10_000)]
+    values = points.agg(*aggregates).collect()[0]
     ends = []
     for place in range(len(names)):
         least, most, tails = values[3 * place : 3 * place + 3]
@@ -237,18 +239,18 @@ def _plain(table: DataFrame, name: str, alias: str) -> Column:
 
 def _by_id(spark: SparkSession, table: DataFrame, ids: NDArray[np.int64]) -> dict[str, list[Any]]:
     """Return the columns of a table for these ids, in their order; None where an id is missing."""
-    found = _of_ids(spark, table, ids)
-    place = {key: row for row, key in enumerate(found["id"])}
+    records = _of_ids(spark, table, ids)
+    place = {key: row for row, key in enumerate(records["id"])}
     rows = [place.get(key) for key in ids]
-    columns = {name: list(found[name]) for name in table.columns if name != "id"}
+    columns = {name: list(records[name]) for name in table.columns if name != "id"}
     return {name: [None if row is None else values[row] for row in rows] for name, values in columns.items()}
 
 
 def _of_ids(spark: SparkSession, table: DataFrame, ids: NDArray[np.int64]) -> Any:
     from pyspark.sql import functions as F
 
-    wanted = spark.createDataFrame([(int(key),) for key in ids], "id long")
-    return table.join(F.broadcast(wanted), "id").toPandas()
+    id_table = spark.createDataFrame([(int(key),) for key in ids], "id long")
+    return table.join(F.broadcast(id_table), "id").toPandas()
 
 
 def _draw_features(

@@ -34,11 +34,11 @@ def principal_components(X: NDArray[Any], dims: int, *, seed: int) -> NDArray[np
         from sklearn.decomposition import PCA
     except ImportError as err:
         raise DependencyError("the report needs scikit-learn: pip install 'ivis_spark[report]'") from err
-    found = np.zeros((len(X), dims))
+    components = np.zeros((len(X), dims))
     most = min(dims, *X.shape)
     if X.size and np.ptp(X, axis=0).any():
-        found[:, :most] = PCA(most, random_state=seed).fit_transform(X.astype(np.float64))
-    return found
+        components[:, :most] = PCA(most, random_state=seed).fit_transform(X.astype(np.float64))
+    return components
 
 
 def judge(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Verdict | None]:

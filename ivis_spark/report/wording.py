@@ -8,13 +8,8 @@ REMEDY = (
 )
 
 # Key, name, what a value means, what it is by chance.
-METRICS = (
-    (
-        "recall_at_k",
-        "Neighbour recall",
-        "Share of the true nearest neighbours found by the search.",
-        "",
-    ),
+METRIC_TEXTS = (
+    ("recall_at_k", "Neighbour recall", "Share of the true nearest neighbours found by the search.", ""),
     (
         "original_recall_at_k",
         "Neighbour recall, all features",
@@ -76,7 +71,7 @@ METRICS = (
         "Lower is better; comparable only for the same loss function.",
     ),
 )
-NAMES = {key: name for key, name, *_ in METRICS}
+NAMES = {key: name for key, name, *_ in METRIC_TEXTS}
 VERDICTS = {"good": "Good", "doubtful": "Doubtful", "poor": "Poor"}
 VERDICTS_HINT = (
     "For every metric except the loss, 1 is perfect. The baseline (PCA, the dark mark on a bar) is what principal "

@@ -218,8 +218,8 @@ def owners(root: str) -> dict[str, Owner]:
     """Return the locks of a run folder by URI, dead ones too."""
     names = storage.children(*storage.filesystem(root))
     uris = [storage.join(storage.normalise_uri(root), name) for name in names if name.startswith(PREFIX)]
-    found = {uri: read_owner(uri) for uri in uris if uri.endswith(".json")}
-    return {uri: owner for uri, owner in found.items() if owner is not None}
+    by_uri = {uri: read_owner(uri) for uri in uris if uri.endswith(".json")}
+    return {uri: owner for uri, owner in by_uri.items() if owner is not None}
 
 
 def lock_names(uris: Iterable[str]) -> list[str]:

@@ -62,8 +62,8 @@ class Tracker:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks; the URI has answered
         _require(uri)
         with _only_warn("this run"):
-            found = self._connect().get_experiment_by_name(experiment)
-            _require(found.artifact_location if found else "")
+            current = self._connect().get_experiment_by_name(experiment)
+            _require(current.artifact_location if current else "")
 
     def stage_published(self, manifest: Manifest) -> None:
         """Log a stage, unless this very build of it was logged before."""
@@ -107,11 +107,11 @@ class Tracker:
         return run_id
 
     def _new(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
+        current = self._client.get_experiment_by_name(self._experiment)
+        experiment = current.experiment_id if current else self._client.create_experiment(self._experiment)
         name = self._folder.root.rsplit("/", 1)[-1]
-        made = self._client.create_run(experiment, run_name=name, tags={"ivis_spark.folder": self._folder.root})
-        run_id = str(made.info.run_id)
+        run = self._client.create_run(experiment, run_name=name, tags={"ivis_spark.folder": self._folder.root})
+        run_id = str(run.info.run_id)
         storage.write_json(self._folder.path(_FILE), {"experiment": self._experiment, "run_id": run_id})
         return run_id
 

@@ -59,8 +59,8 @@ def export_onnx(model: ModelFolder, path: str) -> None:
         graph.add("Identity", graph.dense("embedding", encoder.head), output="scores")
         outputs.append(_value("scores", encoder.head.n_outputs))
     inputs = [helper.make_tensor_value_info("features", kind, ["n", encoder.n_inputs])]
-    made = helper.make_graph(graph.nodes, "ivis_spark", inputs, outputs, graph.constants)
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    graph_proto = helper.make_graph(graph.nodes, "ivis_spark", inputs, outputs, graph.constants)
+    proto = helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
     onnx.checker.check_model(proto)
     onnx.save_model(proto, path)
 

@@ -87,20 +87,20 @@ class ModelFolder:
     @property
     def images(self) -> dict[str, Any]:
         """Settings of `data` that convert images to the network's input; empty if the features are not images."""
-        found: dict[str, Any] = self.serving.get("images") or {}
-        return found
+        images: dict[str, Any] = self.serving.get("images") or {}
+        return images
 
     @property
     def indices_col(self) -> str | None:
         """Name of the column with the indices of sparse features; None if they are not given so."""
-        found: str | None = self.serving.get("indices_col")
-        return found
+        name: str | None = self.serving.get("indices_col")
+        return name
 
     @property
     def classes(self) -> dict[str, Any]:
         """`values`, the label of each class in the order of the scores, and `type` of the label; empty without them."""
-        found: dict[str, Any] = self.serving.get("classes") or {}
-        return found
+        classes: dict[str, Any] = self.serving.get("classes") or {}
+        return classes
 
     @contextlib.contextmanager
     def on_disk(self) -> Iterator[str]:
@@ -209,10 +209,10 @@ def _check(model: ModelFolder, uri: str) -> None:
 
 def _read_serving(value: Any) -> dict[str, Any]:
     serving = check_fields(value, format=int)
-    found = serving["format"]
-    if found != _FORMAT:
-        remedy = "update ivis_spark" if found > _FORMAT else "train again"
-        raise ArtifactError(f"it has format {found}; this version reads format {_FORMAT}: {remedy}")
+    version = serving["format"]
+    if version != _FORMAT:
+        remedy = "update ivis_spark" if version > _FORMAT else "train again"
+        raise ArtifactError(f"it has format {version}; this version reads format {_FORMAT}: {remedy}")
     check_fields(serving, input_shape=list, n_outputs=int, features=list)
     check_list(serving["features"], str, "features")
     check_fields({"indices_col": None, **serving}, indices_col=(str, type(None)))

@@ -18,7 +18,9 @@ import numpy as np
 
 from ivis_spark import storage
 from ivis_spark.config import Metric
-from ivis_spark.core.knn.index import INDEXES, RegionIndex
+from ivis_spark.config.checks import AUTO, is_import_name, module_names
+from ivis_spark.core.knn import indexes
+from ivis_spark.core.knn.indexes import RegionIndex, load_index
 from ivis_spark.core.knn.leaves import Leaf
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
@@ -47,6 +49,7 @@ class PartitionedIndex:
         head: Content of `index.json`.
         regions: The quantiser.
         scaler: What the rows of the index went through before they came into it: scaling, projection.
+        kind: The index library of the regions.
 
     Example:
         >>> import numpy as np
@@ -57,8 +60,10 @@ class PartitionedIndex:
         ((2, 3), (2, 3))
     """
 
-    def __init__(self, uri: str, head: dict[str, Any], regions: Regions, scaler: Scaler | None) -> None:
-        self.uri, self.regions, self.scaler, self._head = uri, regions, scaler, head
+    def __init__(
+        self, uri: str, head: dict[str, Any], regions: Regions, scaler: Scaler | None, kind: type[RegionIndex]
+    ) -> None:
+        self.uri, self.regions, self.scaler, self._head, self._kind = uri, regions, scaler, head, kind
         self._records = {int(record["region"]): record for record in head["regions"]}
         self._rows = np.zeros(len(regions), np.int64)
         for number, record in self._records.items():
@@ -68,11 +73,13 @@ class PartitionedIndex:
         self._bytes = 0
 
     @classmethod
-    def load(cls, uri: str) -> PartitionedIndex:
+    def load(cls, uri: str, *, backend: str = AUTO) -> PartitionedIndex:
         """Open a published index; reads `index.json`, the quantiser and the scaler, and no region yet.
 
         Args:
             uri: The run folder, or the folder of the index itself, local or anywhere fsspec reaches.
+            backend: `neighbours.backend` of the build. Needed only if it is your own class: code is never imported
+                because a file names it.
 
         Raises:
             ArtifactError: if there is no index, a file is corrupt or modified, or it has another format.
@@ -86,7 +93,7 @@ class PartitionedIndex:
             scaler = None if saved is None else storage.read_bytes(saved, Scaler.from_bytes)
         if max((record["region"] for record in head["regions"]), default=0) >= len(regions):
             raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that are not in its quantiser; {_REMEDY}")
-        return cls(uri, head, regions, scaler)
+        return cls(uri, head, regions, scaler, load_index(_checked_backend(uri, head["backend"], backend)))
 
     @property
     def metric(self) -> str:
@@ -127,13 +134,7 @@ class PartitionedIndex:
         return self._checked(X, scaled=False)
 
     def query(
-        self,
-        X: Any,
-        k: int | None = None,
-        *,
-        scaled: bool = False,
-        own: Ints | None = None,
-        exact: bool = False,
+        self, X: Any, k: int | None = None, *, scaled: bool = False, own: Ints | None = None, exact: bool = False
     ) -> tuple[Ints, Floats]:
         """Find the nearest rows of the index.
 
@@ -166,9 +167,9 @@ class PartitionedIndex:
                 ids[part], keys[part] = without_self(*self._query(rows[part], k + 1, exact), own[part], k)
         return ids, Space(self.metric).distances(keys)
 
-    def home(self, rows: Floats) -> Ints:
+    def primary(self, rows: Floats) -> Ints:
         """Return int64 (n,): the region in which a query looks for the neighbours of each row that `transform` gave."""
-        return self.regions.home(self._checked(rows, scaled=True), np.zeros(len(rows), np.int64))
+        return self.regions.primary(self._checked(rows, scaled=True), np.zeros(len(rows), np.int64))
 
     def _checked(self, X: Any, *, scaled: bool) -> Floats:
         scaler = None if scaled else self.scaler
@@ -184,10 +185,10 @@ class PartitionedIndex:
 
     def _query(self, rows: Floats, k: int, exact: bool) -> tuple[Ints, Floats]:
         """Search a block of rows: ids (n, k) and keys (n, k)."""
-        home = self.regions.home(rows, np.zeros(len(rows), np.int64))
-        asking, regions = np.arange(len(rows)), home
+        primary = self.regions.primary(rows, np.zeros(len(rows), np.int64))
+        asking, regions = np.arange(len(rows)), primary
         # Regions share the rows at their borders, so that only all of them hold k different rows for sure.
-        everywhere = np.full(len(rows), exact) | (self._rows[home] < k)
+        everywhere = np.full(len(rows), exact) | (self._rows[primary] < k)
         if everywhere.any():
             few, numbers = np.flatnonzero(everywhere), np.fromiter(self._records, np.int64)
             asking = np.concatenate([asking[~everywhere], np.repeat(few, len(numbers))])
@@ -201,8 +202,8 @@ class PartitionedIndex:
             index, width = self._region(number), min(k, int(self._rows[number]))
             effort = self._records[number]["effort"]
             effort = index.efforts[-1] if exact or effort is None else effort
-            found = index.query(rows[asking[start:stop]], width, effort)
-            ids[start:stop, :width], keys[start:stop, :width] = found
+            nearest = index.query(rows[asking[start:stop]], width, effort)
+            ids[start:stop, :width], keys[start:stop, :width] = nearest
         if not everywhere.any():
             back = np.argsort(asking, kind="stable")
             return ids[back], keys[back]
@@ -216,7 +217,7 @@ class PartitionedIndex:
                 raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {_REMEDY}")
             files = _Files(self, self._records[number])
             try:
-                index = INDEXES[str(self._head["backend"])].load(files, self.metric, self._dims)
+                index = self._kind.load(files, self.metric, self._dims)
             except UNREADABLE as err:
                 raise ArtifactError(f"index file {files.names} cannot be read ({err}); {_REMEDY}") from err
             self._open[number] = index
@@ -237,7 +238,7 @@ class PartitionedIndex:
 
 
 class _Files:
-    """The files of one region, as `core.knn.index.RegionFiles`."""
+    """The files of one region, as `core.knn.indexes.RegionFiles`."""
 
     def __init__(self, index: PartitionedIndex, record: dict[str, Any]) -> None:
         self._index, self._region, self._files = index, int(record["region"]), record["files"]
@@ -278,13 +279,14 @@ def read_head(value: Any) -> dict[str, Any]:
         ArtifactError: if it is of another format.
         ValueError: if it is none.
     """
-    found = value.get("format") if isinstance(value, dict) else None
-    if found != INDEX_FORMAT:
-        raise ArtifactError(f"it holds an index of format {found}; this version reads {INDEX_FORMAT}: {_REMEDY}")
+    version = value.get("format") if isinstance(value, dict) else None
+    if version != INDEX_FORMAT:
+        raise ArtifactError(f"it holds an index of format {version}; this version reads {INDEX_FORMAT}: {_REMEDY}")
     head = check_fields(
         value, backend=str, metric=str, quantiser=list, regions=list, dims=int, rows=int, k=int, recall=(int, float)
     )
-    if head["backend"] not in INDEXES or head["metric"] not in typing.get_args(Metric):
+    ours = head["backend"] in module_names(indexes.__name__)
+    if not (ours or is_import_name(head["backend"])) or head["metric"] not in typing.get_args(Metric):
         raise ValueError(f"it is of backend {head['backend']!r} and metric {head['metric']!r}")
     if min(head["dims"], head["rows"], head["k"]) < 1:
         raise ValueError("dims, rows or k is not positive")
@@ -299,6 +301,16 @@ def read_head(value: Any) -> dict[str, Any]:
         if record["region"] < 0 or record["rows"] < 1 or not record["files"]:
             raise ValueError("a region has no number, rows or files")
     return head
+
+
+def _checked_backend(uri: str, written: str, named: str) -> str:
+    """Return the index library that an index names, if it is ours or the caller names it too."""
+    if written in module_names(indexes.__name__) or written == named:
+        return written
+    raise ArtifactError(
+        f"{uri}/{INDEX_FILE} needs the index library {written!r}, which is imported only if you name it too: set "
+        f"neighbours.backend={written}, or pass backend={written!r}"
+    )
 
 
 def _index_folder(uri: str) -> str:
@@ -321,12 +333,12 @@ def _fetch(uri: str, record: dict[str, Any], folder: str) -> str:
         if path is None:
             path = os.path.join(folder, record["path"])
             fs.get_file(remote, path)
-        found = storage.digest_file(path)
+        digest = storage.digest_file(path)
     except OSError as err:
         raise ArtifactError(f"index file {source} cannot be read ({err}); {_REMEDY}") from err
-    if found["sha256"] != record["sha256"]:
+    if digest["sha256"] != record["sha256"]:
         raise ArtifactError(
-            f"index file {source} is not what was written: {found['bytes']} bytes with sha256 {found['sha256'][:12]}, "
-            f"not {record['bytes']} with {record['sha256'][:12]}; {_REMEDY}"
+            f"index file {source} is not what was written: {digest['bytes']} bytes with sha256 "
+            f"{digest['sha256'][:12]}, not {record['bytes']} with {record['sha256'][:12]}; {_REMEDY}"
         )
     return path

@@ -46,8 +46,8 @@ class Anchors:
             if before + record["count"] >= count:
                 break
             before += record["count"]
-        found = sorted(row["hash"] for row in hashes.where(group == record["group"]).collect())
-        return cls(count, found[count - before - 1], random_state)
+        group_hashes = sorted(row["hash"] for row in hashes.where(group == record["group"]).collect())
+        return cls(count, group_hashes[count - before - 1], random_state)
 
     @property
     def condition(self) -> Column:

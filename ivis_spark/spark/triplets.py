@@ -91,7 +91,7 @@ def build_triplets(
     )
     key = row_hash(random_state)
     by_label = [CLASS] if CLASS in neighbours.columns else []
-    dealt = neighbours.select("id", "neighbour_ids", *by_label, key.alias("key")).withColumn(
+    lists = neighbours.select("id", "neighbour_ids", *by_label, key.alias("key")).withColumn(
         "bucket", F.pmod("key", F.lit(plan.buckets)).cast("int")
     )
     # The key's remainder picks the bucket, so its order within a bucket is still random.
@@ -103,8 +103,8 @@ def build_triplets(
         random_state=random_state,
         negatives=negatives,
     )
-    dealt = repartition_by_group(dealt, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")
-    requests = map_arrow(dealt, draw, _REQUEST_SCHEMA)
+    lists = repartition_by_group(lists, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")
+    requests = map_arrow(lists, draw, _REQUEST_SCHEMA)
     fetched = _fetch(requests, rows, n_rows * (row_bytes + 8))
     write = functools.partial(
         write_blocks,
@@ -186,14 +186,14 @@ def _requests_of(block: BlockDraws, bucket: int, first_place: int) -> pa.RecordB
     others = np.concatenate([block.anchors, *block.positives.T])
     n_anchors, n_all = len(block.anchors), len(others)
     nothing = [None] * (n_all - n_anchors)
-    near = None if block.near is None else block.near.astype("<u4").tobytes()
+    mask = None if block.mask is None else block.mask.astype("<u4").tobytes()
     return pa.RecordBatch.from_arrays(
         [
             pa.array(np.full(n_all, bucket, np.int32)),
             pa.array(np.arange(first_place, first_place + n_all, dtype=np.int64)),
             pa.array(others),
             pa.array([*block.weights.tolist(), *nothing], pa.float32()),
-            pa.array([near, *[None] * (n_all - 1)], pa.binary()),
+            pa.array([mask, *[None] * (n_all - 1)], pa.binary()),
         ],
         ["bucket", "place", "other", "weight", "near"],
     )
@@ -357,10 +357,10 @@ def _pack_block(block: pa.Table, block_rows: int, draws: int) -> pa.Table:
     slots = vectors.reshape(1 + draws, -1)
     anchors = block.slice(0, block_rows)
     weights = anchors["weight"].to_numpy().astype("<f4")
-    near = anchors["near"][0].as_py()
-    packed = [slots[0].tobytes(), weights.tobytes(), *([] if near is None else [near])]
+    mask = anchors["near"][0].as_py()
+    packed = [slots[0].tobytes(), weights.tobytes(), *([] if mask is None else [mask])]
     packed += [slot.tobytes() for slot in slots[1:]]
-    names = column_names(draws, negatives=near is not None)
+    names = column_names(draws, negatives=mask is not None)
     if "label" in block.column_names:
         packed.append(_label_numbers(anchors["label"]).tobytes())
         names.append("label")

@@ -83,17 +83,17 @@ def not_finite(matrix: NDArray[Any]) -> Faults:
         return {"nan": np.isnan(matrix).any(axis=1), "infinite": (np.abs(matrix) > _LARGEST).any(axis=1)}
 
 
-def bad_cells(column: pa.Array) -> dict[tuple[str, int], int]:
+def count_bad_values(column: pa.Array) -> dict[tuple[str, int], int]:
     """Count in a list column the elements that are `null`, `nan` or `infinite`, by fault and place in the list."""
     lengths, values = list_values(column)
     places = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     null = values.is_null().to_numpy(zero_copy_only=False)
     numbers = values.fill_null(0).to_numpy(zero_copy_only=False).reshape(-1, 1)
-    found = {}
+    counts = {}
     for fault, mask in {"null": null, **not_finite(numbers)}.items():
         for place, count in zip(*np.unique(places[mask], return_counts=True), strict=True):
-            found[fault, int(place)] = int(count)
-    return found
+            counts[fault, int(place)] = int(count)
+    return counts
 
 
 def from_list(column: pa.Array, width: int) -> tuple[Numbers, Faults]:
@@ -264,10 +264,10 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str, sparse: bool = 
     first = columns[0]
     if len(columns) > 1 or not (pa.types.is_nested(first.type) or pa.types.is_binary(first.type)):
         matrix, faults = from_columns(columns)
-        found = matrix.shape[1] if len(matrix) else width
+        n_features = matrix.shape[1] if len(matrix) else width
     elif pa.types.is_binary(first.type):
         matrix = unpack(first)
-        found = matrix.shape[1] if len(matrix) else width
+        n_features = matrix.shape[1] if len(matrix) else width
         finite = np.isfinite(matrix).all(axis=1)
         faults = {"nan": ~finite} if not finite.all() else {}
     else:
@@ -275,12 +275,12 @@ def read_rows(columns: list[pa.Array], width: int, *, what: str, sparse: bool = 
         if pa.types.is_struct(first.type):
             read = sparse_rows if sparse and not are_dense(first) else from_vectors
         matrix, faults = read(first, width)
-        found = width
+        n_features = width
         if faults["width"].any():
             row = first[int(faults["width"].argmax())].as_py()
-            found = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
-    if found != width:
-        raise InputError(f"a row has {found} features in {what}; the model was trained on {width}")
+            n_features = len(row) if isinstance(row, list) else row["size"] or len(row["values"])
+    if n_features != width:
+        raise InputError(f"a row has {n_features} features in {what}; the model was trained on {width}")
     return matrix, faults
 
 

@@ -18,7 +18,7 @@ _PROGRESS_INTERVAL_S = 2.0
 described: dict[str, str] = {}
 
 
-class Progress:
+class SparkProgress:
     """Shows every few seconds how many tasks of the running Spark stages are done, and when they will be.
 
     Runs on: driver; a thread that only asks the status tracker of the session that runs, once there is one. Inside
@@ -33,7 +33,7 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> SparkProgress:
         if self._lock.acquire(blocking=False):
             self._thread.start()
         return self

@@ -17,7 +17,7 @@ from ivis_spark.serving.folder import read_model
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.model import encoder_flops
-from ivis_spark.stages.places import check_places
+from ivis_spark.stages.outputs import check_places
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
 
@@ -120,8 +120,8 @@ def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> 
         return None
     source, rows = run.source(table, *([target] if target else [])), run.folder.manifest("rows")
     if target is None and rows is not None and source == rows.spec["inputs"]["source"]:
-        given, own = run.config.to_mapping()["data"], rows.spec["config"]["data"]
-        if all(given[name] in (None, [], own.get(name)) for name in COLUMNS):
+        settings, own = run.config.to_mapping()["data"], rows.spec["config"]["data"]
+        if all(settings[name] in (None, [], own.get(name)) for name in COLUMNS):
             return None
     return embed_job.input_of_table(table, run.input.uri or "", run.config.data, model), source
 

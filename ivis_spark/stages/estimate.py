@@ -29,15 +29,17 @@ class Cluster:
         Raises:
             ConfigError: if one is not of that form.
         """
-        given = f"--executors {text!r} --executor-memory {memory!r}" + f" --executor-disk {disk!r}" * (disk is not None)
+        options = f"--executors {text!r} --executor-memory {memory!r}" + f" --executor-disk {disk!r}" * (
+            disk is not None
+        )
         try:
             executors, cores = (int(part) for part in text.lower().split("x"))
-            found = cls(executors, cores, _bytes(memory), math.inf if disk is None else _bytes(disk))
+            cluster = cls(executors, cores, _bytes(memory), math.inf if disk is None else _bytes(disk))
         except (ValueError, KeyError) as err:
-            raise ConfigError(f"{given} must be of the form 50x16 (executors x cores), 64g and 500g") from err
-        if min(found.executors, found.cores, found.memory, found.disk) <= 0:
-            raise ConfigError(f"{given} must be above 0")
-        return found
+            raise ConfigError(f"{options} must be of the form 50x16 (executors x cores), 64g and 500g") from err
+        if min(cluster.executors, cluster.cores, cluster.memory, cluster.disk) <= 0:
+            raise ConfigError(f"{options} must be above 0")
+        return cluster
 
     @property
     def slots(self) -> int:

@@ -73,8 +73,8 @@ class InputTable:
 
         described = storage.describe_files(input_files(table))
         files = [[posixpath.basename(uri), size, changed] for uri, size, changed in described]
-        found = {"files": len(files), "bytes": sum(file[1] for file in files), "digest": storage.fingerprint(files)}
-        return found if self.frame is None else {**found, "plan": table.semanticHash()}
+        identity = {"files": len(files), "bytes": sum(file[1] for file in files), "digest": storage.fingerprint(files)}
+        return identity if self.frame is None else {**identity, "plan": table.semanticHash()}
 
     @property
     def _place(self) -> str | None:

@@ -56,8 +56,8 @@ def publish(run: Run) -> Manifest:
 
 
 def _job(run: Run, rows: Manifest, triplets: Manifest, model_uri: str, checkpoint_uri: str) -> TrainingJob:
+    from ivis_spark.train.dataset.blocks import TripletBlocks
     from ivis_spark.train.job import TrainingJob
-    from ivis_spark.train.reading.blocks import TripletBlocks
 
     if run.config.train.needs_negatives and not triplets.info["negatives"]:
         raise ConfigError(

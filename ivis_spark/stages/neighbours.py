@@ -48,10 +48,10 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
     config = settings.neighbours
     inputs: dict[str, Any] = {"rows": rows.fingerprint}
     if config.table is not None:
-        inputs["table"] = run.source(_given_table(run, config.table))
+        inputs["table"] = run.source(_table_of_neighbours(run, config.table))
 
-    wanted = "anchors" if for_training and config.query_rows == AUTO else config.query_rows
-    anchors = settings.triplets.anchors_of(rows.info["rows"]) if wanted == "anchors" else None
+    query_rows = "anchors" if for_training and config.query_rows == AUTO else config.query_rows
+    anchors = settings.triplets.anchors_of(rows.info["rows"]) if query_rows == "anchors" else None
     if anchors is not None:
         if run.stands("neighbours", run.spec("neighbours", "random_state", **inputs)):
             anchors = None
@@ -72,14 +72,14 @@ def publish(run: Run, *, for_training: bool = False) -> Manifest:
         seed = run.config.random_state
         if config.by_label:
             labelled = run.table(rows).select("id", "label")
-            found = build_label_neighbours(labelled, k=config.k, random_state=seed, folder=stage.uri, anchors=anchors)
-            stage.info.update(found)
+            facts = build_label_neighbours(labelled, k=config.k, random_state=seed, folder=stage.uri, anchors=anchors)
+            stage.info.update(facts)
             return
         frame = run.table(rows).select("id", "features")
         if config.table is not None:
-            table = _given_table(run, config.table)
-            found = take_neighbours(frame, table, config, random_state=seed, folder=stage.uri, anchors=anchors)
-            stage.info.update(found)
+            table = _table_of_neighbours(run, config.table)
+            facts = take_neighbours(frame, table, config, random_state=seed, folder=stage.uri, anchors=anchors)
+            stage.info.update(facts)
             return
         found = build_neighbours(
             frame, config, random_state=seed, folder=stage.uri, scaler=run.scaler(rows), anchors=anchors
@@ -115,15 +115,15 @@ def _refuse_other_anchors(run: Run, inputs: Mapping[str, Any]) -> None:
     if held is None or held == inputs.get("anchors") or run.runner.overwrite:
         return
     if run.stands("neighbours", run.spec("neighbours", "random_state", **{**inputs, "anchors": held})):
-        wanted = f"{inputs['anchors']:,} anchors" if "anchors" in inputs else "all rows"
+        requested = f"{inputs['anchors']:,} anchors" if "anchors" in inputs else "all rows"
         raise ArtifactError(
-            f"{run.folder.root}: 'neighbours' holds the neighbours of {held:,} anchors, not of {wanted}. "
+            f"{run.folder.root}: 'neighbours' holds the neighbours of {held:,} anchors, not of {requested}. "
             f"Build them with --overwrite; or keep these: --set triplets.anchors={held} --set "
             "neighbours.query_rows=anchors"
         )
 
 
-def _given_table(run: Run, uri: str) -> DataFrame:
+def _table_of_neighbours(run: Run, uri: str) -> DataFrame:
     from ivis_spark.spark.rows.tables import read_table
 
     return read_table(run.get_spark(), uri, DataConfig(format="parquet"))

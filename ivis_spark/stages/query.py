@@ -29,7 +29,9 @@ def publish(run: Run, name: str | None) -> Manifest:
         describe_job(run.get_spark(), "query")
         with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
             index = run.folder.uri(neighbours, "index")
-            query(table, index, run.config.query.k, data=data).write.mode("overwrite").parquet(stage.path("data"))
+            backend = run.config.neighbours.backend
+            lists = query(table, index, run.config.query.k, data=data, backend=backend)
+            lists.write.mode("overwrite").parquet(stage.path("data"))
         stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 
     # Which columns are read and kept decides the result as much as the rows do.

@@ -15,12 +15,12 @@ from ivis_spark.core.scaling import FORMER_SCALER, SCALER, Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import Defaults
 from ivis_spark.runtime.fitness import rows_facts
-from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.causes import task_errors
-from ivis_spark.spark.watching import Progress
+from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.stages import STAGES, lock_of
 from ivis_spark.stages.input_table import InputTable
-from ivis_spark.stages.places import check_table
+from ivis_spark.stages.outputs import check_table
 from ivis_spark.storage import Manifest, RunFolder, StageBuild
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Run:
         after: Callable[[], None] = lambda: None,
     ) -> Manifest:
         """Publish a stage unless it is already published with this specification; `after` removes what it left."""
-        with task_errors(), Progress():
+        with task_errors(), SparkProgress():
             return self.runner.publish(
                 name,
                 spec,
@@ -150,7 +150,7 @@ class Run:
             check_table(files_of(table), roots_of(table), output)
         source = self.input.fingerprint(table)
         rows = self.folder.manifest("rows")
-        if rows is not None and _is_former(rows):  # this run began with a former version, and goes on as it began
+        if rows is not None and "read_as" not in rows.spec["inputs"]["source"]:  # published by a former version
             former = self.input.former_fingerprint(table)
             known = [manifest for name in self.folder.published() if (manifest := self.folder.manifest(name))]
             if any(manifest.spec["inputs"].get("source") == former for manifest in known):
@@ -179,10 +179,6 @@ class Run:
         shares = self.get_spark().sparkContext.parallelize([uris[i::tasks] for i in range(tasks)], tasks)
         results = dict(shares.flatMap(functools.partial(_apply_to_each, function=function)).collect())
         return [results[uri] for uri in uris]
-
-
-def _is_former(rows: Manifest) -> bool:
-    return "read_as" not in rows.spec["inputs"]["source"]
 
 
 def _apply_to_each(uris: list[str], *, function: Callable[[str], Any]) -> list[tuple[str, Any]]:

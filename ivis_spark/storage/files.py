@@ -73,11 +73,11 @@ def local_path(uri: str) -> str | None:
 
 def in_parallel(function: Callable[[Item], Found], items: Iterable[Item]) -> list[Found]:
     """Apply a function that waits for storage to some items, many at once; the first fault is raised."""
-    given = list(items)
-    if len(given) < 2:
-        return [function(item) for item in given]
-    with ThreadPoolExecutor(min(REQUESTS, len(given))) as pool:
-        return list(pool.map(function, given))
+    sequence = list(items)
+    if len(sequence) < 2:
+        return [function(item) for item in sequence]
+    with ThreadPoolExecutor(min(REQUESTS, len(sequence))) as pool:
+        return list(pool.map(function, sequence))
 
 
 def move_file(source: str, target: str) -> None:
@@ -290,8 +290,8 @@ def local_copy(uri: str) -> Iterator[str]:
 
 def list_files(uri: str) -> list[tuple[str, int]]:
     """Return (path relative to `uri`, bytes) of every file below it, sorted; checksums and markers left out."""
-    found = find(*filesystem(uri))
-    sizes = {name: entry["size"] for name, entry in found.items()}
+    files = find(*filesystem(uri))
+    sizes = {name: entry["size"] for name, entry in files.items()}
     return sorted((name, size) for name, size in sizes.items() if not posixpath.basename(name).startswith((".", "_")))
 
 
@@ -320,16 +320,16 @@ def _describe_siblings(uris: list[str]) -> list[list[Any]]:
     fs.invalidate_cache()
     listing = fs.ls(path, detail=True) if len(uris) > 9 else []
     listed = {posixpath.basename(entry["name"].rstrip("/")): entry for entry in listing}
-    found = []
+    states = []
     for uri in uris:
         plain = filesystem(uri)[1]
         entry = listed.get(posixpath.basename(plain)) or fs.info(plain)
         root = normalise_uri(uri)
         if entry["type"] == "file":
-            found.append([root, *_state(entry)])
+            states.append([root, *_state(entry)])
         else:
-            found += [[join(root, name), *_state(each)] for name, each in find(fs, plain).items()]
-    return found
+            states += [[join(root, name), *_state(each)] for name, each in find(fs, plain).items()]
+    return states
 
 
 def _state(entry: dict[str, Any]) -> tuple[int, str]:

@@ -46,13 +46,13 @@ class LiteralPaths:
 
     def _folders(self, path: str) -> list[str]:
         """Return the folders below one and itself, relative to it."""
-        found = [""]
+        folders = [""]
         with contextlib.suppress(FileNotFoundError):
             for entry in self._fs.ls(path, detail=True):
                 if entry["type"] == "directory":
                     name = entry["name"].rstrip("/").rpartition("/")[2]
-                    found += [f"{name}/{inner}".rstrip("/") for inner in self._folders(f"{path}/{name}")]
-        return found
+                    folders += [f"{name}/{inner}".rstrip("/") for inner in self._folders(f"{path}/{name}")]
+        return folders
 
     def mv(self, source: str, target: str) -> None:
         """Move a file to where none stands."""

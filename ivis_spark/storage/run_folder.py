@@ -176,9 +176,9 @@ class RunFolder:
             raise ArtifactError(f"{self.root} has no {stage!r}; make it first: {self.command(command)}")
         sizes = dict(list_files(self.uri(manifest)))
         for record in manifest.files:
-            found = sizes.get(record["path"])
-            if found != record["bytes"]:
-                state = "is missing" if found is None else f"holds {found} bytes, {record['bytes']} were written"
+            size = sizes.get(record["path"])
+            if size != record["bytes"]:
+                state = "is missing" if size is None else f"holds {size} bytes, {record['bytes']} were written"
                 raise ArtifactError(
                     f"{self.uri(manifest, record['path'])} {state}; rebuild it: {self.command(command)} --overwrite"
                 )
@@ -186,12 +186,12 @@ class RunFolder:
 
     def made_from(self, spec: Mapping[str, Any]) -> dict[str, str]:
         """Return the fingerprints of all published stages that go into a stage, directly or not, by its inputs."""
-        found: dict[str, str] = {}
+        digests: dict[str, str] = {}
         for stage, digest in stage_inputs(spec).items():
             manifest = self.manifest(stage)
             if manifest is not None:
-                found |= {**manifest.made_from, stage: digest}
-        return found
+                digests |= {**manifest.made_from, stage: digest}
+        return digests
 
     def outdated(self, stage: str) -> dict[str, list[str]]:
         """Return which of a stage and all that it was made from do not belong to what is published now.
@@ -199,7 +199,7 @@ class RunFolder:
         Returns:
             By each such stage, those it was made from that were replaced since; empty if all belong together.
         """
-        found: dict[str, list[str]] = {}
+        outdated: dict[str, list[str]] = {}
         manifests: dict[str, Manifest | None] = {}
 
         def look(name: str) -> Manifest | None:
@@ -209,11 +209,11 @@ class RunFolder:
                     parents = {**stage_inputs(manifest.spec), **manifest.made_from}
                     replaced = [n for n, digest in parents.items() if (now := look(n)) and now.fingerprint != digest]
                     if replaced:
-                        found[name] = replaced
+                        outdated[name] = replaced
             return manifests[name]
 
         look(stage)
-        return found
+        return outdated
 
     def is_current(
         self, stage: str, spec: Mapping[str, Any], *, overwrite: bool, defaults: Defaults = NO_DEFAULTS

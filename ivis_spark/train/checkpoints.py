@@ -67,7 +67,7 @@ class Checkpoints:
         folder = storage.join(self.uri, current)
         with tempfile.TemporaryDirectory(prefix="ivis-spark-") as scratch:
             path = os.path.join(scratch, _ARRAYS)
-            np.savez(path, **_arrays_of(model))
+            np.savez(path, **{name: np.asarray(variable) for name, variable in variables_of(model).items()})
             record = storage.put_file(path, storage.join(folder, _ARRAYS))
         if os.path.isdir(self._logs):
             storage.put_folder(self._logs, storage.join(folder, _LOGS))
@@ -122,16 +122,12 @@ def read_index(value: Any) -> tuple[str, TrainingState]:
     return index["sha256"], TrainingState.from_mapping(index["state"])
 
 
-def _arrays_of(model: TripletModel) -> dict[str, NDArray[Any]]:
-    return {name: np.asarray(variable) for name, variable in variables_of(model).items()}
-
-
 def _assign(model: TripletModel, arrays: dict[str, NDArray[Any]]) -> None:
     """Raise ValueError, before anything is changed, if the arrays are not those of this model."""
     variables = variables_of(model)
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    wanted = {name: (tuple(variable.shape), np.asarray(variable).dtype) for name, variable in variables.items()}
-    if found != wanted:
+    saved = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+    expected = {name: (tuple(variable.shape), np.asarray(variable).dtype) for name, variable in variables.items()}
+    if saved != expected:
         raise ValueError("it holds a different network or optimizer")
     for name, variable in variables.items():
         variable.assign(arrays[name])

@@ -19,7 +19,7 @@ import tensorflow as tf
 from ivis_spark import storage
 from ivis_spark.config import TrainConfig, section_from_mapping
 from ivis_spark.errors import raised_remotely
-from ivis_spark.nn.callbacks import Progress
+from ivis_spark.nn.callbacks import FitProgress
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.nn.networks import build_encoder
@@ -29,9 +29,9 @@ from ivis_spark.nn.supervision import build_head, count_outputs
 from ivis_spark.train.backends import Backend
 from ivis_spark.train.callbacks import make_callbacks
 from ivis_spark.train.checkpoints import Checkpoints
+from ivis_spark.train.dataset.block_dataset import block_dataset
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks
 from ivis_spark.train.loop import History, TrainingState, fit
-from ivis_spark.train.reading.blocks import Place, TripletBlocks
-from ivis_spark.train.reading.reader import block_dataset
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _train(job: TrainingJob, backend: Backend, model: TripletModel, logs: str) -
         random_state=job.random_state,
         labels=config.supervision_metric is not None,
         negatives=model.count_negatives(config.negatives),
-        place=Place(backend.rank, backend.n_ranks, state.epoch, state.step),
+        position=Position(backend.rank, backend.n_ranks, state.epoch, state.step),
         reader=config.reader,
     )
 
@@ -185,8 +185,8 @@ def _reading_errors() -> Iterator[None]:
 
 def _synchronise(backend: Backend, model: TripletModel, checkpoints: Checkpoints) -> TrainingState:
     """Give every rank the values and the place of rank 0: those of the last checkpoint, or fresh ones."""
-    found = checkpoints.restore(model) if backend.rank == 0 else None
-    position = backend.broadcast_object(None if found is None else dataclasses.asdict(found))
+    checkpoint = checkpoints.restore(model) if backend.rank == 0 else None
+    position = backend.broadcast_object(None if checkpoint is None else dataclasses.asdict(checkpoint))
     variables = list(variables_of(model).values())
     backend.broadcast_variables(variables)
     for variable in variables:
@@ -200,7 +200,7 @@ def _callbacks(job: TrainingJob, backend: Backend, steps: int, logs: str) -> lis
     callbacks = make_callbacks(job.config.rank_callbacks, logs)
     if backend.rank == 0:
         callbacks += make_callbacks(job.config.callbacks, logs)
-        callbacks.append(Progress(steps * job.config.batch_size))
+        callbacks.append(FitProgress(steps * job.config.batch_size))
     return callbacks
 
 

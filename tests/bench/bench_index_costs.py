@@ -14,7 +14,8 @@ import numpy as np
 import threadpoolctl
 from common import parser, random_clusters, say
 
-from ivis_spark.core.knn.index import INDEXES, IndexSettings, calibrate, choose_backend
+from ivis_spark.core.knn.indexes import IndexSettings, choose_backend, installed_indexes
+from ivis_spark.core.knn.search import calibrate
 
 SETTINGS = IndexSettings(leaf_rows=256, n_trees=50)
 CASES = [
@@ -37,9 +38,9 @@ def main() -> None:
     with threadpoolctl.threadpool_limits(1):
         for metric, dims, rows, k in CASES:
             X = random_clusters(rows, dims, 10)[0]
-            expected = {name: kind.cost(dims, rows, k, SETTINGS) for name, kind in INDEXES.items()}
-            found = {name: measured(name, X, metric, k) for name in INDEXES}
-            picked = choose_backend("auto", dims, rows, k, SETTINGS).backend
+            expected = {name: kind.cost(dims, rows, k, SETTINGS) for name, kind in installed_indexes().items()}
+            found = {name: measured(name, X, metric, k) for name in installed_indexes()}
+            picked = choose_backend("auto", dims, rows, k, SETTINGS)[0]
             right += found[picked] <= 1.2 * min(found.values())
             say(
                 f"{metric:>10} {dims:>4} dims {rows:>6} rows k={k:<4}"
@@ -53,7 +54,7 @@ def measured(backend: str, X: np.ndarray, metric: str, k: int) -> float:
     """Return microseconds per row of building, and of searching up to 4,000 rows."""
     ids = np.arange(len(X))
     started = time.perf_counter()
-    index = INDEXES[backend].build(X, ids, metric, SETTINGS)
+    index = installed_indexes()[backend].build(X, ids, metric, SETTINGS)
     built = (time.perf_counter() - started) / len(X)
     effort = calibrate(index, X, ids, ids[:: len(X) // 100], k, 0.95)
     queries = X if backend == "leaves" else X[:4000]

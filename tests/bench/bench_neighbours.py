@@ -19,7 +19,7 @@ from common import cytometry, kdd99, mnist, moved_digits, parser, processor_seco
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
-from ivis_spark.core.knn.index import exact_neighbours
+from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.recall import recall_at_k
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.rows import columns as frames

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from common import Floats, parser, say
 
 from ivis_spark.config import TrainConfig
+from ivis_spark.train.dataset.block_dataset import block_dataset
+from ivis_spark.train.dataset.blocks import TripletBlocks
 from ivis_spark.train.readers import installed_readers
-from ivis_spark.train.reading.blocks import TripletBlocks
-from ivis_spark.train.reading.reader import block_dataset
 
 BLOCK_ROWS, BLOCKS_A_FILE, BATCH, EPOCHS = 1024, 64, 128, 3
 

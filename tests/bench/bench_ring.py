@@ -44,8 +44,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ivis_spark.config import TrainConfig
-from ivis_spark.train.reading.blocks import Place, TripletBlocks
-from ivis_spark.train.reading.reader import block_dataset
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks
+from ivis_spark.train.dataset.block_dataset import block_dataset
 from ivis_spark.nn.losses import triplet_loss
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
@@ -68,9 +68,9 @@ class Clock(keras.callbacks.Callback):
         Clock.seconds.append(time.perf_counter() - self.start)
 
 model = TripletModel(build_encoder("szubert", (blocks.dims,), 2, 1), triplet_loss("pn"), reducer=backend)
-place = Place(backend.rank, backend.n_ranks)
+position = Position(backend.rank, backend.n_ranks)
 steps = blocks.steps_per_epoch(batch)
-read = lambda: block_dataset(blocks, batch_size=batch, random_state=0, negatives=config.negatives, place=place)
+read = lambda: block_dataset(blocks, batch_size=batch, random_state=0, negatives=config.negatives, position=position)
 fit(model, read(), steps_per_epoch=steps, config=config, callbacks=[Clock()])
 
 @tf.function

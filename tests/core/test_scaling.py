@@ -109,3 +109,12 @@ def test_features_that_float32_is_too_coarse_for() -> None:
     assert FeatureStatistics.of(X).coarse.tolist() == [True, False, False, False, True]
     large = FeatureStatistics.of(np.array([[1e19, 1e5, -3e38], [0, 0, 0]]))
     assert large.overflow.tolist() == [True, False, True]
+
+
+def test_sparse_rows_are_scaled_as_dense_ones_are() -> None:
+    """Without a projection they are made dense, a chunk at a time."""
+    sparse = pytest.importorskip("scipy.sparse")
+    X = np.random.default_rng(0).random((50, 7)) * (np.random.default_rng(1).random((50, 7)) < 0.3)
+    for kind in ("none", "minmax", "standard"):
+        scaler = Scaler.fit(kind, FeatureStatistics.of(X))
+        np.testing.assert_array_equal(scaler.transform(sparse.csr_matrix(X)), scaler.transform(X))

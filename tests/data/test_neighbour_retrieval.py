@@ -12,7 +12,7 @@ from annoy import AnnoyIndex
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.data.neighbour_retrieval import AnnoyKnnMatrix, LabeledNeighbourMap, NeighbourMatrix
 from ivis_spark.data.neighbour_retrieval.knn import build_annoy_index, extract_knn
-from ivis_spark.data.neighbour_retrieval.search import find_neighbours, given_neighbours
+from ivis_spark.data.neighbour_retrieval.search import find_neighbours, read_neighbours
 from ivis_spark.data.rows import LazyRows, as_rows
 from ivis_spark.errors import ConfigError, InputError
 
@@ -170,10 +170,10 @@ def test_index_made_on_the_way_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_given_neighbours() -> None:
+def test_read_neighbours() -> None:
     lists = [[1], [0, 2], [0]]
-    assert given_neighbours(lists, 3) is lists
+    assert read_neighbours(lists, 3) is lists
     frame = pytest.importorskip("pandas").DataFrame([[1, 2], [0, 2], [0, 1]])
-    np.testing.assert_array_equal(given_neighbours(frame, 3), frame.to_numpy())
+    np.testing.assert_array_equal(read_neighbours(frame, 3), frame.to_numpy())
     with pytest.raises(InputError, match="neighbour_matrix is a int"):
-        given_neighbours(3, 3)
+        read_neighbours(3, 3)

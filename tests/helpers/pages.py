@@ -38,7 +38,7 @@ def write_report(
     ids = np.arange(n, dtype=np.int64) + 2**60
     sample = Sample(ids, embedding, None if labels is None else read_labels(labels), measured, features, known)
     pairs = draw_pairs(features, embedding[measured], n_pairs=2000, rng=np.random.default_rng(0))
-    found: dict[str, Any] = {key: 0.5 for key, *_ in html.METRICS}
+    found: dict[str, Any] = {key: 0.5 for key, *_ in html.METRIC_TEXTS}
     found |= {"rows": n, "embedding_dims": embedding.shape[1], "plot_rows": n, "sample_rows": len(measured)}
     found |= {
         "features": 2,

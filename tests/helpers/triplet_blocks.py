@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ivis_spark.core.triplets.sampling import same_class_codes
-from ivis_spark.train.reading.blocks import TripletBlocks
+from ivis_spark.train.dataset.blocks import TripletBlocks
 
 
 def write_blocks(

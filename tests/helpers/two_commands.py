@@ -28,7 +28,7 @@ from ivis_spark.errors import ArtifactError
 from ivis_spark.manifest import Defaults
 from ivis_spark.operations.clean import clean
 from ivis_spark.runtime import lock
-from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.stages import lock_of

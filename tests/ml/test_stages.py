@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import ConfigError, DependencyError, InputError
+from ivis_spark.spark import workers
 
 pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 
@@ -136,27 +135,16 @@ def test_names_go_to_the_local_model_and_back(spark: SparkSession, digits: Any) 
     np.testing.assert_allclose(model.to_local().transform(frame[names[::-1]]), local.transform(frame), atol=1e-5)
 
 
-def test_workers_without_the_package_are_told_how_to_get_it(tmp_path: Path) -> None:
-    """A plain session whose workers run a Python without any package but PySpark."""
-    lacking = tmp_path / "python"
-    lacking.write_text(f'#!/bin/sh\nexec {sys.base_prefix}/bin/python3 "$@"\n')
+def test_workers_without_the_package_are_told_how_to_get_it(
+    spark: SparkSession, fitted: IvisModel, digits_frame: DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that run a Python without any package but PySpark."""
+    lacking, only_pyspark = tmp_path / "python", "$(echo $PYTHONPATH | tr : '\\n' | grep 'zip$' | paste -sd :)"
+    lacking.write_text(f'#!/bin/sh\nexport PYTHONPATH="{only_pyspark}"\nexec {sys.base_prefix}/bin/python3 "$@"\n')
     lacking.chmod(0o755)
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from ivis_spark.spark.session import ensure_java
-ensure_java()
-from pyspark.sql import SparkSession
-from small_model import small_model
-from ivis_spark import IvisModel
-spark = SparkSession.builder.master("local[1]").getOrCreate()
-frame = spark.range(1).selectExpr("id", "array_repeat(float(0), 6) AS features")
-IvisModel(small_model()).transform(frame).collect()
-"""
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SPARK_HOME")}
-    environment |= {"PYSPARK_PYTHON": str(lacking), "PYTHONPATH": str(Path(__file__).parents[1] / "serving")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert "DependencyError: Python workers run" in last and "lacks the package" in last
-    assert "PYSPARK_PYTHON" in last and "spark.archives" in last
+    monkeypatch.setattr(spark.sparkContext, "pythonExec", str(lacking))
+    monkeypatch.setattr(workers, "_checked", set())
+    with pytest.raises(
+        DependencyError, match=r"Python workers run .*lacks the package .*PYSPARK_PYTHON.*spark.archives"
+    ):
+        fitted.transform(digits_frame).collect()

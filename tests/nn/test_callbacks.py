@@ -18,8 +18,8 @@ from ivis_spark import Ivis  # noqa: E402
 from ivis_spark.nn.callbacks import (  # noqa: E402
     EmbeddingsImage,
     EmbeddingsLogging,
+    FitProgress,
     ModelCheckpoint,
-    Progress,
     TensorBoardEmbeddingsImage,
 )
 
@@ -27,7 +27,7 @@ from ivis_spark.nn.callbacks import (  # noqa: E402
 def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ivis_spark")
     caplog.set_level("INFO", "ivis_spark")
-    progress = Progress(1000, seconds_between_lines=3600)
+    progress = FitProgress(1000, seconds_between_lines=3600)
     progress.set_params({"epochs": 3})
     for epoch in range(3):
         progress.on_epoch_begin(epoch)

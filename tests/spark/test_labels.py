@@ -53,8 +53,8 @@ def test_arrays_reach_the_head_in_order(
     spark: SparkSession, tmp_path: Path, metric: str, labels: list[Any], kind: str
 ) -> None:
     from ivis_spark.nn.persistence import load_model
-    from ivis_spark.train.reading.blocks import TripletBlocks
-    from ivis_spark.train.reading.reader import block_dataset
+    from ivis_spark.train.dataset.block_dataset import block_dataset
+    from ivis_spark.train.dataset.blocks import TripletBlocks
 
     run = pipeline(spark, tmp_path, labels, kind, supervision_metric=metric)
     run.neighbours()
@@ -124,7 +124,7 @@ def test_large_classes_are_dealt_into_groups(
 def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
+    from ivis_spark.core.triplets.sampling import draw_batch_negatives, false_negatives_in_block
 
     labels = [int(x[0] > 0.5) for x in X]
     run = pipeline(spark, tmp_path, labels, "int")
@@ -135,7 +135,7 @@ def test_run_by_label_draws_positives_inside_and_negatives_outside_the_class(
     for block in pq.read_table(published(tmp_path / "run", "triplets") / "data").to_pylist():
         rows = {name: np.frombuffer(block[name], "<f4").reshape(-1, D) for name in ("anchor", "positive_0")}
         anchor, positive = ([label_of[row.tobytes()] for row in rows[name]] for name in ("anchor", "positive_0"))
-        near, n = near_in_block(np.frombuffer(block["near"], "<u4"), np.arange(len(anchor))), len(anchor)
+        near, n = false_negatives_in_block(np.frombuffer(block["near"], "<u4"), np.arange(len(anchor))), len(anchor)
         drawn = draw_batch_negatives(near, n, batch_size=n, rng=np.random.default_rng(0))[:, 0]
         assert anchor == positive
         assert all(anchor[i] != anchor[j] for i, j in enumerate(drawn))

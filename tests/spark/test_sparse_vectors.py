@@ -95,11 +95,10 @@ def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows(monkeypatch: 
         def transform(self, rows: Any) -> Any:
             return rows.toarray()
 
-        def home(self, rows: Any) -> Any:
+        def primary(self, rows: Any) -> Any:
             return np.zeros(len(rows), np.int32)
 
-    monkeypatch.setattr(query, "_index", lambda uri, digest: Index())
-    search = functools.partial(query._with_regions, uri="", digest="", features=("v",), kept=[0])
+    search = functools.partial(query._with_regions, load=Index, features=("v",), carried=[0])
     (found,) = search(iter([batch]), drop=True)
     assert found.column(0).to_pylist() == [1, 4]
     with pytest.raises(InputError, match=r"2 of 4 rows .* \(indices that repeat, .* in column 'v'\): fix them, or"):

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
-from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
+from ivis_spark.core.triplets.sampling import draw_batch_negatives, false_negatives_in_block
 from ivis_spark.errors import InputError
 from ivis_spark.spark import triplets
 from ivis_spark.spark.triplets import build_triplets
@@ -58,7 +58,7 @@ def test_blocks_hold_right_triplets(spark: SparkSession, tmp_path: Path) -> None
             assert set((positive - anchor) % N) <= {1, 2, 3, 4}
         near, n = np.frombuffer(block["near"], "<u4"), len(anchor)
         places = draw_batch_negatives(
-            near_in_block(near, np.arange(n)), n, batch_size=n, draws=3, rng=np.random.default_rng(0)
+            false_negatives_in_block(near, np.arange(n)), n, batch_size=n, draws=3, rng=np.random.default_rng(0)
         )
         assert not set(((anchor[places] - anchor[:, None]) % N).flat) & {0, 1, 2, 3, 4}
     assert sorted(seen) == list(range(N))
@@ -111,8 +111,8 @@ def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path:
 
 @pytest.mark.tf
 def test_petastorm_reads_every_anchor_once_an_epoch(spark: SparkSession, tmp_path: Path) -> None:
-    from ivis_spark.train.reading.blocks import TripletBlocks
-    from ivis_spark.train.reading.reader import block_dataset
+    from ivis_spark.train.dataset.block_dataset import block_dataset
+    from ivis_spark.train.dataset.blocks import TripletBlocks
 
     info = build(spark, tmp_path)
     names = ("file_blocks", "block_rows", "draws", "labelled")

@@ -23,11 +23,11 @@ def test_tasks_are_shown_once_however_often_it_is_asked_for(
     monkeypatch.setitem(watching.described, "text", "search")
     monkeypatch.setattr(pyspark.SparkContext, "_active_spark_context", None)
     with caplog.at_level(logging.INFO):
-        with watching.Progress(), watching.Progress():  # before there is a session
+        with watching.SparkProgress(), watching.SparkProgress():  # before there is a session
             time.sleep(0.05)
             assert not caplog.messages
             monkeypatch.setattr(pyspark.SparkContext, "_active_spark_context", context)
             time.sleep(0.2)
-        with watching.Progress():
+        with watching.SparkProgress():
             time.sleep(0.1)
     assert [text.split(",")[0] for text in caplog.messages] == ["search: 2/7 tasks"] * 2

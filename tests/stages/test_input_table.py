@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import fingerprint as digest
-from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.stages.input_table import InputTable
 from ivis_spark.stages.run import Run
 

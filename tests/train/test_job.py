@@ -175,7 +175,10 @@ def test_tensorboard_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch)
     ("name", "message"),
     [
         ("nothing", "must be csv, tensorboard or of the form package.module:function"),
-        ("no.such:thing", "cannot be imported .* must be on the Python path of the driver and of every rank"),
+        (
+            "no.such:thing",
+            "cannot be imported .* must be on the Python path of the driver and of every executor and rank",
+        ),
         ("os:getcwd", "returned a str"),
     ],
 )

@@ -71,9 +71,9 @@ class Leaves:
         rows = space.prepare(X)
         bound = space.norm_bound(rows)
         routed = space.route_rows(rows, bound)
-        centroids, home = _learn(routed, space.routing, leaf_rows, np.random.default_rng(seed))
-        order = np.argsort(home, kind="stable")
-        starts = np.searchsorted(home[order], np.arange(len(centroids) + 1))
+        centroids, leaf_of = _learn(routed, space.routing, leaf_rows, np.random.default_rng(seed))
+        order = np.argsort(leaf_of, kind="stable")
+        starts = np.searchsorted(leaf_of[order], np.arange(len(centroids) + 1))
         rows = rows[order]
         read = lambda leaf: rows[starts[leaf] : starts[leaf + 1]]  # noqa: E731
         return cls(metric, centroids, starts, middle(rows), bound, read, rows), order
@@ -170,18 +170,18 @@ class Leaves:
         extended = space.extend(queries, self.centre)
         squares = space.squares(extended)
         wide = min(k + 2 + k // 16, len(self))  # keys of products are rounded, so a few more are ranked again
-        found = _Candidates(len(queries), wide, len(self).bit_length())
-        self._search(extended, probes.leaves, probes.needed, found)
+        candidates = _Candidates(len(queries), wide, len(self).bit_length())
+        self._search(extended, probes.leaves, probes.needed, candidates)
         done = probes.needed
         for stop in (width,) if margin == ALL else (_FIRST_PROBES, width):
             chosen = ~done
             if margin != ALL:
-                reach = space.reach(found.limit(k), squares, self.norm_bound)
+                reach = space.reach(candidates.limit(k), squares, self.norm_bound)
                 chosen &= probes.depth < (reach * np.float32(margin))[:, None]
                 chosen[:, stop:] = False
-            self._search(extended, probes.leaves, chosen, found)
+            self._search(extended, probes.leaves, chosen, candidates)
             done = done | chosen
-        return self._exact(queries, *found.best(), k)
+        return self._exact(queries, *candidates.best(), k)
 
     def _probes(self, queries: Floats, k: int, width: int) -> _Probes:
         """Rank the leaves of each row, as many as are needed for k rows at least."""
@@ -192,13 +192,13 @@ class Leaves:
         while True:
             width = min(width, len(self.centroids))
             leaves = smallest_columns(keys, width)
-            leaves, near = in_order(leaves, np.take_along_axis(keys, leaves, axis=1), width)
+            leaves, leaf_keys = in_order(leaves, np.take_along_axis(keys, leaves, axis=1), width)
             rows = sizes[leaves]
             before = np.cumsum(rows, axis=1) - rows
             if width == len(self.centroids) or (before[:, -1] + rows[:, -1] >= k).all():
                 break
             width *= 4
-        depth = space.routing.border(near, self._between(leaves))
+        depth = space.routing.border(leaf_keys, self._between(leaves))
         alike = self._alike[leaves]  # leaves of one centroid hold equal rows: one of them has enough
         depth[:, 1:][alike[:, 1:] == alike[:, :-1]] = np.inf
         return _Probes(leaves, depth, before < k)
@@ -215,7 +215,7 @@ class Leaves:
         table = space.distance_keys(self.centroids[first], self.centroids)
         return np.asarray(table[place[:, None], leaves])
 
-    def _search(self, extended: Floats, leaves: Ints, chosen: Flags, found: _Candidates) -> None:
+    def _search(self, extended: Floats, leaves: Ints, chosen: Flags, candidates: _Candidates) -> None:
         """Compare rows with the leaves chosen for each, and keep those nearer than what they have."""
         row, place = np.nonzero(chosen)
         leaf = leaves[row, place]
@@ -227,8 +227,8 @@ class Leaves:
             if self.starts[number] == self.starts[number + 1]:
                 continue
             asking = row[start:stop]
-            found.add(asking, self._target(number).rank_keys(extended[asking]), int(self.starts[number]))
-        found.settle()
+            candidates.add(asking, self._target(number).rank_keys(extended[asking]), int(self.starts[number]))
+        candidates.settle()
 
     def _target(self, number: int) -> Target:
         """Return a leaf ready to be compared; kept if all rows are in memory, as each is asked for many times."""
@@ -294,27 +294,27 @@ class _Candidates:
         limit = self._limit[row]
         if np.isinf(limit).all() and keys.shape[1] > self._width:
             column = smallest_columns(keys, self._width)
-            near, row = np.take_along_axis(keys, column, axis=1).reshape(-1), np.repeat(row, self._width)
+            candidate_keys, row = np.take_along_axis(keys, column, axis=1).reshape(-1), np.repeat(row, self._width)
             column = column.reshape(-1)
         else:
             flat = np.flatnonzero(keys <= limit[:, None])
             place = flat // keys.shape[1]
-            near, row, column = keys.reshape(-1)[flat], row[place], flat - place * keys.shape[1]
+            candidate_keys, row, column = keys.reshape(-1)[flat], row[place], flat - place * keys.shape[1]
         packed = row.astype(np.uint64) << np.uint64(64 - _ROW_BITS)
-        bits = sortable_bits(near, signed=True) >> np.uint32(32 - self._key_bits)
+        bits = sortable_bits(candidate_keys, signed=True) >> np.uint32(32 - self._key_bits)
         packed |= bits.astype(np.uint64) << self._bits
         packed |= (column + first).astype(np.uint64)
         self._parts.append(packed)
 
     def settle(self) -> None:
         """Keep the nearest of each query row."""
-        found = np.concatenate([self._best, *self._parts])
+        packed = np.concatenate([self._best, *self._parts])
         self._parts.clear()
-        found.sort()
-        row = (found >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
-        place = np.arange(len(found)) - np.searchsorted(row, np.arange(self._rows))[row]
+        packed.sort()
+        row = (packed >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
+        place = np.arange(len(packed)) - np.searchsorted(row, np.arange(self._rows))[row]
         kept = place < self._width
-        self._best, self._counts = found[kept], np.bincount(row[kept], minlength=self._rows)
+        self._best, self._counts = packed[kept], np.bincount(row[kept], minlength=self._rows)
         self._limit = self.limit(self._width)
 
     def limit(self, k: int) -> Floats:
@@ -338,26 +338,26 @@ class _Candidates:
 
 def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
     """Return centroids and the leaf of each row; equal rows that fill more than some leaves are split by number."""
-    wanted = max(1, round(len(routed) / leaf_rows))
-    drawn = rng.choice(len(routed), min(len(routed), wanted * _LEARN_PER_LEAF), replace=False)
-    centroids = kmeans(routed[np.sort(drawn)], wanted, space, rng)
+    n_leaves = max(1, round(len(routed) / leaf_rows))
+    drawn = rng.choice(len(routed), min(len(routed), n_leaves * _LEARN_PER_LEAF), replace=False)
+    centroids = kmeans(routed[np.sort(drawn)], n_leaves, space, rng)
     for _ in range(_SPLIT_ROUNDS):
-        home = nearest_numbers(routed, centroids, space)
-        counts = np.bincount(home, minlength=len(centroids))
+        leaf_of = nearest_numbers(routed, centroids, space)
+        counts = np.bincount(leaf_of, minlength=len(centroids))
         heavy = np.flatnonzero(counts > _HEAVY * leaf_rows)
-        pieces = [split_rows(routed[home == leaf], round(counts[leaf] / leaf_rows), space, rng) for leaf in heavy]
+        pieces = [split_rows(routed[leaf_of == leaf], round(counts[leaf] / leaf_rows), space, rng) for leaf in heavy]
         if all(len(piece) == 1 for piece in pieces):
             break
         kept = np.setdiff1d(np.flatnonzero(counts), heavy)
         centroids = np.concatenate([centroids[kept], *pieces])
-    home = nearest_numbers(routed, centroids, space)
-    counts = np.bincount(home, minlength=len(centroids))
+    leaf_of = nearest_numbers(routed, centroids, space)
+    counts = np.bincount(leaf_of, minlength=len(centroids))
     for leaf in np.flatnonzero(counts > _HEAVY * leaf_rows):
-        rows = np.flatnonzero(home == leaf)
+        rows = np.flatnonzero(leaf_of == leaf)
         values, repeats = np.unique(routed[rows[:: max(1, len(rows) // _HEAVY_SAMPLE)]], axis=0, return_counts=True)
         common = values[repeats.argmax()]
         equal = rows[(routed[rows] == common).all(axis=1)]
         if len(equal) > leaf_rows:
-            home[equal] = len(centroids) + np.arange(len(equal)) // leaf_rows
+            leaf_of[equal] = len(centroids) + np.arange(len(equal)) // leaf_rows
             centroids = np.concatenate([centroids, np.repeat(common[None], -(-len(equal) // leaf_rows), axis=0)])
-    return np.ascontiguousarray(centroids), home
+    return np.ascontiguousarray(centroids), leaf_of

@@ -68,8 +68,8 @@ def merge_top_k(row_ids: Ints, ids: Ints, keys: Floats, k: int) -> tuple[Ints, I
             some = same[at : at + _MERGE_ROWS]
             lists = order[starts[some, None] + np.arange(count)]
             width = count * ids.shape[1]
-            found, near = merge(ids[lists].reshape(-1, width), keys[lists].reshape(-1, width), k, low)
-            out_ids[some, : found.shape[1]], out_keys[some, : found.shape[1]] = found, near
+            merged_ids, merged_keys = merge(ids[lists].reshape(-1, width), keys[lists].reshape(-1, width), k, low)
+            out_ids[some, : merged_ids.shape[1]], out_keys[some, : merged_ids.shape[1]] = merged_ids, merged_keys
     return rows, out_ids, out_keys
 
 
@@ -81,11 +81,11 @@ def _merge_narrow(ids: Ints, keys: Floats, k: int, low: int) -> tuple[Ints, Floa
         packed[missing] = _NONE
     packed.sort(axis=1)
     packed = _without_repeats(packed, k)
-    found, near = unpack_keys(packed, signed=signed)
-    found += low
+    merged_ids, merged_keys = unpack_keys(packed, signed=signed)
+    merged_ids += low
     if (missing := packed == _NONE).any():
-        found[missing], near[missing] = NO_ID, np.inf
-    return found, near
+        merged_ids[missing], merged_keys[missing] = NO_ID, np.inf
+    return merged_ids, merged_keys
 
 
 def _without_repeats(packed: npt.NDArray[np.uint64], k: int) -> npt.NDArray[np.uint64]:

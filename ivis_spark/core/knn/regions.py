@@ -83,14 +83,7 @@ class Regions:
 
     @classmethod
     def learn(
-        cls,
-        sample: npt.NDArray[Any],
-        n_rows: int,
-        metric: str,
-        *,
-        region_rows: int,
-        seed: int,
-        least_rows: int = 2,
+        cls, sample: npt.NDArray[Any], n_rows: int, metric: str, *, region_rows: int, seed: int, least_rows: int = 2
     ) -> Regions:
         """Learn balanced regions. Runs on: driver. Memory: O(sample).
 
@@ -105,17 +98,17 @@ class Regions:
         Raises:
             InputError: if the sample is too small to tell so many regions apart.
         """
-        wanted = max(1, round(n_rows / region_rows))
-        if wanted > 1 and len(sample) < min(n_rows // 4, _LEAST_SAMPLE_ROWS * wanted):
+        n_regions = max(1, round(n_rows / region_rows))
+        if n_regions > 1 and len(sample) < min(n_rows // 4, _LEAST_SAMPLE_ROWS * n_regions):
             raise InputError(
-                f"{wanted:,} regions cannot be learnt from a sample of {len(sample):,} rows; at least "
+                f"{n_regions:,} regions cannot be learnt from a sample of {len(sample):,} rows; at least "
                 f"{_LEAST_SAMPLE_ROWS} per region are needed: raise neighbours.region_rows={region_rows}"
             )
         space = Space(metric)
         routed, routing = _routed(space, sample), space.routing
         rng = np.random.default_rng(seed)
-        centroids = kmeans(routed, wanted, routing, rng)
-        mean = len(routed) / wanted
+        centroids = kmeans(routed, n_regions, routing, rng)
+        mean = len(routed) / n_regions
         for _ in range(_ROUNDS):
             labels = nearest_numbers(routed, centroids, routing)
             counts = np.bincount(labels, minlength=len(centroids))
@@ -138,7 +131,7 @@ class Regions:
         made = cls(metric, np.ascontiguousarray(centroids), parts, *_scales(space, sample, routed, centroids, labels))
         return made
 
-    def home(self, X: npt.NDArray[Any], ids: Ints) -> Ints:
+    def primary(self, X: npt.NDArray[Any], ids: Ints) -> Ints:
         """Return int64 (n,): the primary region of each row, in which its neighbours are searched."""
         routed = _routed(Space(self.metric), X)
         return self._numbered(routed, self._nearest(routed, 1)[0], ids)[:, 0]
@@ -171,11 +164,11 @@ class Regions:
 
     def _product_depths(self, space: Space, X: npt.NDArray[Any], ids: Ints) -> tuple[Ints, Floats]:
         routed = _routed(space, X)
-        home = self._nearest(routed, 1)[0]
+        primary = self._nearest(routed, 1)[0]
         others = np.tile(np.arange(len(self.centroids)), (len(routed), 1))
         depths = ((self.bounds - space.prepare(X) @ self.centroids.T) / self.sizes).astype(np.float32)
-        depths[others == home] = np.inf
-        numbers = np.concatenate([home, others], axis=1)
+        depths[others == primary] = np.inf
+        numbers = np.concatenate([primary, others], axis=1)
         return self._numbered(routed, numbers, ids), np.concatenate([np.zeros((len(X), 1), np.float32), depths], axis=1)
 
     def assign(
@@ -184,7 +177,7 @@ class Regions:
         """Return (row, region) pairs: each row in its primary region, and in others up to a boundary margin.
 
         Returns:
-            rows int64 (p,), regions int64 (p,), home bool (p,).
+            rows int64 (p,), regions int64 (p,), is_primary bool (p,).
         """
         step = max(256, _BLOCK_VALUES // max(1, len(self.centroids)))
         parts = []
@@ -192,15 +185,15 @@ class Regions:
             numbers, depths = self.depths(X[at : at + step], ids[at : at + step], width)
             taken = depths <= np.float32(margin)
             if (self.parts > 1).any():
-                dealt = (self.parts > 1)[self.centroid_of[numbers[:, 0]]]
-                taken[dealt & (hash_ids(ids[at : at + step], 2) % np.uint64(_EQUAL_GUESTS) > 0)] = False
+                sharded = (self.parts > 1)[self.centroid_of[numbers[:, 0]]]
+                taken[sharded & (hash_ids(ids[at : at + step], 2) % np.uint64(_EQUAL_GUESTS) > 0)] = False
             taken[:, 0] = True
             rows, place = np.nonzero(taken)
             parts.append((rows + at, numbers[rows, place], place == 0))
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool)
-        rows, numbers, home = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return rows, numbers, home
+        rows, numbers, is_primary = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return rows, numbers, is_primary
 
     def _nearest(self, routed: Floats, width: int) -> tuple[Ints, Floats]:
         """Return the nearest centroids int64 (n, w) and keys: independent of the other rows of a batch."""
@@ -226,9 +219,9 @@ class Regions:
         regions = self.first[numbers]
         if (self.parts > 1).any():
             nearest = numbers[:, 0]
-            dealt = (self.parts[nearest] > 1) & (routed == self.centroids[nearest]).all(axis=1)
-            share = hash_ids(ids[dealt], 0) % self.parts[nearest[dealt]].astype(np.uint64)
-            regions[dealt, 0] += share.astype(np.int64)
+            sharded = (self.parts[nearest] > 1) & (routed == self.centroids[nearest]).all(axis=1)
+            share = hash_ids(ids[sharded], 0) % self.parts[nearest[sharded]].astype(np.uint64)
+            regions[sharded, 0] += share.astype(np.int64)
         return regions
 
     def save(self, folder: str) -> list[str]:
@@ -251,11 +244,11 @@ class Regions:
             with open(os.path.join(folder, cls.FILES[0]), encoding="utf-8") as text:
                 metric = str(json.load(text)["metric"])
             with np.load(os.path.join(folder, cls.FILES[1]), allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in cls._ARRAYS}
-            first, *others = (found[name].shape for name in cls._ARRAYS)
-            if len(first) != 2 or set(others) != {first[:1]} or (found["parts"] < 1).any():
+                arrays_read = {name: arrays[name] for name in cls._ARRAYS}
+            first, *others = (arrays_read[name].shape for name in cls._ARRAYS)
+            if len(first) != 2 or set(others) != {first[:1]} or (arrays_read["parts"] < 1).any():
                 raise ValueError(f"shapes {first} and {others} do not match")
-            return cls(metric, **found)
+            return cls(metric, **arrays_read)
         except UNREADABLE as err:
             raise ArtifactError(f"{folder} holds no usable regions ({err}); rebuild the neighbours") from err
 
@@ -284,8 +277,10 @@ def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> int:
 
 def sample_size(n_rows: int, dims: int, rows: int) -> int:
     """Return how many rows to learn regions of `rows` rows from."""
-    wanted = max(1, round(n_rows / rows))
-    return 0 if wanted == 1 else min(n_rows, max(1024, _SAMPLE_ROWS * wanted), max(1024, SAMPLE_BYTES // (4 * dims)))
+    n_regions = max(1, round(n_rows / rows))
+    return (
+        0 if n_regions == 1 else min(n_rows, max(1024, _SAMPLE_ROWS * n_regions), max(1024, SAMPLE_BYTES // (4 * dims)))
+    )
 
 
 def choose_margin(depths: Floats, target: float) -> tuple[float, float]:

@@ -15,20 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.index import (
-    IndexSettings,
-    RegionIndex,
-    blas_threads,
-    calibrate,
-    choose_backend,
-    exact_neighbours,
-    index_kind,
-)
+from ivis_spark.core.knn.exact import exact_neighbours
+from ivis_spark.core.knn.indexes import IndexSettings, RegionIndex, choose_backend, load_index
 from ivis_spark.core.knn.leaves import Flags
 from ivis_spark.core.knn.merge import without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
-from ivis_spark.core.knn.recall import check_recall, recall_at_k
+from ivis_spark.core.knn.recall import check_recall, recall_at_k, shares_found
 from ivis_spark.core.knn.regions import hash_ids
+from ivis_spark.core.threads import blas_threads
 from ivis_spark.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -75,7 +69,7 @@ def check_k(k: int, n_rows: int) -> None:
 def search_region(
     rows: Floats,
     ids: Ints,
-    home: Flags,
+    is_primary: Flags,
     config: NeighboursConfig,
     *,
     backend: str,
@@ -91,7 +85,7 @@ def search_region(
     Args:
         rows: float32 (n, d): all rows that lie in the region.
         ids: int64 (n,), ascending.
-        home: bool (n,): rows whose primary region it is.
+        is_primary: bool (n,): rows whose primary region it is.
         config: k, metric and what an index is built with.
         backend: Index library.
         target: Recall to reach within the region, on the rows that it is calibrated on; 1 is exact.
@@ -104,24 +98,47 @@ def search_region(
     """
     leaf_rows = max(config.leaf_rows, len(rows) // _MOST_LEAVES)
     settings = IndexSettings(leaf_rows, config.n_trees, config.search_k, seed)
-    index = index_kind(backend).build(rows, ids, config.metric, settings)
+    index = load_index(backend).build(rows, ids, config.metric, settings)
     k = min(config.k, len(rows) - 1)
-    candidates = np.flatnonzero(home & ~np.isin(ids, held_out))
+    candidates = np.flatnonzero(is_primary & ~np.isin(ids, held_out))
     drawn = np.argsort(hash_ids(ids[candidates], seed), kind="stable")[:calibration_rows]
     effort = calibrate(index, rows, ids, np.sort(candidates[drawn]), k, target)
-    asking = np.flatnonzero(home if query is None else home & query)
+    asking = np.flatnonzero(is_primary if query is None else is_primary & query)
     neighbour_ids = np.empty((len(asking), config.k), np.int64)
     keys = np.empty((len(asking), config.k), np.float32)
 
     def search(at: int) -> None:
         part = asking[at : at + _QUERY_ROWS]
-        near = index.query(rows[part], min(k + 1, len(rows)), effort)
+        nearest = index.query(rows[part], min(k + 1, len(rows)), effort)
         place = slice(at, at + len(part))
-        neighbour_ids[place], keys[place] = without_self(*near, ids[part], config.k)
+        neighbour_ids[place], keys[place] = without_self(*nearest, ids[part], config.k)
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(search, range(0, len(asking), _QUERY_ROWS)))
     return Searched(index, effort, ids[asking], neighbour_ids, keys)
+
+
+def calibrate(index: RegionIndex, X: Floats, ids: Ints, sample: Ints, k: int, target: float) -> float:
+    """Return the lowest effort whose recall, on rows of the region, is at least the target.
+
+    Args:
+        index: Index of the region.
+        X: Its rows, float32 (n, d).
+        ids: int64 (n,): their ids, ascending.
+        sample: Positions of the rows to measure on, int64 (q,).
+        k: Neighbours of a row.
+        target: Recall to reach within the region; 1 uses the last effort.
+    """
+    low, high = 0, len(index.efforts) - 1
+    if target >= 1 or not len(sample):
+        return index.efforts[-1]
+    _, true_keys = exact_neighbours(X[sample], X, k, index.metric, own=ids[sample], ids=ids)
+    while low < high:
+        middle = (low + high) // 2
+        nearest, keys = index.query(X[sample], k + 1, index.efforts[middle])
+        shares = shares_found(without_self(nearest, keys, ids[sample], k)[1], true_keys)
+        low, high = (low, middle) if shares.mean() >= target else (middle + 1, high)
+    return index.efforts[low]
 
 
 def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) -> tuple[Ints, Floats]:
@@ -149,7 +166,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
     for attempt in range(ROUNDS):
         aim = 1.0 if exact else aimed_recall(target, len(held_out))
         with blas_threads(1) as threads:
-            found = search_region(
+            searched = search_region(
                 X,
                 ids,
                 np.ones(len(X), bool),
@@ -165,21 +182,21 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
             break
         if attempt == 0:
             _, true_keys = exact_neighbours(X[held_out], X, config.k, config.metric, own=held_out, ids=ids)
-        recall = recall_at_k(found.keys[held_out], true_keys, n_rows=len(X))
-        if recall.low >= config.target_recall or found.effort == found.index.efforts[-1]:
+        recall = recall_at_k(searched.keys[held_out], true_keys, n_rows=len(X))
+        if recall.low >= config.target_recall or searched.effort == searched.index.efforts[-1]:
             break
         target = raised_target(target, recall.low, config.target_recall)
     if not exact:
         check_recall(recall, config.target_recall, remedy(backend))
-    return found.neighbour_ids, Space(config.metric).distances(found.keys)
+    return searched.neighbour_ids, Space(config.metric).distances(searched.keys)
 
 
 def pick_backend(config: NeighboursConfig, region_rows: int, dims: int) -> str:
     """Return the index library of a configuration, and log why."""
     settings = IndexSettings(config.leaf_rows, config.n_trees, config.search_k)
-    choice = choose_backend(config.backend, dims, region_rows, config.k, settings)
-    log.info("neighbours: %s index, %s", choice.backend, choice.reason)
-    return choice.backend
+    backend, reason = choose_backend(config.backend, dims, region_rows, config.k, settings)
+    log.info("neighbours: %s index, %s", backend, reason)
+    return backend
 
 
 def leaves_nothing_out(config: NeighboursConfig, backend: str, n_rows: int) -> bool:

@@ -24,7 +24,7 @@ class BuildSizes:
         tasks: Tasks that search them, if none is sent more than `TASK_BYTES`.
         sample: Rows that regions are learnt from, on the driver.
         quantiser: Regions, on the driver and broadcast.
-        asked: Rows whose exact neighbours are searched, on the driver and broadcast.
+        queries: Rows whose exact neighbours are searched, on the driver and broadcast.
         lists: Their neighbours: a record of each partition, folded in tasks.
         places: Neighbours whose places choose the margin, on the driver.
         records: Records of the regions, which the driver collects and writes to `index.json`.
@@ -37,7 +37,7 @@ class BuildSizes:
     tasks: int
     sample: float
     quantiser: float
-    asked: float
+    queries: float
     lists: float
     places: float
     records: float
@@ -47,7 +47,7 @@ class BuildSizes:
     @property
     def driver(self) -> float:
         """Bytes that the driver holds at once, at most: the sample twice while it is collected."""
-        return 2 * self.sample + self.quantiser + self.asked + 2 * self.lists + 2 * self.places + 2 * self.records
+        return 2 * self.sample + self.quantiser + self.queries + 2 * self.lists + 2 * self.places + 2 * self.records
 
     @property
     def task(self) -> float:
@@ -64,19 +64,19 @@ def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: flo
         config: Settings of the stage.
         copies: Mean regions that hold a row.
     """
-    at_home = region_rows(config, int(rows), dims)
-    regions = max(1, round(rows / at_home))
-    vector, asked, k = 4.0 * dims, config.recall_sample + CHOOSING_ROWS, config.k
+    rows_per_region = region_rows(config, int(rows), dims)
+    regions = max(1, round(rows / rows_per_region))
+    vector, queries, k = 4.0 * dims, config.recall_sample + CHOOSING_ROWS, config.k
     copies = copies if regions > 1 else 1.0
-    large = min(rows, _SPREAD * at_home)
+    large = min(rows, _SPREAD * rows_per_region)
     return BuildSizes(
         regions=regions,
-        region_rows=at_home,
+        region_rows=rows_per_region,
         tasks=max(1, min(regions, -int(-copies * rows * (vector + 9) // TASK_BYTES))),
-        sample=sample_size(int(rows), dims, at_home) * vector,
+        sample=sample_size(int(rows), dims, rows_per_region) * vector,
         quantiser=regions * (vector + 16),
-        asked=asked * vector,
-        lists=asked * k * 12.0,
+        queries=queries * vector,
+        lists=queries * k * 12.0,
         places=CHOOSING_ROWS * min(k, CHOOSING_NEIGHBOURS) * vector,
         records=regions * _RECORD_BYTES,
         region=copies * large * (vector + 9),

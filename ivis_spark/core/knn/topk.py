@@ -38,11 +38,11 @@ def smallest_columns(keys: Floats, k: int) -> Ints:
     if few.shape[1] <= k:
         return np.argpartition(keys, k - 1, axis=1)[:, :k]
     picked = np.argpartition(few, k - 1, axis=1)[:, :k]
-    found = np.take_along_axis(candidates, picked, axis=1)
+    values = np.take_along_axis(candidates, picked, axis=1)
     short = counts < k
     if short.any():
-        found[short] = np.argpartition(keys[short], k - 1, axis=1)[:, :k]
-    return found
+        values[short] = np.argpartition(keys[short], k - 1, axis=1)[:, :k]
+    return values
 
 
 def sortable_bits(keys: Floats, *, signed: bool) -> npt.NDArray[np.uint32]:

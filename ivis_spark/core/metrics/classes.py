@@ -49,8 +49,8 @@ def knn_predictions(
     for start, stop in row_blocks(len(test), max(n_train, len(labels))):
         rows = test[start:stop]
         votes = codes[train[nearest(squared_distances(points[rows], points[train]), k)]]
-        cell = np.arange(len(rows))[:, np.newaxis] * len(labels) + votes
-        counts = np.bincount(cell.ravel(), minlength=len(rows) * len(labels)).reshape(len(rows), len(labels))
+        bins = np.arange(len(rows))[:, np.newaxis] * len(labels) + votes
+        counts = np.bincount(bins.ravel(), minlength=len(rows) * len(labels)).reshape(len(rows), len(labels))
         predicted[start:stop] = counts.argmax(axis=1)
     return test, labels[predicted]
 

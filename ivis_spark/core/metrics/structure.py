@@ -166,11 +166,15 @@ def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """
     features, embedding = centred_pair(X, Z)
     n = _checked_rows(features, k)
-    found = 0
+    hits = 0
     for start, stop in row_blocks(n, n):
-        wanted, near = (nearest(_without_self(points, start, stop), k) for points in (features, embedding))
-        found += sum(len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(wanted, near, strict=True))
-    return found / (n * k)
+        true_neighbours, neighbours = (
+            nearest(_without_self(points, start, stop), k) for points in (features, embedding)
+        )
+        hits += sum(
+            len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(true_neighbours, neighbours, strict=True)
+        )
+    return hits / (n * k)
 
 
 def random_triplet_accuracy(X: ArrayLike, Z: ArrayLike, *, n_triplets: int, rng: np.random.Generator) -> float:

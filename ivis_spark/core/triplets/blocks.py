@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.core.triplets.sampling import draw_positives, near_codes, same_class_codes
+from ivis_spark.core.triplets.sampling import draw_positives, false_negative_pairs, same_class_codes
 from ivis_spark.errors import ArtifactError
 
 Ids = NDArray[np.int64]
@@ -63,13 +63,13 @@ class BlockPlan:
 class BlockDraws:
     """The triplets of a block: ids of its anchors and positives, and its false-negative mask as pairs of positions.
 
-    Shapes: anchors (B,), positives (B, m), near (p,) as `near_codes` gives it, or None where no negatives will be
-    drawn, weights (B,). Rows that pad the block to its size repeat others of the bucket and have weight 0.
+    Shapes: anchors (B,), positives (B, m), mask (p,) as `false_negative_pairs` gives it, or None where no negatives
+    will be drawn, weights (B,). Rows that pad the block to its size repeat others of the bucket and have weight 0.
     """
 
     anchors: Ids
     positives: Ids
-    near: NDArray[np.uint32] | None
+    mask: NDArray[np.uint32] | None
     weights: NDArray[np.float32]
 
 
@@ -110,12 +110,16 @@ def draw_blocks(
         padding = rng.choice(others, size=size, replace=size > others)
         padding += len(members) * ((padding >= members[0]) & (others < len(ids)))
         picked = np.concatenate([members, padding])
-        anchors, near = ids[picked], neighbours[picked]
-        positives = draw_positives(near, draws=draws, rng=rng)
+        anchors, neighbours_of_picked = ids[picked], neighbours[picked]
+        positives = draw_positives(neighbours_of_picked, draws=draws, rng=rng)
         weights = (np.arange(block_rows) < len(members)).astype(np.float32)
         codes = None
         if negatives:
-            codes = near_codes(anchors, near) if classes is None else same_class_codes(classes[picked])
+            codes = (
+                false_negative_pairs(anchors, neighbours_of_picked)
+                if classes is None
+                else same_class_codes(classes[picked])
+            )
         yield BlockDraws(anchors, positives, codes, weights)
 
 
@@ -133,7 +137,7 @@ def unpack_vectors(packed: bytes, block_rows: int, width: int, column: str) -> N
     return _unpack(packed, "<f4", block_rows, width, column).reshape(block_rows, width)
 
 
-def unpack_near(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
+def unpack_false_negatives(packed: bytes, block_rows: int) -> NDArray[np.uint32]:
     """Return the packed column `near` of a block, shape (p,); a view.
 
     Raises:

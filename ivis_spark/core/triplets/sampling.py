@@ -18,7 +18,7 @@ MAX_BLOCK_ROWS = 1 << 16  # pairs of rows are coded in 32 bits
 _ROWS_AT_ONCE = 1 << 15
 
 # Tells of pairs of anchors, by position, which are near one another.
-IsNear = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+IsFalseNegative = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
 
 
 def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -47,11 +47,7 @@ def draw_positives(neighbours: NDArray[np.int64], *, draws: int, rng: np.random.
 
 
 def avoid_anchors(
-    positives: NDArray[np.int64],
-    anchors: NDArray[np.int64],
-    neighbours: NDArray[np.int64],
-    *,
-    rng: np.random.Generator,
+    positives: NDArray[np.int64], anchors: NDArray[np.int64], neighbours: NDArray[np.int64], *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw again those positives that are their own anchor, which lists of neighbours from elsewhere may hold.
 
@@ -86,11 +82,7 @@ def either_way_round(pairs: NDArray[Any], *, rng: np.random.Generator) -> NDArra
 
 
 def draw_from_lists(
-    anchors: NDArray[np.int64],
-    lists: Sequence[Any],
-    candidates: NDArray[np.int64],
-    *,
-    rng: np.random.Generator,
+    anchors: NDArray[np.int64], lists: Sequence[Any], candidates: NDArray[np.int64], *, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw a positive and a negative of every anchor from lists of neighbours that may differ in length.
 
@@ -107,20 +99,20 @@ def draw_from_lists(
         InputError: if a list is empty or holds a number that is not a row, or an anchor has no negative.
     """
     triplets = np.stack([anchors, anchors, anchors])
-    lengths = np.array([len(near) for near in lists])
+    lengths = np.array([len(neighbours) for neighbours in lists])
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
         if length == 0:
             raise InputError(f"row {anchors[rows[0]]} has no neighbours: give each row at least one")
-        near = np.array([lists[row] for row in rows], dtype=np.int64)
-        if near.min() < 0 or near.max() >= len(candidates):
+        neighbours = np.array([lists[row] for row in rows], dtype=np.int64)
+        if neighbours.min() < 0 or neighbours.max() >= len(candidates):
             raise InputError(
-                f"the neighbours hold row numbers from {near.min()} to {near.max()}; the data has rows 0 to "
-                f"{len(candidates) - 1}: number the rows from 0 in the order of X"
+                f"the neighbours hold row numbers from {neighbours.min()} to {neighbours.max()}; the data has rows 0 "
+                f"to {len(candidates) - 1}: number the rows from 0 in the order of X"
             )
-        drawn = draw_positives(near, draws=1, rng=rng)[:, 0]
-        triplets[1, rows] = avoid_anchors(drawn, anchors[rows], near, rng=rng)
-        triplets[2, rows] = candidates[draw_negatives(anchors[rows], near, candidates, draws=1, rng=rng)[:, 0]]
+        drawn = draw_positives(neighbours, draws=1, rng=rng)[:, 0]
+        triplets[1, rows] = avoid_anchors(drawn, anchors[rows], neighbours, rng=rng)
+        triplets[2, rows] = candidates[draw_negatives(anchors[rows], neighbours, candidates, draws=1, rng=rng)[:, 0]]
     return triplets
 
 
@@ -167,7 +159,7 @@ def draw_negatives(
     return picked
 
 
-def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.uint32]:
+def false_negative_pairs(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Return the pairs of places (i, j), i != j, where anchor j is anchor i itself or one of its neighbours.
 
     Runs on: executor. Memory: O(n * k).
@@ -184,13 +176,13 @@ def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDA
     """
     n = len(anchors)
     order = np.argsort(anchors, kind="stable")
-    wanted = np.concatenate([anchors[:, None], neighbours], axis=1).reshape(-1)
-    first, last = (np.searchsorted(anchors[order], wanted, side=side) for side in ("left", "right"))
+    forbidden = np.concatenate([anchors[:, None], neighbours], axis=1).reshape(-1)
+    first, last = (np.searchsorted(anchors[order], forbidden, side=side) for side in ("left", "right"))
     counts = last - first
     asking = np.repeat(np.repeat(np.arange(n), neighbours.shape[1] + 1), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    found = order[np.repeat(first, counts) + within]
-    codes = np.unique(asking[asking != found] * n + found[asking != found])
+    others = order[np.repeat(first, counts) + within]
+    codes = np.unique(asking[asking != others] * n + others[asking != others])
     taken = np.bincount(codes // n, minlength=n)
     if (taken >= n - 1).any():
         raise InputError(
@@ -201,7 +193,7 @@ def near_codes(anchors: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDA
 
 
 def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Return the pairs of places (i, j), i != j, whose classes are equal, coded as by `near_codes`.
+    """Return the pairs of places (i, j), i != j, whose classes are equal, coded as by `false_negative_pairs`.
 
     Runs on: executor. Memory: O(n^2) bits, and 4 bytes per pair.
 
@@ -222,7 +214,7 @@ def same_class_codes(classes: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def draw_batch_negatives(
-    is_near: IsNear,
+    is_false_negative: IsFalseNegative,
     n: int,
     *,
     batch_size: int,
@@ -235,7 +227,7 @@ def draw_batch_negatives(
     Runs on: each rank. Deterministic for a given `rng`.
 
     Args:
-        is_near: Which pairs are forbidden, see `near_in_block` and `near_in_batches`.
+        is_false_negative: Which pairs are forbidden, see `false_negatives_in_block` and `false_negatives_in_batches`.
         n: Anchors, in batch order.
         batch_size: Rows of a batch.
         start: Rows that stand before these in the first batch, less than `batch_size`; none is drawn from them.
@@ -247,18 +239,18 @@ def draw_batch_negatives(
     """
     begin = np.arange(start, start + n) // batch_size * batch_size - start
     first, stop = np.maximum(begin, 0), np.minimum(begin + batch_size, n)
-    found = np.empty((n, draws), dtype=np.int32)
+    negatives = np.empty((n, draws), dtype=np.int32)
     for low in range(0, n, _ROWS_AT_ONCE):
         rows = np.arange(low, min(low + _ROWS_AT_ONCE, n))
-        picked = _draw_between(first, stop, is_near, np.repeat(rows, draws), rng)
-        found[rows] = np.where(picked < 0, -1, (picked + start) % batch_size).reshape(-1, draws)
-    return found
+        picked = _draw_between(first, stop, is_false_negative, np.repeat(rows, draws), rng)
+        negatives[rows] = np.where(picked < 0, -1, (picked + start) % batch_size).reshape(-1, draws)
+    return negatives
 
 
 def _draw_between(
     first: NDArray[np.int64],
     stop: NDArray[np.int64],
-    is_near: IsNear,
+    is_false_negative: IsFalseNegative,
     rows: NDArray[np.int64],
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
@@ -267,28 +259,30 @@ def _draw_between(
     for _ in range(_BATCH_ROUNDS):
         asking = rows[wrong]
         picked[wrong] = rng.integers(first[asking], stop[asking])
-        wrong = wrong[(picked[wrong] == asking) | is_near(asking, picked[wrong])]
+        wrong = wrong[(picked[wrong] == asking) | is_false_negative(asking, picked[wrong])]
         if len(wrong) == 0:
             return picked
     for row in np.unique(rows[wrong]):
         others = np.arange(first[row], stop[row])
-        allowed = others[(others != row) & ~is_near(np.full(len(others), row), others)]
+        allowed = others[(others != row) & ~is_false_negative(np.full(len(others), row), others)]
         failed = wrong[rows[wrong] == row]
         picked[failed] = rng.choice(allowed, size=len(failed)) if len(allowed) else -1
     return picked
 
 
-def near_in_block(near: NDArray[np.uint32], order: NDArray[np.int64]) -> IsNear:
+def false_negatives_in_block(pairs: NDArray[np.uint32], order: NDArray[np.int64]) -> IsFalseNegative:
     """Return the test of `draw_batch_negatives` for a block.
 
     Args:
-        near: What is forbidden, as `near_codes` gives it.
+        pairs: What is forbidden, as `false_negative_pairs` gives it.
         order: Positions in the block of the anchors in batch order, a permutation, shape (n,).
     """
-    return lambda first, second: _holds(near, order[first] * len(order) + order[second])
+    return lambda first, second: _holds(pairs, order[first] * len(order) + order[second])
 
 
-def near_in_batches(neighbours: NDArray[np.int64], order: NDArray[np.int64], batch_size: int) -> IsNear:
+def false_negatives_in_batches(
+    neighbours: NDArray[np.int64], order: NDArray[np.int64], batch_size: int
+) -> IsFalseNegative:
     """Return the test of `draw_batch_negatives` for rows that are all split into batches.
 
     Args:
@@ -299,23 +293,23 @@ def near_in_batches(neighbours: NDArray[np.int64], order: NDArray[np.int64], bat
     n = len(order)
     position = np.empty(n, dtype=np.int64)
     position[order] = np.arange(n)
-    found = []
+    parts = []
     for start in range(0, n, _ROWS_AT_ONCE):
         asking = np.arange(start, min(start + _ROWS_AT_ONCE, n))
         there = position[neighbours[order[asking]]]
         row, rank = np.nonzero(there // batch_size == asking[:, None] // batch_size)
-        found.append(asking[row] * n + there[row, rank])
-    near = np.unique(np.concatenate(found))
-    return lambda first, second: _holds(near, first * n + second)
+        parts.append(asking[row] * n + there[row, rank])
+    pairs = np.unique(np.concatenate(parts))
+    return lambda first, second: _holds(pairs, first * n + second)
 
 
-def _holds(near: NDArray[Any], codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which codes stand in `near`, which is sorted."""
-    if len(near) == 0:
+def _holds(pairs: NDArray[Any], codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell which codes stand in `pairs`, which is sorted."""
+    if len(pairs) == 0:
         return np.zeros(len(codes), dtype=np.bool_)
-    codes = codes.astype(near.dtype)
-    at = np.minimum(np.searchsorted(near, codes), len(near) - 1)
-    return near[at] == codes
+    codes = codes.astype(pairs.dtype)
+    at = np.minimum(np.searchsorted(pairs, codes), len(pairs) - 1)
+    return pairs[at] == codes
 
 
 def _is_forbidden(

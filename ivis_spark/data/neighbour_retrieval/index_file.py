@@ -11,8 +11,8 @@ from annoy import AnnoyIndex
 
 from ivis_spark.config import IVIS_METRIC, Metric, NeighboursConfig, check_value
 from ivis_spark.core.seeds import RandomState, to_seed
+from ivis_spark.core.threads import count_threads
 from ivis_spark.data.rows import as_rows, blocks
-from ivis_spark.data.threads import count_threads
 from ivis_spark.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from ivis_spark.config import IVIS_K, IVIS_METRIC, Metric, NeighboursConfig
 from ivis_spark.core.seeds import RandomState
+from ivis_spark.core.threads import count_threads
 from ivis_spark.data.neighbour_retrieval.index_file import build_annoy_index, check_ivis_k, open_index
 from ivis_spark.data.rows import as_rows
-from ivis_spark.data.threads import count_threads
 from ivis_spark.errors import InputError
 
 __all__ = ["AnnoyKnnMatrix", "NeighbourMatrix", "build_annoy_index", "extract_knn"]
@@ -251,16 +251,16 @@ def extract_knn(knn_index: NeighbourMatrix, verbose: int = 1, n_jobs: int = -1) 
 
     def search(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
-            found = knn_index[row]
-            near = found[0] if with_distances else found
-            if len(near) != k:
+            answer = knn_index[row]
+            neighbours = answer[0] if with_distances else answer
+            if len(neighbours) != k:
                 raise InputError(
-                    f"row {row} has {len(near)} neighbours, fewer than k={k}: raise search_k, lower k, or do "
+                    f"row {row} has {len(neighbours)} neighbours, fewer than k={k}: raise search_k, lower k, or do "
                     "not precompute"
                 )
-            ids[row] = near
+            ids[row] = neighbours
             if with_distances:
-                distances[row] = found[1]
+                distances[row] = answer[1]
 
     if verbose:
         log.info("searching %d neighbours of each of %d rows", k, n)

@@ -21,7 +21,7 @@ from ivis_spark.errors import InputError
 Neighbours = Ints | Sequence[Any]
 
 
-def given_neighbours(neighbour_matrix: Any, n_rows: int) -> Neighbours:
+def read_neighbours(neighbour_matrix: Any, n_rows: int) -> Neighbours:
     """Return neighbours that a user passes: an array as int64, checked; any other sequence as it is.
 
     Raises: InputError: if an array does not fit; lists are looked at when they are drawn from.
@@ -36,8 +36,8 @@ def given_neighbours(neighbour_matrix: Any, n_rows: int) -> Neighbours:
             f"neighbour_matrix is a {type(neighbour_matrix).__name__}; it must be an array of shape ({n_rows}, k), or "
             "a sequence with a list of neighbours for each row"
         )
-    found: Sequence[Any] = neighbour_matrix
-    return found
+    lists: Sequence[Any] = neighbour_matrix
+    return lists
 
 
 def find_neighbours(

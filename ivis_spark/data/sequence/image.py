@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from ivis_spark.core.threads import count_threads
 from ivis_spark.data.sequence.dataset import IndexableDataset
-from ivis_spark.data.threads import count_threads
 from ivis_spark.errors import ConfigError, InputError
 
 _CHANNELS = {"rgb": 3, "rgba": 4, "grayscale": 1}

@@ -257,8 +257,8 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
     encoder = shared.value
     if not isinstance(encoder.network, DenseNetwork) and "tensorflow" not in sys.modules:
         context = TaskContext.get()
-        given = context.resources() if context is not None else {}
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(given["gpu"].addresses) if "gpu" in given else "-1"
+        resources = context.resources() if context is not None else {}
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(resources["gpu"].addresses) if "gpu" in resources else "-1"
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return encoder
@@ -267,13 +267,13 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
 def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputError:
     """Return the error of rows that cannot be embedded: how many, what is wrong with them and how the first looks."""
     bad = np.logical_or.reduce(list(faults.values()))
-    known = {fault: faults[fault] for fault in FAULTS if fault in faults}
+    named = {fault: faults[fault] for fault in FAULTS if fault in faults}
     first = X[int(bad.argmax())]
     row = np.array2string(first.toarray()[0] if is_sparse(X) else first, threshold=6, separator=", ")
-    unread = any(known[fault].any() for fault in ("null", "indices") if fault in known)
+    unread = any(named[fault].any() for fault in ("null", "indices") if fault in named)
     shown = "" if unread else f"; the first reads {row}"
     return InputError(
-        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({name_faults(known)} in {where}{shown}): "
+        f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({name_faults(named)} in {where}{shown}): "
         "fix them, or set embed.invalid=null or drop"
     )
 

@@ -154,12 +154,7 @@ def embed_input(
 
 
 def check_same_columns(
-    spark: SparkSession,
-    target: Target,
-    source: Input,
-    config: EmbedConfig,
-    *,
-    classes: dict[str, Any] | None = None,
+    spark: SparkSession, target: Target, source: Input, config: EmbedConfig, *, classes: dict[str, Any] | None = None
 ) -> None:
     """Refuse to put embeddings into a table with other columns. Reads footers only. Runs on: driver.
 

@@ -52,19 +52,19 @@ def build_label_neighbours(
     describe_job(spark, "neighbours: by label")
     classes = rows.groupBy("label").count().cache()
     try:
-        found = classes.agg(
+        totals = classes.agg(
             F.count("*").alias("classes"),
             F.sum(F.col("label").isNull().cast("int")).alias("null"),
             F.sum((F.col("count") == 1).cast("int")).alias("alone"),
             F.sum("count").alias("rows"),
         ).collect()[0]
-        if found["null"] or found["classes"] < 2:
-            fault = "is null in some rows" if found["null"] else "is the same in all rows, so no row has a negative"
+        if totals["null"] or totals["classes"] < 2:
+            fault = "is null in some rows" if totals["null"] else "is the same in all rows, so no row has a negative"
             raise InputError(
                 f"neighbours.by_label needs a label in every row and at least two classes: the label {fault}"
             )
         key = row_hash(random_state)
-        chosen = Anchors.draw(rows, anchors, n_rows=found["rows"], random_state=random_state)
+        drawn_anchors = Anchors.draw(rows, anchors, n_rows=totals["rows"], random_state=random_state)
         groups = F.ceil(F.col("count") / _GROUP_ROWS)
         grouped = rows.join(classes, "label").select(
             "id",
@@ -76,11 +76,11 @@ def build_label_neighbours(
         with task_errors():
             # a function without annotations: Spark would look those of `draw` up, and pandas is not imported here
             drawn = grouped.groupBy(CLASS, "group").applyInPandas(lambda group: draw(group), _SCHEMA)
-            chosen.of(drawn).write.parquet(storage.join(folder, "data"))
+            drawn_anchors.of(drawn).write.parquet(storage.join(folder, "data"))
     finally:
         classes.unpersist()
-    facts = {"by": "label", "k": k, "classes": found["classes"], "rows_alone": found["alone"]}
-    return {**facts, "anchors": chosen.count}
+    facts = {"by": "label", "k": k, "classes": totals["classes"], "rows_alone": totals["alone"]}
+    return {**facts, "anchors": drawn_anchors.count}
 
 
 def _draw_group(group: pd.DataFrame, *, k: int, random_state: int) -> pd.DataFrame:

@@ -100,40 +100,41 @@ def _checked_types(table: DataFrame) -> DataFrame:
 
 def _check_lists(lists: DataFrame, k: int) -> None:
     """Check every list by itself, in one pass."""
-    near = F.col("neighbour_ids")
+    neighbour_ids = F.col("neighbour_ids")
     faults: dict[str, Column] = {
         "have no id": F.col("id").isNull(),
-        "have null for neighbour_ids or in it": near.isNull() | F.exists(near, lambda value: value.isNull()),
-        f"have fewer than neighbours.k={k} neighbours": F.size(near) < k,
-        "have themselves as a neighbour": F.array_contains(near, F.col("id")),
-        "have a duplicate neighbour": F.size(F.array_distinct(near)) < F.size(near),
+        "have null for neighbour_ids or in it": neighbour_ids.isNull()
+        | F.exists(neighbour_ids, lambda value: value.isNull()),
+        f"have fewer than neighbours.k={k} neighbours": F.size(neighbour_ids) < k,
+        "have themselves as a neighbour": F.array_contains(neighbour_ids, F.col("id")),
+        "have a duplicate neighbour": F.size(F.array_distinct(neighbour_ids)) < F.size(neighbour_ids),
     }
     counts = [F.sum(F.when(wrong, 1).otherwise(0)).alias(f"n{i}") for i, wrong in enumerate(faults.values())]
     examples = [F.min(F.when(wrong, F.col("id"))).alias(f"e{i}") for i, wrong in enumerate(faults.values())]
-    found = lists.agg(*counts, *examples).first()
+    totals = lists.agg(*counts, *examples).first()
     for number, text in enumerate(faults):
-        count = 0 if found is None else found[f"n{number}"] or 0
+        count = 0 if totals is None else totals[f"n{number}"] or 0
         if count:
-            example = "" if found is None or found[f"e{number}"] is None else f" (id {found[f'e{number}']} is one)"
+            example = "" if totals is None or totals[f"e{number}"] is None else f" (id {totals[f'e{number}']} is one)"
             remedy = "lower neighbours.k or pass longer lists" if "fewer" in text else "fix the table"
             raise InputError(f"{count} rows of neighbours.table {text}{example}: {remedy}")
 
 
 def _check_ids(lists: DataFrame, rows: DataFrame, anchors: DataFrame) -> None:
     """Check that the table has one list for every anchor, and that all neighbours are rows."""
-    known = rows.select("id")
+    row_ids = rows.select("id")
     others = lists.select(F.explode("neighbour_ids").alias("id")).distinct()
     faults = {
         "ids are in neighbours.table more than once": lists.groupBy("id").count().where("count > 1"),
         "rows have no neighbours in neighbours.table": anchors.select("id").join(lists, "id", "left_anti"),
-        "ids in neighbours.table are not rows of the input": lists.join(known, "id", "left_anti"),
-        "neighbours in neighbours.table are not rows of the input": others.join(known, "id", "left_anti"),
+        "ids in neighbours.table are not rows of the input": lists.join(row_ids, "id", "left_anti"),
+        "neighbours in neighbours.table are not rows of the input": others.join(row_ids, "id", "left_anti"),
     }
     for text, wrong in faults.items():
-        found = wrong.agg(F.count("*").alias("count"), F.min("id").alias("example")).first()
-        if found is not None and found["count"]:
+        totals = wrong.agg(F.count("*").alias("count"), F.min("id").alias("example")).first()
+        if totals is not None and totals["count"]:
             raise InputError(
-                f"{found['count']} {text} (id {found['example']} is one): use the same id column for both, and "
+                f"{totals['count']} {text} (id {totals['example']} is one): use the same id column for both, and "
                 f"provide one list per row"
             )
 
@@ -144,14 +145,14 @@ def _recall(facts: RowFacts, lists: DataFrame) -> Recall:
     some = lists.where(F.col("id").isin([int(number) for number in sample.ids]))
     pairs = some.select(F.col("id").alias("asking"), F.explode("neighbour_ids").alias("id"))
     broadcast = facts.spark.sparkContext.broadcast(sample)
-    wanted = facts.rows.join(F.broadcast(pairs), "id").select("asking", "features", "id")
+    neighbours = facts.rows.join(F.broadcast(pairs), "id").select("asking", "features", "id")
     body = functools.partial(_pair_keys, sample=broadcast, metric=facts.config.metric)
-    records = map_arrow(wanted, body, "asking long, key float").collect()
+    records = map_arrow(neighbours, body, "asking long, key float").collect()
     broadcast.unpersist()
-    found: dict[int, list[float]] = {}
+    keys_of: dict[int, list[float]] = {}
     for record in records:
-        found.setdefault(record["asking"], []).append(record["key"])
-    return facts.recall_of(sample.ids, np.array([sorted(found[int(number)]) for number in sample.ids], np.float32))
+        keys_of.setdefault(record["asking"], []).append(record["key"])
+    return facts.recall_of(sample.ids, np.array([sorted(keys_of[int(number)]) for number in sample.ids], np.float32))
 
 
 def _pair_keys(

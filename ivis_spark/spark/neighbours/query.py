@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
+from ivis_spark.config.checks import AUTO
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.serving.index import INDEX_FILE, PartitionedIndex
 from ivis_spark.spark.neighbours.task_plan import one_blas_thread
@@ -29,7 +30,9 @@ _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerTy
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
 
-def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfig | None = None) -> DataFrame:
+def query(
+    frame: DataFrame, index: str, k: int | None = None, *, data: DataConfig | None = None, backend: str = AUTO
+) -> DataFrame:
     """Find the nearest indexed rows of each row of a table. Lazy.
 
     Runs on: driver; holds the quantiser, but no rows.
@@ -39,6 +42,7 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         index: URI of a run folder, or of the folder `neighbours/index` in it.
         k: Neighbours of each row; by default as many as the build has.
         data: Which columns are features, which are kept, and what to do with invalid rows.
+        backend: `neighbours.backend` of the build, if it is your own class; executors import it.
 
     Returns:
         The columns of the table that are kept, or its features if it has no other columns, then `neighbour_ids`
@@ -57,7 +61,7 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         >>> query(frame.select("id", "features"), "cells-run", k=3).columns
         ['id', 'neighbour_ids', 'distances']
     """
-    opened = PartitionedIndex.load(index)
+    opened = PartitionedIndex.load(index, backend=backend)
     k = opened.k if k is None else k
     if not 1 <= k <= opened.rows:
         raise InputError(f"k={k} is out of range: {index} has {opened.rows} rows, so k must be 1 to {opened.rows}")
@@ -75,11 +79,12 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
         raise InputError(f"the table already has a column {clash[0]!r}; drop it: --set data.drop_columns={clash[0]}")
     with exact_names(frame):
         table, features = frames.to_map(frame, source, config)
-    kept = [place for place, field in enumerate(table.schema.fields) if field.name in source.carried]
-    fields = [table.schema.fields[place] for place in kept]
+    carried = [place for place, field in enumerate(table.schema.fields) if field.name in source.carried]
+    fields = [table.schema.fields[place] for place in carried]
     digest = str(storage.digest_file(storage.join(opened.uri, INDEX_FILE))["sha256"])
+    load = functools.partial(_index, opened.uri, digest, backend)
     read = functools.partial(
-        _with_regions, uri=opened.uri, digest=digest, features=features, kept=kept, drop=config.invalid == "drop"
+        _with_regions, load=load, features=features, carried=carried, drop=config.invalid == "drop"
     )
     # Columns that are kept may have any name, those of _READ too, and Java finds the columns of a batch by name: they
     # are numbered on the way, and the two of _READ stand last.
@@ -89,19 +94,24 @@ def query(frame: DataFrame, index: str, k: int | None = None, *, data: DataConfi
     if len(opened.regions) > 1:
         region = _READ.names[-1]
         rows = rows.repartition(region).sortWithinPartitions(region)
-    search = functools.partial(_search, uri=opened.uri, digest=digest, k=k, names=[field.name for field in fields])
+    search = functools.partial(_search, load=load, k=k, names=[field.name for field in fields])
     return map_arrow(rows, search, T.StructType([*fields, *FOUND.fields]))
 
 
 def _with_regions(
-    batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, features: tuple[str, ...], kept: list[int], drop: bool
+    batches: Iterable[pa.RecordBatch],
+    *,
+    load: Callable[[], PartitionedIndex],
+    features: tuple[str, ...],
+    carried: list[int],
+    drop: bool,
 ) -> Iterator[pa.RecordBatch]:
     """Pack each row as it is in the index and add its primary region. Runs on: executor. Memory: O(batch)."""
-    index = _index(uri, digest)
+    index = load()
     what = describe(features)
     with one_blas_thread():
         for batch in batches:
-            columns, names = [batch.column(place) for place in kept], [f"c{place}" for place in range(len(kept))]
+            columns, names = [batch.column(place) for place in carried], [f"c{place}" for place in range(len(carried))]
             read = [batch.column(name) for name in features]
             rows, faults = read_rows(read, index.dims, what=what, sparse=True)
             bad = np.logical_or.reduce([np.zeros(batch.num_rows, bool), *faults.values()])
@@ -114,15 +124,15 @@ def _with_regions(
                 rows, columns = rows[~bad], [column.filter(pa.array(~bad)) for column in columns]
             if rows.shape[0]:
                 scaled = index.transform(rows)
-                regions = pa.array(index.home(scaled), pa.int32())
+                regions = pa.array(index.primary(scaled), pa.int32())
                 yield pa.RecordBatch.from_arrays([*columns, pack(scaled), regions], [*names, *_READ.names])
 
 
 def _search(
-    batches: Iterable[pa.RecordBatch], *, uri: str, digest: str, k: int, names: list[str]
+    batches: Iterable[pa.RecordBatch], *, load: Callable[[], PartitionedIndex], k: int, names: list[str]
 ) -> Iterator[pa.RecordBatch]:
     """Search the rows of each batch. Runs on: executor. Memory: O(batch x k) and the leaves that are kept."""
-    index = _index(uri, digest)
+    index = load()
     with one_blas_thread():
         for batch in batches:
             if batch.num_rows:
@@ -133,12 +143,12 @@ def _search(
                 yield pa.RecordBatch.from_arrays([*columns, lists, to_list(distances)], [*names, *FOUND.names])
 
 
-def _index(uri: str, digest: str) -> PartitionedIndex:
+def _index(uri: str, digest: str, backend: str) -> PartitionedIndex:
     """Return the index, opened once per worker; again if it was published again since."""
     if uri not in _opened or _opened[uri][0] != digest:
-        found = str(storage.digest_file(storage.join(uri, INDEX_FILE))["sha256"])
-        if found != digest:
+        current = str(storage.digest_file(storage.join(uri, INDEX_FILE))["sha256"])
+        if current != digest:
             raise ArtifactError(f"{uri} was rebuilt during the query; run the query again")
         _opened.clear()
-        _opened[uri] = (digest, PartitionedIndex.load(uri))
+        _opened[uri] = (digest, PartitionedIndex.load(uri, backend=backend))
     return _opened[uri][1]

@@ -142,21 +142,21 @@ class RowFacts:
 
     def find_truth(self, others: RowSample) -> ExactLists:
         """Find the exact neighbours of the rows held out, and return those of others, one more than k of each."""
-        asked = self.held_out.joined(others)
-        with self.step("truth", f"exact neighbours of {len(asked.ids)} rows"):
-            found = exact_lists(self.rows, asked, self.config.k + 1, self.config.metric)
+        queries = self.held_out.joined(others)
+        with self.step("truth", f"exact neighbours of {len(queries.ids)} rows"):
+            lists = exact_lists(self.rows, queries, self.config.k + 1, self.config.metric)
         held_out = len(self.held_out.ids)
-        self.true_keys = found.keys[:held_out, : self.config.k]
-        return ExactLists(found.ids[held_out:], found.keys[held_out:])
+        self.true_keys = lists.keys[:held_out, : self.config.k]
+        return ExactLists(lists.ids[held_out:], lists.keys[held_out:])
 
     def recall_of(self, ids: Ints, keys: Floats) -> Recall:
         """Return the recall of lists found for the rows held out, given in any order; exact if none were."""
         if self.true_keys is None:
             return Recall.exact(self.anchors.count)
-        order, given = np.argsort(self.held_out.ids), np.argsort(ids)
-        if not np.array_equal(self.held_out.ids[order], ids[given]):
+        expected_order, order = np.argsort(self.held_out.ids), np.argsort(ids)
+        if not np.array_equal(self.held_out.ids[expected_order], ids[order]):
             raise IvisError("sampled rows were not searched; are ids unique and rows deterministic?")
-        return recall_at_k(keys[given], self.true_keys[order], n_rows=self.anchors.count)
+        return recall_at_k(keys[order], self.true_keys[expected_order], n_rows=self.anchors.count)
 
 
 class _Build:
@@ -178,9 +178,9 @@ class _Build:
         facts, config = self.facts, self.config
         with arrow_batch_rows(self.spark, RECORDS_PER_BATCH):
             facts.count()
-            wanted = region_rows(config, facts.n_rows, facts.dims)
-            backend = pick_backend(config, min(wanted, facts.n_rows), facts.dims)
-            self._learn(wanted, backend)
+            rows_per_region = region_rows(config, facts.n_rows, facts.dims)
+            backend = pick_backend(config, min(rows_per_region, facts.n_rows), facts.dims)
+            self._learn(rows_per_region, backend)
             target = config.target_recall
             for attempt in range(ROUNDS):
                 aim = aimed_recall(target, len(facts.held_out.ids))
@@ -195,11 +195,11 @@ class _Build:
             self._publish_index(backend, recall, scaler)
         return self._facts(backend, recall)
 
-    def _learn(self, wanted: int, backend: str) -> None:
+    def _learn(self, rows_per_region: int, backend: str) -> None:
         """Learn regions, and the boundary margins of the neighbours of some rows."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
-        size, measure = sample_size(facts.n_rows, facts.dims, wanted), facts.measured_rows
+        size, measure = sample_size(facts.n_rows, facts.dims, rows_per_region), facts.measured_rows
         if not size:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
@@ -210,29 +210,29 @@ class _Build:
                 self.learnt.rows,
                 facts.n_rows,
                 config.metric,
-                region_rows=wanted,
+                region_rows=rows_per_region,
                 least_rows=2 * (config.k + 1),
                 seed=self.random_state,
             )
-        near = facts.find_truth(choosing)
+        neighbours = facts.find_truth(choosing)
         places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
         # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
-        counts = near.keys[:, places] < near.keys[:, config.k :]
+        counts = neighbours.keys[:, places] < neighbours.keys[:, config.k :]
         with facts.step("choose", "locate neighbours"):
-            self.depths = np.where(counts, self._depths(choosing, near.ids[:, places]), np.float32(np.nan))
+            self.depths = np.where(counts, self._depths(choosing, neighbours.ids[:, places]), np.float32(np.nan))
 
-    def _depths(self, choosing: RowSample, near: Ints) -> Floats:
+    def _depths(self, choosing: RowSample, neighbour_ids: Ints) -> Floats:
         """Return the boundary margins of neighbours, int64 (q, m), towards the primary region of their row."""
-        wanted = self.spark.createDataFrame([(int(number),) for number in np.unique(near)], "id long")
-        records = self.rows.join(F.broadcast(wanted), "id", "left_semi").collect()
+        ids = self.spark.createDataFrame([(int(number),) for number in np.unique(neighbour_ids)], "id long")
+        records = self.rows.join(F.broadcast(ids), "id", "left_semi").collect()
         records.sort(key=lambda row: row["id"])
-        found = RowSample.of(records, self.facts.dims)
-        regions, depths = self.regions.depths(found.rows, found.ids, self.config.max_regions)
+        neighbours = RowSample.of(records, self.facts.dims)
+        regions, depths = self.regions.depths(neighbours.rows, neighbours.ids, self.config.max_regions)
         # By centroid: of equal rows, dealt to several regions, any does.
         centroid_of = self.regions.centroid_of
-        home = centroid_of[self.regions.home(choosing.rows, choosing.ids)]
-        place = np.searchsorted(found.ids, near)
-        reached = np.where(centroid_of[regions][place] == home[:, None, None], depths[place], np.float32(np.inf))
+        primary = centroid_of[self.regions.primary(choosing.rows, choosing.ids)]
+        place = np.searchsorted(neighbours.ids, neighbour_ids)
+        reached = np.where(centroid_of[regions][place] == primary[:, None, None], depths[place], np.float32(np.inf))
         return np.asarray(reached.min(axis=2))
 
     def _search(self, backend: str, aim: float) -> None:
@@ -377,9 +377,9 @@ def _digest_of(record: dict[str, Any]) -> dict[str, Any]:
 def _deal(costs: npt.NDArray[np.float64], tasks: int) -> npt.NDArray[np.int32]:
     """Assign regions to tasks, the costliest first, each to the task with the lowest cost so far."""
     loads = [(0.0, task) for task in range(tasks)]
-    dealt = np.zeros(len(costs), dtype=np.int32)
+    task_of = np.zeros(len(costs), dtype=np.int32)
     for piece in np.argsort(-costs, kind="stable"):
         load, task = heapq.heappop(loads)
-        dealt[piece] = task
+        task_of[piece] = task
         heapq.heappush(loads, (load + float(costs[piece]) + 1, task))
-    return dealt
+    return task_of

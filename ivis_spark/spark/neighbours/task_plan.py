@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.index import blas_threads
 from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.regions import Regions
+from ivis_spark.core.threads import blas_threads
 
 BLOCK_BYTES = 128 << 10
 RECORDS_PER_BATCH = 256  # of Arrow, so that a batch of full blocks stays at 32 MB
 _BUFFER_BYTES = 32 << 20
-HOME, QUERY = np.uint8(1), np.uint8(2)  # what a row is in a block: at home in its region; one whose list is wanted
+PRIMARY, QUERY = np.uint8(1), np.uint8(2)  # what a row is in a block: at home in its region; one whose list is wanted
 Flags = npt.NDArray[np.bool_]
 
 
@@ -89,7 +89,7 @@ def one_blas_thread() -> Iterator[None]:
 def pack_rows(
     regions: Ints, ids: Ints, rows: Floats, roles: npt.NDArray[np.uint8], tasks: npt.NDArray[Any]
 ) -> Iterator[pa.RecordBatch]:
-    """Pack rows into blocks of one region each, of some rows: ids, then rows, then roles, `HOME` and `QUERY` added."""
+    """Pack rows into blocks of one region each, of some rows: ids, then rows, then roles: `PRIMARY` plus `QUERY`."""
     order = np.argsort(regions, kind="stable")
     regions, ids, rows, roles = regions[order], ids[order], rows[order], roles[order]
     blocks = list(_runs(regions, max(1, BLOCK_BYTES // (4 * rows.shape[1]))))

@@ -17,7 +17,7 @@ from ivis_spark.core.knn.merge import NO_ID
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.search import CALIBRATION_ROWS, Searched, region_seed, search_region
 from ivis_spark.spark.neighbours.task_plan import (
-    HOME,
+    PRIMARY,
     QUERY,
     Plan,
     buffered,
@@ -46,8 +46,8 @@ def assign_rows(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) -> 
     p = plan.value
     with one_blas_thread():
         for ids, rows, query in buffered(batches, p.dims):
-            taken, regions, home = p.regions.assign(rows, ids, width=p.config.max_regions, margin=p.margin)
-            roles = home * HOME + query[taken] * QUERY
+            taken, regions, primary = p.regions.assign(rows, ids, width=p.config.max_regions, margin=p.margin)
+            roles = primary * PRIMARY + query[taken] * QUERY
             yield from pack_rows(regions, ids[taken], rows[taken], roles, p.region_tasks)
 
 
@@ -72,13 +72,15 @@ def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) 
         path = os.path.join(folder, name)
         with pq.ParquetWriter(path, TABLE, compression="snappy", use_dictionary=False) as writer:
             for region, blocks in by_region(batches):
-                found, record = _search_one(p, region, blocks, os.path.join(folder, f"region-{region:06d}-{attempt}"))
+                searched, record = _search_one(
+                    p, region, blocks, os.path.join(folder, f"region-{region:06d}-{attempt}")
+                )
                 regions.append(record)
-                rows += len(found.ids)
-                short += int((found.neighbour_ids == NO_ID).any(axis=1).sum())
-                some = np.isin(found.ids, p.held_out)
-                measured.append((found.ids[some], found.keys[some]))
-                for table in _tables(found, Space(p.config.metric)):
+                rows += len(searched.ids)
+                short += int((searched.neighbour_ids == NO_ID).any(axis=1).sum())
+                some = np.isin(searched.ids, p.held_out)
+                measured.append((searched.ids[some], searched.keys[some]))
+                for table in _tables(searched, Space(p.config.metric)):
                     writer.write_table(table)
         if not regions:
             return
@@ -91,11 +93,11 @@ def search_regions(batches: Iterable[pa.RecordBatch], *, plan: Broadcast[Plan]) 
 
 def _search_one(p: Plan, region: int, blocks: Iterator[Any], path: str) -> tuple[Searched, dict[str, Any]]:
     ids, rows, roles = unpack_rows(blocks, p.dims)
-    home = (roles & HOME) > 0
-    found = search_region(
+    primary = (roles & PRIMARY) > 0
+    searched = search_region(
         rows,
         ids,
-        home,
+        primary,
         p.config,
         backend=p.backend,
         target=p.target,
@@ -105,24 +107,24 @@ def _search_one(p: Plan, region: int, blocks: Iterator[Any], path: str) -> tuple
         query=(roles & QUERY) > 0,
     )
     files = {}
-    for suffix in found.index.save(path):
+    for suffix in searched.index.save(path):
         stored = os.path.basename(path) + suffix
         target = storage.join(p.folder, "index", stored)
         files[suffix] = {**storage.put_file(path + suffix, target, parents=False, move=True), "path": stored}
-    effort = found.effort if np.isfinite(found.effort) else None
-    return found, {"region": region, "rows": len(ids), "home": int(home.sum()), "effort": effort, "files": files}
+    effort = searched.effort if np.isfinite(searched.effort) else None
+    return searched, {"region": region, "rows": len(ids), "home": int(primary.sum()), "effort": effort, "files": files}
 
 
-def _tables(found: Searched, space: Space) -> Iterator[pa.Table]:
+def _tables(searched: Searched, space: Space) -> Iterator[pa.Table]:
     """Yield the lists as pieces of the stage's table; a row that has fewer than k neighbours gets a shorter list."""
-    step = max(1, _WRITTEN_VALUES // found.keys.shape[1])
-    for at in range(0, len(found.ids), step):
+    step = max(1, _WRITTEN_VALUES // searched.keys.shape[1])
+    for at in range(0, len(searched.ids), step):
         part = slice(at, at + step)
-        real = found.neighbour_ids[part] != NO_ID
+        real = searched.neighbour_ids[part] != NO_ID
         offsets = np.concatenate([[0], np.cumsum(real.sum(axis=1))]).astype(np.int32)
-        flat = found.neighbour_ids[part][real], space.distances(found.keys[part][real])
+        flat = searched.neighbour_ids[part][real], space.distances(searched.keys[part][real])
         lists = [
             pa.ListArray.from_arrays(offsets, pa.array(values)).cast(field.type)
             for values, field in zip(flat, list(TABLE)[1:], strict=True)
         ]
-        yield pa.Table.from_arrays([pa.array(found.ids[part], pa.int64()), *lists], schema=TABLE)
+        yield pa.Table.from_arrays([pa.array(searched.ids[part], pa.int64()), *lists], schema=TABLE)

@@ -18,7 +18,7 @@ from pyspark import Broadcast
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ivis_spark.core.knn.index import exact_neighbours
+from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k
 from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.spark.anchors import row_hash
@@ -61,9 +61,9 @@ class ExactLists:
     keys: Floats
 
     @classmethod
-    def empty(cls, asked: int, k: int) -> ExactLists:
+    def empty(cls, n_queries: int, k: int) -> ExactLists:
         """Neighbours before any row was seen."""
-        return cls(np.full((asked, k), NO_ID, dtype=np.int64), np.full((asked, k), np.inf, dtype=np.float32))
+        return cls(np.full((n_queries, k), NO_ID, dtype=np.int64), np.full((n_queries, k), np.inf, dtype=np.float32))
 
     def merge(self, other: ExactLists) -> ExactLists:
         """Keep the nearest of both."""
@@ -105,35 +105,35 @@ def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) 
     return RowSample.of(records[:size], dims)
 
 
-def exact_lists(rows: DataFrame, asked: RowSample, k: int, metric: str) -> ExactLists:
-    """Find the k nearest other rows of each query row among all rows. Runs on: driver. Memory: O(asked x k)."""
+def exact_lists(rows: DataFrame, queries: RowSample, k: int, metric: str) -> ExactLists:
+    """Find the k nearest other rows of each query row among all rows. Runs on: driver. Memory: O(queries x k)."""
     context = rows.sparkSession.sparkContext
-    broadcast = context.broadcast(asked)
-    none = ExactLists.empty(len(asked.ids), k)
-    found = map_arrow(rows, functools.partial(_search_rows, asked=broadcast, k=k, metric=metric), _SCHEMA)
+    broadcast = context.broadcast(queries)
+    none = ExactLists.empty(len(queries.ids), k)
+    partial_lists = map_arrow(rows, functools.partial(_search_rows, queries=broadcast, k=k, metric=metric), _SCHEMA)
     parts = rows.rdd.getNumPartitions()
     if parts > _FOLDED_AT_ONCE:
-        fold = functools.partial(_fold, asked=len(asked.ids), k=k)
-        found = map_arrow(found.repartition(math.ceil(parts**0.5)), fold, _SCHEMA)
-    merged = none.merge_records(found.collect())
+        fold = functools.partial(_fold, n_queries=len(queries.ids), k=k)
+        partial_lists = map_arrow(partial_lists.repartition(math.ceil(parts**0.5)), fold, _SCHEMA)
+    merged = none.merge_records(partial_lists.collect())
     broadcast.unpersist()
     return merged
 
 
 def _search_rows(
-    batches: Iterable[pa.RecordBatch], *, asked: Broadcast[RowSample], k: int, metric: str
+    batches: Iterable[pa.RecordBatch], *, queries: Broadcast[RowSample], k: int, metric: str
 ) -> Iterator[pa.RecordBatch]:
-    """Find the nearest rows in this partition. Runs on: executor. Memory: O(batch + asked x k)."""
-    sample = asked.value
+    """Find the nearest rows in this partition. Runs on: executor. Memory: O(batch + queries x k)."""
+    sample = queries.value
     merged = ExactLists.empty(len(sample.ids), k)
     with one_blas_thread():
         for ids, rows, _ in buffered(batches, sample.rows.shape[1]):
-            near = exact_neighbours(sample.rows, rows, k, metric, own=sample.ids, ids=ids)
-            merged = merged.merge(ExactLists(*near))
+            neighbours = exact_neighbours(sample.rows, rows, k, metric, own=sample.ids, ids=ids)
+            merged = merged.merge(ExactLists(*neighbours))
     yield merged.to_batch()
 
 
-def _fold(batches: Iterable[pa.RecordBatch], *, asked: int, k: int) -> Iterator[pa.RecordBatch]:
+def _fold(batches: Iterable[pa.RecordBatch], *, n_queries: int, k: int) -> Iterator[pa.RecordBatch]:
     """Merge the lists of several partitions. Runs on: executor."""
-    merged = ExactLists.empty(asked, k)
+    merged = ExactLists.empty(n_queries, k)
     yield merged.merge_records(record for batch in batches for record in batch.to_pylist()).to_batch()

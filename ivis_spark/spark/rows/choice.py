@@ -57,7 +57,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
         _warn_of_ids(table, features)
         text = [name for name in left_out if isinstance(table.schema[name].dataType, T.StringType)]
         keys = (*config.keys, config.label_col)
-        for name, fault in _bad_cells(table, [name for name in text if name not in keys]).items():
+        for name, fault in _text_faults(table, [name for name in text if name not in keys]).items():
             left_out[name] = fault
             log.warning("column %r is not among the features: %s", name, fault)
     shown = [f"{name} ({reason})" for name, reason in left_out.items()]
@@ -78,12 +78,12 @@ def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
     folders = {
         part.partition("=")[0].lower() for uri in files_of(table)[:1] for part in uri.split("/")[:-1] if "=" in part
     }
-    found = [name for name in features if name.lower() in folders]
-    if found:
+    partition_columns = [name for name in features if name.lower() in folders]
+    if partition_columns:
         log.warning(
             "%s: partition columns of the table are used as features. If this is not intended, set the features with "
             "--feature-cols",
-            ", ".join(found),
+            ", ".join(partition_columns),
         )
 
 
@@ -96,8 +96,10 @@ def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
     if not suspects:
         return
     counts = [F.approx_count_distinct(column, 0.02).alias(column) for column in suspects.values()]
-    found = numbered.agg(F.count(F.lit(1)).alias("rows"), *counts).first()
-    unique = [name for name, column in suspects.items() if found and found[column] >= _UNIQUE_SHARE * found["rows"]]
+    counted = numbered.agg(F.count(F.lit(1)).alias("rows"), *counts).first()
+    unique = [
+        name for name, column in suspects.items() if counted and counted[column] >= _UNIQUE_SHARE * counted["rows"]
+    ]
     if unique:
         log.warning(
             "%s: columns of distinct whole numbers, possibly ids, are used as features. If they are ids, set the id "
@@ -114,11 +116,11 @@ def _like_ids(sample: list[Any], column: str) -> bool:
 
 def _refuse_text(table: DataFrame, config: DataConfig) -> None:
     text = {field.name for field in table.schema.fields if isinstance(field.dataType, T.StringType)}
-    for name, fault in _bad_cells(table, [name for name in config.feature_cols if name in text]).items():
+    for name, fault in _text_faults(table, [name for name in config.feature_cols if name in text]).items():
         raise InputError(f"feature column {name!r} is not numeric: {fault}")
 
 
-def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
+def _text_faults(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     """Say, of text columns whose cells are numbers for the most part, how many are not and how one looks."""
     if not names:
         return {}
@@ -126,22 +128,23 @@ def _bad_cells(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
     sample = _sample(numbered, columns)
     faults: dict[str, str] = {}
     for name, column in zip(names, columns, strict=True):
-        cells = [row[column] for row in sample if row[column] is not None]
+        texts = [row[column] for row in sample if row[column] is not None]
         if (
             len(faults) == _MOST_SUSPECTS
-            or not cells
-            or 2 * sum(re.match(_NUMBER, cell) is not None for cell in cells) < len(cells)
+            or not texts
+            or 2 * sum(re.match(_NUMBER, text) is not None for text in texts) < len(texts)
         ):
             continue
         bad = F.col(column).isNotNull() & ~F.col(column).rlike(_NUMBER)
         example: Column = F.min(F.when(bad, F.col(column)))
-        found = numbered.agg(F.count(column), F.count(F.when(bad, 1)), example).collect()[0]
+        counted = numbered.agg(F.count(column), F.count(F.when(bad, 1)), example).collect()[0]
         faults[name] = "text, although all its cells are numbers: cast it"
-        if found[1]:
-            cell = str(found[2])[:40]
+        if counted[1]:
+            text = str(counted[2])[:40]
+            verb = "is" if counted[1] == 1 else "are"
             faults[name] = (
-                f"text, since {found[1]:,} of {found[0]:,} cells {'is' if found[1] == 1 else 'are'} not a number, for "
-                f"example {cell!r}. Correct them, or read them as null: --set 'data.options={{nullValue: {cell!r}}}'"
+                f"text, since {counted[1]:,} of {counted[0]:,} cells {verb} not a number, for example {text!r}. "
+                f"Correct them, or read them as null: --set 'data.options={{nullValue: {text!r}}}'"
             )
     return faults
 

@@ -118,9 +118,9 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
         InputError: if a column is missing (lists those there are), of a type that cannot be used, or has no elements.
     """
     kinds = _kinds(frame.schema)
-    wanted = {"id_col" if config.id_col else "id_cols": config.keys, "label_col": (config.label_col,)}
-    wanted |= {"keep_columns": config.keep_columns, "drop_columns": config.drop_columns}
-    for option, named in wanted.items():
+    named_columns = {"id_col" if config.id_col else "id_cols": config.keys, "label_col": (config.label_col,)}
+    named_columns |= {"keep_columns": config.keep_columns, "drop_columns": config.drop_columns}
+    for option, named in named_columns.items():
         for name in named:
             if name is not None:
                 _require_column(name, kinds, f"data.{option}")
@@ -160,7 +160,8 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
         keys = [kept_column(kept, name) for name in config.keys]
         content = [F.col(FEATURES), *([F.col(LABEL)] if config.label_col else []), *inside]
         selected = selected.withColumn(HASH, content_hash(keys or content))
-    images = _image_settings(config) if len(names) == 1 and is_image(kinds[names[0]]) else None
+    pictured = len(names) == 1 and is_image(kinds[names[0]])
+    images = {name: getattr(config, name) for name in IMAGE_SETTINGS} if pictured else None
     return Source(
         selected,
         width,
@@ -259,10 +260,6 @@ def unused(name: str, names: Sequence[str]) -> str:
     while name.lower() in taken:
         name = f"_{name}"
     return name
-
-
-def _image_settings(config: DataConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in IMAGE_SETTINGS}
 
 
 def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[str, ...], Column]:

@@ -114,8 +114,8 @@ def _row_bytes(raw: DataFrame, source: Source) -> float:
     """Return the bytes of a row, of sparse ones on average: the same however the table was cut."""
     if not source.sparse:
         return np.dtype(source.dtype).itemsize * source.width
-    found = raw.select(F.avg(F.length(F.col(FEATURES)["indices"]))).first()
-    return max(1.0, 3 * float(found[0]) if found is not None else 0.0)  # 4 bytes of the index, 8 of the value
+    mean = raw.select(F.avg(F.length(F.col(FEATURES)["indices"]))).first()
+    return max(1.0, 3 * float(mean[0]) if mean is not None else 0.0)  # 4 bytes of the index, 8 of the value
 
 
 def _draw(raw: DataFrame, size: int, rows: int) -> tuple[NDArray[np.int64], list[Any]]:
@@ -127,12 +127,12 @@ def _draw(raw: DataFrame, size: int, rows: int) -> tuple[NDArray[np.int64], list
         drawn = hashed.where(F.col("draw") < F.lit(_LOW + int(share * 2**64))) if share < 1 else hashed
         if key == HASH:
             drawn = drawn.groupBy("draw").agg(F.min("mark").alias("mark"), F.min(FEATURES).alias(FEATURES))
-        found = drawn.orderBy("draw", FEATURES).limit(size).select("mark", FEATURES).collect()
-        if len(found) == size or share == 1:
-            marks = np.array([record["mark"] for record in found], np.int64)
-            return marks, [record[FEATURES] for record in found]
+        records = drawn.orderBy("draw", FEATURES).limit(size).select("mark", FEATURES).collect()
+        if len(records) == size or share == 1:
+            marks = np.array([record["mark"] for record in records], np.int64)
+            return marks, [record[FEATURES] for record in records]
         # copies count among the rows, and are drawn once
-        share = min(1.0, share * max(4.0, 1.5 * size / max(len(found), 1)))
+        share = min(1.0, share * max(4.0, 1.5 * size / max(len(records), 1)))
 
 
 def rows_of(packed: list[Any], width: int) -> Any:

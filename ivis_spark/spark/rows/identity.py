@@ -59,12 +59,12 @@ def files_of(table: DataFrame) -> list[str]:
 def roots_of(table: DataFrame) -> list[str]:
     """Return the URIs of the files and folders by which the sources of a table were opened."""
     leaves = _plan(table).collectLeaves()
-    found = []
+    uris = []
     for number in range(leaves.size()):
         with suppress(Py4JError):  # not a relation of files
             roots = leaves.apply(number).relation().location().rootPaths()
-            found += [roots.apply(place).toString() for place in range(roots.size())]
-    return found
+            uris += [roots.apply(place).toString() for place in range(roots.size())]
+    return uris
 
 
 def _plan(table: DataFrame) -> Any:
@@ -93,13 +93,13 @@ def _source(spark: SparkSession, leaf: Any) -> tuple[list[Any], list[list[Any]]]
     return [kind, options], storage.describe_files(files)
 
 
-def _options(given: Any) -> dict[str, str]:
+def _options(scala_map: Any) -> dict[str, str]:
     """Return the options of a relation, a map of Scala's, without passwords."""
-    found, entries = {}, given.iterator()
+    options, entries = {}, scala_map.iterator()
     while entries.hasNext():
         entry = entries.next()
-        found[str(entry._1())] = str(entry._2())
-    return without_secrets(found)
+        options[str(entry._1())] = str(entry._2())
+    return without_secrets(options)
 
 
 def _files(leaf: Any) -> list[str] | None:
@@ -107,15 +107,15 @@ def _files(leaf: Any) -> list[str] | None:
     if leaf.getClass().getSimpleName() == "HiveTableRelation":
         return tables.as_named([leaf.tableMeta().location().toString()])
     for path in (("relation", "location", "inputFiles"), ("table", "fileIndex", "inputFiles")):
-        found = leaf
+        value = leaf
         try:
             for name in path:
-                found = getattr(found, name)()
+                value = getattr(value, name)()
         except Py4JJavaError:
             raise
         except Py4JError:  # there is no such method
             continue
-        return tables.as_named(found)
+        return tables.as_named(value)
     return None
 
 

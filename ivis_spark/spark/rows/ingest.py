@@ -248,7 +248,7 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
             counts[name] = counts.get(name, 0) + count
             if name in record.examples:
                 examples[name] = min(record.examples[name], examples.get(name, record.examples[name]))
-    found = []
+    faults = []
     for name, text in {**ID_FAULTS, **_FAULTS}.items():
         if name not in counts:
             continue
@@ -260,17 +260,17 @@ def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> i
         fault = f"{'has' if single else 'have'} {text}"
         if name == "width":
             fault = f"{'does' if single else 'do'} not have {source.width} features"
-        found.append(f"{counts[name]} {'row' if single else 'rows'} {fault} in {where}{example}")
+        faults.append(f"{counts[name]} {'row' if single else 'rows'} {fault} in {where}{example}")
     if by_column := _by_column(source, counts):
-        found.append(f"by column: {by_column}")
-    if found and ("width" in counts or config.invalid == "error"):
+        faults.append(f"by column: {by_column}")
+    if faults and ("width" in counts or config.invalid == "error"):
         remedy = (
             "all rows need the same number"
             if "width" in counts
             else "fix them, or drop them with --set data.invalid=drop"
         )
-        raise InputError(f"{'; '.join(found)}: {remedy}")
-    for text in found:
+        raise InputError(f"{'; '.join(faults)}: {remedy}")
+    for text in faults:
         log.warning("dropped: %s", text)
     return sum(record.dropped for record in records)
 

@@ -94,14 +94,14 @@ def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:
     lacks = F.coalesce(F.exists(LABEL, lambda value: value.isNull()), F.lit(True))
     sizes = F.when(F.col(LABEL).isNotNull(), F.size(LABEL))
     infinite = F.sum(F.when(F.exists(LABEL, _infinite), 1))
-    found = table.agg(F.min(sizes), F.max(sizes), F.sum(F.when(lacks, 1).otherwise(0)), infinite).collect()[0]
-    _refuse_infinite(name, found[3])
-    if found[0] != found[1] or not found[0]:
+    counted = table.agg(F.min(sizes), F.max(sizes), F.sum(F.when(lacks, 1).otherwise(0)), infinite).collect()[0]
+    _refuse_infinite(name, counted[3])
+    if counted[0] != counted[1] or not counted[0]:
         raise InputError(
-            f"the label arrays of column {name!r} have {found[0] or 0} to {found[1] or 0} elements; all rows need the "
-            f"same number, at least 1"
+            f"the label arrays of column {name!r} have {counted[0] or 0} to {counted[1] or 0} elements; all rows need "
+            f"the same number, at least 1"
         )
-    return {"count": None, "width": int(found[0]), "unlabelled": int(found[2])}
+    return {"count": None, "width": int(counted[0]), "unlabelled": int(counted[2])}
 
 
 def _infinite(value: Column) -> Column:

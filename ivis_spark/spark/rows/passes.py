@@ -12,20 +12,17 @@ from numpy.typing import NDArray
 from pyspark import Broadcast
 
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
-from ivis_spark.core.knn.index import blas_threads
 from ivis_spark.core.knn.merge import NO_ID
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
+from ivis_spark.core.threads import blas_threads
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import ids
 from ivis_spark.spark.rows.columns import COLUMNS, FEATURES, ID, LABEL
 from ivis_spark.spark.rows.components import keeps_original
 from ivis_spark.spark.rows.writer import RowWriter
-from ivis_spark.spark.vectors import bad_cells, from_list, pack, pack_sparse, sparse_rows, unpack, unpack_sparse
+from ivis_spark.spark.vectors import count_bad_values, from_list, pack, pack_sparse, sparse_rows, unpack, unpack_sparse
 
-ID_FAULTS = {
-    "no_id": "null",
-    "lost_id": f"{NO_ID}, which NaN and NaT become as integers",
-}
+ID_FAULTS = {"no_id": "null", "lost_id": f"{NO_ID}, which NaN and NaT become as integers"}
 RECORD_SCHEMA = (
     "path string, digest string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
     "examples map<string,string>"
@@ -84,7 +81,7 @@ def write_checked(
             invalid = np.logical_or.reduce(list(faults.values()))
             dropped += int(invalid.sum())
             if by_column and invalid.any():
-                for (name, place), count in bad_cells(batch.column(FEATURES).filter(pa.array(invalid))).items():
+                for (name, place), count in count_bad_values(batch.column(FEATURES).filter(pa.array(invalid))).items():
                     counts[f"{name} {place}"] = counts.get(f"{name} {place}", 0) + count
             keep = pa.array(~invalid) if invalid.any() else None
             matrix = matrix if keep is None else matrix[~invalid]

@@ -37,15 +37,15 @@ def width_of_vectors(frame: DataFrame, column: Column, name: str) -> tuple[int, 
 
 def largest_index(frame: DataFrame, places: Column, name: str) -> int:
     """Return the largest index of a table. Runs on: driver; reads the column."""
-    found = frame.select(F.max(F.array_max(places))).first()
-    if found is None or found[0] is None or found[0] < 0:
+    largest = frame.select(F.max(F.array_max(places))).first()
+    if largest is None or largest[0] is None or largest[0] < 0:
         raise InputError(f"indices column {name!r} holds no index of a feature; name another with data.indices_col")
-    if found[0] >= _MOST_FEATURES:
+    if largest[0] >= _MOST_FEATURES:
         raise InputError(
-            f"indices column {name!r} holds {found[0]}, and rows have at most {_MOST_FEATURES} features: fix it, or "
+            f"indices column {name!r} holds {largest[0]}, and rows have at most {_MOST_FEATURES} features: fix it, or "
             "set data.n_features to the number of features"
         )
-    return int(found[0])
+    return int(largest[0])
 
 
 def indexed(places: Column, values: Column, width: int | None) -> Column:

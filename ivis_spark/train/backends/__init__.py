@@ -16,9 +16,9 @@ from typing import Any
 
 from ivis_spark.config import TrainConfig
 from ivis_spark.config.checks import AUTO
+from ivis_spark.config.imports import load_class, load_installed
 from ivis_spark.errors import ConfigError, DependencyError
 from ivis_spark.nn.reducer import Reducer
-from ivis_spark.train.plugins import load_class, load_installed
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def load_backend(name: str) -> type[Backend]:
     Raises:
         ConfigError: if there is none.
     """
-    return load_class(__name__, name, "Ranks", Backend)
+    return load_class("train.backend", __name__, name, "Ranks", Backend)
 
 
 def name_of(kind: type[Backend]) -> str:
@@ -125,7 +125,7 @@ def resolve_backend(config: TrainConfig) -> type[Backend]:
                 f"{config.backend} runs one process"
             )
         return kind
-    usable, refused = load_installed(__name__, "Ranks", Backend)
+    usable, refused = load_installed("train.backend", __name__, "Ranks", Backend)
     fitting = {name: kind for name, kind in usable.items() if kind.distributed == (config.num_ranks > 1)}
     if not fitting:
         reasons = "; ".join(map(str, refused.values()))

@@ -73,8 +73,8 @@ class Ranks(Backend):
 
     def sum_gradients(self, gradients: list[Tensor]) -> list[Tensor]:
         """Return the sums over the ranks; what has no gradient stays without."""
-        given = [each for each in gradients if each is not None]
-        joined = iter(self._hvd.grouped_allreduce(given, op=self._hvd.Sum, compression=self._compression))
+        present = [each for each in gradients if each is not None]
+        joined = iter(self._hvd.grouped_allreduce(present, op=self._hvd.Sum, compression=self._compression))
         return [None if each is None else next(joined) for each in gradients]
 
     def sum_values(self, values: list[Tensor]) -> list[Tensor]:

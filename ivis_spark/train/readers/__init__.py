@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ivis_spark.config.checks import AUTO
+from ivis_spark.config.imports import load_class, load_installed
 from ivis_spark.errors import DependencyError
-from ivis_spark.train.plugins import load_class, load_installed
-from ivis_spark.train.reading.blocks import TripletBlocks
-from ivis_spark.train.reading.sharding import Part
+from ivis_spark.train.dataset.blocks import TripletBlocks
+from ivis_spark.train.dataset.sharding import Part
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class BlockReader(abc.ABC):
 
 def installed_readers() -> tuple[dict[str, type[BlockReader]], dict[str, DependencyError]]:
     """Return the readers of this folder that can be used here, by name, and why the others cannot."""
-    return load_installed(__name__, "Reader", BlockReader)  # type: ignore[type-abstract]
+    return load_installed("train.reader", __name__, "Reader", BlockReader)  # type: ignore[type-abstract]
 
 
 def make_reader(name: str) -> BlockReader:
@@ -64,7 +64,13 @@ def make_reader(name: str) -> BlockReader:
         DependencyError: if it, or with `auto` any, cannot be used here.
     """
     if name != AUTO:
-        kind: type[BlockReader] = load_class(__name__, name, "Reader", BlockReader)  # type: ignore[type-abstract]
+        kind: type[BlockReader] = load_class(
+            "train.reader",
+            __name__,
+            name,
+            "Reader",
+            BlockReader,  # type: ignore[type-abstract]
+        )
         kind.check()
         return kind()
     usable, refused = installed_readers()

@@ -13,9 +13,9 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.errors import DependencyError
+from ivis_spark.train.dataset.blocks import TripletBlocks
+from ivis_spark.train.dataset.sharding import Part, too_few_row_groups, whole_and_cut
 from ivis_spark.train.readers import BlockReader, RowGroup
-from ivis_spark.train.reading.blocks import TripletBlocks
-from ivis_spark.train.reading.sharding import Part, too_few_row_groups, whole_and_cut
 
 
 class Reader(BlockReader):

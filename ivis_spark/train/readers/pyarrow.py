@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ivis_spark import storage
+from ivis_spark.train.dataset.blocks import TripletBlocks
+from ivis_spark.train.dataset.sharding import Part, row_groups_of, too_few_row_groups
 from ivis_spark.train.readers import BlockReader, RowGroup
-from ivis_spark.train.reading.blocks import TripletBlocks
-from ivis_spark.train.reading.sharding import Part, row_groups_of, too_few_row_groups
 
 # Row groups of all files come in any order: this many files stay open, each with its footer.
 _OPEN_FILES = 64

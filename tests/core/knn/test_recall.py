@@ -7,7 +7,7 @@ import pytest
 
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn import search
-from ivis_spark.core.knn.index import exact_neighbours
+from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
 from ivis_spark.core.knn.search import all_neighbours
 from ivis_spark.errors import IvisError

@@ -57,7 +57,7 @@ DATA = {
 def test_regions_are_balanced(name: str, metric: str) -> None:
     X = DATA[name]
     regions = learn(X, metric)
-    home = regions.home(X, np.arange(len(X)))
+    home = regions.primary(X, np.arange(len(X)))
     counts = np.bincount(home, minlength=len(regions))
     assert counts.sum() == len(X) and counts.max() <= 4 * 250
     assert len(regions) <= 3 * len(X) / 250  # nor are they crumbs
@@ -73,7 +73,7 @@ def test_only_equal_rows_are_dealt_by_number() -> None:
     same = (X == regions.centroids[dealt]).all(axis=1)
     assert same.sum() >= 7200
     first, parts = int(regions.first[dealt]), int(regions.parts[dealt])
-    home = regions.home(X, np.arange(len(X)))
+    home = regions.primary(X, np.arange(len(X)))
     assert set(home[same]) == set(range(first, first + parts))
     assert not np.isin(home[~same], np.arange(first + 1, first + parts)).any()
     assert (learn(DATA["line"]).parts == 1).all() and (learn(DATA["clusters"]).parts == 1).all()
@@ -96,7 +96,7 @@ def test_rows_are_at_home_in_the_nearest_region(metric: str) -> None:
     if metric in ("angular", "dot"):
         R /= np.linalg.norm(R, axis=1, keepdims=True)
     far = cdist(R, regions.centroids, "cityblock" if metric == "manhattan" else "euclidean")
-    home = regions.home(X, np.arange(6000))
+    home = regions.primary(X, np.arange(6000))
     np.testing.assert_allclose(far[np.arange(6000), regions.centroid_of[home]], far.min(axis=1), rtol=1e-5, atol=1e-6)
     rows, numbers, at_home = regions.assign(X, np.arange(6000), width=4, margin=0.3)
     assert np.array_equal(numbers[at_home], home) and np.array_equal(rows[at_home], np.arange(6000))
@@ -115,6 +115,15 @@ def test_depths_by_hand() -> None:
     np.testing.assert_allclose(depths, [[0, 0.5, 2], [0, 0.5, 1.5]])
     rows, guests, home = regions.assign(np.array([[1.0], [8]], np.float32), np.arange(2), width=3, margin=0.6)
     assert rows.tolist() == [0, 0, 1, 1] and guests.tolist() == [0, 1, 2, 1] and home.tolist() == [1, 0, 1, 0]
+
+
+def test_some_of_many_equal_rows_are_copied_to_other_regions() -> None:
+    """Equal rows are sharded over the regions 0 to 3; one of 32 can also be a neighbour of rows in region 4."""
+    centroids, parts = np.array([[0.0], [4]], np.float32), np.array([4, 1])
+    regions = Regions("euclidean", centroids, parts, np.full(2, 2, np.float32), np.zeros(2, np.float32))
+    rows, numbers, home = regions.assign(np.zeros((640, 1), np.float32), np.arange(640), width=2, margin=1.2)
+    assert np.array_equal(rows[home], np.arange(640)) and set(numbers[home]) == {0, 1, 2, 3}
+    assert set(numbers[~home]) == {4} and 8 < (~home).sum() < 40
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -142,7 +151,7 @@ def test_regions_hold_the_neighbours_by_the_margin(metric: str) -> None:
     far[ids, ids] = np.inf
     near = np.argsort(far[:800], axis=1)[:, :10]
     numbers, depths = regions.depths(X, ids, 8)
-    home = regions.home(X[:800], ids[:800])
+    home = regions.primary(X[:800], ids[:800])
     of = regions.centroid_of
     match = np.where(of[numbers[near]] == of[home][:, None, None], depths[near], np.float32(np.inf)).min(axis=2)
     margin, share = choose_margin(match[:400], 0.9)

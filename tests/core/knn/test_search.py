@@ -10,9 +10,8 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn import index as indexes
-from ivis_spark.core.knn import merge
-from ivis_spark.core.knn.index import exact_neighbours
+from ivis_spark.core.knn import exact, merge
+from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, ties_by_id, without_self
 from ivis_spark.core.knn.search import all_neighbours, search_region
 from ivis_spark.errors import InputError, IvisError
@@ -289,7 +288,7 @@ def test_k_of_all_rows_is_refused(rows: int, k: int) -> None:
 
 
 def test_exact_neighbours_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexes, "_EXACT_ROWS", 130)
+    monkeypatch.setattr(exact, "_EXACT_ROWS", 130)
     X, ids = clusters(1000, 6), np.arange(1000) * 3
     found, keys = exact_neighbours(X[200:260], X, 7, "euclidean", own=ids[200:260], ids=ids)
     true_keys, truth = NearestNeighbors(n_neighbors=8).fit(X).kneighbors(X[200:260])

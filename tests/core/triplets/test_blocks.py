@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.core.triplets.blocks import FILE_BYTES, LIST_BYTES, BlockPlan, draw_blocks, unpack_near, unpack_vectors
-from ivis_spark.core.triplets.sampling import draw_batch_negatives, near_in_block
+from ivis_spark.core.triplets.blocks import (
+    FILE_BYTES,
+    LIST_BYTES,
+    BlockPlan,
+    draw_blocks,
+    unpack_false_negatives,
+    unpack_vectors,
+)
+from ivis_spark.core.triplets.sampling import draw_batch_negatives, false_negatives_in_block
 from ivis_spark.errors import ArtifactError, InputError
 
 
@@ -31,7 +38,7 @@ def test_every_row_is_an_anchor_once(n: int, block_rows: int, draws: int, seed: 
         for draw in range(draws):
             gap = (block.positives[:, draw] - block.anchors) % n
             assert ((gap >= 1) & (gap <= 3)).all()
-            near, rng = near_in_block(block.near, np.arange(block_rows)), np.random.default_rng([seed, draw])
+            near, rng = false_negatives_in_block(block.mask, np.arange(block_rows)), np.random.default_rng([seed, draw])
             negatives = draw_batch_negatives(near, block_rows, batch_size=block_rows, rng=rng)[:, 0]
             gap = (block.anchors[negatives] - block.anchors) % n
             assert (gap > 3).all()
@@ -42,7 +49,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
         list(draw_blocks(np.arange(50), ring(50, 4), block_rows=25, draws=2, seed=seed))[1]
         for seed in ((1, 2), (1, 2), (1, 3))
     )
-    assert np.array_equal(first.positives, again.positives) and np.array_equal(first.near, again.near)
+    assert np.array_equal(first.positives, again.positives) and np.array_equal(first.mask, again.mask)
     assert not np.array_equal(first.positives, other.positives)
 
 
@@ -92,7 +99,7 @@ def test_unpack_checks_sizes_and_positions() -> None:
     assert np.array_equal(unpack_vectors(vectors.tobytes(), 2, 3, "anchor"), vectors.reshape(2, 3))
     with pytest.raises(ArtifactError, match=r"'anchor' holds 24 bytes; 2 rows x 4 .* are 32"):
         unpack_vectors(vectors.tobytes(), 2, 4, "anchor")
-    assert np.array_equal(unpack_near(np.array([1, 2], "<u4").tobytes(), 2), [1, 2])
+    assert np.array_equal(unpack_false_negatives(np.array([1, 2], "<u4").tobytes(), 2), [1, 2])
     for wrong in (np.array([1, 4], "<u4").tobytes(), np.array([2, 1], "<u4").tobytes(), b"123"):
         with pytest.raises(ArtifactError, match=r"'near' holds .* not pairs of 2 rows"):
-            unpack_near(wrong, 2)
+            unpack_false_negatives(wrong, 2)

@@ -12,9 +12,9 @@ from ivis_spark.core.triplets.sampling import (
     draw_from_lists,
     draw_negatives,
     draw_positives,
-    near_codes,
-    near_in_batches,
-    near_in_block,
+    false_negative_pairs,
+    false_negatives_in_batches,
+    false_negatives_in_block,
 )
 from ivis_spark.errors import InputError
 
@@ -70,13 +70,13 @@ def test_pairs_of_a_block_that_are_near_are_never_drawn(n: int, k: int, seed: in
     wrong = (anchors[None, :] == anchors[:, None]) | (anchors[None, :, None] == neighbours[:, None, :]).any(axis=2)
     if wrong.all(axis=1).any():
         with pytest.raises(InputError, match="no negative"):
-            near_codes(anchors, neighbours)
+            false_negative_pairs(anchors, neighbours)
         return
-    near = near_codes(anchors, neighbours)
+    near = false_negative_pairs(anchors, neighbours)
     expected = np.flatnonzero(wrong & ~np.eye(n, dtype=bool))
     np.testing.assert_array_equal(near, expected)
     order = rng.permutation(n)
-    drawn = draw_batch_negatives(near_in_block(near, order), n, batch_size=n, draws=5, rng=rng)
+    drawn = draw_batch_negatives(false_negatives_in_block(near, order), n, batch_size=n, draws=5, rng=rng)
     assert drawn.min() >= 0
     assert not wrong[order[:, None], order[drawn]].any()
 
@@ -88,7 +88,7 @@ def test_negatives_of_a_batch_are_its_own_rows(n: int, size: int, start: int, k:
     """All that is allowed is drawn, and -1 stands where nothing is."""
     rng, start = np.random.default_rng(seed), start % size
     order, neighbours = rng.permutation(n), rng.integers(0, n, size=(n, k))
-    near = near_in_batches(neighbours, order, size) if start == 0 else lambda i, j: (i + j) % 3 == 0
+    near = false_negatives_in_batches(neighbours, order, size) if start == 0 else lambda i, j: (i + j) % 3 == 0
     drawn = draw_batch_negatives(near, n, batch_size=size, start=start, draws=150, rng=rng)
     batch = (start + np.arange(n)) // size
     for i in range(n):
@@ -99,7 +99,7 @@ def test_negatives_of_a_batch_are_its_own_rows(n: int, size: int, start: int, k:
 
 
 def test_batch_negatives_are_uniform_over_what_is_allowed() -> None:
-    near = near_in_batches(np.array([[1], [2], [3], [4], [5], [0]]), np.arange(6), 6)
+    near = false_negatives_in_batches(np.array([[1], [2], [3], [4], [5], [0]]), np.arange(6), 6)
     drawn = draw_batch_negatives(near, 6, batch_size=6, draws=4000, rng=np.random.default_rng(0))
     shares = np.bincount(drawn[0], minlength=6) / 4000
     np.testing.assert_allclose(shares, [0, 0, 0.25, 0.25, 0.25, 0.25], atol=0.03)

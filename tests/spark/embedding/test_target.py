@@ -142,6 +142,17 @@ def test_a_record_of_an_earlier_version(tmp_path: Path) -> None:
         put(tmp_path, "append", "a", {1: [0]})
 
 
+def test_a_journal_that_lists_no_files_is_refused(tmp_path: Path) -> None:
+    """A text would be taken for names of one character each."""
+    journal = tmp_path / "_ivis_spark" / "000001-a.json"
+    journal.parent.mkdir()
+    (tmp_path / "d").write_text("a file of the table")
+    journal.write_text('{"number": 1, "key": "a", "mode": "append", "info": {"rows": 1}, "removals": "d", "moves": []}')
+    with pytest.raises(ArtifactError, match=r"000001-a\.json"):
+        put(tmp_path, "append", "a", {1: [0]})
+    assert (tmp_path / "d").exists()
+
+
 def test_a_lock_that_is_lost_leaves_the_table_alone(tmp_path: Path) -> None:
     put(tmp_path, "append", "a", {1: [0]})
 

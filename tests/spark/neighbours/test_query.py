@@ -12,6 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import toy_index
 from pyspark.sql import SparkSession
 from runs import published
 from scipy.spatial.distance import cdist
@@ -204,6 +205,23 @@ def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str
     shutil.copytree(uri, tmp_path / "index")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
     with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 4: rebuild"):
+        PartitionedIndex.load(str(tmp_path / "index"))
+
+
+def test_executors_find_an_index_of_the_user_by_its_name(spark: SparkSession, tmp_path: Path) -> None:
+    """It is built and searched there; nothing imports it because a file names it."""
+    spark.sparkContext.addPyFile(toy_index.__file__)
+    rows = spark.createDataFrame(
+        [(i, bytearray(row.tobytes())) for i, row in enumerate(X[:600])], "id long, features binary"
+    )
+    config = NeighboursConfig(k=5, backend="toy_index:Index", region_rows=150, target_recall=0.8)
+    info = build_neighbours(rows, config, random_state=0, folder=f"file://{tmp_path}")
+    assert info["backend"] == "toy_index:Index" and info["n_regions"] > 1
+    table = spark.createDataFrame([(i, row.tolist()) for i, row in enumerate(X[:40])], "n int, v array<double>")
+    data = DataConfig(id_col="n", features_col="v")
+    found = query(table, str(tmp_path / "index"), 1, data=data, backend="toy_index:Index").collect()
+    assert all(row["neighbour_ids"] == [row["n"]] for row in found) and len(found) == 40
+    with pytest.raises(ArtifactError, match=r"needs the index library 'toy_index:Index', .* only if you name it too"):
         PartitionedIndex.load(str(tmp_path / "index"))
 
 

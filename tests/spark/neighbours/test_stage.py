@@ -79,7 +79,7 @@ def test_anchors_alone_get_the_lists_they_would_get_among_all(spark: SparkSessio
     assert abs(np.mean(ids) - 2500) < 200  # drawn from all over
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "hamming", "dot"])  # all five in tests/core/knn/test_regions.py
+@pytest.mark.parametrize("metric", ["euclidean", "dot"])  # all five in tests/core/knn/test_regions.py
 def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, metric: str) -> None:
     """Bit by bit, lists and index: 40 features, so that products round."""
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from ivis_spark.spark.rows import tables
 from ivis_spark.spark.rows.choice import explain_columns
 from ivis_spark.spark.rows.columns import resolve
 from ivis_spark.spark.rows.ingest import ingest
-from ivis_spark.spark.vectors import bad_cells
+from ivis_spark.spark.vectors import count_bad_values, describe
 from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
@@ -125,9 +125,14 @@ def test_invalid_numbers_are_counted_by_column(
 def test_cells_are_counted_by_place_in_lists_of_any_length_and_slice() -> None:
     rows = [[1.0], [1.0, None, 2.0], [None, None, float("nan")], None, [1.0, 2.0, -1e300], [1e300, None, 0.0]]
     expected = {("null", 0): 1, ("null", 1): 3, ("nan", 2): 1, ("infinite", 0): 1, ("infinite", 2): 1}
-    assert bad_cells(pa.array(rows)) == expected
-    assert bad_cells(pa.array(rows).slice(2).filter(pa.array([False, False, True, True]))) == {
+    assert count_bad_values(pa.array(rows)) == expected
+    assert count_bad_values(pa.array(rows).slice(2).filter(pa.array([False, False, True, True]))) == {
         ("null", 1): 1,
         ("infinite", 0): 1,
         ("infinite", 2): 1,
     }
+
+
+def test_messages_name_five_columns_at_most() -> None:
+    assert describe(["a"]) == "column 'a'" and describe(list("abcde")) == "columns a, b, c, d, e"
+    assert describe(list("abcdef")) == "columns a, b, c, d, e, ..."

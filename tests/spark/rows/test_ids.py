@@ -44,18 +44,18 @@ def test_copies_are_numbered_in_groups_that_no_partitioning_changes(
     deal_as_it_is = ids.deal
     monkeypatch.setattr(ids, "deal", deal)
     rng = np.random.default_rng(0)
-    values = np.where(rng.random(400)[:, None] < 0.7, [7.0, 7.0], rng.normal(size=(400, 2)))
+    values = np.where(rng.random(160)[:, None] < 0.7, [7.0, 7.0], rng.normal(size=(160, 2)))
     rows = [(row.tolist(), int(i % 3)) for i, row in enumerate(values)]
     results = []
     for cut in (1, 5):
         frame = spark.createDataFrame(rows, "features array<double>, y int").repartition(cut)
         results.append(stored(frame, tmp_path / str(cut), label_col="y", drop_columns=("y",))[1])
     assert results[0].equals(results[1])
-    assert results[0]["id"].to_pylist() == list(range(400))
+    assert results[0]["id"].to_pylist() == list(range(160))
     assert {tuple(np.frombuffer(row, "<f4")) for row in results[0]["features"].to_pylist()} == {
         tuple(row) for row in ((values - values.min(axis=0)) / (values.max(axis=0) - values.min(axis=0))).astype("<f4")
     }
-    assert all(found.rows.sum() == 400 and found.rows.max() < 3 * 16 and len(found.rows) > 25 for found in groups)
+    assert all(found.rows.sum() == 160 and found.rows.max() < 3 * 16 and len(found.rows) > 10 for found in groups)
 
 
 KEYS = {

@@ -108,7 +108,7 @@ def accuracy(frame: Any, kinds: np.ndarray) -> float:
 def test_convolutional_network_from_a_table_of_images_to_the_scores_of_another(
     spark: SparkSession, tmp_path: Path
 ) -> None:
-    """All stages to the embedding; then images that were not trained on, by `embed` and by `transform`."""
+    """All stages to the embedding; then images that were not trained on, by `embed` and a saved model's `transform`."""
     for name, seed in (("train", 1), ("new", 2)):
         table_of(spark, 200, seed)[0].write.parquet(str(tmp_path / name))
     run, kinds = str(tmp_path / "run"), {"train": stripes(200, 1)[1], "new": stripes(200, 2)[1]}
@@ -128,28 +128,21 @@ def test_convolutional_network_from_a_table_of_images_to_the_scores_of_another(
     new = spark.read.parquet(trained.run_folder.data("embeddings-new"))
     assert new.columns == ["id", "path", "y", "embedding", "scores"]
     assert accuracy(new, kinds["new"]) > 0.9
-    model = IvisModel.from_run(run, scoresCol="scores")
-    transformed = model.transform(spark.read.parquet(str(tmp_path / "new")))
+    IvisModel.from_run(run).save(str(tmp_path / "model"))
+    model = IvisModel.load(str(tmp_path / "model")).setScoresCol("scores").setEmbedInvalid("null")
+    frame = spark.read.parquet(str(tmp_path / "new"))
+    broken = spark.createDataFrame([(999, "none", b"none", 0)], frame.schema)
+    transformed = model.transform(frame.union(broken))
+    assert transformed.where("id = 999").first()["embedding"] is None
+    transformed = transformed.where("id < 999")
     assert transformed.columns == ["id", "path", "content", "y", "embedding", "scores"]
     one, two = (frame.toPandas().sort_values("id") for frame in (new, transformed))
     np.testing.assert_allclose(np.stack(one["embedding"]), np.stack(two["embedding"]), atol=1e-5)
     assert (two["content"].str.len() > 50).all()
 
 
-@pytest.mark.tf
-@pytest.mark.slow
-def test_estimator_takes_images_and_its_model_is_saved_with_their_size(spark: SparkSession, tmp_path: Path) -> None:
-    frame, kinds = table_of(spark, 120, 3)
-    size = {"imageHeight": 8, "imageWidth": 8, "imageMode": "grayscale"}
-    estimator = IvisEstimator(
-        preset="ivis", idCol="id", labelCol="y", featuresCol="content", k=10, recallSample=50, positivesPerAnchor=2,
-        epochs=20, batchSize=40, cooldownEpochs=0, learningRate=0.01, model="small_networks:convolutional",
-        supervisionMetric="sparse_categorical_crossentropy", **size,
-    )  # fmt: skip
-    model = estimator.fit(frame)
-    model.save(str(tmp_path / "model"))
-    loaded = IvisModel.load(str(tmp_path / "model")).setScoresCol("scores").setEmbedInvalid("null")
-    broken = spark.createDataFrame([(999, "none", b"none", 0)], frame.schema)
-    found = loaded.transform(frame.union(broken))
-    assert found.where("id = 999").first()["embedding"] is None
-    assert accuracy(found.where("id < 999"), kinds) > 0.9
+def test_estimator_passes_the_size_of_images_on() -> None:
+    size = {"image_height": 8, "image_width": 6, "image_mode": "grayscale"}
+    estimator = IvisEstimator(featuresCol="content", imageHeight=8, imageWidth=6, imageMode="grayscale")
+    data = estimator.config().data
+    assert {name: getattr(data, name) for name in size} == size and data.features_col == "content"

@@ -95,11 +95,10 @@ print(tables.read_table(spark, sys.argv[1], DataConfig(format="parquet")).count(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("locale", ["C", "POSIX"])
-def test_names_beyond_ascii_in_the_plainest_locale(tmp_path: Path, locale: str) -> None:
+def test_names_beyond_ascii_in_the_plainest_locale(tmp_path: Path) -> None:
     write(tmp_path / "größe" / "日本.parquet", 1)
     command = [sys.executable, "-c", _READ, str(tmp_path / "größe")]
-    done = subprocess.run(command, env={**os.environ, "LC_ALL": locale}, capture_output=True, check=False)
+    done = subprocess.run(command, env={**os.environ, "LC_ALL": "POSIX"}, capture_output=True, check=False)
     assert done.stdout.decode().strip() == "1 rows", done.stderr.decode()[-2000:]
 
 

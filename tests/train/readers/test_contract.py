@@ -23,21 +23,21 @@ from ivis_spark.config import TrainConfig  # noqa: E402
 from ivis_spark.config.checks import module_names  # noqa: E402
 from ivis_spark.errors import ArtifactError, ConfigError, DependencyError  # noqa: E402
 from ivis_spark.train import readers  # noqa: E402
+from ivis_spark.train.dataset.block_dataset import block_dataset  # noqa: E402
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks  # noqa: E402
+from ivis_spark.train.dataset.sharding import Part, row_groups_of, whole_and_cut  # noqa: E402
 from ivis_spark.train.readers import installed_readers, make_reader  # noqa: E402
-from ivis_spark.train.reading.blocks import Place, TripletBlocks  # noqa: E402
-from ivis_spark.train.reading.reader import block_dataset  # noqa: E402
-from ivis_spark.train.reading.sharding import Part, row_groups_of, whole_and_cut  # noqa: E402
 
 USABLE = list(installed_readers()[0])
 # Digests of the batches of one rank, or two, over two epochs, from the beginning or not; taken from Petastorm.
 PLACES = [{}, {"rank": 0, "n_ranks": 3}, {"rank": 2, "n_ranks": 3, "epoch": 1, "step": 1}]
 
 
-def digest(blocks: TripletBlocks, reader: str, **place: int) -> str:
+def digest(blocks: TripletBlocks, reader: str, **position: int) -> str:
     """Digest what is in the batches, in order."""
     options = {"batch_size": 96, "random_state": 5, "labels": True, "negatives": 3, "reader": reader}
     found = hashlib.sha256()
-    for batch in block_dataset(blocks, **options, place=Place(**place)).take(9).as_numpy_iterator():
+    for batch in block_dataset(blocks, **options, position=Position(**position)).take(9).as_numpy_iterator():
         for name in sorted(batch):
             found.update(batch[name].tobytes())
     return found.hexdigest()
@@ -51,7 +51,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> TripletBlocks:
 
 @pytest.fixture(scope="module")
 def expected(local: TripletBlocks) -> list[str]:
-    return [digest(local, "pyarrow", **place) for place in PLACES]
+    return [digest(local, "pyarrow", **position) for position in PLACES]
 
 
 def elsewhere(blocks: TripletBlocks, folder: str) -> TripletBlocks:
@@ -68,7 +68,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize("reader", USABLE)
 def test_on_a_disk(local: TripletBlocks, expected: list[str], reader: str) -> None:
-    assert [digest(local, reader, **place) for place in PLACES] == expected
+    assert [digest(local, reader, **position) for position in PLACES] == expected
     assert len(set(expected)) == len(expected)
 
 
@@ -112,7 +112,7 @@ def test_on_databricks(
 def test_in_memory_and_on_s3(local: TripletBlocks, expected: list[str], reader: str, s3: str) -> None:
     for uri in ("memory://run/blocks", s3, s3.replace("s3://", "s3a://") + "-2"):
         blocks = elsewhere(local, uri)
-        assert [digest(blocks, reader, **place) for place in PLACES] == expected
+        assert [digest(blocks, reader, **position) for position in PLACES] == expected
 
 
 @pytest.mark.parametrize("reader", USABLE)
@@ -131,7 +131,7 @@ def test_the_order_is_the_one_that_is_written_down(local: TripletBlocks, reader:
 
 
 def _parts(blocks: TripletBlocks):
-    from ivis_spark.train.reading.sharding import deal
+    from ivis_spark.train.dataset.sharding import deal
 
     return deal(blocks.file_blocks, 1, 2, np.random.default_rng(1))
 

@@ -74,7 +74,7 @@ class TripletBlocks:
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where reading begins, and for whom.
 
     Attributes:

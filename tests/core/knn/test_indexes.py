@@ -11,22 +11,15 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from ivis_spark.core.knn import index as indexes
-from ivis_spark.core.knn.index import (
-    IndexKind,
-    IndexSettings,
-    LeafIndex,
-    RegionIndex,
-    calibrate,
-    choose_backend,
-    index_kind,
-    register_index,
-)
+from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn.indexes import IndexSettings, RegionIndex, choose_backend, installed_indexes, load_index
 from ivis_spark.core.knn.leaves import Leaf
 from ivis_spark.core.knn.metrics import Space, Target
+from ivis_spark.core.knn.search import calibrate
 from ivis_spark.errors import ConfigError
 
-BACKENDS = list(indexes.INDEXES)
+OURS = list(installed_indexes())
+BACKENDS = [*OURS, "toy_index:Index"]
 METRICS = ["euclidean", "angular", "manhattan", "hamming", "dot"]
 ALL = pytest.mark.parametrize(("backend", "metric"), list(itertools.product(BACKENDS, METRICS)))
 SETTINGS = IndexSettings(leaf_rows=40, n_trees=4, seed=5)
@@ -43,7 +36,7 @@ class Exact:
 
 
 def make(backend: str, X: np.ndarray, metric: str, settings: IndexSettings = SETTINGS) -> Exact:
-    return Exact(index_kind(backend).build(X, np.arange(len(X)), metric, settings))
+    return Exact(load_index(backend).build(X, np.arange(len(X)), metric, settings))
 
 
 def rows(n: int, d: int = 7, *, seed: int = 0) -> np.ndarray:
@@ -125,7 +118,7 @@ def test_leaves_of_few_distinct_rows_stay_small() -> None:
     """Nine of ten rows are equal, the others differ by little: leaves are of the size that was asked for."""
     X = np.zeros((6000, 5), np.float32)
     X[::10] = rows(600, 5) * 1e-3
-    index = index_kind("leaves").build(X, np.arange(6000), "euclidean", SETTINGS)
+    index = load_index("leaves").build(X, np.arange(6000), "euclidean", SETTINGS)
     assert np.diff(index.leaves.starts).max() <= 10 * SETTINGS.leaf_rows
     _near, keys = index.query(X[:50], 5, index.efforts[0])
     assert (keys[np.arange(50) % 10 > 0] == 0).all()
@@ -210,10 +203,10 @@ class Files:
 def test_saved_and_loaded_index_answers_alike(backend: str, metric: str, tmp_path: Path) -> None:
     """Ids as they come, large and negative; also with little effort."""
     X, Q, ids = rows(300), rows(30, seed=1), np.random.default_rng(0).permutation(300) * 2**40 - 2**45
-    index = index_kind(backend).build(X, ids, metric, SETTINGS)
+    index = load_index(backend).build(X, ids, metric, SETTINGS)
     suffixes = index.save(str(tmp_path / "region"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted("region" + suffix for suffix in suffixes)
-    loaded = index_kind(backend).load(Files(str(tmp_path / "region")), metric, X.shape[1])
+    loaded = load_index(backend).load(Files(str(tmp_path / "region")), metric, X.shape[1])
     for effort in (index.efforts[0], index.efforts[-1]):
         assert_same(loaded.query(Q, 8, effort), index.query(Q, 8, effort))
     assert np.isin(loaded.query(Q, 8, effort)[0], ids).all()
@@ -222,22 +215,22 @@ def test_saved_and_loaded_index_answers_alike(backend: str, metric: str, tmp_pat
 @pytest.mark.parametrize("place", [3, 40, -5])
 def test_a_harmed_file_of_leaves_is_refused(tmp_path: Path, place: int) -> None:
     X = rows(300)
-    index_kind("leaves").build(X, np.arange(300), "euclidean", SETTINGS).save(str(tmp_path / "r"))
+    load_index("leaves").build(X, np.arange(300), "euclidean", SETTINGS).save(str(tmp_path / "r"))
     path = tmp_path / "r.leaves"
     body = bytearray(path.read_bytes())
     body[place] ^= 1
     path.write_bytes(bytes(body))
     with pytest.raises(ValueError, match="is not what was written"):
-        LeafIndex.load(Files(str(tmp_path / "r")), "euclidean", 7).query(X, 3, np.inf)
+        load_index("leaves").load(Files(str(tmp_path / "r")), "euclidean", 7).query(X, 3, np.inf)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", OURS)
 def test_the_seed_decides_the_index(backend: str) -> None:
     X = rows(2000, 16)
 
     def answer(seed: int) -> np.ndarray:
         settings = IndexSettings(leaf_rows=100, n_trees=1, search_k=20, seed=seed)
-        index = index_kind(backend).build(X, np.arange(2000), "euclidean", settings)
+        index = load_index(backend).build(X, np.arange(2000), "euclidean", settings)
         return index.query(X[:50], 10, index.efforts[0])[0]
 
     assert np.array_equal(answer(3), answer(3))
@@ -248,7 +241,7 @@ def test_the_seed_decides_the_index(backend: str) -> None:
 def test_calibration_finds_the_least_effort(backend: str, metric: str) -> None:
     """On rows of the region itself: the effort reaches the recall, the next smaller one does not."""
     X, ids = np.concatenate([rows(1500, 12), rows(1500, 12, seed=1) * 2]), np.arange(3000)
-    index = index_kind(backend).build(X, ids, metric, SETTINGS)
+    index = load_index(backend).build(X, ids, metric, SETTINGS)
     sample = np.arange(0, 3000, 20)
     truth = np.sort(true_keys(X[sample], X, metric) + np.where(sample[:, None] == ids, np.inf, 0), axis=1)[:, 9:10]
 
@@ -267,7 +260,7 @@ def test_calibration_finds_the_least_effort(backend: str, metric: str) -> None:
 
 def test_less_effort_finds_less() -> None:
     X = rows(4000, 16)
-    index = index_kind("leaves").build(X, np.arange(4000), "euclidean", IndexSettings(leaf_rows=100, n_trees=1))
+    index = load_index("leaves").build(X, np.arange(4000), "euclidean", IndexSettings(leaf_rows=100, n_trees=1))
     truth = np.argsort(true_keys(X[:200], X, "euclidean"), axis=1)[:, :10]
     shares = [
         np.mean([len(set(a) & set(b)) / 10 for a, b in zip(index.query(X[:200], 10, margin)[0], truth, strict=True)])
@@ -279,7 +272,7 @@ def test_less_effort_finds_less() -> None:
 def test_efforts_grow_without_a_leap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows that are hard to find, each effort compares at most twice as many as the one before, up to all."""
     X, pairs = rows(8000, 32), [0]
-    index = index_kind("leaves").build(X, np.arange(8000), "euclidean", IndexSettings(leaf_rows=32, n_trees=1))
+    index = load_index("leaves").build(X, np.arange(8000), "euclidean", IndexSettings(leaf_rows=32, n_trees=1))
     compare = Target.rank_keys
 
     def counted(self: Target, extended: np.ndarray) -> np.ndarray:
@@ -297,23 +290,12 @@ def test_efforts_grow_without_a_leap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_index_that_was_requested_is_taken() -> None:
     for requested in BACKENDS:
-        picked = choose_backend(requested, 8, 2000, 15, SETTINGS)
-        assert picked.backend == requested and "requested" in picked.reason
-    assert choose_backend("auto", 8, 2000, 15, SETTINGS).backend == "leaves"
-    with pytest.raises(ConfigError, match=r"neighbours.backend='exact' is not one of: auto, leaves, annoy"):
+        picked, reason = choose_backend(requested, 8, 2000, 15, SETTINGS)
+        assert picked == requested and "requested" in reason and f"{requested} about" in reason
+    assert choose_backend("auto", 8, 2000, 15, SETTINGS)[0] == "leaves"
+    with pytest.raises(ConfigError, match=r"neighbours.backend='exact' is not one of: annoy, leaves, package"):
         choose_backend("exact", 8, 2000, 15, SETTINGS)
-
-
-def test_a_third_index_joins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Registered, it is priced, picked and built with no change to what uses indexes."""
-    monkeypatch.setattr(indexes, "INDEXES", dict(indexes.INDEXES))
-
-    class LastRows(LeafIndex):
-        """A third index, for the test."""
-
-    register_index("last", IndexKind(LastRows.build, LastRows.load, lambda dims, rows, k, settings: 0.5))
-    picked = choose_backend("auto", 8, 1000, 15, SETTINGS)
-    assert picked.backend == "last" and "last about 0 us per row" in picked.reason
-    X = rows(100)
-    assert isinstance(make("last", X, "euclidean").index, LastRows)
-    check(make("last", X, "euclidean").query(X, 5), true_keys(X, X, "euclidean"), 5)
+    with pytest.raises(ConfigError, match=r"neighbours.backend='exact' is not one of: auto, annoy, leaves, package"):
+        NeighboursConfig(backend="exact")
+    with pytest.raises(ConfigError, match=r"backend='json:JSONDecoder' must be a subclass of .*RegionIndex"):
+        choose_backend("json:JSONDecoder", 8, 2000, 15, SETTINGS)

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.tf
 from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.errors import InputError  # noqa: E402
-from ivis_spark.train.reading.blocks import Place, TripletBlocks  # noqa: E402
-from ivis_spark.train.reading.reader import Joined, block_dataset  # noqa: E402
-from ivis_spark.train.reading.sharding import deal, shards_of  # noqa: E402
+from ivis_spark.train.dataset.block_dataset import Joined, block_dataset  # noqa: E402
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks  # noqa: E402
+from ivis_spark.train.dataset.sharding import deal, shards_of  # noqa: E402
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 7), st.integers(0, 1000))
@@ -56,17 +56,19 @@ def test_shards_of_the_stretches_of_a_file_hold_each_block_once(count: int, grou
     assert sorted(seen) == list(range(count))
 
 
-def read(blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **place: int) -> list[np.ndarray]:
+def read(
+    blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **position: int
+) -> list[np.ndarray]:
     """Return the anchors of some batches, by their number; -1 for padding."""
-    return [anchors for anchors, _ in read_both(blocks, batches, batch_size=batch_size, seed=seed, **place)]
+    return [anchors for anchors, _ in read_both(blocks, batches, batch_size=batch_size, seed=seed, **position)]
 
 
 def read_both(
-    blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **place: int
+    blocks: TripletBlocks, batches: int, *, batch_size: int = 64, seed: int = 3, **position: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the anchors as `read`, and the places of their negatives."""
     settings = {"batch_size": batch_size, "random_state": seed, "negatives": 3}
-    dataset = block_dataset(blocks, **settings, labels=True, place=Place(**place))
+    dataset = block_dataset(blocks, **settings, labels=True, position=Position(**position))
     found = []
     for batch in dataset.take(batches).as_numpy_iterator():
         anchors = batch["stacked"][: len(batch["weight"])]
@@ -135,10 +137,10 @@ def test_negatives_are_anchors_of_the_batch_and_not_near(tmp_path: Path, batch_s
 @pytest.mark.slow
 def test_reading_begins_anywhere(tmp_path: Path) -> None:
     blocks = write_blocks(tmp_path, [3, 5])
-    for place in ({}, {"rank": 1, "n_ranks": 2}):
-        whole = read_both(blocks, 12, **place)  # 4 batches an epoch
+    for position in ({}, {"rank": 1, "n_ranks": 2}):
+        whole = read_both(blocks, 12, **position)  # 4 batches an epoch
         for epoch, step in ((0, 1), (1, 0), (1, 3), (2, 2)):
-            rest = read_both(blocks, 12 - 4 * epoch - step, **place, epoch=epoch, step=step)
+            rest = read_both(blocks, 12 - 4 * epoch - step, **position, epoch=epoch, step=step)
             assert len(rest) == 12 - 4 * epoch - step
             for mine, wanted in zip(rest, whole[4 * epoch + step :], strict=True):
                 np.testing.assert_array_equal(mine[0], wanted[0])
@@ -176,14 +178,14 @@ def test_a_shard_shorter_than_the_manifest_says_is_an_error_not_a_wait(tmp_path:
 def test_memory_of_rows_is_used_again_only_when_nothing_looks_at_it() -> None:
     joined, parts = Joined(), [np.full((3, 2), 7, np.float32)]
     first = joined.join(parts)
-    place, part = first.ctypes.data, first[1:]
-    assert place % 64 == 0 and joined.join(parts).ctypes.data != place
+    position, part = first.ctypes.data, first[1:]
+    assert position % 64 == 0 and joined.join(parts).ctypes.data != position
     del first
-    assert joined.join(parts).ctypes.data != place
+    assert joined.join(parts).ctypes.data != position
     np.testing.assert_array_equal(part, 7)
     del part
     places = {joined.join(parts).ctypes.data for _ in range(3)}
-    assert place in places and len(places) == 1
+    assert position in places and len(places) == 1
     large = joined.join([np.zeros((100, 2), np.float32)])
     assert large.shape == (100, 2) and large.ctypes.data % 64 == 0
 

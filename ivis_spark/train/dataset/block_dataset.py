@@ -16,13 +16,13 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from ivis_spark.config.checks import AUTO
-from ivis_spark.core.triplets.blocks import unpack_near, unpack_vectors
-from ivis_spark.core.triplets.sampling import draw_batch_negatives, either_way_round, near_in_block
+from ivis_spark.core.triplets.blocks import unpack_false_negatives, unpack_vectors
+from ivis_spark.core.triplets.sampling import draw_batch_negatives, either_way_round, false_negatives_in_block
 from ivis_spark.errors import ArtifactError
+from ivis_spark.train.dataset.batches import TripletGroup, slice_batches, whole_batches
+from ivis_spark.train.dataset.blocks import Position, TripletBlocks
+from ivis_spark.train.dataset.sharding import deal
 from ivis_spark.train.readers import BlockReader, make_reader
-from ivis_spark.train.reading.batches import TripletGroup, slice_batches, whole_batches
-from ivis_spark.train.reading.blocks import Place, TripletBlocks
-from ivis_spark.train.reading.sharding import deal
 
 # tf.data runs the reader in a thread of its own, this far ahead: at most so many batches, and bytes, which should stay
 # in the processor's caches.
@@ -39,7 +39,7 @@ def block_dataset(
     random_state: int,
     labels: bool = False,
     negatives: int = 1,
-    place: Place | None = None,
+    position: Position | None = None,
     reader: str = AUTO,
 ) -> tf.data.Dataset:
     """Return an endless dataset of batches, `blocks.steps_per_epoch(batch_size)` an epoch.
@@ -62,7 +62,7 @@ def block_dataset(
         random_state: Seeds the orders.
         labels: Whether to read the labels too.
         negatives: Negatives of each anchor; 0 draws none.
-        place: Where to begin; by default at the beginning, alone.
+        position: Where to begin; by default at the beginning, alone.
         reader: As `train.reader` names it. All give the same batches.
 
     Returns:
@@ -75,17 +75,17 @@ def block_dataset(
         ArtifactError: while reading, if a block's bytes are not what they should be.
     """
     source = make_reader(reader)
-    place = place or Place()
+    position = position or Position()
     optional = ("near",) * bool(negatives) + ("label",) * labels
-    size, steps = min(batch_size, blocks.rows) // place.n_ranks, blocks.steps_per_epoch(batch_size)
+    size, steps = min(batch_size, blocks.rows) // position.n_ranks, blocks.steps_per_epoch(batch_size)
 
     def generate() -> Iterator[dict[str, NDArray[Any]]]:
-        if place.n_ranks > 1:
+        if position.n_ranks > 1:
             _give_way()
-        first, joined = place.step, Joined()
-        for epoch in itertools.count(place.epoch):
+        first, joined = position.step, Joined()
+        for epoch in itertools.count(position.epoch):
             groups = whole_batches(
-                _read_epoch(source, blocks, epoch, random_state, optional, place, size, negatives, joined), size
+                _read_epoch(source, blocks, epoch, random_state, optional, position, size, negatives, joined), size
             )
             for group in slice_batches(groups, first, steps):
                 yield dict(vars(group))
@@ -139,7 +139,7 @@ def _read_epoch(
     epoch: int,
     random_state: int,
     optional: tuple[str, ...],
-    place: Place,
+    position: Position,
     size: int,
     negatives: int,
     joined: Joined,
@@ -148,21 +148,21 @@ def _read_epoch(
 
     Of the columns `near` and `label` it reads those in `optional`. Negatives are drawn for batches of `size`.
     """
-    parts = deal(blocks.file_blocks, place.rank, place.n_ranks, np.random.default_rng([random_state, epoch]))
-    rng = np.random.default_rng([random_state, epoch, place.rank])
+    parts = deal(blocks.file_blocks, position.rank, position.n_ranks, np.random.default_rng([random_state, epoch]))
+    rng = np.random.default_rng([random_state, epoch, position.rank])
     positive = f"positive_{epoch % blocks.draws}"
     columns = {"positive": positive, **{name: name for name in ("anchor", "weight", *optional)}}
     read = 0
-    for found in source.read(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
-        packed = {kind: found[column] for kind, column in columns.items()}
+    for group in source.read(blocks, parts, list(columns.values()), seed=int(rng.integers(1, 2**31 - 1))):
+        packed = {kind: group[column] for kind, column in columns.items()}
         read += len(packed["anchor"])
         start = (read - len(packed["anchor"])) * blocks.block_rows % size
         yield _join_blocks(packed, columns, blocks, rng, start, size, negatives, joined)
-    wanted = sum(part.stop - part.first for part in parts)
-    if read != wanted:
+    n_blocks = sum(part.stop - part.first for part in parts)
+    if read != n_blocks:
         raise ArtifactError(
-            f"{read} of {wanted} triplet blocks were read from {blocks.folder}; rebuild the stage: ivis-spark triplets "
-            "--overwrite"
+            f"{read} of {n_blocks} triplet blocks were read from {blocks.folder}; rebuild the stage: ivis-spark "
+            "triplets --overwrite"
         )
 
 
@@ -191,9 +191,9 @@ def _join_blocks(
     index = np.ascontiguousarray(pairs.T)
     weight = np.concatenate(vectors("weight", 1)).reshape(-1)[order]
     negative = np.empty((size * count, negatives), dtype=np.int32)
-    for i, near in enumerate(packed.get("near", ())):
+    for i, mask in enumerate(packed.get("near", ())):
         negative[i * size : (i + 1) * size] = draw_batch_negatives(
-            near_in_block(unpack_near(near, size), orders[i]),
+            false_negatives_in_block(unpack_false_negatives(mask, size), orders[i]),
             size,
             batch_size=batch_size,
             start=(start + i * size) % batch_size,

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ivis_spark.train.reading.batches import TripletGroup, slice_batches, whole_batches
+from ivis_spark.train.dataset.batches import TripletGroup, slice_batches, whole_batches
 
 
 def groups(sizes: list[int]) -> list[TripletGroup]:

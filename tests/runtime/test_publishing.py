@@ -11,7 +11,7 @@ import pytest
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
 from ivis_spark.manifest import Defaults
-from ivis_spark.runtime.stages import StageRunner
+from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.storage import StageBuild
 
 

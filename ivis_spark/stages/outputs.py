@@ -38,10 +38,7 @@ def check_places(
         InputError: naming both places.
     """
     table = None if config.data.format == "table" else input_uri  # a name in a catalog
-    inputs = {
-        "neighbours.table": config.neighbours.table,
-        "--config": config_file,
-    }
+    inputs = {"neighbours.table": config.neighbours.table, "--config": config_file}
     scratch = {"the temporary folder": tempfile.gettempdir()}
     scratch |= {name: value for name, value in (spark_conf or {}).items() if name in _SCRATCH}
     outputs = {"--output": output, "--target": target, "--log-file": log_file}

@@ -1,0 +1,26 @@
+"""How many threads work side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def count_threads(n_jobs: int | None) -> int:
+    """Return how many threads `n_jobs` means: -1 is one per core, -2 one less, and so on; None or 0 is one."""
+    if not n_jobs:
+        return 1
+    return n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + n_jobs + 1)
+
+
+@contextmanager
+def blas_threads(limit: int) -> Iterator[int]:
+    """Give BLAS `limit` threads and yield how many Python threads to run beside each other."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        yield 1  # BLAS uses all cores by itself; threads on top of it would only compete
+        return
+    with threadpoolctl.threadpool_limits(limit):
+        yield os.cpu_count() or 1
