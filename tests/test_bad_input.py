@@ -99,7 +99,7 @@ def test_all_rows_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_null_in_a_feature_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = {"key": IDS, "a": pa.array([1.0, 2.0, None, 4.0, 5.0, 6.0]), "b": [1.0, 2.0, 3.0, 4.0, 5.0, 7.0]}
     refused(tmp_path, columns)
-    assert "1 row has null in columns a, b (for example id 12)" in said(capsys)
+    assert "1 row has null in the features (for example id 12); by column: a (1 null): fix" in said(capsys)
 
 
 def test_null_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
