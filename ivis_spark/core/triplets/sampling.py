@@ -71,8 +71,8 @@ def avoid_anchors(
 def either_way_round(pairs: NDArray[Any], *, rng: np.random.Generator) -> NDArray[Any]:
     """Exchange anchor and positive of every other pair, drawn at random: for losses whose negatives are the batch.
 
-    A row that is a neighbour of many is then pushed off as often as it is attracted. On MNIST's 50 components that was
-    worth .002 of trustworthiness and of kNN accuracy for the same steps, by the mean of two seeds.
+    A row that is a neighbour of many is then pushed off as often as it is attracted. On MNIST's 50 components two
+    runs had .952 and .949 trustworthiness, .968 and .969 kNN accuracy; one without, .948 and .967, in as many steps.
 
     Args:
         pairs: Anchors and positives, shape (2, n).
