@@ -187,7 +187,10 @@ class TrainConfig(Checked):
         300.0, "Maximum seconds to wait until all ranks are running.", low=1.0, operational=True
     )
     stall_timeout_seconds: float = option(
-        300.0, "Seconds after which a rank that others wait for is considered lost.", low=1.0, operational=True
+        300.0,
+        "Seconds after which a rank that others wait for is considered lost; a frozen process may be before.",
+        low=1.0,
+        operational=True,
     )
 
     def _check_together(self) -> None:

@@ -123,7 +123,7 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             sums, weights = self._sums(batch)
             penalty = [each / self.reducer.n_ranks for each in self.losses]
             # A message holds a step up. Where the loss is divided by one total, that can be done to the gradients, and
-            # the weights travel with them.
+            # the weights travel with them. Else they are summed first, while the forward pass runs.
             together = self._has_one_total and not penalty
             totals = [tf.ones_like(each) for each in weights] if together else self.reducer.sum_values(weights)
             figures = self._figures(sums, totals)
@@ -156,7 +156,6 @@ class TripletModel(keras.Model):  # type: ignore[misc]
             embeddings.append(tf.gather(anchor, tf.maximum(batch["negative"], 0)))
             compared *= tf.cast(batch["negative"][:, 0] >= 0, weight.dtype)
         rows = self._rows_of(embeddings, tf.where(compared > 0))
-        # The sums of weights depend on no weight of the network, so they are joined while the forward pass runs.
         weights = [tf.reduce_sum(weight), tf.reduce_sum(compared)]
         sums = {"triplet_loss": tf.reduce_sum(rows * compared)}
         if self.head is not None and self._supervised_loss is not None:

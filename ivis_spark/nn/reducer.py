@@ -14,8 +14,8 @@ class Reducer:
     """
 
     n_ranks = 1
-    #: Whether sums of gradients are those of float32; without it, whole numbers may not travel with them.
-    exact_gradients = True
+    #: Whether `sum_gradients` keeps float32, so that sums of weights can travel with the gradients.
+    exact_gradients = False
 
     def sum_gradients(self, gradients: list[Tensor]) -> list[Tensor]:
         """Return the sums over the ranks, in the same order."""

@@ -99,4 +99,4 @@ def notes_of(factors: dict[str, float], stages: list[Estimate]) -> list[str]:
     listed = ", ".join(f"{stage} {factor:.2f}" for stage, factor in factors.items())
     others = [stage.stage for stage in stages if stage.stage not in factors]
     lines = [f"work scaled by the finished run: {listed}"]
-    return lines + [f"built-in, because the run was too small: {', '.join(others)}"] * bool(others)
+    return lines + [f"built-in, because the run tells no rate of them: {', '.join(others)}"] * bool(others)

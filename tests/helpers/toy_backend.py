@@ -15,6 +15,8 @@ from ivis_spark.train.backends import Backend, Meeting
 
 
 class Ranks(Backend):
+    exact_gradients = True
+
     def __init__(self, config) -> None:
         where = json.loads(os.environ["TOY"])
         self.rank, self.n_ranks = where["rank"], where["ranks"]

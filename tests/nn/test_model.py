@@ -180,6 +180,7 @@ class Threads(Reducer):
     """Two ranks that are threads of this process."""
 
     n_ranks = 2
+    exact_gradients = True
 
     def __init__(self) -> None:
         self._slots: dict[int, list] = {}
@@ -237,6 +238,22 @@ def test_a_batch_split_over_ranks_has_the_gradients_of_the_whole_batch(metric: s
     whole = {"stacked": rng.normal(size=(30, 5)).astype(np.float32), "weight": weight, "label": label}
     for border in (5, 7):
         check_split(whole, border, metric)
+
+
+def test_weights_do_not_travel_with_gradients_that_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    pairs = {"stacked": rng.normal(size=(20, 5)).astype(np.float32), "weight": np.ones(10, np.float32)}
+    sent = []
+    for exact in (True, False):
+        monkeypatch.setattr(Threads, "exact_gradients", exact)
+        reducer = Threads()
+        sum_gradients = reducer.sum_gradients
+        reducer.sum_gradients = lambda gradients, send=sum_gradients: sent.append(len(gradients)) or send(gradients)
+        ranks = [TripletModel(linear_encoder(), triplet_loss("infonce"), reducer=reducer) for _ in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(TripletModel.train_step, ranks, [cut_rows(pairs, 0, 6), cut_rows(pairs, 6, 10)]))
+        assert [float(each["weight"]) for each in found] == [10, 10]
+    assert sent == [3, 3, 2, 2]
 
 
 def test_gathered_negatives_give_the_gradients_of_the_whole_batch() -> None:

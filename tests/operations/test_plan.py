@@ -167,7 +167,7 @@ def test_rates_of_a_run(measured: str, capsys: pytest.CaptureFixture[str]) -> No
     assert main([*options[:-1], "--measured", measured, "--measured-cores", "2"]) == 0
     text = capsys.readouterr().out
     assert "scaled by the finished run: neighbours 8.00, triplets 8.00" in text
-    assert "built-in, because the run was too small: rows, report" in text
+    assert "built-in, because the run tells no rate of them: rows, report" in text
     assert main([*options, "--measured", measured]) == 2
     assert "--measured and --measured-cores must be passed together" in capsys.readouterr().err
 

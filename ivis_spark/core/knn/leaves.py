@@ -32,6 +32,8 @@ _PROBES = 64  # most leaves a row is searched in by a small margin, unless they 
 _FIRST_PROBES = 4  # leaves, the nearest first, after which the bound of each row is drawn tighter
 _START_BYTES = 8  # of a file: how long its head is, and the checksum of that
 _ROW_BITS, _KEY_BITS = 14, 28  # of a packed candidate; the other bits number the rows
+_PAIRS = 1 << 21  # of rows and leaves that are ranked at once: about 70 bytes each, 200 if all leaves are searched
+_KEPT_BYTES = 1 << 30  # of rows in memory, whose leaves stay ready to be compared: as many bytes again
 ALL = float("inf")  # the margin that searches every leaf
 
 
@@ -156,7 +158,7 @@ class Leaves:
             margin: As above, 0 to 1; `ALL` searches every leaf.
         """
         queries = Space(self.metric).prepare(Q)
-        step = 1 << _ROW_BITS
+        step = min(1 << _ROW_BITS, max(256, _PAIRS // self._width(margin)))
         parts = [self._block(queries[at : at + step], k, margin) for at in range(0, len(queries), step)]
         if not parts:
             return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
@@ -164,8 +166,7 @@ class Leaves:
 
     def _block(self, queries: Floats, k: int, margin: float) -> tuple[Ints, Floats]:
         space = Space(self.metric)
-        # All leaves by the largest margin, and fewer steadily: comparing with all at once costs several times as much
-        width = max(_PROBES, round(len(self.centroids) * min(margin, 1.0) ** 2))
+        width = self._width(margin)
         probes = self._probes(queries, k, width)
         extended = space.extend(queries, self.centre)
         squares = space.squares(extended)
@@ -182,6 +183,13 @@ class Leaves:
             self._search(extended, probes.leaves, chosen, candidates)
             done = done | chosen
         return self._exact(queries, *candidates.best(), k)
+
+    def _width(self, margin: float) -> int:
+        """Return among how many leaves a row's are chosen.
+
+        All by the largest margin, and fewer steadily: comparing with all at once costs several times as much.
+        """
+        return max(_PROBES, round(len(self.centroids) * min(margin, 1.0) ** 2))
 
     def _probes(self, queries: Floats, k: int, width: int) -> _Probes:
         """Rank the leaves of each row, as many as are needed for k rows at least."""
@@ -232,11 +240,12 @@ class Leaves:
 
     def _target(self, number: int) -> Target:
         """Return a leaf ready to be compared; kept if all rows are in memory, as each is asked for many times."""
-        if self.rows is None:
-            return Space(self.metric).target(self.read(number), self.centre)
-        if number not in self._targets:
-            self._targets[number] = Space(self.metric).target(self.read(number), self.centre)
-        return self._targets[number]
+        target = self._targets.get(number)
+        if target is None:
+            target = Space(self.metric).target(self.read(number), self.centre)
+            if self.rows is not None and self.rows.nbytes <= _KEPT_BYTES:
+                self._targets[number] = target
+        return target
 
     @functools.cached_property
     def _targets(self) -> dict[int, Target]:

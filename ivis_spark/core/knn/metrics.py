@@ -134,8 +134,9 @@ class Space:
             else:
                 keys[part] = np.einsum("qcd,qcd->qc", others, others)
         if self.metric == "angular":
-            empty_rows, empty_queries = ~X.any(axis=1), ~Q.any(axis=1)
-            keys[empty_queries[:, None] | empty_rows[positions]] = 2.0
+            compared, place = np.unique(positions, return_inverse=True)
+            empty_rows = ~X[compared].any(axis=1)
+            keys[~Q.any(axis=1)[:, None] | empty_rows[place].reshape(positions.shape)] = 2.0
         return keys
 
     def distances(self, keys: Floats) -> Floats:

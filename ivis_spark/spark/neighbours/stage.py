@@ -52,7 +52,7 @@ from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
-_UNEVEN = 5  # times the mean rows of a region, from which a task may need more memory than is planned
+_UNEVEN = 5  # times the mean rows of a region; the plan of a task expects 3
 
 
 def build_neighbours(

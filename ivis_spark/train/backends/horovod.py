@@ -38,6 +38,7 @@ class Ranks(Backend):
         self._hvd.init()
         self.rank, self.n_ranks = self._hvd.rank(), self._hvd.size()
         self._compression = getattr(self._hvd.Compression, config.gradient_compression)
+        self.exact_gradients = config.gradient_compression == "none"
 
     @classmethod
     def check(cls) -> None:

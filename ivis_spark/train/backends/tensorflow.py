@@ -31,8 +31,8 @@ from ivis_spark.train.backends import Backend, Meeting, local_address
 log = logging.getLogger(__name__)
 
 _GROUP = 7001
-# Seconds; well below what the driver waits for ranks to end after one of them.
-_MOST_SILENCE = 20.0
+# Seconds: TensorFlow's own, which a busy machine needs; and well below what the driver waits for the other ranks.
+_LEAST_SILENCE, _MOST_SILENCE = 10.0, 20.0
 _JOB = "worker"
 # linux/filter.h, linux/socket.h
 _SO_ATTACH_FILTER = 26
@@ -206,7 +206,7 @@ def _set_heartbeat(n_ranks: int, config: TrainConfig) -> None:
         service_type="standalone",
         service_leader=f"/job:{_JOB}/replica:0/task:0",
         cluster_register_timeout_in_ms=round(1000 * config.start_timeout_seconds),
-        heartbeat_timeout_in_ms=round(1000 * min(config.stall_timeout_seconds, _MOST_SILENCE)),
+        heartbeat_timeout_in_ms=round(1000 * max(_LEAST_SILENCE, min(config.stall_timeout_seconds, _MOST_SILENCE))),
         coordinated_jobs=[context.coordination_config_pb2.CoordinatedJob(name=_JOB, num_tasks=n_ranks)],
     )
 

@@ -174,7 +174,6 @@ def test_a_shard_shorter_than_the_manifest_says_is_an_error_not_a_wait(tmp_path:
         read(claimed, claimed.steps_per_epoch(32), batch_size=32, n_ranks=n_ranks, rank=n_ranks - 1)
 
 
-@pytest.mark.slow
 def test_memory_of_rows_is_used_again_only_when_nothing_looks_at_it() -> None:
     joined, parts = Joined(), [np.full((3, 2), 7, np.float32)]
     first = joined.join(parts)
@@ -190,6 +189,7 @@ def test_memory_of_rows_is_used_again_only_when_nothing_looks_at_it() -> None:
     assert large.shape == (100, 2) and large.ctypes.data % 64 == 0
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_epochs(tmp_path: Path) -> None:
     """20 MB an epoch: one that was kept would show."""
     import psutil
