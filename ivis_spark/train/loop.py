@@ -255,7 +255,7 @@ class _Run:
         state.wait, state.best = self._stopping.wait, float(self._stopping.best)
         settled = state.wait >= self._config.patience and not self._cosine
         if settled:
-            self._why_stopped = f"the loss has not fallen for {state.wait} epochs"
+            self._why_stopped = f"the loss has not fallen for {state.wait} epoch{'s' * (state.wait != 1)}"
         self._model.stop_training = False
         if epoch + 1 >= self._config.warmup_epochs > epoch and not self._cosine:
             self._model.optimizer.learning_rate = state.rate

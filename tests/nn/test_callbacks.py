@@ -40,6 +40,39 @@ def test_message_holds_epoch_loss_rate_and_last_epoch_is_always_logged(caplog: p
     assert "triplets/s" in caplog.messages[0] and caplog.messages[0].endswith(", ? left")
 
 
+def test_training_that_stops_early_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ivis_spark")
+    X, y = iris_like()
+    model = Ivis(k=5, epochs=300, batch_size=16, n_epochs_without_progress=2).fit(X, y)
+    done = len(model.loss_history_)
+    assert done < 300
+    last = caplog.messages[-1]
+    assert last.startswith(f"epoch {done}/300: loss ") and "left" not in last
+    assert last.endswith(f"stopped after epoch {done}: the loss has not fallen for 2 epochs")
+    parts = [last.index(name) for name in (": loss", "supervised_loss", "triplet_loss", "triplets/s")]
+    assert parts[0] == min(parts) and parts[-1] == max(parts)
+
+    class Stops(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: object = None) -> None:
+            self.model.stop_training = True
+
+    Ivis(k=5, epochs=9, batch_size=16, callbacks=[Stops()]).fit(X)
+    assert caplog.messages[-1].endswith("stopped after epoch 1: a callback ended training")
+
+
+def test_fits_in_one_process_do_not_warn_of_retracing() -> None:
+    seen: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("tensorflow").addHandler(handler)
+    try:
+        for _ in range(7):
+            Ivis(k=5, epochs=1, batch_size=16, verbose=0).fit(iris_like()[0])
+    finally:
+        logging.getLogger("tensorflow").removeHandler(handler)
+    assert not [message for message in seen if "retracing" in message]
+
+
 def iris_like() -> tuple[np.ndarray, np.ndarray]:
     return np.random.default_rng(0).random((40, 4)), np.arange(40) % 3
 
