@@ -55,10 +55,10 @@ as_rows <- function(X) {
   if (inherits(X, "Matrix")) {
     for (kind in c("dMatrix", "generalMatrix", "CsparseMatrix")) X <- methods::as(X, kind)
     places <- function() {
-      bad <- which(!is.finite(X@x))
+      bad <- which(!is_usable(X@x))
       cbind(X@i[bad] + 1L, findInterval(bad - 1L, X@p))
     }
-    check_finite(all(is.finite(X@x)), places, X)
+    check_usable(all(is_usable(X@x)), places, X)
     return(X)
   }
   if (is.data.frame(X)) {
@@ -80,17 +80,20 @@ as_rows <- function(X) {
   }
   if (!is.numeric(X) && !is.logical(X)) refuse("X is a matrix of ", typeof(X), "; it must be numeric")
   X <- as_doubles(X)
-  finite <- is.finite(X)
-  check_finite(all(finite), function() which(!finite, arr.ind = TRUE), X)
+  usable <- is_usable(X)
+  check_usable(all(usable), function() which(!usable, arr.ind = TRUE), X)
   X
 }
 
-check_finite <- function(finite, places, X) {
-  if (finite) return(invisible())
+# The network takes numbers of 32 bits.
+is_usable <- function(values) is.finite(values) & abs(values) <= (2 - 2^-23) * 2^127
+
+check_usable <- function(usable, places, X) {
+  if (usable) return(invisible())
   bad <- unname(places())
   bad <- bad[order(bad[, 1]), , drop = FALSE]
   column <- if (is.null(colnames(X))) bad[1, 2] else dQuote(colnames(X)[bad[1, 2]], FALSE)
-  refuse("X has NA, NaN or infinity in ", length(unique(bad[, 1])), " of ", nrow(X), " rows, the first is row ",
+  refuse("X has NA, NaN, infinity or numbers beyond 3.4e38 in ", length(unique(bad[, 1])), " of ", nrow(X), " rows, the first is row ",
          bad[1, 1], " in column ", column, "; drop or fill them")
 }
 

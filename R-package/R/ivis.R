@@ -25,7 +25,8 @@
 #' @param verbose 0 shows no progress.
 #' @param ... Further arguments of the Python class by name, for example \code{random_state}, \code{learning_rate} or
 #'   \code{margin}; \code{ivis_arguments()} lists all.
-#' @return A model: the Python object, so that \code{model$fit(X)} works as well as \code{fit(model, X)}.
+#' @return A model: the Python object. Its methods, as \code{model$fit(X)}, can be called too, but miss what
+#'   \code{fit(model, X)} adds: they do not know \code{NA} of integers and logicals, factors or names of columns.
 #' @seealso \code{\link{fit}}, \code{\link{transform}}, \code{\link{save_ivis}}, \code{\link{install_ivis}}
 #' @examples
 #' \dontrun{

@@ -76,6 +76,20 @@ test_that("columns are matched by name", {
   expect_silent(transform(fit(quick(), unname(X)), X))
 })
 
+test_that("a fit that is refused or interrupted leaves the names of the columns that the network has", {
+  skip_without_python()
+  other <- X
+  colnames(other) <- letters[1:4]
+  model <- fit(quick(), X)
+  expect_error(fit(model, other, iris$Species[1:5]), "5 labels")
+  expect_equal(dim(transform(model, X)), c(150, 2))
+  interrupt <- function(epoch, logs) stop("interrupted")
+  callback <- reticulate::import("keras")$callbacks$LambdaCallback(on_epoch_end = interrupt)
+  model <- quick(callbacks = list(callback))
+  expect_error(fit(model, other), "interrupted")
+  expect_error(transform(model, X), "lacks the columns .a.")
+})
+
 test_that("an embedding keeps the names of rows, and names its columns", {
   skip_without_python()
   named <- X
@@ -91,6 +105,7 @@ test_that("missing values are refused with the row and the column, whatever thei
   frame$flag <- frame[[1]] > 0
   model <- fit(quick(), frame)
   expect_error(fit(quick(), replace(X, 7, Inf)), "in 1 of 150 rows, the first is row 7 in column .Sepal.Length.")
+  expect_error(transform(named_model(), replace(X, 8, 1e39)), "row 8 in column .Sepal.Length.")
   for (column in c("Petal.Width", "flag")) {
     broken <- frame
     broken[[column]][c(3, 9)] <- NA
