@@ -93,8 +93,8 @@ check_usable <- function(usable, places, X) {
   bad <- unname(places())
   bad <- bad[order(bad[, 1]), , drop = FALSE]
   column <- if (is.null(colnames(X))) bad[1, 2] else dQuote(colnames(X)[bad[1, 2]], FALSE)
-  refuse("X has NA, NaN, infinity or numbers beyond 3.4e38 in ", length(unique(bad[, 1])), " of ", nrow(X), " rows, the first is row ",
-         bad[1, 1], " in column ", column, "; drop or fill them")
+  refuse("X has NA, NaN, infinity or numbers beyond 3.4e38 in ", length(unique(bad[, 1])), " of ", nrow(X),
+         " rows, the first is row ", bad[1, 1], " in column ", column, "; drop or fill them")
 }
 
 # Columns in the order of the fit, by name. Python orders what is its own.
@@ -125,7 +125,8 @@ in_order <- function(rows, fitted) {
 as_labels <- function(Y, metric) {
   if (is_python(Y)) return(list(numbers = Y))
   if (is.data.frame(Y) || is.list(Y)) {
-    refuse("Y is a ", class(Y)[1], "; pass a vector or factor, as Y$label or Y[[1]], or as.matrix(Y) for several outputs")
+    refuse("Y is a ", class(Y)[1],
+           "; pass a vector or factor, as Y$label or Y[[1]], or as.matrix(Y) for several outputs")
   }
   if (inherits(Y, "Matrix")) Y <- methods::as(Y, "matrix")
   if (!is.factor(Y) && !is.character(Y) && !is.numeric(Y) && !is.logical(Y)) {
