@@ -4,41 +4,190 @@ skip_without_python <- function() {
 
 X <- scale(as.matrix(iris[, 1:4]))
 
+# Models that several tests embed with; each test that needs other rows or labels fits its own.
+fitted <- new.env()
+quick <- function(..., epochs = 2) ivis(k = 15, epochs = epochs, verbose = 0, ...)
+named_model <- function() {
+  if (is.null(fitted$named)) fitted$named <- fit(quick(), X)
+  fitted$named
+}
+
 test_that("arguments are those of Python", {
   skip_without_python()
   named <- setdiff(names(formals(ivis)), "...")
   expect_equal(named, ivis_arguments()[seq_along(named)])
   expect_error(ivis(no_such = 1), "no argument .no_such.; it has: embedding_dims, k")
+  expect_error(ivis(k = NA), "k is NA")
   expect_identical(ivis(k = 15)$k, 15L)
+  expect_identical(ivis()$k, 150L, info = "which ?ivis says")
   expect_identical(ivis(knn_distance_metric = "euclidean")$knn_distance_metric, "euclidean")
 })
 
 test_that("a model is fitted, embeds, is saved and loaded", {
   skip_without_python()
-  model <- fit(ivis(k = 15, epochs = 5, verbose = 0), X)
+  model <- named_model()
   embedding <- transform(model, X)
   expect_equal(dim(embedding), c(150, 2))
   expect_true(all(is.finite(embedding)))
-  expect_equal(model$transform(X), embedding)
+  expect_equal(model$transform(X), unname(embedding))
   expect_equal(transform(model, as.data.frame(X)), embedding)
+  expect_equal(transform(model, newdata = X), embedding)
   path <- file.path(tempfile(), "model")
   dir.create(dirname(path))
   save_ivis(model, path)
-  expect_equal(transform(load_ivis(path), X), embedding, tolerance = 1e-6)
+  loaded <- load_ivis(path)
+  expect_equal(transform(loaded, X), embedding, tolerance = 1e-6)
+  expect_equal(transform(loaded, X[, 4:1]), embedding, tolerance = 1e-6)
+  expect_error(fit(loaded, X[, -1]), "lacks the columns .Sepal.Length")
+})
+
+test_that("a model that is lost, or not fitted, is named as such", {
+  skip_without_python()
+  file <- tempfile()
+  saveRDS(named_model(), file)
+  lost <- readRDS(file)
+  expect_error(transform(lost, X), "save_ivis")
+  expect_error(predict(lost, X), "save_ivis")
+  expect_error(fit(lost, X), "save_ivis")
+  expect_error(save_ivis(lost, tempfile()), "save_ivis")
+  expect_error(save_ivis(ivis(), tempfile()), "not fitted")
+})
+
+test_that("columns are matched by name", {
+  skip_without_python()
+  model <- named_model()
+  embedding <- transform(model, X)
+  expect_equal(transform(model, X[, 4:1]), embedding)
+  expect_equal(transform(model, as.data.frame(X)[, c(2, 1, 4, 3)]), embedding)
+  renamed <- X
+  colnames(renamed)[2] <- "other"
+  expect_error(transform(model, renamed), "lacks the columns .Sepal.Width. and has the columns .other.")
+  expect_error(transform(model, cbind(X, more = 1)), "has the columns .more.")
+  expect_warning(by_place <- transform(model, unname(X)), "no column names")
+  expect_equal(by_place, embedding)
+  frame <- reticulate::r_to_py(as.data.frame(X)[, 4:1])
+  expect_silent(by_python <- transform(model, frame))
+  expect_equal(by_python, embedding)
+  twice <- X
+  colnames(twice) <- c("a", "a", "b", "c")
+  other <- fit(quick(), twice)
+  expect_equal(dim(transform(other, twice)), c(150, 2))
+  expect_error(transform(other, twice[, c(3, 1, 2, 4)]), "duplicate")
+  expect_silent(transform(fit(quick(), unname(X)), X))
+})
+
+test_that("a fit that is refused or interrupted leaves the names of the columns that the network has", {
+  skip_without_python()
+  other <- X
+  colnames(other) <- letters[1:4]
+  model <- fit(quick(), X)
+  expect_error(fit(model, other, iris$Species[1:5]), "5 labels")
+  expect_equal(dim(transform(model, X)), c(150, 2))
+  interrupt <- function(epoch, logs) stop("interrupted")
+  callback <- reticulate::import("keras")$callbacks$LambdaCallback(on_epoch_end = interrupt)
+  model <- quick(callbacks = list(callback))
+  expect_error(fit(model, other), "interrupted")
+  expect_error(transform(model, X), "lacks the columns .a.")
+})
+
+test_that("an embedding keeps the names of rows, and names its columns", {
+  skip_without_python()
+  named <- X
+  rownames(named) <- paste("plant", seq_len(150))
+  expect_equal(dimnames(transform(named_model(), named)), list(rownames(named), c("ivis0", "ivis1")))
+  expect_equal(rownames(transform(named_model(), as.data.frame(named))), rownames(named))
+  expect_equal(dim(transform(named_model(), X[1, , drop = FALSE])), c(1, 2))
+})
+
+test_that("missing values are refused with the row and the column, whatever their type", {
+  skip_without_python()
+  frame <- as.data.frame(matrix(as.integer(100 * X), 150, dimnames = dimnames(X)))
+  frame$flag <- frame[[1]] > 0
+  model <- fit(quick(), frame)
+  expect_error(fit(quick(), replace(X, 7, Inf)), "in 1 of 150 rows, the first is row 7 in column .Sepal.Length.")
+  expect_error(transform(named_model(), replace(X, 8, 1e39)), "row 8 in column .Sepal.Length.")
+  for (column in c("Petal.Width", "flag")) {
+    broken <- frame
+    broken[[column]][c(3, 9)] <- NA
+    wanted <- paste0("in 2 of 150 rows, the first is row 3 in column .", column)
+    expect_error(fit(quick(), broken), wanted)
+    expect_error(transform(model, broken), wanted)
+    expect_error(predict(model, as.matrix(broken)), wanted)
+  }
+  logical <- unname(X) > 0
+  logical[2, 4] <- NA
+  expect_error(fit(quick(), logical), "row 2 in column 4")
+  skip_if_not_installed("Matrix")
+  sparse <- Matrix::Matrix(X * (X > 1), sparse = TRUE)
+  sparse[5, 3] <- NA
+  expect_error(fit(quick(), sparse), "row 5 in column .Petal.Length.")
+  expect_error(fit(quick(), sparse > 0), "row 5 in column .Petal.Length.")
+})
+
+test_that("integer64 is read as its numbers", {
+  skip_without_python()
+  skip_if_not_installed("bit64")
+  frame <- as.data.frame(round(100 * X))
+  as_long <- getExportedValue("bit64", "as.integer64")
+  long <- frame
+  long[] <- lapply(frame, as_long)
+  model <- fit(quick(), frame)
+  expect_equal(transform(model, long), transform(model, frame))
+  long[4, 2] <- NA
+  expect_error(transform(model, long), "row 4 in column .Sepal.Width.")
+  target <- fit(quick(supervision_metric = "mae", epochs = 1), X, as_long(1:150))
+  expect_lt(target$loss_history_[1], 1000)
 })
 
 test_that("factors are classes and NA is unlabelled", {
   skip_without_python()
   labels <- iris$Species
   labels[seq(1, 150, 3)] <- NA
-  model <- fit(ivis(k = 15, epochs = 30, verbose = 0), X, labels)
+  levels(labels) <- c("setosa", "versicolor", "virginica")
+  labels <- factor(labels, levels = c("none such", "virginica", levels(iris$Species)[1:2]))
+  model <- fit(quick(epochs = 30), X, labels)
   scores <- predict(model, X)
   expect_equal(dim(scores), c(150, 3))
-  expect_equal(colnames(scores), levels(iris$Species))
+  expect_equal(colnames(scores), c("virginica", "setosa", "versicolor"))
+  classes <- predict(model, newdata = X, type = "class")
+  expect_equal(levels(classes), colnames(scores))
+  expect_gt(mean(as.character(classes) == iris$Species), 0.8)
   path <- file.path(tempfile(), "named.ivis")
   save_ivis(model, path)
-  expect_equal(colnames(predict(load_ivis(path), X)), levels(iris$Species))
-  expect_gt(mean(max.col(scores) == as.integer(iris$Species)), 0.8)
+  loaded <- load_ivis(path)
+  expect_equal(predict(loaded, X[, 4:1], type = "class"), classes)
+  expect_error(predict(model, X, kind = "class"), "no argument .kind.")
+  expect_error(transform(model, X, type = "class"), "no argument .type.")
+  expect_error(fit(quick(), X, NULL, "batch"), "no argument more without a name")
+  expect_error(transform(model), "X or as newdata")
+})
+
+test_that("whole numbers with NA are classes or values, and the others are unlabelled", {
+  skip_without_python()
+  codes <- as.integer(iris$Species) - 1L
+  codes[c(2, 77)] <- NA
+  model <- fit(quick(), X, codes)
+  expect_equal(levels(predict(model, X, type = "class")), c("0", "1", "2"))
+  values <- rep(c(10L, NA), 75)
+  model <- fit(quick(supervision_metric = "mae", supervision_weight = 1, epochs = 1), X, values)
+  expect_lt(model$loss_history_[1], 100)
+  expect_error(predict(model, X, type = "class"), "not fitted on classes")
+})
+
+test_that("labels that do not fit the loss are refused", {
+  skip_without_python()
+  expect_error(fit(quick(supervision_metric = "mae"), X, iris$Species), "3 classes, .*\"mae\", which takes numbers")
+  expect_error(fit(quick(supervision_metric = "mse"), X, as.character(iris$Species)), "takes numbers")
+  expect_error(fit(quick(supervision_metric = "hinge"), X, iris$Species), "takes 2 classes")
+  expect_error(fit(quick(), X, as.integer(iris$Species)), "factor\\(Y\\)")
+  expect_error(fit(quick(), X, as.numeric(iris$Species)), "factor\\(Y\\)")
+  expect_error(fit(quick(), X, X[, 1]), "mae")
+  expect_error(fit(quick(), X, iris["Species"]), "data.frame; pass a vector or factor")
+  expect_error(fit(quick(), X, rep(NA, 150)), "all labels are NA")
+  expect_error(fit(quick(), X, y = iris$Species), "no argument .y.; it has: X, Y")
+  two <- factor(iris$Species == "setosa")
+  two[1] <- NA
+  expect_equal(dim(predict(fit(quick(supervision_metric = "binary_crossentropy"), X, two), X)), c(150, 1))
 })
 
 test_that("neighbours count from 1", {
@@ -47,17 +196,33 @@ test_that("neighbours count from 1", {
   model <- fit(ivis(neighbour_matrix = neighbours, epochs = 2, verbose = 0), X)
   expect_equal(dim(transform(model, X)), c(150, 2))
   expect_error(ivis(neighbour_matrix = neighbours - 1L), "counted from 1")
+  neighbours[3, 2] <- 151L
+  expect_error(fit(ivis(neighbour_matrix = neighbours), X), "up to 151; X has rows 1 to 150")
 })
 
-test_that("sparse matrices are rows", {
+test_that("sparse matrices of every kind are rows", {
   skip_without_python()
   skip_if_not_installed("Matrix")
   sparse <- Matrix::Matrix(abs(X) * (abs(X) > 1), sparse = TRUE)
-  model <- fit(ivis(k = 15, epochs = 2, verbose = 0), sparse)
-  expect_equal(dim(transform(model, sparse)), c(150, 2))
+  model <- fit(quick(), sparse)
+  embedding <- transform(model, sparse)
+  expect_equal(dim(embedding), c(150, 2))
+  expect_equal(transform(model, sparse[, 4:1]), embedding)
+  expect_equal(transform(model, methods::as(sparse, "RsparseMatrix")), embedding)
+  expect_equal(transform(model, as.matrix(sparse)), embedding, tolerance = 1e-5)
+  expect_equal(transform(model, sparse > 0), transform(model, as.matrix(sparse) > 0), tolerance = 1e-5)
+  colnames(sparse)[1] <- "other"
+  expect_error(transform(model, sparse), "lacks the columns")
+  expect_error(transform(model, methods::as(sparse[1, ], "sparseVector")), "X is a vector")
 })
 
-test_that("what is not numeric is refused by name", {
+test_that("what is no table of numbers is refused by name", {
   skip_without_python()
   expect_error(fit(ivis(), iris), "Species")
+  expect_error(fit(ivis(), Species ~ .), "X is a formula")
+  expect_error(fit(ivis(), NULL), "X is NULL")
+  expect_error(fit(ivis(), list(1, 2)), "of class list")
+  expect_error(fit(ivis(), as.matrix(iris)), "matrix of character")
+  expect_error(fit(ivis(), array(0, c(150, 2, 2))), "3 dimensions")
+  expect_error(transform(named_model(), X[1, ]), "drop = FALSE")
 })
