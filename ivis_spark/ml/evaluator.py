@@ -17,7 +17,7 @@ from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean,
 from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
-from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, set_params
+from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, naming_params, set_params
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
@@ -93,14 +93,14 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         check_spark_frame(dataset, "EmbeddingEvaluator.evaluate")
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if is_import_name(name):
-            with exact_names(dataset):
+            with exact_names(dataset), naming_params():
                 X, Z, _ = self._sample(dataset, labelled=False)
             return float(import_named(name, "metricName")(X, Z))
         if name not in METRIC_NAMES:
             raise ConfigError(
                 f"metricName={name!r} is not one of: {', '.join(METRIC_NAMES)}{did_you_mean(name, METRIC_NAMES)}"
             )
-        with exact_names(dataset):
+        with exact_names(dataset), naming_params():
             X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed") % 2**63)  # Spark ML's seeds may be negative
         if name == "random_triplet_accuracy":

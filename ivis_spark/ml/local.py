@@ -83,7 +83,8 @@ def from_local(local: Ivis, info: dict[str, Any]) -> ModelFolder:
         names = [str(name) for name in getattr(local, "feature_names_in_", ())]
         names = names if len(names) > 1 else []  # a single name would be that of an array of features
         add_serving_files(folder, features=names, scaler=scaler, classes=_spark_classes(local.classes_))
-        spec = {"config": {"train": train, "random_state": local._seed}, "inputs": {}}
+        seed = params["random_state"] if isinstance(params["random_state"], int) else local._seed
+        spec = {"config": {"train": train, "random_state": seed}, "inputs": {}}
         return load_folder(folder, spec=spec, info=info)
 
 

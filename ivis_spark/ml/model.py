@@ -49,6 +49,7 @@ _PARAMS = (
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
+_MOST_RUNS = 10  # that a message lists
 _PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 
@@ -279,7 +280,8 @@ def _check_there(uri: str) -> None:
         raise ArtifactError(f"{run.root} holds a saved {kind}: load it with {kind}.load")
     below = [run.path(name) for name in run.stages() if name.startswith("run-")]
     if below:
-        listed = ", ".join(f"IvisModel.from_run({name!r})" for name in below)
+        listed = ", ".join(f"IvisModel.from_run({name!r})" for name in below[:_MOST_RUNS])
+        listed += f" and {len(below) - _MOST_RUNS} more" if len(below) > _MOST_RUNS else ""
         raise ArtifactError(f"{run.root} holds no model, but runs, each in a folder of its own: {listed}")
     raise ArtifactError(f"{run.root} holds no model: pass the folder of a saved model, or of a run that has trained")
 
