@@ -48,6 +48,13 @@ def speak_python(on: bool) -> None:
     _language["python"] = on
 
 
+def in_python(message: str) -> str:
+    """Return a message with Python arguments and settings in the place of command-line options."""
+    for options, python in _IN_PYTHON:
+        message = re.sub(options, python, message)
+    return message
+
+
 class IvisError(Exception):
     """Base of all errors this package raises on purpose.
 
@@ -64,10 +71,7 @@ class IvisError(Exception):
 
     def __str__(self) -> str:
         """Return the message, with Python arguments or command-line options."""
-        text = super().__str__()
-        for options, python in _IN_PYTHON if _language["python"] else ():
-            text = re.sub(options, python, text)
-        return text
+        return in_python(super().__str__()) if _language["python"] else super().__str__()
 
 
 class ConfigError(IvisError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,19 @@ def test_messages_name_only_files_that_the_wheel_has() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
                 found = re.search(r"\b(conf|jobs|docs|tests)/\w|README|CONTRIBUTING|Makefile", node.value)
                 assert found is None, f"{file}:{node.lineno} names {found}"
+
+
+def test_version_is_that_of_the_installed_package(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = importlib.metadata.version("ivis_spark")
+    assert ivis_spark.__version__ == installed and "__version__" in dir(ivis_spark)
+    with pytest.raises(SystemExit, match="0"):
+        make_parser().parse_args(["--version"])
+    assert capsys.readouterr().out.strip() == f"ivis_spark {installed}"
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert ivis_spark.__version__ == "not installed"

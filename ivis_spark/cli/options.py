@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ivis_spark import __version__
 from ivis_spark.config import Config, describe, did_you_mean, load_config, setting_names
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations import commands as operations
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "ivis-spark", description=_DESCRIPTION, formatter_class=formatter, allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"ivis_spark {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example) in _COMMANDS.items():
         epilog = (
@@ -76,14 +76,6 @@ def make_parser() -> argparse.ArgumentParser:
         _add_options(command, name)
     operations.add_commands(commands.add_parser)
     return parser
-
-
-def _version() -> str:
-    """Return the version of the installed package, as `doctor` reports it too."""
-    try:
-        return f"ivis_spark {importlib.metadata.version('ivis_spark')}"
-    except importlib.metadata.PackageNotFoundError:  # a zip on the path of Python
-        return "ivis_spark, not installed"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

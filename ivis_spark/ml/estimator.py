@@ -22,7 +22,9 @@ from ivis_spark.ml.params import (
     ReadableParams,
     add_accessors,
     add_params,
+    check_spark_frame,
     config_of,
+    naming_params,
     set_defaults,
     set_params,
     settings,
@@ -88,15 +90,26 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             InputError: if a column is missing (lists what is there) or of a type that cannot be used.
         """
         config = self.config()
-        frames.feature_names(schema, config.data)
-        if config.train.supervision_metric is not None and config.data.label_col is None:
-            raise ConfigError(f"supervisionMetric={config.train.supervision_metric!r} trains on labels: set labelCol")
-        for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
-            if name is not None and name not in schema.fieldNames():
-                hint = did_you_mean(name, schema.fieldNames()) or f"; it has: {', '.join(schema.fieldNames())}"
-                raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
-        outputs = Outputs.of(config.embed, self._classes(schema, config))
-        return with_outputs(schema, outputs, vectors=returns_vectors(self))
+        with naming_params():
+            frames.feature_names(schema, config.data)
+            self._check_labels(config)
+            for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
+                if name is not None and name not in schema.fieldNames():
+                    hint = did_you_mean(name, schema.fieldNames()) or f"; it has: {', '.join(schema.fieldNames())}"
+                    raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
+            outputs = Outputs.of(config.embed, self._classes(schema, config))
+            return with_outputs(schema, outputs, vectors=returns_vectors(self))
+
+    def _check_labels(self, config: Config) -> None:
+        """Check that what is asked of labels will be there: they train only with labelCol and supervisionMetric."""
+        metric, label = config.train.supervision_metric, config.data.label_col
+        if metric is not None and label is None:
+            raise ConfigError(f"supervisionMetric={metric!r} trains on labels: set labelCol")
+        if config.embed.scores_col is not None and metric is None:
+            raise ConfigError(
+                f"scoresCol={config.embed.scores_col!r} needs a model trained on labels: set labelCol and "
+                "supervisionMetric, or remove scoresCol"
+            )
 
     def _classes(self, schema: T.StructType, config: Config) -> dict[str, Any] | None:
         """Return what can be said of the model's classes before training: the type of their labels; None without."""
@@ -111,6 +124,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         return {"values": [], "type": kind.simpleString()}
 
     def _fit(self, dataset: DataFrame) -> IvisModel:
+        check_spark_frame(dataset, "IvisEstimator.fit")
         refuse_connect(dataset.sparkSession, "IvisEstimator.fit")
         config = self.config()
         self.transformSchema(dataset.schema)
@@ -123,7 +137,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:
-            with exact_names(dataset), SparkProgress():
+            with exact_names(dataset), SparkProgress(), naming_params():
                 folder = self._run(dataset, config, scratch)
             model = IvisModel(with_summary(folder, read_model(folder), temporary=scratch is not None))
         finally:

@@ -11,12 +11,13 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean, is_import_name
 from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
-from ivis_spark.ml.params import ReadableParams, add_accessors, set_params
+from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, naming_params, set_params
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
@@ -61,7 +62,11 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         "featureCols", "Numeric columns used as features, instead of featuresCol.", TypeConverters.toListString
     )
     embeddingCol = _param("embeddingCol", "Column with the embedding.", TypeConverters.toString)
-    labelCol = _param("labelCol", f"Column with the class; {', '.join(_LABELLED)} need it.", TypeConverters.toString)
+    labelCol = _param(
+        "labelCol",
+        f"Column with the class, for {', '.join(_LABELLED)}; rows where it is null or NaN are left out.",
+        TypeConverters.toString,
+    )
     k = _param("k", "Neighbours in neighbour metrics.", TypeConverters.toInt)
     sampleRows = _param("sampleRows", "Rows to measure on, drawn at random.", TypeConverters.toInt)
     seed = _param("seed", "Seed of all random sampling.", TypeConverters.toInt)
@@ -85,16 +90,17 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         return True
 
     def _evaluate(self, dataset: DataFrame) -> float:
+        check_spark_frame(dataset, "EmbeddingEvaluator.evaluate")
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if is_import_name(name):
-            with exact_names(dataset):
+            with exact_names(dataset), naming_params():
                 X, Z, _ = self._sample(dataset, labelled=False)
             return float(import_named(name, "metricName")(X, Z))
         if name not in METRIC_NAMES:
             raise ConfigError(
                 f"metricName={name!r} is not one of: {', '.join(METRIC_NAMES)}{did_you_mean(name, METRIC_NAMES)}"
             )
-        with exact_names(dataset):
+        with exact_names(dataset), naming_params():
             X, Z, y = self._sample(dataset, labelled=name in _LABELLED)
         rng = np.random.default_rng(self.getOrDefault("seed") % 2**63)  # Spark ML's seeds may be negative
         if name == "random_triplet_accuracy":
@@ -129,9 +135,13 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             frames.as_array(dataset, names["embeddingCol"]).alias("z"),
             (F.col(quoted(names["labelCol"])) if labelled else F.lit(0)).alias("y"),
         ).where("z IS NOT NULL")
+        if labelled:  # as in training, null and NaN mean unlabelled
+            nan = F.isnan("y") if isinstance(chosen.schema["y"].dataType, (T.FloatType, T.DoubleType)) else F.lit(False)
+            chosen = chosen.where(F.col("y").isNotNull() & ~nan)
         drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
         if len(drawn) < 3:
-            raise InputError(f"the DataFrame has {len(drawn)} embedded rows; at least 3 are needed to measure")
+            kind = "embedded rows with a label" if labelled else "embedded rows"
+            raise InputError(f"the DataFrame has {len(drawn)} {kind}; at least 3 are needed to measure")
         X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
         return X, Z, np.array([row["y"] for row in drawn])
 

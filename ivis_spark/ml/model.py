@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pyspark.ml.base import Model
 from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from ivis_spark import storage
-from ivis_spark.config import Config
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import InputError, NotFittedError
+from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.ml.local import NEIGHBOURS, from_local, local_classes, to_local
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_vectors, with_outputs
 from ivis_spark.ml.params import (
     add_accessors,
     add_params,
     camel,
+    check_spark_frame,
     config_of,
+    naming_params,
     restore,
+    saved_class,
     set_defaults,
     set_params,
     settings,
 )
 from ivis_spark.serving.encoder import Encoder
-from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder, read_model, write_model
-from ivis_spark.spark.embedding import embed
+from ivis_spark.serving.folder import STAGE, ModelFolder, read_model, write_model
+from ivis_spark.spark.embedding import embed, udf
 from ivis_spark.spark.embedding.embed import InvalidRows, Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
@@ -49,7 +49,7 @@ _PARAMS = (
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
-_UNKNOWN_ROWS = 10_000  # of a model that came from elsewhere, for settings that follow the rows
+_MOST_RUNS = 10  # that a message lists
 _PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 
@@ -122,6 +122,15 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         return Summary(**self._folder.info[_SUMMARY])
 
     @property
+    def classes(self) -> list[Any]:
+        """The labels of the classes, in the order of `scoresCol`; empty if the model was not trained on classes.
+
+        A single score, as of binary_crossentropy, is the probability of the second.
+        """
+        classes = local_classes(self._folder.classes)
+        return [] if classes is None else list(classes.tolist())
+
+    @property
     def invalid_rows(self) -> dict[str, int]:
         """Rows that could not be embedded, by fault, over all actions on frames of this model."""
         return self._invalid.value() if self._invalid is not None else {}
@@ -133,11 +142,13 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             InputError: if the features are missing (lists what is there), of a type that cannot be used, or an output
                 column already exists.
         """
-        frames.feature_names(schema, config_of(self, _SETTINGS).data)
-        return with_outputs(schema, self._outputs(), vectors=returns_vectors(self))
+        with naming_params():
+            frames.feature_names(schema, config_of(self, _SETTINGS).data)
+            return with_outputs(schema, self._outputs(), vectors=returns_vectors(self))
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
-        with exact_names(dataset):
+        check_spark_frame(dataset, "IvisModel.transform")
+        with exact_names(dataset), naming_params():
             return self._embedded(dataset)
 
     def _embedded(self, dataset: DataFrame) -> DataFrame:
@@ -156,6 +167,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             kept=dataset.columns,
             outputs=self._outputs(),
             counts=self._invalid,
+            setting="embedInvalid",
         )
         return to_vectors(embedded, self._outputs().vectors) if returns_vectors(self) else embedded
 
@@ -168,21 +180,13 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         return self._folder
 
     def to_local(self) -> Ivis:
-        """Return an equivalent `Ivis`, whose training can be resumed; loads TensorFlow."""
-        from ivis_spark.estimator import Ivis
+        """Return an equivalent `Ivis`, whose training can be resumed; loads TensorFlow.
 
-        encoder, head = self._networks()
-        train = {k: v for k, v in self._folder.spec["config"].items() if k == "train"}
-        config = Config.from_mapping({"preset": "ivis", **train}).for_rows(self.summary.rows or _UNKNOWN_ROWS)
-        local = Ivis.from_config(config)
-        local._assemble(encoder, head)
-        local._loaded, local.loss_history_ = True, list(self.summary.loss)
-        names = self._folder.serving["features"]
-        if len(names) == self._folder.n_inputs > 1:
-            local.feature_names_in_ = np.array(names, dtype=object)
-        local.n_features_in_ = int(encoder.input_shape[1])
-        local.n_classes_ = None if head is None else int(head.output_shape[-1])
-        local.classes_ = _local_classes(self._folder.classes)
+        It has the settings of the fit: `k`, `random_state` and all others that an `Ivis` has. Its `preset` is `ivis`:
+        what another preset chose stands in the parameters. Its rows are unscaled; scaling is in the network.
+        """
+        local = to_local(self._folder, *self._networks(), rows=self.summary.rows)
+        local.loss_history_ = list(self.summary.loss)
         return local
 
     @classmethod
@@ -192,35 +196,21 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         Raises:
             NotFittedError: if it is not fitted.
         """
-        from ivis_spark.estimator.settings import TRAIN_SETTINGS
-        from ivis_spark.nn.persistence import save_model
-        from ivis_spark.nn.projection import split_projection
-        from ivis_spark.nn.scaling import split_scaling
-
-        if local.encoder_ is None:
-            raise NotFittedError("the Ivis is not fitted: call fit before from_local")
-        encoder, scaler = split_scaling(local.encoder_)
-        if local.projection_ is not None:  # it has more digits than the network's first layer, and takes sparse rows
-            encoder, scaler = split_projection(local.encoder_)[0], Scaler.of_projection(local.projection_)
-        train = {setting: getattr(local, name) for name, setting in TRAIN_SETTINGS.items()}
-        train |= {"distance": local.distance} if isinstance(local.distance, str) else {}
-        train |= {"supervision_metric": local.supervision_metric} if local.head_ is not None else {}
-        with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
-            save_model(folder, encoder, head=local.head_)
-            names = [str(name) for name in getattr(local, "feature_names_in_", ())]
-            names = names if len(names) > 1 else []  # a single name would be that of an array of features
-            add_serving_files(folder, features=names, scaler=scaler, classes=_spark_classes(local.classes_))
-            summary = asdict(Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_)))
-            files = load_folder(folder, spec={"config": {"train": train}, "inputs": {}}, info={_SUMMARY: summary})
-        return cls(files, custom_objects=custom_objects, **params)
+        summary = Summary(loss=list(local.loss_history_), epochs=len(local.loss_history_))
+        return cls(from_local(local, {_SUMMARY: asdict(summary)}), custom_objects=custom_objects, **params)
 
     @classmethod
     def from_run(cls, uri: str, **params: Any) -> IvisModel:
         """Return the model of a run folder, as written by `ivis-spark run` and the estimator.
 
+        Args:
+            uri: The run folder; of a fit with `runFolder`, its folder `run-...`, which is `summary.run_folder` too.
+            params: Spark ML Params by name.
+
         Raises:
-            ArtifactError: if there is none, or a file of it is missing or modified.
+            ArtifactError: if there is none (lists the runs below), or a file of it is missing or modified.
         """
+        _check_there(uri)
         return cls(with_summary(uri, read_model(uri)), **params)
 
     def write(self) -> MLWriter:
@@ -250,9 +240,10 @@ add_accessors(IvisModel, "outputType")
 
 
 def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
-    """Return a pandas UDF that embeds an array column with a model.
+    """Return a pandas UDF that embeds one column with a model: arrays, Spark ML vectors, or structs of numbers.
 
-    For `withColumn`, and for SQL: `spark.udf.register("ivis_embed", embed_udf(model))`. Runs on: driver.
+    For `withColumn`, and for SQL: `spark.udf.register("ivis_embed", embed_udf(model))`. Fields of a struct, as of
+    `struct("a", "b")`, are found by name if the model was trained on columns, else by order. Runs on: driver.
 
     Args:
         model: Its `precision` and `embedInvalid` apply; in a UDF, `drop` returns null.
@@ -268,31 +259,31 @@ def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
     session = spark or SparkSession.active()
     invalid = "error" if model.getOrDefault("embedInvalid") == "error" else "null"
     half = model.getOrDefault("precision") == "float16"
-    return embed.embed_udf(session, model.to_encoder(), invalid=invalid, half=half)
+    names = model.to_folder().serving["features"]
+    encoder, names = model.to_encoder(), names if len(names) > 1 else []
+    return udf.embed_udf(session, encoder, invalid=invalid, half=half, names=names, setting="embedInvalid")
 
 
-def _spark_classes(classes: NDArray[Any] | None) -> dict[str, Any] | None:
-    """Return the classes of an `Ivis` as a model folder has them, with the type of Spark's column."""
-    if classes is None:
-        return None
-    kinds = {"b": "boolean", "i": "bigint", "u": "bigint", "M": "timestamp"}
-    days = classes.dtype.kind == "M" and bool((classes == classes.astype("datetime64[D]")).all())
-    kind = "date" if days else kinds.get(classes.dtype.kind, "string")
-    values = classes.astype("datetime64[D]") if days else classes
-    if kind == "bigint":
-        return {"values": values.tolist(), "type": kind}
-    texts = [str(value).replace("T", " ") if kind == "timestamp" else str(value) for value in values]
-    return {"values": [text.lower() for text in texts] if kind == "boolean" else texts, "type": kind}
+def _check_there(uri: str) -> None:
+    """Check that a folder holds a model, as a run or saved.
 
-
-def _local_classes(classes: Mapping[str, Any]) -> NDArray[Any] | None:
-    """Return the classes of a model folder as an `Ivis` has them."""
-    if not classes:
-        return None
-    values, kind = classes["values"], classes["type"]
-    if kind == "boolean":
-        return np.array([value == "true" for value in values])
-    return np.array(values, dtype="datetime64" if kind in ("date", "timestamp") else None)
+    Raises:
+        ArtifactError: says what it holds instead, and where models are.
+    """
+    run = storage.RunFolder(uri)
+    if run.manifest(STAGE) is not None:
+        return
+    if not run.exists():
+        raise ArtifactError(f"{run.root} does not exist: pass the folder of a saved model or of a run")
+    kind = saved_class(uri)
+    if kind:
+        raise ArtifactError(f"{run.root} holds a saved {kind}: load it with {kind}.load")
+    below = [run.path(name) for name in run.stages() if name.startswith("run-")]
+    if below:
+        listed = ", ".join(f"IvisModel.from_run({name!r})" for name in below[:_MOST_RUNS])
+        listed += f" and {len(below) - _MOST_RUNS} more" if len(below) > _MOST_RUNS else ""
+        raise ArtifactError(f"{run.root} holds no model, but runs, each in a folder of its own: {listed}")
+    raise ArtifactError(f"{run.root} holds no model: pass the folder of a saved model, or of a run that has trained")
 
 
 def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> ModelFolder:
@@ -310,7 +301,11 @@ def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> M
         rows=published["rows"].info["rows"] if "rows" in published else None,
         run_folder=None if temporary else run.root,
     )
-    return ModelFolder(folder.spec, {**folder.info, _SUMMARY: asdict(summary)}, folder.files)
+    info = {**folder.info, _SUMMARY: asdict(summary)}
+    if "neighbours" in published:
+        settings = published["neighbours"].spec["config"]["neighbours"]
+        info["neighbours"] = {name: settings[name] for name in NEIGHBOURS if name in settings}
+    return ModelFolder(folder.spec, info, folder.files)
 
 
 class _ModelWriter(MLWriter):
@@ -360,6 +355,9 @@ class ModelReader(MLReader["IvisModel"]):
             ArtifactError: if there is none, it is of a newer format, or a file is missing or modified (names the file).
         """
         uri = storage.normalise_uri(path)
+        _check_there(uri)
+        if saved_class(uri) is None:
+            raise ArtifactError(f"{uri} is a run folder, not a saved model: load it with IvisModel.from_run({path!r})")
         folder = read_model(uri)
         model = self._cls(folder, custom_objects=self._custom_objects)
         restore(model, uri)

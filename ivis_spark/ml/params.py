@@ -5,11 +5,13 @@ A setting `section.some_name` is the Param `someName`; where two sections have t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import re
 import typing
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params
@@ -17,7 +19,7 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader
 
 from ivis_spark import storage
 from ivis_spark.config import Config, check_value, did_you_mean, top_settings
-from ivis_spark.errors import ArtifactError, ConfigError
+from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError, in_python
 
 _P = TypeVar("_P", bound=Params)
 _SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
@@ -64,7 +66,7 @@ def add_params(cls: type[_P], chosen: Mapping[str, Setting]) -> type[_P]:
     """Give a class of Params a Param, a getter and a setter for each setting."""
     for name, setting in chosen.items():
         convert = functools.partial(_convert, full_name=setting.full_name)
-        setattr(cls, name, Param(Params._dummy(), name, setting.doc, typeConverter=convert))
+        setattr(cls, name, Param(Params._dummy(), name, _in_params(setting.doc, _NAME), typeConverter=convert))
         add_accessors(cls, name)
     return cls
 
@@ -115,12 +117,55 @@ def config_of(instance: Params, chosen: Mapping[str, Setting]) -> Config:
             continue
         value = instance.getOrDefault(name)
         (mapping.setdefault(setting.section, {}) if setting.section else mapping)[setting.name] = value
-    return Config.from_mapping(mapping)
+    with naming_params():
+        return Config.from_mapping(mapping)
+
+
+@contextlib.contextmanager
+def naming_params() -> Iterator[None]:
+    """Let errors name Params, not the settings or the command-line options that they stand for."""
+    try:
+        yield
+    except IvisError as err:
+        err.args = (_in_params(in_python(str(err)), _SETTING), *err.args[1:])
+        raise
+
+
+def check_spark_frame(dataset: Any, what: str) -> None:
+    """Check that what a stage is given is Spark's.
+
+    Raises: InputError: if it is a data frame of another package, or no data frame.
+    """
+    if not hasattr(dataset, "sparkSession"):
+        kind = f"{type(dataset).__module__.partition('.')[0]}.{type(dataset).__name__}"
+        raise InputError(
+            f"{what} takes a DataFrame of Spark, not a {kind}: make one with spark.createDataFrame(...), or use "
+            "ivis_spark.Ivis, which takes data of this machine"
+        )
+
+
+# A setting as messages name it, with its section or before a value, and as its documentation may name it.
+_SETTING = re.compile(r"(?<![\w./'])(?:[a-z]+\.[a-z_]+\b(?!/)|[a-z]+_[a-z_]+(?==))")
+_NAME = re.compile(r"\b(?:[a-z]+\.)?[a-z]+(?:_[a-z]+)*\b")
+
+
+@functools.cache
+def _param_names() -> dict[str, str]:
+    """Return the Params of settings, by the settings' full names; and by the last part if it tells them apart."""
+    full = {setting.full_name: param for param, setting in settings().items()}
+    short = Counter(name.rpartition(".")[2] for name in full)
+    return full | {last: full[name] for name in full if short[last := name.rpartition(".")[2]] == 1 and "_" in last}
+
+
+def _in_params(text: str, pattern: re.Pattern[str]) -> str:
+    """Return a text that names Params where a pattern finds the names of settings."""
+    return pattern.sub(lambda found: _param_names().get(found[0], found[0]), text)
 
 
 def _convert(value: Any, *, full_name: str) -> Any:
     """Return a value as its setting's type, tuples as lists."""
-    value = check_value(full_name, value)
+    with naming_params():
+        value = check_value(full_name, value)
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -153,15 +198,29 @@ def restore(instance: Any, uri: str) -> None:
     Raises:
         ArtifactError: if there are none, or they are those of another class.
     """
-    folder = storage.join(storage.normalise_uri(uri), "metadata")
-    parts = [name for name, _ in storage.list_files(folder) if name.startswith("part-")]
-    if not parts:
+    metadata = _metadata(uri)
+    if metadata is None:
         raise ArtifactError(f"{uri} holds no saved {type(instance).__name__}: its folder metadata is missing")
-    metadata = storage.read_json(storage.join(folder, parts[0]), remedy="save it again")
-    if metadata["class"].rpartition(".")[2] != type(instance).__name__:
-        raise ArtifactError(f"{uri} holds a {metadata['class']}, not a {type(instance).__name__}")
+    kind = metadata["class"].rpartition(".")[2]
+    if kind != type(instance).__name__:
+        raise ArtifactError(f"{uri} holds a saved {kind}, not a {type(instance).__name__}: load it with {kind}.load")
     instance._resetUid(metadata["uid"])
     DefaultParamsReader.getAndSetParams(instance, metadata)
+
+
+def saved_class(uri: str) -> str | None:
+    """Return the class, without its module, of what Spark's writer saved below a URI; None if nothing."""
+    metadata = _metadata(uri)
+    return None if metadata is None else str(metadata["class"].rpartition(".")[2])
+
+
+def _metadata(uri: str) -> dict[str, Any] | None:
+    folder = storage.join(storage.normalise_uri(uri), "metadata")
+    parts = [name for name, _ in storage.list_files(folder) if name.startswith("part-")]
+    read: dict[str, Any] | None = None
+    if parts:
+        read = storage.read_json(storage.join(folder, parts[0]), remedy="save it again")
+    return read
 
 
 def camel(name: str) -> str:

@@ -274,7 +274,8 @@ def global_loss(x: Tensor, z: Tensor) -> Tensor:
     lengths = []
     for points in (tf.reshape(x, [tf.shape(x)[0], -1]), z):
         distances = euclidean_distance(points, tf.roll(points, 1, axis=0))[:, 0]
-        lengths.append(tf.math.l2_normalize(distances - tf.reduce_mean(distances)))
+        centred = tf.math.l2_normalize(distances - tf.reduce_mean(distances))
+        lengths.append(tf.cast(centred, z.dtype))  # rows may have more digits than their embeddings
     return 1.0 - tf.reduce_sum(lengths[0] * lengths[1])
 
 

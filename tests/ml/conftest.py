@@ -35,4 +35,5 @@ def fitted(digits_frame: DataFrame) -> IvisModel:
     from ivis_spark import IvisEstimator
 
     estimator = IvisEstimator(idCol="id", labelCol="label", supervisionMetric="sparse_categorical_crossentropy", **FAST)
+    estimator.setRandomState(7)
     return estimator.fit(digits_frame)

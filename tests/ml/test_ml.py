@@ -45,9 +45,9 @@ def test_params_are_those_of_the_configuration() -> None:
 
 
 def test_params_refuse_what_the_configuration_refuses() -> None:
-    with pytest.raises(ConfigError, match=r"neighbours\.k=0 is out of range: it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^k=0 is out of range: it must be at least 1"):
         IvisEstimator(k=0)
-    with pytest.raises(ConfigError, match=r"train\.model='resnet' is not one of: szubert"):
+    with pytest.raises(ConfigError, match=r"^model='resnet' is not one of: szubert"):
         IvisEstimator().setModel("resnet")
     with pytest.raises(ConfigError, match=r"IvisEstimator has no kk; did you mean k\?"):
         IvisEstimator(kk=3)
@@ -86,6 +86,21 @@ def test_keras_encoder_and_local_agree(fitted: IvisModel, digits_frame: DataFram
     assert back.to_folder().scaler() is not None
     np.testing.assert_allclose(points(back.transform(digits_frame)), found, atol=1e-5)
     assert back.summary.loss == fitted.summary.loss
+    assert back.classes == fitted.classes == list(range(10))
+    settings = local.get_params()
+    assert {name: settings[name] for name in ("k", "epochs", "random_state", "knn_distance_metric", "preset")} == {
+        "k": 5,
+        "epochs": 2,
+        "random_state": 7,
+        "knn_distance_metric": "euclidean",
+        "preset": "ivis",
+    }
+    assert settings["distance"] == "infonce" and back.to_local().get_params() == settings
+    before = np.array(local.loss_history_)
+    with pytest.raises(ConfigError, match="embedding_dims from 2 to 3 changed since"):
+        local.set_params(embedding_dims=3).fit(digits[0], digits[1])
+    local.set_params(embedding_dims=2, epochs=1, verbose=0).fit(digits[0], digits[1])
+    assert len(local.loss_history_) == 3 and local.loss_history_[2] < before[0]
 
 
 def test_summary(fitted: IvisModel) -> None:
@@ -146,7 +161,7 @@ def test_policies_count(spark: SparkSession, fitted: IvisModel, digits: Any) -> 
 
 
 def test_schema_errors(spark: SparkSession, fitted: IvisModel, digits_frame: DataFrame) -> None:
-    with pytest.raises(InputError, match=r"data.features_col='features' is not in the table; it has: id \(bigint\)"):
+    with pytest.raises(InputError, match=r"featuresCol='features' is not in the table; it has: id \(bigint\)"):
         fitted.transform(digits_frame.drop("features"))
     with pytest.raises(InputError, match=r"already has a column .* set outputCol"):
         fitted.transform(digits_frame.withColumn("embedding", F.lit(1)))
@@ -256,12 +271,17 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
     Z = rng.normal(size=(180, 2))
     rows = [(x.tolist(), x.tolist(), z.tolist(), i // 60) for i, (x, z) in enumerate(zip(X, Z, strict=True))]
     frame = spark.createDataFrame(rows, "features array<double>, same array<double>, noise array<double>, label int")
+    unlabelled = F.when(F.rand(0) < 0.3, None).when(F.rand(1) < 0.3, float("nan")).otherwise(F.col("label"))
+    partly = frame.withColumn("label", unlabelled).cache()
     for name in ("trustworthiness", "continuity", "knn_recall", "random_triplet_accuracy", "distance_correlation"):
         evaluator = EmbeddingEvaluator(metricName=name, embeddingCol="same")
         assert evaluator.isLargerBetter() and evaluator.evaluate(frame) == pytest.approx(1)
         assert evaluator.evaluate(frame, {evaluator.embeddingCol: "noise"}) < 0.6
     for name in ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation"):
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(frame) == pytest.approx(1)
+        assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(partly) == pytest.approx(1)
+    with pytest.raises(InputError, match="0 embedded rows with a label; at least 3"):
+        EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same").evaluate(partly.where("label IS NULL"))
     with pytest.raises(InputError, match="labelCol='y' is not in the DataFrame; it has: features, same"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same", labelCol="y").evaluate(frame)
     with pytest.raises(ConfigError, match="metricName='nope' is not one of: trustworthiness"):

@@ -137,6 +137,8 @@ def test_global_loss_is_its_formula() -> None:
     lengths = [np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1) for points in (x, z[:, :2])]
     assert float(losses.global_loss(x, z[:, :2])) == pytest.approx(1 - np.corrcoef(*lengths)[0, 1], abs=1e-5)
     assert float(losses.global_loss(x.reshape(16, 2, 2), 3 * x)) == pytest.approx(0, abs=1e-5)
+    scaled_inside = losses.global_loss(x.astype(np.float64) + 1e6, z.astype(np.float32)[:, :2])
+    assert float(scaled_inside) == pytest.approx(1 - np.corrcoef(*lengths)[0, 1], abs=1e-5)
 
 
 def test_gradient_of_global_loss_is_finite_when_all_points_coincide() -> None:

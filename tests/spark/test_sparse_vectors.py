@@ -12,7 +12,7 @@ import pytest
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
-from ivis_spark.spark.embedding.embed import Outputs, _Carried, embed_batches
+from ivis_spark.spark.embedding.embed import Carried, Outputs, embed_batches
 from ivis_spark.spark.neighbours import query
 from ivis_spark.spark.vectors import from_vectors, pack_sparse, sparse_rows, unpack_sparse
 
@@ -78,7 +78,7 @@ def test_rows_with_wrong_indices_are_treated_as_other_invalid_rows(monkeypatch: 
     encoder = Encoder(DenseNetwork((DenseLayer.of(np.eye(4)[:, :2], None, "linear"),)), None)
 
     def embedded(invalid: str) -> dict[str, Any]:
-        shared, outputs = _Carried(encoder), Outputs()
+        shared, outputs = Carried(encoder), Outputs()
         (found,) = embed_batches(
             iter([batch]), shared=shared, invalid=invalid, features=("v",), kept=[0], outputs=outputs, counts=None
         )

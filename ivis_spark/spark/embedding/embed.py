@@ -16,7 +16,6 @@ from pyspark import SparkContext, TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.sql.pandas.functions import pandas_udf
 
 from ivis_spark.config import EmbedConfig
 from ivis_spark.core.dense import DenseNetwork
@@ -26,13 +25,22 @@ from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.rows.columns import FEATURES, quoted
 from ivis_spark.spark.session import is_connect
 from ivis_spark.spark.tasks import map_arrow
-from ivis_spark.spark.vectors import describe, describe_invalid, name_faults, read_rows, to_list, to_packed_halves
+from ivis_spark.spark.vectors import (
+    Faults,
+    describe,
+    describe_invalid,
+    name_faults,
+    read_rows,
+    to_list,
+    to_packed_halves,
+)
 
 if TYPE_CHECKING:
     from pyspark.broadcast import Broadcast
 
 EMBEDDING = "embedding"
 FAULTS = ("null", "nan", "infinite", "indices")
+SETTING = "embed.invalid"
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,15 @@ class Outputs:
         """Check that a table has no such columns yet: Spark, and the tables it writes, do not tell cases apart.
 
         Raises:
-            InputError: if it has.
+            InputError: if it has, or two of them have one name.
         """
-        there = {name.lower(): name for name in columns}
+        there, added = {name.lower(): name for name in columns}, set[str]()
         for name in self.names:
             if name.lower() in there:
                 raise InputError(f"the table already has a column {there[name.lower()]!r}: {remedy}")
-            there[name.lower()] = name
+            if name.lower() in added:
+                raise InputError(f"two of the columns to be added are called {name!r}: {remedy}")
+            added.add(name.lower())
 
     def make(self, encoder: Encoder, embedding: NDArray[Any]) -> list[pa.Array]:
         """Return, of embedded rows of shape (n, e), a column for each name. Runs on: executor."""
@@ -147,15 +157,15 @@ class InvalidRows:
 
 
 @dataclass(frozen=True)
-class _Carried:
+class Carried:
     """What stands for a broadcast where there is none."""
 
     value: Encoder
 
 
-def _share(spark: SparkSession, encoder: Encoder) -> Broadcast[Encoder] | _Carried:
+def share(spark: SparkSession, encoder: Encoder) -> Broadcast[Encoder] | Carried:
     """Send an encoder to all executors once; Spark Connect has no broadcasts, there it goes with every function."""
-    return _Carried(encoder) if is_connect(spark) else spark.sparkContext.broadcast(encoder)
+    return Carried(encoder) if is_connect(spark) else spark.sparkContext.broadcast(encoder)
 
 
 def embed_frame(
@@ -167,6 +177,7 @@ def embed_frame(
     kept: Sequence[str] | None = None,
     outputs: Outputs | None = None,
     counts: InvalidRows | None = None,
+    setting: str = SETTING,
 ) -> DataFrame:
     """Add the embedding, and optionally the scores, to a frame; kept columns pass through unchanged.
 
@@ -181,6 +192,7 @@ def embed_frame(
         kept: Columns that come back too; all but the features if left out, which saves their way back from Python.
         outputs: The columns to add.
         counts: Counts the invalid rows.
+        setting: How a message calls `invalid`.
 
     Returns:
         The columns that are kept, in the frame's order, and the outputs behind them.
@@ -194,7 +206,7 @@ def embed_frame(
     fields = frame.schema.fields
     chosen = [name for name in frame.columns if name not in features] if kept is None else kept
     places = [place for place, field in enumerate(fields) if field.name in chosen]
-    shared = _share(frame.sparkSession, encoder)
+    shared = share(frame.sparkSession, encoder)
     embed = functools.partial(
         embed_batches,
         shared=shared,
@@ -203,6 +215,7 @@ def embed_frame(
         kept=places,
         outputs=outputs,
         counts=counts,
+        setting=setting,
     )
     embedded = map_arrow(frame, embed, T.StructType([*(fields[place] for place in places), *outputs.fields]))
     if outputs.label is None:
@@ -213,12 +226,13 @@ def embed_frame(
 def embed_batches(
     batches: Iterator[pa.RecordBatch],
     *,
-    shared: Broadcast[Encoder] | _Carried,
+    shared: Broadcast[Encoder] | Carried,
     invalid: str,
     features: tuple[str, ...],
     kept: list[int],
     outputs: Outputs,
     counts: InvalidRows | None,
+    setting: str = SETTING,
 ) -> Iterator[pa.RecordBatch]:
     """Add the outputs to the batches of a task. Runs on: executor. Memory: one batch."""
     encoder = load_encoder(shared)
@@ -238,7 +252,7 @@ def embed_batches(
         made = outputs.make(encoder, embedding)
         if bad.any():
             if invalid == "error":
-                raise refusal(faults, X, describe_invalid(features, read))
+                raise refusal(faults, X, describe_invalid(features, read), setting)
             if counts is not None:
                 counts.add(faults)
             if invalid == "null":
@@ -249,7 +263,7 @@ def embed_batches(
         yield pa.RecordBatch.from_arrays([*columns, *made], [*names, *outputs.names])
 
 
-def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
+def load_encoder(shared: Broadcast[Encoder] | Carried) -> Encoder:
     """Return the encoder of a task; one that needs TensorFlow sees only the GPU that Spark gave the task.
 
     TensorFlow cannot change it: a Python worker stays with the GPU of the first task that it embedded in.
@@ -264,7 +278,7 @@ def load_encoder(shared: Broadcast[Encoder] | _Carried) -> Encoder:
     return encoder
 
 
-def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputError:
+def refusal(faults: Faults, X: Any, where: str, setting: str) -> InputError:
     """Return the error of rows that cannot be embedded: how many, what is wrong with them and how the first looks."""
     bad = np.logical_or.reduce(list(faults.values()))
     named = {fault: faults[fault] for fault in FAULTS if fault in faults}
@@ -274,7 +288,7 @@ def refusal(faults: dict[str, NDArray[np.bool_]], X: Any, where: str) -> InputEr
     shown = "" if unread else f"; the first reads {row}"
     return InputError(
         f"{int(bad.sum())} of {len(bad)} rows of a batch cannot be embedded ({name_faults(named)} in {where}{shown}): "
-        "fix them, or set embed.invalid=null or drop"
+        f"fix them, or set {setting}=null or drop"
     )
 
 
@@ -288,59 +302,3 @@ def _placed(mask: NDArray[np.bool_], where: NDArray[np.bool_]) -> NDArray[np.boo
 def spread(column: pa.Array, valid: NDArray[np.bool_]) -> pa.Array:
     """Return a column of m values as one of n, null where `valid`, shape (n,) with m true, is not."""
     return column.take(pa.array(np.cumsum(valid) - 1, mask=~valid))
-
-
-def embed_udf(spark: SparkSession, encoder: Encoder, *, invalid: str = "error", half: bool = False) -> Any:
-    """Return a pandas UDF that embeds an array column, for `withColumn` and, registered, for SQL.
-
-    `embed_frame` is faster where a whole table is embedded: pandas holds one array object a row. A Spark ML vector
-    goes through `pyspark.ml.functions.vector_to_array` first. Runs on: driver.
-
-    Args:
-        spark: The session that broadcasts the encoder.
-        encoder: Scales and embeds a batch.
-        invalid: `error` or `null`: what to do with rows that hold null, NaN or infinity.
-        half: Return `binary` of packed float16 instead of array<float>.
-
-    Returns:
-        A UDF from an array of numbers to the embedding; a null row stays null. A task fails with InputError if a row
-        has another width than the model's, or is invalid and that is an error.
-    """
-    import pandas as pd
-
-    shared = _share(spark, encoder)
-
-    def embed(features: pd.Series) -> pd.Series:
-        loaded = load_encoder(shared)
-        known = features.notna().to_numpy()
-        X = _matrix(features[known].to_list(), loaded.n_inputs)
-        finite = np.isfinite(X).all(axis=1)
-        if not finite.all():
-            faults = {"nan": np.isnan(X).any(axis=1), "infinite": np.isinf(X).any(axis=1)}
-            if invalid == "error":
-                raise refusal(faults, X, "the features")
-            X = X[finite]
-        embedding = loaded(X)
-        rows = [row.tobytes() for row in embedding.astype("<f2")] if half else list(embedding)
-        values: list[Any] = [None] * len(features)
-        for place, row in zip(np.flatnonzero(known)[finite], rows, strict=True):
-            values[place] = row
-        return pd.Series(values, dtype=object)
-
-    embed.__annotations__ = {"features": pd.Series, "return": pd.Series}
-    return pandas_udf(embed, Outputs(half=half).fields[0].dataType)  # type: ignore[call-overload]
-
-
-def _matrix(rows: list[NDArray[Any]], width: int) -> NDArray[Any]:
-    """Return rows of a UDF's batch as one matrix of shape (n, width). Runs on: executor.
-
-    Raises:
-        InputError: if a row has another width.
-    """
-    widths = {len(row) for row in rows}
-    if widths - {width}:
-        raise InputError(f"rows have {sorted(widths)} features; the model was trained on {width}")
-    if not rows:
-        return np.empty((0, width), np.float32)
-    numbers = np.concatenate(rows)
-    return numbers.astype(np.float32 if numbers.dtype == np.float32 else np.float64, copy=False).reshape(-1, width)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.ml.functions import vector_to_array
-from pyspark.ml.linalg import Vectors
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.spark.causes import task_errors
-from ivis_spark.spark.embedding.embed import Encoder, embed_frame, embed_udf
+from ivis_spark.spark.embedding.embed import Encoder, embed_frame
+from ivis_spark.spark.embedding.udf import embed_udf, read_struct
 
 pytestmark = pytest.mark.spark
 
@@ -167,9 +169,42 @@ def test_udf_takes_doubles_integers_and_vectors(spark: SparkSession, encoder: En
     np.testing.assert_allclose(embeddings(doubles), encoder(X[:5]), rtol=1e-5, atol=1e-6)
     whole = table(spark, X[:5].astype(int).tolist(), "array<int>").withColumn("embedding", embed("features"))
     np.testing.assert_allclose(embeddings(whole), encoder(X[:5].astype(int)), rtol=1e-5, atol=1e-6)
-    vectors = spark.createDataFrame([(i, Vectors.dense(row)) for i, row in enumerate(X[:5])], ["id", "v"])
-    vectors = vectors.withColumn("embedding", embed(vector_to_array("v", "float32")))
-    np.testing.assert_allclose(embeddings(vectors), encoder(X[:5]), rtol=1e-5, atol=1e-6)
+    dense = [(i, Vectors.dense(row)) for i, row in enumerate(X[:5])]
+    rows = [*dense, (5, None), (6, Vectors.sparse(4, {1: 2.5, 3: -1.0}))]
+    vectors = spark.createDataFrame(
+        rows, T.StructType([T.StructField("id", T.LongType()), T.StructField("v", VectorUDT())])
+    )
+    expected = encoder(np.array([*X[:5], [0, 2.5, 0, -1]], np.float32))
+    found = vectors.coalesce(1).withColumn("embedding", embed("v")).orderBy("id").collect()
+    assert found.pop(5)["embedding"] is None
+    np.testing.assert_allclose([row["embedding"] for row in found], expected, rtol=1e-5, atol=1e-6)
+    columns = spark.createDataFrame([(i, *map(float, row)) for i, row in enumerate(X[:5])], ["id", "a", "b", "c", "d"])
+    by_name = embed_udf(spark, encoder, names=["a", "b", "c", "d"])
+    for struct, udf in ((F.struct(*"abcd"), embed), (F.struct("d", "b", "id", "c", "a"), by_name)):
+        found = columns.withColumn("embedding", udf(struct))
+        np.testing.assert_allclose(embeddings(found), encoder(X[:5]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match="embed_udf takes one column, not 4"), task_errors():
+        columns.select(embed(*"abcd")).collect()
+
+
+def test_structs_are_checked() -> None:
+    """As pandas has them."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(
+        {"b": [1.0, np.nan], "a": [1, 2], "c": pd.Series([None, decimal.Decimal("1.5")], dtype=object)}
+    )
+    X, faults, known = read_struct(frame, 3, ["a", "b", "c"])
+    assert known.all() and X[1].tolist()[::2] == [2, 1.5]
+    assert faults["null"].tolist() == [True, False] and faults["nan"].tolist() == [False, True]
+    with pytest.raises(InputError, match="the struct lacks z; it has: b, a, c"):
+        read_struct(frame, 2, ["a", "z"])
+    with pytest.raises(InputError, match="a row has 3 features in the column; the model was trained on 2"):
+        read_struct(frame, 2, [])
+    with pytest.raises(InputError, match="field 'd' of the struct is string: all must be numbers"):
+        read_struct(pd.DataFrame({"d": ["x"]}), 1, [])
+    short = pd.DataFrame({"type": [0], "size": [9], "indices": [np.array([1])], "values": [np.array([1.0])]})
+    with pytest.raises(InputError, match="a row has 9 features in the column; the model was trained on 4"):
+        read_struct(short, 4, [])
 
 
 def test_udf_of_nulls_only_and_of_no_rows(spark: SparkSession, encoder: Encoder) -> None:

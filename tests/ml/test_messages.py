@@ -1,0 +1,136 @@
+"""What Spark ML's users read: Params in messages, refusals before training, where a model is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import types as T
+
+from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, storage
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
+from ivis_spark.errors import ArtifactError, ConfigError, InputError
+from ivis_spark.ml import params
+from ivis_spark.serving.folder import ModelFolder, write_model
+
+CLASSES = "sparse_categorical_crossentropy"
+SCHEMA = T.StructType(
+    [
+        T.StructField("id", T.LongType()),
+        T.StructField("features", T.ArrayType(T.FloatType())),
+        T.StructField("label", T.StringType()),
+    ]
+)
+
+
+def folder(classes: dict[str, Any] | None = None) -> ModelFolder:
+    """A model without Keras's files, so that nothing of it needs TensorFlow."""
+    dense = DenseNetwork((DenseLayer.of(np.ones((3, 2)), None, "linear"),)).to_bytes()
+    serving = {"format": 1, "input_shape": [3], "n_outputs": 2, "features": ["features"], "classes": classes}
+    files = {"dense.npz": dense, "head.npz": dense, "serving.json": json.dumps(serving).encode()}
+    return ModelFolder({"config": {}, "inputs": {}}, {}, files)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"featuresCol": "feature"}, r"^featuresCol='feature' is not in the table; did you mean features\?"),
+        ({"featureCols": ["label"]}, r"'label' is string; it must be numeric\. Remove it from featureCols or"),
+        ({"featuresCol": "label"}, r"Set several numeric columns with featureCols$"),
+        ({"featuresCol": "a", "featureCols": ["b"]}, "^featuresCol='a' and featureCols='b' exclude each other"),
+        ({"idCol": "idx"}, r"^idCol='idx' is not in the DataFrame; did you mean id\?"),
+        (
+            {"classCol": "c"},
+            r"^classCol='c' needs a model trained on classes: train with labelCol and supervisionMetric=",
+        ),
+        ({"scoresCol": "s"}, r"^scoresCol='s' needs a model trained on labels: set labelCol and supervisionMetric"),
+        ({"scoresCol": "s", "labelCol": "label"}, "^scoresCol='s' needs a model trained on labels"),
+        (
+            {"scoresCol": "Z", "outputCol": "z", "labelCol": "label", "supervisionMetric": CLASSES},
+            "^two of the columns to be added are called 'Z': set outputCol, scoresCol or classCol to another",
+        ),
+        ({"outputCol": "Label"}, "^the table already has a column 'label': set outputCol"),
+    ],
+)
+@pytest.mark.spark
+def test_errors_before_training_name_params(spark: SparkSession, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ConfigError, InputError), match=message):
+        IvisEstimator(**options).transformSchema(SCHEMA)
+
+
+def test_errors_of_values_name_params() -> None:
+    with pytest.raises(ConfigError, match=r"^k=0 is out of range"):
+        IvisEstimator(k=0)
+    with pytest.raises(ConfigError, match=r"^embedInvalid='x' is not one of"):
+        IvisModel(folder(), embedInvalid="x")
+    with pytest.raises(ConfigError, match=r"^numRanks='x' must be a whole number"):
+        IvisEstimator().setNumRanks("x")
+
+
+def test_names_of_the_users_own_stay() -> None:
+    with pytest.raises(InputError) as caught, params.naming_params():
+        raise InputError(
+            "file:///runs/train.model and 'data.label_col', column label_col: set --label-col or train.model"
+        )
+    assert str(caught.value) == "file:///runs/train.model and 'data.label_col', column label_col: set labelCol or model"
+
+
+def test_documentation_of_params_names_params() -> None:
+    names = {setting.name for setting in params.settings().values() if "_" in setting.name}
+    for stage in (IvisEstimator(), IvisModel(folder()), EmbeddingEvaluator()):
+        for param in stage.params:
+            assert not names & set(re.findall(r"\w+", param.doc)), param
+
+
+def test_data_frames_of_pandas_are_refused() -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"a": [1.0]})
+    for use in (IvisEstimator().fit, IvisModel(folder()).transform, EmbeddingEvaluator().evaluate):
+        with pytest.raises(InputError, match=r"takes a DataFrame of Spark, not a pandas.DataFrame: .*createDataFrame"):
+            use(frame)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([3, 7], "bigint", [3, 7]),
+        (["no", "yes"], "string", ["no", "yes"]),
+        (["false", "true"], "boolean", [False, True]),
+        (
+            ["2026-01-01", "2026-01-02"],
+            "date",
+            [np.datetime64("2026-01-01").item(), np.datetime64("2026-01-02").item()],
+        ),
+    ],
+)
+def test_classes_have_the_type_of_the_label(values: list[Any], kind: str, expected: list[Any]) -> None:
+    assert IvisModel(folder({"values": values, "type": kind})).classes == expected
+    assert IvisModel(folder()).classes == []
+
+
+def test_errors_say_where_models_are(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"nowhere does not exist"):
+        IvisModel.load(str(tmp_path / "nowhere"))
+    with pytest.raises(ArtifactError, match=r"holds no model: pass the folder of a saved model, or of a run"):
+        IvisModel.from_run(str(tmp_path))
+    runs = storage.normalise_uri(str(tmp_path / "runs"))
+    write_model(f"{runs}/run-1", folder())
+    write_model(f"{runs}/run-2", folder())
+    for look in (IvisModel.from_run, IvisModel.load):
+        with pytest.raises(ArtifactError) as caught:
+            look(runs)
+        assert str(caught.value).endswith(f": IvisModel.from_run('{runs}/run-1'), IvisModel.from_run('{runs}/run-2')")
+    assert IvisModel.from_run(f"{runs}/run-1").summary.loss == []
+    with pytest.raises(ArtifactError, match=r"is a run folder, not a saved model: load it with IvisModel\.from_run\('"):
+        IvisModel.load(f"{runs}/run-1")
+    metadata = tmp_path / "estimator" / "metadata"
+    metadata.mkdir(parents=True)
+    (metadata / "part-00000").write_text(json.dumps({"class": "ivis_spark.ml.estimator.IvisEstimator"}))
+    for look in (IvisModel.from_run, IvisModel.load):
+        with pytest.raises(ArtifactError, match=r"holds a saved IvisEstimator: load it with IvisEstimator\.load"):
+            look(str(tmp_path / "estimator"))
