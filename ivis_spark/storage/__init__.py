@@ -1,7 +1,7 @@
-"""Storage, in four modules.
+"""Storage.
 
-`files`: bytes by URI; `places`: what a URI points to; `run_folder`: stages, published whole; `careful`: faults are not
-absences.
+`files`: bytes by URI; `places`: what a URI points to; `run_folder`: stages, published whole, from `stage_build`;
+`careful`: faults are not absences.
 """
 
 from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerprint, installed_versions
@@ -31,7 +31,8 @@ from ivis_spark.storage.files import (
 )
 from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.places import Place, keep_apart
-from ivis_spark.storage.run_folder import MANIFEST, MARK, MapFiles, RunFolder, StageBuild
+from ivis_spark.storage.run_folder import MANIFEST, MARK, MapFiles, RunFolder
+from ivis_spark.storage.stage_build import StageBuild
 
 __all__ = [
     "FORMAT_VERSION",

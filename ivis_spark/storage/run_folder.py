@@ -18,7 +18,6 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ivis_spark.errors import ArtifactError, InputError
@@ -36,6 +35,7 @@ from ivis_spark.storage.files import (
     replace_file,
 )
 from ivis_spark.storage.names import join, normalise_uri
+from ivis_spark.storage.stage_build import StageBuild
 
 MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")
@@ -44,23 +44,6 @@ _MOST_STAGES = 100
 
 NO_DEFAULTS = Defaults()
 MapFiles = Callable[[Callable[[str], Any], Mapping[str, int]], Iterable[Any]]
-
-
-@dataclass
-class StageBuild:
-    """A stage that is being built: write below `uri`, note facts in `info`, then leave the `with` block.
-
-    `digests` may hold bytes and sha256 of files that were digested as they were written, by their path below `uri`:
-    those are not read again.
-    """
-
-    uri: str
-    info: dict[str, Any] = field(default_factory=dict)
-    digests: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def path(self, *parts: str) -> str:
-        """Return the URI of a file or folder of the stage."""
-        return join(self.uri, *parts)
 
 
 class RunFolder:
@@ -284,7 +267,7 @@ class RunFolder:
                     unknown = {join(building, name): size for name, size in files if name not in build.digests}
                     found = dict(zip(unknown, map_files(digest_file, unknown), strict=True))
             digests = [build.digests.get(name) or found[join(building, name)] for name, _ in files]
-            _check_sizes(building, files, build.digests)
+            build.check_sizes(files)
             manifest = Manifest(
                 stage=stage,
                 spec=dict(spec),
@@ -393,14 +376,3 @@ class RunFolder:
 
     def _children(self, *parts: str) -> list[str]:
         return children(*filesystem(self.path(*parts)))
-
-
-def _check_sizes(folder: str, files: list[tuple[str, int]], digests: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ArtifactError if a file that was digested as it was written is not there as it was."""
-    sizes = dict(files)
-    for name, digest in digests.items():
-        if sizes.get(name) != digest["bytes"]:
-            raise ArtifactError(
-                f"{join(folder, name)} holds {sizes.get(name, 'no')} bytes, {digest['bytes']} were written: run the "
-                "same command again"
-            )
