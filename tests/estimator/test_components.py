@@ -41,7 +41,7 @@ def ivis(**options: object) -> Ivis:
 
 @pytest.mark.parametrize("sparse_rows", [False, True])
 def test_projection_keeps_distances_and_angles(sparse_rows: bool) -> None:
-    """With all components but one nothing is lost; wide() has 38 columns that vary on their own."""
+    """With all components but one nothing is lost but by rounding; wide() has 38 columns that vary on their own."""
     X = wide().astype(np.float64) + 3
     given = sparse.csr_matrix(X) if sparse_rows else X
     projection = Projection.fit(given, 39, seed=0)
@@ -51,10 +51,10 @@ def test_projection_keeps_distances_and_angles(sparse_rows: bool) -> None:
     def apart(points):
         return np.linalg.norm(points[:, None] - points, axis=2)
 
-    np.testing.assert_allclose(apart(rows) / length, apart(X), atol=1e-4)
+    np.testing.assert_allclose(apart(rows) / length, apart(X), rtol=1e-3, atol=1e-6)
     assert rows.var(axis=0).mean() == pytest.approx(1, abs=0.02)
     seen = projection.around_origin(rows) / length
-    np.testing.assert_allclose(seen @ seen.T, X @ X.T, rtol=1e-4)
+    np.testing.assert_allclose(seen @ seen.T, X @ X.T, rtol=1e-3)
     assert projection.explained.sum() == pytest.approx(1, abs=1e-4)
 
 

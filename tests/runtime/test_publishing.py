@@ -57,18 +57,21 @@ def test_stages_that_do_not_belong_together(tmp_path: Path) -> None:
     runner.require("model")
     publish("neighbours", 2, "rows")
     again = "'triplets' was made from 'neighbours' that has been replaced since. Run again, with --overwrite: "
-    with pytest.raises(ArtifactError, match=again + "ivis-spark triplets$"):
+    with pytest.raises(ArtifactError, match=again + r"ivis-spark triplets --output \S+$"):
         publish("model", 2, "triplets")
-    with pytest.raises(ArtifactError, match=again + "ivis-spark triplets, then ivis-spark train$"):
+    both = r"ivis-spark triplets --output \S+, then ivis-spark train --output \S+$"
+    with pytest.raises(ArtifactError, match=again + both):
         runner.require("model")
     runner.folder.remove("triplets")  # what lies between is gone, and still the model is known to be an old one
-    with pytest.raises(ArtifactError, match=r"'model' was made from 'neighbours'.*: ivis-spark train$"):
+    with pytest.raises(ArtifactError, match=r"'model' was made from 'neighbours'.*: ivis-spark train --output \S+$"):
         runner.require("model")
     publish("triplets", 2, "rows", "neighbours")
     publish("model", 2, "triplets")
     runner.require("model")
     publish("rows", 2)
-    with pytest.raises(ArtifactError, match=r"'neighbours' was made from 'rows'.*: ivis-spark neighbours$"):
+    with pytest.raises(
+        ArtifactError, match=r"'neighbours' was made from 'rows'.*: ivis-spark neighbours --output \S+$"
+    ):
         runner.require("neighbours")
 
 

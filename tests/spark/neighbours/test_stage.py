@@ -134,7 +134,7 @@ def test_many_equal_rows_reach_the_target(spark: SparkSession, tmp_path: Path) -
 def test_a_table_without_rows_enough_or_such_an_index_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"neighbours\.k=5 must be less than the number of rows, 5: lower"):
         build(spark, clusters(5), tmp_path, k=5)
-    with pytest.raises(ConfigError, match=r"neighbours.backend='faiss' is not one of: auto, leaves, annoy"):
+    with pytest.raises(ConfigError, match=r"neighbours.backend='faiss' is not one of: auto, annoy, leaves"):
         build(spark, clusters(50), tmp_path, k=5, backend="faiss")
 
 
@@ -143,7 +143,7 @@ def test_nothing_grows_beyond_memory(rows: int, dims: int) -> None:
     """Every structure of a build, by the constants of the code: under 1 GiB, and the driver in all under 4 GiB."""
     sizes = build_sizes(rows, dims, NeighboursConfig(), copies=2.0)
     assert sizes.regions <= MOST_REGIONS
-    for name in ("sample", "quantiser", "asked", "lists", "places", "records", "region", "region_lists"):
+    for name in ("sample", "quantiser", "queries", "lists", "places", "records", "region", "region_lists"):
         assert 0 < getattr(sizes, name) < 2**30, name
     assert sizes.driver < 4 * 2**30 and sizes.task < 2 * 2**30
     folded = math.ceil((rows * dims * 4 / TASK_BYTES) ** 0.5)  # partitions of a fold, each a record of lists
