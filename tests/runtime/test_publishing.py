@@ -69,9 +69,7 @@ def test_stages_that_do_not_belong_together(tmp_path: Path) -> None:
     publish("model", 2, "triplets")
     runner.require("model")
     publish("rows", 2)
-    with pytest.raises(
-        ArtifactError, match=r"'neighbours' was made from 'rows'.*: ivis-spark neighbours --output \S+$"
-    ):
+    with pytest.raises(ArtifactError, match=r"'neighbours' was made from 'rows'.*: ivis-spark neighbours --output"):
         runner.require("neighbours")
 
 
