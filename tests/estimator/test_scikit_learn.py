@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 pd = pytest.importorskip("pandas")
 
+from processes import in_a_process  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 from sklearn.datasets import load_iris  # noqa: E402
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError  # noqa: E402
@@ -44,8 +46,7 @@ def fitted() -> Ivis:
     return small().fit(FRAME, NAMES)
 
 
-@pytest.mark.slow
-def test_checks_of_scikit_learn() -> None:
+def all_checks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = Ivis(k=2, epochs=1, verbose=0, batch_size=16, supervision_metric="mae")
@@ -56,8 +57,7 @@ def test_checks_of_scikit_learn() -> None:
     assert sum(result["status"] == "passed" for result in found) > 40
 
 
-@pytest.mark.slow
-def test_checks_of_scikit_learn_that_depend_on_labels() -> None:
+def checks_that_depend_on_labels() -> None:
     """With classes instead of values; the other checks do not look at what kind of label there is."""
     depend = {
         "check_dict_unchanged", "check_estimators_pickle", "check_estimators_dtypes", "check_fit2d_1feature",
@@ -78,6 +78,12 @@ def test_checks_of_scikit_learn_that_depend_on_labels() -> None:
                 except Exception:  # noqa: BLE001 - which checks fail is what the test compares
                     failed.add(name)
     assert run == depend and failed <= set(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checks", [all_checks, checks_that_depend_on_labels])
+def test_checks_of_scikit_learn(checks: Callable[[], None]) -> None:
+    in_a_process(checks)
 
 
 def test_columns_go_by_name(fitted: Ivis, tmp_path: Path) -> None:

@@ -1,0 +1,13 @@
+"""A process of its own for tests with many fits, of each of which TensorFlow keeps some 40 MB."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+
+def in_a_process(function: Callable[[], None]) -> None:
+    """Call a function of a module in a new process, and raise what it raises."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(function).result()
