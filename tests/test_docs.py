@@ -155,11 +155,13 @@ def run_steps(page: str) -> None:
 @pytest.mark.slow
 def test_the_page_of_r_runs(tmp_path: Path) -> None:
     """With the R package from here, and this Python instead of the one that install_ivis() makes."""
-    wanted = "stopifnot(requireNamespace('reticulate'))"
-    if not shutil.which("Rscript") or subprocess.run(["Rscript", "-e", wanted], capture_output=True).returncode:
-        pytest.skip("needs R with reticulate (Debian: apt-get install r-base-core r-cran-reticulate)")
     here = {**os.environ, "R_LIBS": str(tmp_path), "RETICULATE_PYTHON": sys.executable}
     here["PYTHONPATH"] = str(DOCS.parent)
+    look = ["Rscript", "-e", "reticulate::py_config()"]
+    if not shutil.which("Rscript") or subprocess.run(look, env=here, capture_output=True).returncode:
+        pytest.skip(
+            "needs R with a reticulate that knows this Python (Debian: apt-get install r-base-core r-cran-reticulate)"
+        )
     install = ["R", "CMD", "INSTALL", f"--library={tmp_path}", str(DOCS.parent / "R-package")]
     for command in (install, ["Rscript", "-e", "\n".join(blocks("howto/r.md", "r"))]):
         done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300)

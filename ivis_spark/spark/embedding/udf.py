@@ -107,7 +107,9 @@ def read_struct(frame: Any, width: int, names: Sequence[str]) -> tuple[Any, Faul
             kind = column.type
             if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
                 if not (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-                    raise InputError(f"field {name!r} of the struct is {kind}: all must be numbers")
+                    raise InputError(
+                        f"field {name!r} of the struct is {str(kind).removeprefix('large_')}: all must be numbers"
+                    )
         columns = [column.cast(pa.float64()) for column in columns]
     X, faults = read_rows(columns, width, what="the column")
     return X, {fault: mask for fault, mask in faults.items() if fault != "width"}, known
