@@ -48,7 +48,6 @@ class Check:
 def check_machine() -> list[Check]:
     """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
     checks = (_python, _packages, _memory, _disk, _tensorflow, _reader, _ring, _gpus)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # What packages print and warn of on the way is not the answer.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -96,7 +96,6 @@ def set_up(
         plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
         file.setFormatter(JsonFormatter() if form == "json" else plain)
         package.addHandler(file)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no notes about GPUs that are not there
     if not all_warnings:
         warnings.simplefilter("ignore")
         logging.getLogger("py4j").setLevel(logging.CRITICAL)  # what it says of errors is in the exceptions too

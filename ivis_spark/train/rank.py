@@ -42,7 +42,6 @@ def rank_environment(rank: int, gpus: Iterable[str], cores: int) -> dict[str, st
         # Buffers of row groups are used again, where glibc would give them back and have the kernel clear new ones.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2"),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),  # --py-files too
     }
 

@@ -274,7 +274,6 @@ def load_encoder(shared: Broadcast[Encoder] | Carried) -> Encoder:
         resources = context.resources() if context is not None else {}
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(resources["gpu"].addresses) if "gpu" in resources else "-1"
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     return encoder
 
 
