@@ -37,7 +37,7 @@ from ivis_spark.nn.callbacks import FitProgress
 from ivis_spark.nn.model import TripletModel
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
-from ivis_spark.nn.projection import split_projection, with_projection
+from ivis_spark.nn.projection import split_projection
 from ivis_spark.nn.scaling import split_scaling
 from ivis_spark.nn.supervision import build_head
 from ivis_spark.progress import say
@@ -310,21 +310,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         self._made_with = self._followed()
         model: TripletModel = self.model_
         return model
-
-    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
-        config = self._config().train
-        whole = with_projection(encoder, self.projection_)
-        self.encoder_, self.head_ = whole, head
-        self.supervised_model_ = None if head is None else keras.Model(whole.inputs[0], head(whole.outputs[0]))
-        self.model_ = TripletModel(
-            encoder,
-            self._loss(),
-            head=head,
-            supervision_metric=self.supervision_metric,
-            supervision_weight=config.supervision_weight,
-            global_weight=config.global_weight,
-            optimizer=optimizer or make_optimizer(config, encoder),
-        )
 
     def _listeners(self, n_rows: int, ending: contextlib.ExitStack) -> list[keras.callbacks.Callback]:
         """Return the callbacks of a fit; the first keeps the history, so that it outlives an interruption."""

@@ -20,7 +20,9 @@ from ivis_spark.errors import ConfigError, ExistsError, NotFittedError
 from ivis_spark.estimator.parameters import Parameters
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
-from ivis_spark.nn.projection import split_projection
+from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.optimizer import make_optimizer
+from ivis_spark.nn.projection import split_projection, with_projection
 
 # Parameters that hold objects: not saved with a model.
 _OBJECTS = ("callbacks", "neighbour_matrix")
@@ -200,8 +202,20 @@ class Saving(Parameters):
         if saved.encoder.input_shape[1] is not None:
             self.n_features_in_ = int(saved.encoder.input_shape[1])
 
-    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> Any:
-        raise NotImplementedError
+    def _assemble(self, encoder: keras.Model, head: keras.Model | None, optimizer: Any = None) -> None:
+        config = self._config().train
+        whole = with_projection(encoder, self.projection_)
+        self.encoder_, self.head_ = whole, head
+        self.supervised_model_ = None if head is None else keras.Model(whole.inputs[0], head(whole.outputs[0]))
+        self.model_ = TripletModel(
+            encoder,
+            self._loss(),
+            head=head,
+            supervision_metric=self.supervision_metric,
+            supervision_weight=config.supervision_weight,
+            global_weight=config.global_weight,
+            optimizer=optimizer or make_optimizer(config, encoder),
+        )
 
 
 def _check_instance(model: Any, folder_path: str) -> None:
