@@ -101,12 +101,11 @@ def evaluate(
         DependencyError: if matplotlib or plotly is missing.
         InputError: if there are no embeddings, or a sampled one is not finite.
     """
-    from ivis_spark.spark.session import describe_job
+    from ivis_spark.spark.session import job_step
 
     plots.require_plotly()
     os.makedirs(folder, exist_ok=True)
-    describe_job(spark, "report: sample of rows")
-    with step("sample", "report: sample rows"):
+    with job_step(spark, "sample", "report: sample rows"):
         sample = draw_sample(
             spark,
             rows=rows,
@@ -118,8 +117,7 @@ def evaluate(
             predicted=predicted,
             originals=originals,
         )
-    describe_job(spark, "report: counts of all rows")
-    with step("count", "report: count all rows"):
+    with job_step(spark, "count", "report: count all rows"):
         n_rows = embeddings.count()
         density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
     with step("measure", "report: measure"):

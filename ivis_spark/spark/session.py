@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 
 from ivis_spark.core.sizes import BATCH_BYTES
 from ivis_spark.errors import ConfigError, IvisError
+from ivis_spark.progress import step
 from ivis_spark.spark.environment import check_variables, ensure_java
 from ivis_spark.spark.watching import described
 
@@ -196,6 +197,14 @@ def describe_job(spark: SparkSession, text: str) -> None:
     if is_connect(spark):
         return
     spark.sparkContext.setJobDescription(text)
+
+
+@contextlib.contextmanager
+def job_step(spark: SparkSession, name: str, text: str) -> Iterator[None]:
+    """Name the Spark jobs of a block, and time it as a `step`."""
+    describe_job(spark, text)
+    with step(name, text):
+        yield
 
 
 @contextlib.contextmanager

@@ -39,7 +39,6 @@ from ivis_spark.core.knn.search import (
 from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
 from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.errors import IvisError
-from ivis_spark.progress import step
 from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
 from ivis_spark.spark.anchors import Anchors
 from ivis_spark.spark.causes import task_errors
@@ -47,7 +46,7 @@ from ivis_spark.spark.neighbours import tasks
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan
 from ivis_spark.spark.neighbours.truth import ExactLists, RowSample, draw_rows, exact_lists
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import arrow_batch_rows, describe_job
+from ivis_spark.spark.session import arrow_batch_rows, job_step
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
@@ -112,8 +111,7 @@ class RowFacts:
     @contextmanager
     def step(self, name: str, text: str) -> Iterator[None]:
         """Name Spark's jobs, time them, and raise what a task raised on purpose."""
-        describe_job(self.spark, f"neighbours: {text}")
-        with step(name, f"neighbours: {text}"), task_errors():
+        with job_step(self.spark, name, f"neighbours: {text}"), task_errors():
             yield
 
     def count(self) -> None:
