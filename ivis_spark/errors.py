@@ -6,10 +6,11 @@ Messages are written with command-line options; in Python they show arguments an
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # What reading torn or hostile JSON, npz and zip files raises, beside errors of ours: too deep nesting and encrypted
 # members are RuntimeErrors, sizes that no memory holds a MemoryError.
@@ -110,6 +111,17 @@ class DependencyError(IvisError, ImportError):
 
 class TrainingError(IvisError, RuntimeError):
     """Training cannot continue: the loss is not finite, or a rank was lost."""
+
+
+@contextlib.contextmanager
+def reworded(reword: Callable[[str], str]) -> Iterator[None]:
+    """Pass the messages of errors of this package through a function, where users know settings by other names."""
+    try:
+        yield
+    except IvisError as err:
+        if err.args:
+            err.args = (reword(str(err.args[0])), *err.args[1:])
+        raise
 
 
 def remote_error(kind: str, message: str) -> IvisError:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from ivis_spark.config import did_you_mean
-from ivis_spark.errors import ConfigError, IvisError
+from ivis_spark.errors import ConfigError, reworded
 from ivis_spark.estimator.settings import TRAIN_SETTINGS
 
 # Arguments of UMAP and t-SNE for which nothing similar is called like them here.
@@ -60,17 +60,10 @@ def with_hints(init: _Init) -> _Init:
     return checked  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
-def naming_arguments() -> Iterator[None]:
+def naming_arguments() -> AbstractContextManager[None]:
     """Let errors name arguments of `Ivis`, not the settings of pipelines that they stand for."""
-    try:
-        yield
-    except IvisError as err:
-        if err.args:
-            names = "|".join(map(re.escape, _ARGUMENTS))
-            text = re.sub(rf"\b({names})\b", lambda found: _ARGUMENTS[found[1]], str(err.args[0]))
-            err.args = (text, *err.args[1:])
-        raise
+    names = "|".join(map(re.escape, _ARGUMENTS))
+    return reworded(functools.partial(re.sub, rf"\b({names})\b", lambda found: _ARGUMENTS[found[1]]))
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,13 @@ A setting `section.some_name` is the Param `someName`; where two sections have t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import re
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params
@@ -19,7 +19,7 @@ from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader
 
 from ivis_spark import storage
 from ivis_spark.config import Config, check_value, did_you_mean, top_settings
-from ivis_spark.errors import ArtifactError, ConfigError, InputError, IvisError, in_python
+from ivis_spark.errors import ArtifactError, ConfigError, InputError, in_python, reworded
 
 _P = TypeVar("_P", bound=Params)
 _SECTIONS = ("data", "neighbours", "triplets", "train", "embed")
@@ -121,14 +121,9 @@ def config_of(instance: Params, chosen: Mapping[str, Setting]) -> Config:
         return Config.from_mapping(mapping)
 
 
-@contextlib.contextmanager
-def naming_params() -> Iterator[None]:
+def naming_params() -> AbstractContextManager[None]:
     """Let errors name Params, not the settings or the command-line options that they stand for."""
-    try:
-        yield
-    except IvisError as err:
-        err.args = (_in_params(in_python(str(err)), _SETTING), *err.args[1:])
-        raise
+    return reworded(lambda message: _in_params(in_python(message), _SETTING))
 
 
 def check_spark_frame(dataset: Any, what: str) -> None:
