@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import importlib.util
+import importlib
 import logging
 import os
 import sys
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 _PACKAGE = logging.getLogger(__package__)
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_BARS = 0.2
 _LEAST_LOGGED = 0.05  # seconds of a step
 # A bar of a program that writes JSON, or is no person's, would spoil its output; IVIS_SPARK_PROGRESS=bar|lines decides.
 _VARIABLE = "IVIS_SPARK_PROGRESS"
@@ -102,10 +102,13 @@ class Meter:
         self._open = contextlib.ExitStack()
         self._bar: Any = None
         if _draws_bars():
-            self._open.enter_context(_redirected())
             form = "{desc} {n_fmt}/{total_fmt}" + self._unit + " {bar} {elapsed}{postfix}"
-            make = _bar_class()
-            self._bar = make(desc=title, total=total, initial=begun, leave=False, dynamic_ncols=True, bar_format=form)
+            if _in_notebook():
+                self._bar = _CellBar(title, total, form)
+            else:
+                self._open.enter_context(_redirected())
+                options = {"leave": False, "dynamic_ncols": True, "bar_format": form}
+                self._bar = tqdm(desc=title, total=total, initial=begun, **options)
 
     def update(self, done: int, note: str = "") -> None:
         """Show that so many are done.
@@ -137,11 +140,12 @@ class Meter:
         if ending:
             self._unsaid = f"{self._unsaid}; {ending}" if self._unsaid else ending
         if self._bar is not None:
-            if ending:
-                self._bar.total = self._bar.n  # a notebook shows as failed what is not complete
             self._bar.close()
         self._open.close()
-        self._bar = None
+        if not isinstance(self._bar, _CellBar):
+            self._bar = None
+        elif self._unsaid:
+            self._bar.show(self._unsaid)
         self._write()
 
     def _left(self, done: int, now: float) -> str:
@@ -161,6 +165,33 @@ class Meter:
         self._unsaid = ""
 
 
+class _CellBar:
+    """A bar below a cell of a notebook: what `Meter` uses of tqdm's, as an output that is replaced.
+
+    tqdm's own for notebooks is a widget, of which a saved notebook keeps an error message.
+    """
+
+    def __init__(self, title: str, total: int, form: str) -> None:
+        display: Any = importlib.import_module("IPython.display").display
+        self.n, self.total = 0, total
+        self._start, self._last = time.monotonic(), float("-inf")
+        self._format = {"ncols": 100, "prefix": title, "bar_format": form}
+        self._shown = display({"text/plain": title}, raw=True, display_id=True)
+
+    def set_postfix_str(self, note: str) -> None:
+        """Show the count and a note, unless that was done a moment ago."""
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_BARS:
+            self._last = time.monotonic()
+            self.show(tqdm.format_meter(self.n, self.total, self._last - self._start, postfix=note, **self._format))
+
+    def show(self, text: str) -> None:
+        """Show a text instead of the bar."""
+        self._shown.update({"text/plain": text}, raw=True)
+
+    def close(self) -> None:
+        """End as tqdm's bars do; what was shown last stays."""
+
+
 @contextlib.contextmanager
 def _redirected() -> Iterator[None]:
     """Let log lines go above the bars. Bars of several threads share it: only the last takes it back."""
@@ -169,6 +200,8 @@ def _redirected() -> Iterator[None]:
         _bars += 1
         if _bars == 1:
             _redirection = contextlib.ExitStack()
+            from tqdm.contrib.logging import logging_redirect_tqdm  # warns in a notebook without widgets
+
             _redirection.enter_context(logging_redirect_tqdm([_PACKAGE]))
     try:
         yield
@@ -184,20 +217,7 @@ def _draws_bars() -> bool:
     if chosen in ("bar", "lines"):
         return chosen == "bar"
     formatters = [type(handler.formatter).__name__ for handler in _PACKAGE.handlers]
-    # Without ipywidgets a notebook would keep a line of every update.
-    return "JsonFormatter" not in formatters and (sys.stderr.isatty() or (_in_notebook() and _has_widgets()))
-
-
-def _bar_class() -> Any:
-    if not (_in_notebook() and _has_widgets()):
-        return tqdm
-    from tqdm.notebook import tqdm as widget
-
-    return widget
-
-
-def _has_widgets() -> bool:
-    return importlib.util.find_spec("ipywidgets") is not None
+    return "JsonFormatter" not in formatters and (sys.stderr.isatty() or _in_notebook())
 
 
 def _in_notebook() -> bool:

@@ -88,6 +88,25 @@ def test_data_frames_are_embeddings_and_their_rows_have_names(caplog: pytest.Log
     assert "90 different values: the 39 most frequent" in caplog.text
 
 
+def test_series_of_vectors_and_frames_of_spark() -> None:
+    pd = pytest.importorskip("pandas")
+    vectors = np.arange(6.0).reshape(3, 2)
+
+    class Vector:
+        def __init__(self, values: Any) -> None:
+            self.toArray = lambda: values
+
+    for column in (pd.Series(list(vectors)), pd.Series([Vector(each) for each in vectors])):
+        axes = plot(column, labels=["a", "b", "a"])
+        np.testing.assert_array_equal(np.sort(np.concatenate([c.get_offsets() for c in axes.collections]), 0), vectors)
+    labels = pd.Series(["a", "b", "a"], index=[2, 1, 0])
+    with pytest.warns(UserWarning, match="same index in another order"):
+        plot(pd.DataFrame(vectors), labels=labels)
+    frame = type("DataFrame", (), {"toPandas": None})()
+    with pytest.raises(InputError, match="a Spark DataFrame is not an embedding"):
+        plot(frame)
+
+
 def test_models_are_asked_for_their_embedding() -> None:
     class Model:
         embedding_: Any = None

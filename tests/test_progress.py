@@ -82,18 +82,8 @@ def test_work_that_ends_early_says_why_and_is_complete(
         meter = Meter("epoch", 60, at_most=True)
         clock.now += 10
         meter.update(18, "loss 0.5")
-        shown = meter._bar
         meter.close("the loss has not fallen for 5 epochs")
         assert "left" not in caplog.messages[-1] and caplog.messages[-1].endswith("not fallen for 5 epochs")
-        assert not bar or shown.total == shown.n == 18
-
-
-def test_a_notebook_without_widgets_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("IVIS_SPARK_PROGRESS", raising=False)
-    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
-    for installed in (True, False):
-        monkeypatch.setattr(progress, "_has_widgets", lambda installed=installed: installed)
-        assert progress._draws_bars() is installed
 
 
 def test_without_a_log_lines_go_to_standard_error() -> None:
@@ -127,24 +117,18 @@ def test_a_terminal_gets_a_bar_but_not_in_json(as_json: bool) -> None:
         assert "?" not in text.split("epoch 3/4")[1].split("left")[0]
 
 
-def test_a_notebook_gets_a_bar_or_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "ivis_spark")
-
-    class Shell:
-        kernel = object()
-
-    class IPython:
-        get_ipython = staticmethod(Shell)
-
-    monkeypatch.setitem(sys.modules, "IPython", IPython)
-    monkeypatch.delenv("IVIS_SPARK_PROGRESS", raising=False)
-    meter = Meter("epoch", 4)
-    meter.update(2, "loss 0.5")
-    meter.close()
-    shown = "".join(capsys.readouterr()) + caplog.text
-    assert "epoch 2/4" in shown and "loss 0.5" in shown
+def test_a_saved_notebook_keeps_the_last_state_of_the_bar() -> None:
+    """In a real kernel, without widgets: one output, of type text, which is replaced."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cell = nbformat.v4.new_code_cell(f"import os\nos.environ.pop('IVIS_SPARK_PROGRESS', None)\n{WORK}")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+    notebook.metadata.update(kernel)
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": "."}}).execute()
+    outputs = notebook.cells[0].outputs
+    assert [set(each.get("data", {})) for each in outputs] == [{"text/plain"}]
+    text = outputs[0]["data"]["text/plain"]
+    assert "epoch 4/4" in text and "loss 0.250" in text and "left" not in text
 
 
 def test_bars_of_two_threads_leave_the_handlers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:

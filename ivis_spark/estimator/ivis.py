@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 import warnings
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from ivis_spark.config import AUTO, Config, NeighboursConfig, TrainConfig
 from ivis_spark.core.seeds import to_seed
-from ivis_spark.data.arrays import warn_of_range
+from ivis_spark.data.arrays import warn_of_other_order, warn_of_range
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, read_neighbours
 from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
@@ -43,6 +44,8 @@ from ivis_spark.nn.supervision import build_head
 from ivis_spark.progress import say
 from ivis_spark.train.loop import fit as fit_model
 
+log = logging.getLogger(__name__)
+
 Floats = NDArray[np.float32]
 
 _LEAST_ROWS = 3
@@ -58,20 +61,24 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     returns a row by index. Data that is not in memory is read a batch at a time. Columns of data frames are matched by
     name.
 
+    Parameters that default to "preset" have the values of the preset, which are given as [ivis; fast]. Any other value
+    is kept, whatever the preset is.
+
     Args:
         embedding_dims: Dimensions of the embedding.
-        k: Neighbours of each row, without the row itself; at most the number of rows minus 2 (one more, which ivis
-            allows, is lowered with a warning). "auto", here as for `epochs`, `n_epochs_without_progress`,
+        k: Neighbours of each row, without the row itself [150; 15]; at most the number of rows minus 2 (one more, which
+            ivis allows, is lowered with a warning). "auto", here as for `epochs`, `n_epochs_without_progress`,
             `batch_size`, `learning_rate` and `model`, chooses a value that suits the number of rows.
-        distance: Loss: pn, euclidean, manhattan_pn, manhattan, chebyshev_pn, chebyshev, cosine_pn, cosine,
-            softmax_ratio_pn, softmax_ratio, infonce or a registered name; or a function `(y_true, y_pred)` of triplets
-            stacked as (3, b, e).
-        batch_size: Triplets per training step.
-        epochs: Maximum number of passes over the rows.
-        n_epochs_without_progress: Epochs without a lower loss before training stops.
+        distance: Loss [pn; infonce]: pn, euclidean, manhattan_pn, manhattan, chebyshev_pn, chebyshev, cosine_pn,
+            cosine, softmax_ratio_pn, softmax_ratio, infonce or a registered name; or a function `(y_true, y_pred)` of
+            triplets stacked as (3, b, e). With another loss, fast has learning_rate 0.004 and schedule constant.
+        batch_size: Triplets per training step [128; auto].
+        epochs: Maximum number of passes over the rows [1000; auto].
+        n_epochs_without_progress: Epochs without a lower loss before training stops [20; 5, which cosine ignores].
         n_trees: Trees of an Annoy index.
         ntrees: Deprecated name of `n_trees`.
-        knn_distance_metric: Distance of the neighbours: angular, euclidean, manhattan, hamming or dot.
+        knn_distance_metric: Distance of the neighbours [angular; euclidean]: angular, euclidean, manhattan, hamming or
+            dot.
         search_k: Nodes that Annoy inspects per query; -1 is n_trees * k.
         precompute: Search all neighbours before training and keep them in memory; otherwise when a batch needs them.
         model: Base network: szubert (layers of 128, 128 and 128 units), hinton (2000, 1000, 500), maaten (500, 500,
@@ -88,27 +95,30 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         random_state: Seed of neighbours, triplets, weights and dropout: an integer, or as in scikit-learn a
             `numpy.random.RandomState` or `Generator`, from which each fit draws a seed, or None for NumPy's global
             state.
-        learning_rate: Of the optimizer.
+        learning_rate: Of the optimizer [0.001; auto].
         margin: Of the triplet losses.
         n_jobs: Threads of Annoy; -1 is one per core. With more than one, its index differs between runs.
         temperature: Of infonce: lower values focus on the nearest rows and spread the embedding.
         clip: Maximum infonce loss of a pair, so that pairs further apart are not attracted; None disables it.
-        shared_negatives: Negatives of infonce, shared by a batch: its first positives; None: all rows of the batch.
-        exaggeration: Factor on infonce's attraction early in a cosine schedule; 1 disables it.
+        shared_negatives: Negatives of infonce, shared by a batch: its first positives [None; 128]; None: all rows of
+            the batch.
+        exaggeration: Factor on infonce's attraction early in a cosine schedule [1.0; 4.0]; 1 disables it.
         exaggeration_share: Share of the epochs with exaggeration, in [0, 1].
-        global_weight: Weight of 1 - the correlation of distances between random rows before and after embedding.
-        dropout: Rate in the named networks, in [0, 0.9].
+        global_weight: Weight of 1 - the correlation of distances between random rows before and after embedding
+            [0.0; 0.1].
+        dropout: Rate in the named networks [0.1; 0.0], at most 0.9.
         compute_precision: "float32", or "mixed_bfloat16" for hardware that has it.
         optimizer: "adam", "adamw" or "sgd".
-        schedule: "constant" learning rate until the loss stops falling, or "cosine", which falls over all epochs.
-        warmup_epochs: First epochs, in which the learning rate rises from 0.
-        cooldown_epochs: Last epochs, in which a constant learning rate falls to 0.
-        clipnorm: Maximum norm of the gradients of a layer's weights; None disables it.
+        schedule: "constant" learning rate until the loss stops falling, or "cosine", which falls over all epochs
+            [constant; cosine].
+        warmup_epochs: First epochs, in which the learning rate rises from 0 [0; 1].
+        cooldown_epochs: Last epochs, in which a constant learning rate falls to 0 [0; 8].
+        clipnorm: Maximum norm of the gradients of a layer's weights [None; 4.0]; None disables it.
         negatives: Negatives per anchor of the triplet losses.
         n_components: Principal components, learnt on 32 MiB of rows (wide ones: up to 1 GiB), that replace features in
             search and training, for example 50; the size of the embedding is `embedding_dims`. None: no projection.
             The encoder takes rows as they are; sparse rows are never densified.
-        preset: Values for parameters left at their defaults: "ivis" keeps them; "fast" uses those of pipelines.
+        preset: "ivis", whose values are those of ivis, or "fast", the default of pipelines.
         warm_start: Whether `fit` resumes training the existing model, instead of starting again. Parameters that were
             changed in between are followed; ConfigError for those that need another network.
 
@@ -160,7 +170,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     ) -> Ivis:
         """Train on rows, and on their labels when given.
 
-        Training resumes for a loaded model, and with `warm_start` for any model.
+        Training resumes for a loaded model, and with `warm_start` for any model. A fit that fails leaves the model as
+        it was. One that is interrupted while it trains (Ctrl-C, or a notebook's stop button) keeps what was learnt so
+        far, with a warning; before the end of the first epoch, what there was.
 
         Args:
             X: Rows, shape (n, d), or (n, ...) with a backbone that accepts it.
@@ -177,7 +189,19 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         """
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
-        Y = y if Y is None else Y
+        before, done = dict(vars(self)), len(self.loss_history_)
+        try:
+            self._fit(X, y if Y is None else Y, shuffle_mode)
+        except BaseException as err:
+            epochs = len(self.loss_history_) - (done if self.loss_history_ is before.get("loss_history_") else 0)
+            if isinstance(err, KeyboardInterrupt) and epochs:
+                log.warning("interrupted after %d epochs: the model keeps what it learnt in them", epochs)
+            else:
+                self.__dict__ = before
+            raise
+        return self
+
+    def _fit(self, X: Any, Y: ArrayLike | None, shuffle_mode: bool | str) -> None:
         settings = self._config()
         self._loss()  # refuses an unknown one before the neighbours are searched
         self._seed = to_seed(self.random_state)
@@ -185,6 +209,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if goes_on:
             check_network(self._made_with, self._followed(), loaded=self._loaded)
         check_kind(X)
+        warn_of_other_order(X, Y, "labels")
         names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
         if isinstance(rows, np.ndarray):
@@ -226,7 +251,6 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             ending.enter_context(naming_arguments())
             fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
         self.embedding_ = embed_fitted(model.encoder, rows)
-        return self
 
     def fit_transform(
         self, X: Any, Y: ArrayLike | None = None, shuffle_mode: bool | str = True, *, y: ArrayLike | None = None

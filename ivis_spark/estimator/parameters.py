@@ -11,10 +11,6 @@ from sklearn.base import BaseEstimator
 
 from ivis_spark.config import (
     AUTO,
-    IVIS_COOLDOWN,
-    IVIS_K,
-    IVIS_METRIC,
-    IVIS_PATIENCE,
     IVIS_SUPERVISION,
     Config,
     NeighboursConfig,
@@ -22,7 +18,7 @@ from ivis_spark.config import (
 )
 from ivis_spark.core.seeds import RandomState
 from ivis_spark.estimator.arguments import FOLLOWED, naming_arguments, with_hints
-from ivis_spark.estimator.settings import TRAIN_SETTINGS, with_preset
+from ivis_spark.estimator.settings import PRESET, TRAIN_SETTINGS, with_preset
 from ivis_spark.nn.losses import Loss, triplet_loss
 
 
@@ -33,14 +29,14 @@ class Parameters(BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         embedding_dims: int = TrainConfig.embedding_dims,
-        k: int = IVIS_K,
-        distance: Any = TrainConfig.distance,
-        batch_size: int = TrainConfig.batch_size,
-        epochs: int = TrainConfig.epochs,
-        n_epochs_without_progress: int = IVIS_PATIENCE,
+        k: int | str = PRESET,
+        distance: Any = PRESET,
+        batch_size: int | str = PRESET,
+        epochs: int | str = PRESET,
+        n_epochs_without_progress: int | str = PRESET,
         n_trees: int = NeighboursConfig.n_trees,
         ntrees: int | None = None,
-        knn_distance_metric: str = IVIS_METRIC,
+        knn_distance_metric: str = PRESET,
         search_k: int = NeighboursConfig.search_k,
         precompute: bool = True,
         model: Any = TrainConfig.model,
@@ -53,22 +49,22 @@ class Parameters(BaseEstimator):  # type: ignore[misc]
         verbose: int = 1,
         *,
         random_state: RandomState = Config.random_state,
-        learning_rate: float = TrainConfig.learning_rate,
+        learning_rate: float | str = PRESET,
         margin: float = TrainConfig.margin,
         n_jobs: int = -1,
         temperature: float = TrainConfig.temperature,
         clip: float | None = TrainConfig.clip,
-        shared_negatives: int | None = TrainConfig.shared_negatives,
-        exaggeration: float = TrainConfig.exaggeration,
+        shared_negatives: int | str | None = PRESET,
+        exaggeration: float | str = PRESET,
         exaggeration_share: float = TrainConfig.exaggeration_share,
-        global_weight: float = TrainConfig.global_weight,
-        dropout: float = TrainConfig.dropout,
+        global_weight: float | str = PRESET,
+        dropout: float | str = PRESET,
         compute_precision: str = TrainConfig.compute_precision,
         optimizer: str = TrainConfig.optimizer,
-        schedule: str = TrainConfig.schedule,
-        warmup_epochs: int = TrainConfig.warmup_epochs,
-        cooldown_epochs: int = IVIS_COOLDOWN,
-        clipnorm: float | None = TrainConfig.clipnorm,
+        schedule: str = PRESET,
+        warmup_epochs: int | str = PRESET,
+        cooldown_epochs: int | str = PRESET,
+        clipnorm: float | str | None = PRESET,
         negatives: int = TrainConfig.negatives,
         preset: str = "ivis",
         warm_start: bool = False,

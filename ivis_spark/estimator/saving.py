@@ -84,17 +84,24 @@ class Saving(Parameters):
         Raises:
             ExistsError: if the folder exists, or holds files that are not part of a saved model; also an InputError and
                 a FileExistsError.
+            NotFittedError: if the model is not trained and would replace one that is.
         """
         del save_format
         target = os.path.abspath(folder_path)
         if os.path.exists(target) and not overwrite:
             raise ExistsError(f"{folder_path!r} exists; pass overwrite=True to replace it, or another path")
         if os.path.exists(target):
-            foreign = persistence.foreign_files(target) if os.path.isdir(target) else [os.path.basename(target)]
-            if foreign:
+            if not os.path.isdir(target):
+                raise ExistsError(f"{folder_path!r} is a file, not the folder of a saved model; choose another path")
+            if foreign := persistence.foreign_files(target):
                 raise ExistsError(
                     f"{folder_path!r} holds files that are not part of a saved model ({', '.join(foreign[:5])}); "
                     f"choose another path"
+                )
+            if self.encoder_ is None and persistence.is_trained(target):
+                raise NotFitted(
+                    f"the model is not trained, and {folder_path!r} holds a trained one, which would be lost: call fit "
+                    f"first, or choose another path"
                 )
         os.makedirs(os.path.dirname(target), exist_ok=True)
         building, replaced = (f"{target}.{uuid.uuid4().hex[:8]}.{state}" for state in ("building", "replaced"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ivis_spark.config import Config
+from ivis_spark.config import OTHER_LOSS, PRESETS, Config
 
+# Default of the parameters whose values a preset decides. Any other value, also one that a preset has, is kept.
+PRESET = "preset"
 # Those that are settings `train.*` of pipelines, with their names there.
 TRAIN_SETTINGS = {
     "n_epochs_without_progress": "patience",
@@ -39,12 +41,17 @@ TRAIN_SETTINGS = {
 
 
 def with_preset(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of an `Ivis`, those left at their defaults as its preset has them.
+    """Return the parameters of an `Ivis`, with the values of its preset where they are "preset".
+
+    A loss other than the preset's own gets another learning rate and schedule, as in pipelines.
 
     Raises: ConfigError: if there is no such preset.
     """
-    defaults, preset = (params_of(Config(preset=name)) for name in ("ivis", params["preset"]))
-    return {**params, **{name: preset[name] for name, value in defaults.items() if _same(params[name], value)}}
+    name, distance = params["preset"], params["distance"]
+    preset = params_of(Config(preset=name))
+    if "distance" in PRESETS[name]["train"] and distance not in (PRESET, preset["distance"]):
+        preset |= OTHER_LOSS
+    return {name: preset.get(name, PRESET) if _is_preset(value) else value for name, value in params.items()}
 
 
 def params_of(config: Config) -> dict[str, Any]:
@@ -58,5 +65,5 @@ def params_of(config: Config) -> dict[str, Any]:
     return params
 
 
-def _same(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, type(default)) and bool(value == default))
+def _is_preset(value: Any) -> bool:
+    return isinstance(value, str) and value == PRESET

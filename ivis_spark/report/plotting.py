@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.data.arrays import warn_of_other_order
 from ivis_spark.errors import ConfigError, DependencyError, InputError, NotFittedError
 from ivis_spark.report.figures import Shaded, axis_titles, draw_embedding, figure_size, place_points, scale_colour
 from ivis_spark.report.labels import MOST_LAYERS, Labels, plan_layers, read_labels, scale_steps
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 # Above so many rows points hide one another, and datashader mixes their colours.
 _MOST_POINTS = 100_000
 _PIXELS = (900, 700)
+# Pixels of a plotly figure, whose own default leaves a legend of ten classes hardly any map.
+_HEIGHT, _MARGIN = 650, 40
 _REMEDY = "pip install 'ivis_spark[report]'"
 
 
@@ -42,8 +45,9 @@ def plot(
     drawn by datashader if it is installed, which blends the colours of overlapping points.
 
     Args:
-        model_or_embedding: An embedding, shape (n, e): an array or a data frame; or a fitted `Ivis`, which draws the
-            rows that it was fitted on, or `X`.
+        model_or_embedding: An embedding, shape (n, e): an array, a data frame, or a series of vectors, as a column of
+            embeddings of a Spark table is in pandas; or a fitted `Ivis`, which draws the rows that it was fitted on, or
+            `X`.
         labels: A class per row, of any type, numbers too; None or NaN means unlabelled.
         values: A number per row, drawn on a colour scale.
         X: Rows for the model to embed.
@@ -76,6 +80,8 @@ def plot(
     if interactive and ax is not None:
         raise ConfigError("ax is of matplotlib and interactive=True draws with plotly: pass one of them")
     embedding = _embedding_of(model_or_embedding, X)
+    for given, name in ((labels, "labels"), (values, "values")):
+        warn_of_other_order(model_or_embedding if X is None else X, given, name)
     colours = _read_colours(labels, values, len(embedding))
     if interactive:
         return _interactive(embedding, colours, title, _row_names(model_or_embedding if X is None else X))
@@ -101,13 +107,21 @@ def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
         if not getattr(source, "__sklearn_is_fitted__", lambda: True)():
             raise NotFittedError("the model was not fitted yet: call fit first, then plot")
         if X is None and getattr(source, "embedding_", None) is None:
+            where = "; of a model of Spark ML: plot(model.to_local(), X=rows)" if hasattr(source, "to_local") else ""
             raise InputError(
-                "the model did not keep the embedding of the rows it was fitted on: pass X, the rows to embed"
+                f"the model did not keep the embedding of the rows it was fitted on: pass X, the rows to embed{where}"
             )
         source = source.embedding_ if X is None else source.transform(X)
     elif X is not None:
         raise ConfigError("X holds rows for a model to embed, but an embedding was passed: omit X")
+    if hasattr(source, "toPandas"):
+        raise InputError(
+            "a Spark DataFrame is not an embedding: pass the column of embeddings as an array, "
+            "frame.toPandas()['embedding'], of a sample if the table is large"
+        )
     try:
+        if getattr(getattr(source, "dtype", None), "kind", "") == "O" and np.ndim(source) == 1 and len(source):
+            source = np.stack([each.toArray() if hasattr(each, "toArray") else each for each in source])
         embedding = np.asarray(source, np.float64)
     except (TypeError, ValueError) as err:
         raise InputError(f"a {type(source).__name__} is not an embedding: pass an array of numbers, (n, e)") from err
@@ -219,5 +233,7 @@ def _interactive(
     figure.update_layout(title=title, xaxis_title=x_title, yaxis_title=y_title, template="plotly_white")
     if embedding.shape[1] > 1:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
-    figure.update_layout(showlegend=labels is not None and not labels.on_scale)
+    figure.update_layout(showlegend=labels is not None and not labels.on_scale, legend_itemsizing="constant")
+    margin = {"l": _MARGIN, "r": _MARGIN, "b": _MARGIN, "t": 2 * _MARGIN if title else _MARGIN}
+    figure.update_layout(height=_HEIGHT, margin=margin)
     return figure

@@ -19,8 +19,12 @@ from ivis_spark.errors import ConfigError, InputError, NotFittedError
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
+from sklearn.base import clone  # noqa: E402
+
+from ivis_spark.data.arrays import warn_of_other_order  # noqa: E402
 from ivis_spark.estimator import Ivis  # noqa: E402
 from ivis_spark.estimator.arguments import FOLLOWED, naming_arguments  # noqa: E402
+from ivis_spark.estimator.settings import with_preset  # noqa: E402
 
 X = np.random.default_rng(0).random((40, 12)).astype(np.float32)
 CLASSES = np.arange(40) % 3
@@ -33,6 +37,23 @@ def small(**options: Any) -> Ivis:
 def test_every_argument_is_documented() -> None:
     named = re.findall(r"^        (\w+): ", inspect.getdoc(Ivis).replace("\n    ", "\n        "), flags=re.M)  # type: ignore[union-attr]
     assert set(Ivis().get_params()) <= set(named)
+
+
+def test_a_preset_decides_what_was_not_given_and_nothing_else() -> None:
+    """Values of the other preset are kept, also through clone and set_params; the documentation has both presets'."""
+    documented = dict(re.findall(r"^    (\w+): (.*?)(?=^    \w+: |^\w)", inspect.getdoc(Ivis) or "", flags=re.M | re.S))
+    ivis, fast = (with_preset(Ivis(preset=preset).get_params()) for preset in ("ivis", "fast"))
+    governed = [name for name, value in Ivis().get_params().items() if value == "preset"]
+    assert len(governed) == 15 and {name for name in ivis if ivis[name] != fast[name]} == {*governed, "preset"}
+    for name in governed:
+        assert f"[{ivis[name]}; {fast[name]}" in documented[name], name
+        kept = clone(Ivis(preset="fast", **{name: ivis[name]}))
+        assert with_preset(kept.get_params())[name] == ivis[name]
+        assert with_preset(kept.set_params(**{name: "preset"}).get_params())[name] == fast[name]
+    other = with_preset(Ivis(preset="fast", distance="pn").get_params())
+    assert (other["learning_rate"], other["schedule"], other["clipnorm"]) == (0.004, "constant", 4.0)
+    with pytest.raises(ConfigError, match="n_components"):
+        small(n_components="preset").fit(X)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +235,21 @@ def test_columns_that_outweigh_the_others_are_warned_of(caplog: pytest.LogCaptur
     assert not caplog.messages
     small().fit(X * np.where(np.arange(12) == 4, 1e6, 1))
     assert "1 of 12 columns" in caplog.text and "[4]" in caplog.text and "Scale X" in caplog.text
+    small().fit(255 * X)
+    assert "a usual column of X range over 2" in caplog.text
+
+
+def test_labels_in_another_order_than_the_rows_are_warned_of() -> None:
+    pd = pytest.importorskip("pandas")
+    frame, labels = pd.DataFrame(X, index=[f"row {i}" for i in range(40)]), pd.Series(CLASSES)
+    labels.index = frame.index
+    with pytest.warns(UserWarning, match=r"same index in another order.*pass labels\.loc\[rows\.index\]"):
+        small().fit(frame, labels[::-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for alike in (labels, labels.reset_index(drop=True), labels.tolist()):
+            warn_of_other_order(frame, alike, "labels")
+        warn_of_other_order(X, labels, "labels")
 
 
 def test_before_a_fit_and_on_the_class(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from sklearn.pipeline import make_pipeline  # noqa: E402
 from sklearn.preprocessing import MinMaxScaler  # noqa: E402
 
 from ivis_spark.estimator import Ivis  # noqa: E402
+from ivis_spark.estimator.settings import with_preset  # noqa: E402
 
 IVIS_DEFAULTS = {
     "embedding_dims": 2, "k": 150, "distance": "pn", "batch_size": 128, "epochs": 1000,
@@ -49,7 +50,8 @@ def small(**options: object) -> Ivis:
 def test_parameters_are_those_of_ivis_in_its_order() -> None:
     parameters = inspect.signature(Ivis).parameters
     assert list(parameters)[: len(IVIS_DEFAULTS)] == list(IVIS_DEFAULTS)
-    assert {name: parameters[name].default for name in IVIS_DEFAULTS} == IVIS_DEFAULTS
+    used = with_preset(Ivis().get_params())
+    assert {name: used[name] for name in IVIS_DEFAULTS} == IVIS_DEFAULTS
 
 
 def test_scikit_learn_protocol() -> None:
@@ -234,8 +236,8 @@ def test_settings_of_a_pipeline_and_rules_of_thumb() -> None:
     assert (model.distance, model.batch_size, model.k) == (fast.train.distance, fast.train.batch_size, 15)
     assert model.fit_transform(X).shape == (150, 2)
     assert len(model.loss_history_) == 2 and model.neighbour_matrix_.shape == (150, 15)
-    defaults = Ivis()
-    assert Ivis.from_config(Config(preset="ivis")).get_params() == defaults.get_params()
+    alike = Ivis.from_config(Config(preset="ivis")).get_params()
+    assert alike == with_preset(Ivis().get_params())
     thumb = small(k="auto", model="auto", n_epochs_without_progress="auto", epochs=1).fit(X)
     assert thumb.neighbour_matrix_.shape == (150, 15)
     assert thumb.encoder_.count_params() > 1_000_000  # of maaten

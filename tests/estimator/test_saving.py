@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivis_spark.errors import ArtifactError, ConfigError, ExistsError, InputError
+from ivis_spark.errors import ArtifactError, ConfigError, ExistsError, InputError, NotFittedError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -104,6 +104,33 @@ def test_untrained_models_are_saved_as_parameters(tmp_path: Path) -> None:
     loaded = Ivis().load_model(str(tmp_path / "m"))
     assert (loaded.k, loaded.encoder_) == (3, None)
     assert pickle.loads(pickle.dumps(small(k=4))).k == 4
+
+
+def test_a_fit_that_fails_leaves_the_model_and_what_was_saved(tmp_path: Path) -> None:
+    model, folder = small().fit(X, Y), str(tmp_path / "m")
+    model.save_model(folder)
+    before = dict(vars(model)), model.transform(X)
+
+    def fail(epoch: int, logs: object) -> None:
+        raise error
+
+    failing = [keras.callbacks.LambdaCallback(on_epoch_end=fail)]
+    for changed, error in (
+        ({"k": 60}, None),
+        ({"callbacks": failing}, RuntimeError("a callback's own")),
+        ({"callbacks": [keras.callbacks.LambdaCallback(on_epoch_begin=fail)]}, KeyboardInterrupt()),
+    ):
+        with pytest.raises(InputError if error is None else type(error)):
+            model.set_params(**changed).fit(X[:50])
+        model.set_params(k=9, callbacks=None)
+        assert dict(vars(model)) == before[0]
+        np.testing.assert_array_equal(model.transform(X), before[1])
+    with pytest.raises(NotFittedError, match=r"is not trained, and .* holds a trained one"):
+        small().save_model(folder, overwrite=True)
+    np.testing.assert_array_equal(Ivis().load_model(folder).transform(X), before[1])
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ExistsError, match="is a file"):
+        model.save_model(str(tmp_path / "notes.txt"), overwrite=True)
 
 
 def test_existing_folders_torn_files_and_unknown_losses(tmp_path: Path) -> None:

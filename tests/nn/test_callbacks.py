@@ -132,7 +132,7 @@ def test_keras_callbacks_work(tmp_path: Path) -> None:
     assert len(model.loss_history_) == 5
 
 
-def test_history_outlives_an_interruption() -> None:
+def test_what_was_learnt_outlives_an_interruption(caplog: pytest.LogCaptureFixture) -> None:
     def interrupt(epoch: int, logs: object) -> None:
         if epoch == 2:
             raise KeyboardInterrupt
@@ -141,5 +141,5 @@ def test_history_outlives_an_interruption() -> None:
     model = Ivis(k=5, epochs=9, verbose=0, callbacks=[keras.callbacks.LambdaCallback(on_epoch_begin=interrupt)])
     with pytest.raises(KeyboardInterrupt):
         model.fit(X)
-    assert len(model.loss_history_) == 2
+    assert len(model.loss_history_) == 2 and "interrupted after 2 epochs" in caplog.text
     assert model.transform(X).shape == (40, 2)
