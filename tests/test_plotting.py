@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from typing import Any
@@ -86,6 +87,16 @@ def test_data_frames_are_embeddings_and_their_rows_have_names(caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "ivis_spark"):
         plot(Z, np.arange(90))
     assert "90 different values: the 39 most frequent" in caplog.text
+
+
+def test_names_of_classes_in_one_place_are_written_above_one_another() -> None:
+    rng = np.random.default_rng(0)
+    middles = ((0, 0), (0.3, 0.05), (0.5, -0.05), (5, 5))
+    axes = plot(np.concatenate([rng.normal(at, 0.5, (50, 2)) for at in middles]), labels=np.arange(200) // 50)
+    axes.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 4
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
 def test_series_of_vectors_and_frames_of_spark() -> None:

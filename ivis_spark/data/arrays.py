@@ -51,22 +51,27 @@ def shape_message(shape: tuple[int, ...]) -> str:
     return f"X has 0 {empty}(s) (shape={shape}) while a minimum of 1 is required: pass an array of shape (n, d)"
 
 
-def warn_of_range(rows: Floats) -> None:
+def warn_of_range(rows: Floats, names: NDArray[np.object_] | None = None) -> None:
     """Warn of columns whose values float32 is too coarse for, or that outweigh the others; refuse too large ones.
 
     Args:
         rows: Shape (n, ...); looked at if they are flat.
+        names: Of the columns, if they have any.
 
     Raises: InputError: if distances between rows exceed float32.
     """
     if rows.ndim != 2:
         return
+
+    def listed(columns: NDArray[Any]) -> list[Any]:
+        return (columns[:5] if names is None else names[columns[:5]]).tolist()
+
     low, high, nothing = rows.min(axis=0).astype(float), rows.max(axis=0).astype(float), np.zeros(rows.shape[1])
     statistics = FeatureStatistics(len(rows), nothing, nothing, low, high)
     large, coarse = np.flatnonzero(statistics.overflow), np.flatnonzero(statistics.coarse)
     if len(large):
         raise InputError(
-            f"distances between rows of X exceed float32, because of columns {large[:5].tolist()}: scale X, or check "
+            f"distances between rows of X exceed float32, because of columns {listed(large)}: scale X, or check "
             f"for placeholders of missing values"
         )
     if len(coarse):
@@ -74,7 +79,7 @@ def warn_of_range(rows: Floats) -> None:
             "%d columns of X vary little around a large value and keep fewer than 1,000 distinct values in float32: "
             "%s. Scale X, for example with sklearn.preprocessing.MinMaxScaler",
             len(coarse),
-            coarse[:5].tolist(),
+            listed(coarse),
         )
     ranges = high - low
     varying = ranges[ranges > 0]
@@ -84,7 +89,7 @@ def warn_of_range(rows: Floats) -> None:
             "the values of %d of %d columns of X range over %d times as much as those of a usual column, so that "
             "neighbours are decided by these alone: %s. Scale X, for example with sklearn.preprocessing.minmax_scale, "
             "unless that is meant",
-            *(len(outweighing), len(ranges), _OUTWEIGHS, outweighing[:5].tolist()),
+            *(len(outweighing), len(ranges), _OUTWEIGHS, listed(outweighing)),
         )
     elif len(varying) and (usual := np.median(varying)) > _WIDE_RANGE:
         log.warning(

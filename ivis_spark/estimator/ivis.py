@@ -213,7 +213,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
         if isinstance(rows, np.ndarray):
-            warn_of_range(rows)
+            warn_of_range(rows, names)
         if len(rows) < _LEAST_ROWS:
             raise InputError(
                 f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows are needed for a triplet: pass more"

@@ -86,6 +86,8 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
         labels = as_labels(Y, n_rows)
         return labels, None, count_outputs(metric, labels)
     labels = np.asarray(Y)
+    if isinstance(Y, (list, tuple)) and labels.dtype.kind in "US":  # text, or numbers among text, which became text
+        labels = np.asarray(Y, object)
     if labels.dtype.kind != "b":
         as_labels(labels, n_rows)  # which checks them; messages show the numbers as they were given
     if labels.ndim == 2 and labels.shape[1] == 1:

@@ -98,7 +98,7 @@ class Saving(Parameters):
                     f"{folder_path!r} holds files that are not part of a saved model ({', '.join(foreign[:5])}); "
                     f"choose another path"
                 )
-            if self.encoder_ is None and persistence.is_trained(target):
+            if self.encoder_ is None and os.listdir(target) and persistence.is_trained(target):
                 raise NotFitted(
                     f"the model is not trained, and {folder_path!r} holds a trained one, which would be lost: call fit "
                     f"first, or choose another path"
@@ -131,6 +131,11 @@ class Saving(Parameters):
                 no instance or no path.
         """
         _check_instance(self, folder_path)
+        if any(os.path.exists(os.path.join(folder_path, name)) for name in (".ivis_spark-run.json", "metadata")):
+            raise ConfigError(
+                f"{folder_path!r} is a run folder or a saved model of Spark ML, not of Ivis: load it with "
+                "ivis_spark.IvisModel.from_run or IvisModel.load, whose to_local() returns an Ivis"
+            )
         if is_ivis2_folder(folder_path):
             imported = load_ivis2_folder(folder_path, custom_objects=custom_objects)
             extra = {

@@ -141,7 +141,7 @@ def _count_classes(labels: NDArray[Any]) -> int:
     classes = np.unique(labels)
     classes = classes[classes != UNLABELLED]
     if len(classes) == 0:
-        raise InputError("labels are all -1 (missing); label some rows, or train without labels")
+        raise InputError("no row has a label, all are -1, None or NaN: label some rows, or train without labels")
     if np.any(classes != np.round(classes)) or not np.all(np.isfinite(classes)):
         raise InputError(
             f"labels hold {classes[classes != np.round(classes)][0]!s}; classes must be integers 0, 1, 2, ..."

@@ -25,6 +25,7 @@ COLOUR_SCALE = "viridis"  # its order is kept without colour vision and in grey
 DISTANCE_BINS = 10
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
+_NAME_SIZE = 11  # points, of class names in the map
 _LEGEND_ROWS, _LEGEND_POINTS = 20, 14.0  # most names below one another, and the height of each
 _LEGEND_CHARS = 28
 
@@ -217,14 +218,24 @@ def _name_axes(axes: Axes, dims: int) -> None:
 
 
 def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
-    """Write each class at its median, so that the picture can be read without its colours."""
+    """Write each class at its median, or above it, so that the picture can be read without its colours."""
     from matplotlib import patheffects
 
+    points = axes.figure.dpi / 72
+    height, taken = _NAME_SIZE * 1.2 * points, list[tuple[float, float, float]]()
     for layer in plan_layers(labels, len(x)):
         if layer.colour == MISSING_COLOUR or len(layer.name) > 16 or not len(layer.rows):
             continue
         at = (float(np.median(x[layer.rows])), float(np.median(y[layer.rows])))
-        text = axes.annotate(layer.name, at, ha="center", va="center", fontsize=11, weight="bold", parse_math=False)
+        left, low = (float(each) for each in axes.transData.transform(at))
+        width, shift = 0.65 * _NAME_SIZE * points * len(layer.name), 0.0
+        while any(abs(left - a) < (width + w) / 2 and abs(low + shift - b) < height for a, b, w in taken):
+            shift += height / 4
+        taken.append((left, low + shift, width))
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": _NAME_SIZE, "weight": "bold"}
+        text = axes.annotate(
+            layer.name, at, xytext=(0, shift / points), textcoords="offset points", parse_math=False, **style
+        )
         text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 

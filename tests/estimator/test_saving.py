@@ -128,6 +128,12 @@ def test_a_fit_that_fails_leaves_the_model_and_what_was_saved(tmp_path: Path) ->
     with pytest.raises(NotFittedError, match=r"is not trained, and .* holds a trained one"):
         small().save_model(folder, overwrite=True)
     np.testing.assert_array_equal(Ivis().load_model(folder).transform(X), before[1])
+    (tmp_path / "empty").mkdir()
+    small().save_model(str(tmp_path / "empty"), overwrite=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".ivis_spark-run.json").touch()
+    with pytest.raises(ConfigError, match=r"is a run folder.*IvisModel\.from_run"):
+        Ivis().load_model(str(tmp_path / "run"))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExistsError, match="is a file"):
         model.save_model(str(tmp_path / "notes.txt"), overwrite=True)

