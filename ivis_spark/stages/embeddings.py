@@ -59,6 +59,7 @@ def publish(run: Run, name: str | None) -> Manifest:
 def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     """Embed the input table, or without one the rows of the run, into a Parquet table of the user's."""
     from ivis_spark.spark.embedding import job as embed_job
+    from ivis_spark.spark.embedding.history import Origin
     from ivis_spark.spark.embedding.target import Target, check_mode
 
     check_mode(mode, run.config.embed.partition_by)  # before Spark starts
@@ -81,7 +82,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
     with RunLock(target.lock_folder, "embed") as lock:
         check_columns()
-        info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
+        info, before = target.put(storage.fingerprint(spec), embed, Origin(fingerprint), check=lock.check)
     log.info("%s: %s", target.uri, "this job was already done, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
 

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.manifest import check_fields, check_inside, check_list
+from ivis_spark.spark.embedding.history import MODES, OWN, Origin, check_model, read_done, read_journal
 from ivis_spark.spark.embedding.units import Unit, write_record
 
-Mode = Literal["append", "overwrite", "replace"]
-MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
-OWN = "_ivis_spark"
 _FOREIGN_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _REMEDY = (
     "restore it; or remove it and embed again into a new table, because it is unknown which files its job had yet to "
@@ -95,6 +92,7 @@ class Target:
         self,
         key: str,
         embed: Callable[[str], tuple[list[Unit], dict[str, Any]]],
+        origin: Origin | None = None,
         *,
         check: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, Any], bool]:
@@ -103,18 +101,23 @@ class Target:
         Args:
             key: Of the job: its model, input and settings.
             embed: Embeds, working in the folder given; returns the units and facts about them.
+            origin: What the job is made from.
             check: Called before the table is touched; what it raises leaves the table as it is.
 
         Returns:
             The facts, and whether it was done before.
 
         Raises:
-            InputError: if files would have to go that no such job wrote; names them.
+            InputError: if files would have to go that no such job wrote, or files of another model would remain; names
+                them.
         """
+        origin = origin or Origin()
         for name in self._unfinished():
             self._finish(name)
         done = self._done()
         last = max((record["number"] for record in done), default=0)
+        if self._mode != "overwrite":
+            check_model(self.uri, done, set(self.data_files()), origin.model)
         for record in reversed(done):
             if record["key"] == key and (self._mode == "append" or record["number"] == last):
                 return record["info"], True
@@ -128,7 +131,7 @@ class Target:
             for name, _ in unit.files
         ]
         removals = self._removals(done, [target for _, target in moves])
-        journal = {"number": last + 1, "key": key, "mode": self._mode, "info": info}
+        journal = {"number": last + 1, "key": key, "mode": self._mode, "info": info, "model": origin.model}
         name = f"{last + 1:06d}-{key}"
         check()
         write_record(self._own(f"{name}.json"), {**journal, "moves": moves, "removals": removals})
@@ -143,7 +146,7 @@ class Target:
         storage.in_parallel(
             lambda move: storage.move_file(*(storage.join(self.uri, place) for place in move)), journal["moves"]
         )
-        facts = {field: journal[field] for field in ("number", "key", "mode", "info")}
+        facts = {field: value for field, value in journal.items() if field not in ("moves", "removals")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
             for record in self._done():
                 if record["number"] < journal["number"]:
@@ -196,46 +199,3 @@ class Target:
 
     def _own(self, *parts: str) -> str:
         return storage.join(self.uri, OWN, *parts)
-
-
-def read_journal(value: Any) -> dict[str, Any]:
-    """Return what JSON gave if it is a journal.
-
-    Raises:
-        ArtifactError: if it is that of an earlier version.
-        ValueError: if it is none, or would touch a file that is not in the table.
-    """
-    journal = _read_job(value)
-    check_fields(value, moves=list, removals=list)
-    for old in journal["removals"]:
-        _check_data(old)
-    for move in check_list(journal["moves"], list, "moves"):
-        source, target = move
-        if not check_inside(source, "the table").startswith(OWN + "/"):
-            raise ValueError(f"it moves {source!r}, which was not written by a job")
-        _check_data(target)
-    return journal
-
-
-def read_done(value: Any) -> dict[str, Any]:
-    """Return what JSON gave if it says what a finished job put into the table. Raises ValueError if it does not."""
-    record = _read_job(value)
-    for name in check_list(check_fields(value, files=list)["files"], str, "files"):
-        _check_data(name)
-    return record
-
-
-def _read_job(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict) and "done" in value:
-        raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
-    job = check_fields(value, number=int, key=str, mode=str, info=dict)
-    if job["mode"] not in MODES:
-        raise ValueError(f"mode {job['mode']!r} is not one of: {', '.join(MODES)}")
-    check_inside(job["key"], "the table")
-    check_fields(job["info"], rows=int)
-    return job
-
-
-def _check_data(path: Any) -> None:
-    if check_inside(path, "the table").startswith(OWN):
-        raise ValueError(f"it lists {path!r}, which is not a data file")

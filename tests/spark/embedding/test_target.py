@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark.embedding import units
+from ivis_spark.spark.embedding.history import Origin
 from ivis_spark.spark.embedding.target import Target
 
 Job = dict[int, list[int]]  # rows by day
@@ -47,9 +50,9 @@ def rows(table: Path) -> Job:
     return {day: sorted(values) for day, values in sorted(found.items())}
 
 
-def put(table: Path, mode: str, key: str, job: Job) -> bool:
+def put(table: Path, mode: str, key: str, job: Job, model: str | None = None) -> bool:
     """Return whether the job was done before."""
-    info, before = Target(str(table), mode, ("day",)).put(key, embed(job))
+    info, before = Target(str(table), mode, ("day",)).put(key, embed(job), Origin(model))
     assert info["rows"] == sum(map(len, job.values()))
     return before
 
@@ -171,3 +174,22 @@ def test_a_table_keeps_its_partition_columns(tmp_path: Path, mode: str) -> None:
     for other in [()] * (mode != "replace") + [("month",), ("day", "hour")]:
         with pytest.raises(InputError, match=r"partitioned by day, .*: use --set embed\.partition_by=day, or choose"):
             Target(str(tmp_path), mode, other).check_partitions()
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_the_files_of_a_table_are_of_one_model(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+    put(tmp_path, "append", "a", {1: [0], 2: [1]}, "first")
+    assert '"model": "first"' in (tmp_path / "_ivis_spark" / "000001-a.done").read_text()
+    said = r"holds 2 files .* by another model \(first; .* is second\).*: choose another --target, or --mode overwrite"
+    with pytest.raises(InputError, match=said):
+        put(tmp_path, mode, "b", {1: [2]}, "second")
+    assert rows(tmp_path) == {1: [0], 2: [1]}
+    shutil.rmtree(tmp_path / "day=1")
+    shutil.rmtree(tmp_path / "day=2")
+    assert not put(tmp_path, mode, "b", {1: [2]}, "second")
+    assert not put(tmp_path, "overwrite", "c", {3: [3]}, "first") and rows(tmp_path) == {3: [3]}
+    record = tmp_path / "_ivis_spark" / "000003-c.done"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "model"}))
+    assert not caplog.records
+    assert not put(tmp_path, mode, "d", {4: [4]}, "second")
+    assert [r.getMessage() for r in caplog.records if "did not record the model" in r.getMessage()]
