@@ -8,6 +8,7 @@ is not done again, and only such files are ever removed. Each is written once, u
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,8 +16,20 @@ from urllib.parse import unquote
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.spark.embedding.history import MODES, OWN, Origin, check_model, read_done, read_journal
+from ivis_spark.spark.embedding.history import (
+    MODES,
+    OWN,
+    Origin,
+    Todo,
+    check_model,
+    describe_input,
+    plan_append,
+    read_done,
+    read_journal,
+)
 from ivis_spark.spark.embedding.units import Unit, write_record
+
+log = logging.getLogger(__name__)
 
 _FOREIGN_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _REMEDY = (
@@ -91,52 +104,65 @@ class Target:
     def put(
         self,
         key: str,
-        embed: Callable[[str], tuple[list[Unit], dict[str, Any]]],
-        origin: Origin | None = None,
+        embed: Callable[[str, Todo], tuple[list[Unit], dict[str, Any]]],
+        origin: Origin,
         *,
         check: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, Any], bool]:
-        """Embed and put the result into the table, unless this very job did so before.
+        """Embed what is not in the table yet, and put it there.
 
         Args:
             key: Of the job: its model, input and settings.
-            embed: Embeds, working in the folder given; returns the units and facts about them.
+            embed: Embeds these files, working in the folder given; returns the units and facts about them.
             origin: What the job is made from.
             check: Called before the table is touched; what it raises leaves the table as it is.
 
         Returns:
-            The facts, and whether it was done before.
+            The facts, and whether all was there before.
 
         Raises:
-            InputError: if files would have to go that no such job wrote, or files of another model would remain; names
-                them.
+            InputError: if files would have to go that no such job wrote, files of another model would remain, or rows
+                that were removed cannot be written again.
         """
-        origin = origin or Origin()
         for name in self._unfinished():
             self._finish(name)
-        done = self._done()
-        last = max((record["number"] for record in done), default=0)
+        done, there = self._done(), set(self.data_files())
         if self._mode != "overwrite":
-            check_model(self.uri, done, set(self.data_files()), origin.model)
-        for record in reversed(done):
-            if record["key"] == key and (self._mode == "append" or record["number"] == last):
-                return record["info"], True
+            check_model(self.uri, done, there, origin.model)
+        todo = self._plan(done, there, key, origin)
+        if not todo.new and not todo.again:
+            info = next((record["info"] for record in reversed(done) if record["key"] == key), None)
+            return info or {**done[-1]["info"], "rows": 0}, True
         if self._mode == "overwrite":
             self._removals(done, ())
         work = self._own(f"work-{key}")
-        units, info = embed(work)
-        moves = [
-            [posixpath.relpath(storage.join(unit.folder, name), self.uri), name]
-            for unit in units
-            for name, _ in unit.files
-        ]
-        removals = self._removals(done, [target for _, target in moves])
-        journal = {"number": last + 1, "key": key, "mode": self._mode, "info": info, "model": origin.model}
-        name = f"{last + 1:06d}-{key}"
+        units, info = embed(work, todo)
+        moves, sizes = [], []
+        for unit in units:
+            partitions = todo.again.get(tuple(unit.input))
+            names = [name for name, _ in unit.files if partitions is None or posixpath.dirname(name) in partitions]
+            moves += [[posixpath.relpath(storage.join(unit.folder, name), self.uri), name] for name in names]
+            sizes.append((unit.input, len(names)))
+        removals = self._removals(done, [target for _, target in moves]) + todo.left
+        number = max((record["number"] for record in done), default=0) + 1
+        journal = {"number": number, "key": key, "mode": self._mode, "info": info, "model": origin.model}
+        journal |= {"input": describe_input(sizes, origin), "moves": moves, "removals": removals}
+        name = f"{number:06d}-{key}"
         check()
-        write_record(self._own(f"{name}.json"), {**journal, "moves": moves, "removals": removals})
+        write_record(self._own(f"{name}.json"), journal)
         self._finish(name)
         return info, False
+
+    def _plan(self, done: list[dict[str, Any]], there: set[str], key: str, origin: Origin) -> Todo:
+        """Return what the job has to embed; other modes than append replace all that is left of a job by all of it."""
+        if self._mode == "append":
+            return plan_append(self.uri, done, there, key, origin)
+        if not done or done[-1]["key"] != key:
+            return Todo(sorted(origin.states))
+        gone = set(done[-1]["files"]) - there
+        if gone:
+            log.warning("%s: %d files of this job are gone, like %s; it is done again", self.uri, len(gone), min(gone))
+        return Todo(sorted(origin.states) if gone else [])
 
     def _finish(self, name: str) -> None:
         """Do what a journal says; what is done of it already does no harm."""

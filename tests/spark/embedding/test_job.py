@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.serving.folder import ModelFolder, write_model
+from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 from ivis_spark.spark.embedding import job as embed_job
 from ivis_spark.spark.embedding import units
+from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
 
@@ -165,6 +168,41 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
         put(first, "nope")
     with pytest.raises(InputError, match="replaces partitions, and none are named"):
         pipeline(spark, run, first).embed_into(str(target), "replace")
+
+
+def test_append_writes_what_is_missing_and_only_of_one_model(
+    spark: SparkSession, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, target = write(tmp_path / "table", 0, 30, files=3), tmp_path / "target"
+
+    def put(mode: str = "append") -> dict[str, Any]:
+        return pipeline(spark, run, table).embed_into(str(target), mode)
+
+    put()
+    write(table, 30, 60, files=3)
+    assert put()["rows"] == 30
+    check(pq.read_table(target), range(60))
+    next(target.glob("*.parquet")).unlink()
+    assert put()["rows"] == 10 and "embedded again to restore their rows: 1" in caplog.text
+    check(pq.read_table(target), range(60))
+    os.utime(table / "part-0-0.parquet", (1, 1))
+    assert put()["rows"] == 10 and "for example file://" in caplog.text
+    assert put()["done_before"] and pq.read_table(target).num_rows == 70
+    content = read_model(str(run), RunFolder(str(run)).require("model", "train"))
+    write_model(str(run), dataclasses.replace(content, spec={"config": {}, "inputs": {"rows": "others"}}))
+    with pytest.raises(InputError, match=r"holds 7 files embedded by another model \(\w+; the model of this run is"):
+        put()
+    assert put("overwrite")["rows"] == 60
+    check(pq.read_table(target), range(60))
+
+
+def test_a_data_frame_is_embedded_as_it_is(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table, target = spark.read.parquet(str(write(tmp_path / "table"))), tmp_path / "target"
+    for condition, done_before in (("n < 10", False), ("n < 10", True), ("n >= 10", False)):
+        source = table.where(condition)
+        rows = Pipeline(str(run), load_config(None), get_spark=lambda: spark, source=source)
+        assert rows.embed_into(str(target), "append")["done_before"] == done_before
+    check(pq.read_table(target), range(60))
 
 
 def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: Path) -> None:
