@@ -15,6 +15,7 @@ from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.model import encoder_flops
@@ -89,7 +90,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
             embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
 
     check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
-    with RunLock(target.lock_folder, "embed") as lock:
+    with task_errors(f"--target {uri}"), RunLock(target.lock_folder, "embed", option="--target") as lock:
         check_columns()
         info, before = target.put(storage.fingerprint(spec), embed, Origin(fingerprint, states), check=lock.check)
     log.info("%s: %s", target.uri, "this job was already done, skipped" if before else f"{info['rows']:,} rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
-from ivis_spark.spark.causes import deepest_cause, task_errors
+from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import FAULTS, InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
@@ -24,6 +25,8 @@ from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import tables
 from ivis_spark.spark.session import arrow_batch_rows, describe_job
+
+log = logging.getLogger(__name__)
 
 # Formats whose files can be read one by one.
 _FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")
@@ -156,7 +159,11 @@ def embed_input(
     with arrow_batch_rows(spark, config.batch_rows):
         done = units.run_units(work, plan, do, fixed=again)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
-    info["invalid"] = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
+    info["invalid"] = invalid = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
+    if not info["rows"]:
+        dropped = sum(invalid.values())
+        reason = f"all {dropped:,} are invalid, and embed.invalid is drop" if dropped else "the input has none"
+        log.warning("no rows were embedded: %s", reason)
     return done, info
 
 
@@ -206,17 +213,16 @@ def _embed_unit(
     folder: str,
 ) -> dict[str, Any]:
     counts = InvalidRows(spark.sparkContext)
-    with task_errors():
-        embedded = embed_frame(
-            source.read(files),
-            encoder,
-            invalid=config.invalid,
-            features=source.features,
-            kept=source.columns,
-            outputs=outputs,
-            counts=counts,
-        )
-        embedded.write.partitionBy(*config.partition_by).parquet(folder)
+    embedded = embed_frame(
+        source.read(files),
+        encoder,
+        invalid=config.invalid,
+        features=source.features,
+        kept=source.columns,
+        outputs=outputs,
+        counts=counts,
+    )
+    embedded.write.partitionBy(*config.partition_by).parquet(folder)
     rows = tables.read_parquet(spark, folder, schema=embedded.schema).count()
     return {"rows": rows, "invalid": counts.value()}
 

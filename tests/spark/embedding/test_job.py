@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import threading
@@ -19,7 +20,7 @@ from runs import published
 from ivis_spark import storage
 from ivis_spark.config import load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, InputError, IvisError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
@@ -258,7 +259,7 @@ def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_pat
     table, target = write(tmp_path / "table"), tmp_path / "target"
     with (
         RunLock(str(target / "_ivis_spark"), "embed"),
-        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+"),
+        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+.*choose another --target,"),
     ):
         pipeline(spark, run, table).embed_into(str(target), "append")
     pipeline(spark, run, table).embed_into(str(target), "append")
@@ -286,6 +287,32 @@ def test_target_whose_job_died_while_moving(
     monkeypatch.setattr(storage, "move_file", original)
     assert pipeline(spark, run, table).embed_into(str(target), "append")["done_before"]
     check(pq.read_table(target), range(60))
+
+
+def test_a_full_disk_names_the_target(
+    spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(embed_job, "_embed_unit", full)
+    target = tmp_path / "target"
+    with pytest.raises(IvisError, match=f"free space on the disks of --target {target} and spark.local.dir"):
+        pipeline(spark, run, write(tmp_path / "table")).embed_into(str(target), "append")
+
+
+def test_no_rows_are_a_warning(
+    spark: SparkSession, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = write(tmp_path / "table", 0, 2, files=1, features=[[None] * 4])
+    pipeline(spark, run, table, "embed.invalid=drop").embed_into(str(tmp_path / "dropped"), "append")
+    pq.write_table(pa.table({name: pa.array([], pa.float32()) for name in "abcd"}), tmp_path / "empty.parquet")
+    pipeline(spark, run, tmp_path / "empty.parquet", "data.feature_cols=a,b,c,d").embed()
+    said = [record.getMessage() for record in caplog.records if "no rows were embedded" in record.getMessage()]
+    assert [text.partition(": ")[2] for text in said] == [
+        "all 2 are invalid, and embed.invalid is drop",
+        "the input has none",
+    ]
 
 
 def test_clashing_column_and_wrong_width(spark: SparkSession, run: Path, tmp_path: Path) -> None:
