@@ -2,8 +2,9 @@
 
 `_ivis_spark/` in the table, which Spark's readers pass over, holds the work folder of a job and two files per job:
 `<number>-<key>.json` is its journal, which names every file to remove and to move before the first is touched, so a
-job that died between is finished by the next; `<number>-<key>.done` says what it put into the table, so the same job
-is not done again, and only such files are ever removed. Each is written once, under a name of its own.
+job that died between is finished by the next; `<number>-<key>.done` says what it put into the table and what from, so
+the same files are not embedded again, and only such files are ever removed. Each is written once, under a name of its
+own.
 """
 
 from __future__ import annotations

@@ -133,6 +133,8 @@ def test_a_unit_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "units" / "000001.json").write_text("{")
     run(str(tmp_path))
     assert done == ["1", "2", "3", "2"]
+    together = Todo(["1"], {("2", "3"): {"day=2", "day=3"}})
+    assert [unit.input for unit in run(str(tmp_path), together)[0]] == [["2", "3"], ["1"]]
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "replace"])
