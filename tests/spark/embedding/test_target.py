@@ -298,3 +298,15 @@ def test_records_of_an_earlier_version_know_their_own_job(tmp_path: Path) -> Non
     remove(tmp_path, 1)
     assert append(tmp_path, job) == ["1", "2"] and rows(tmp_path) == job
     assert append(tmp_path, {**job, 3: [2]}) == ["3"]
+
+
+def test_writing_again_that_dies_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Job = {1: [0], 201: [10, 20]}
+    append(tmp_path, job)
+    remove(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "move_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            append(tmp_path, job)
+    assert rows(tmp_path) == {1: [0]}
+    assert append(tmp_path, job) == [] and rows(tmp_path) == {1: [0, 10], 2: [20]}
