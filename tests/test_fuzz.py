@@ -30,6 +30,7 @@ from ivis_spark.operations.inspect import show, status, verify
 from ivis_spark.runtime.lock import Owner, read_owner
 from ivis_spark.serving.folder import DENSE, SERVING, ModelFolder, read_model, write_model
 from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
+from ivis_spark.spark.embedding.history import Origin
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.embedding.units import run_units
 from ivis_spark.storage import Manifest, RunFolder
@@ -398,7 +399,7 @@ def test_target_with_any_journal_touches_no_other_file(tmp_path: Path, journal: 
     put(f"file://{table}/_ivis_spark/000001-a.json", journal)
     said = ""
     try:
-        Target(str(table), "append", ()).put("next", lambda work: ([], {"rows": 0}))
+        Target(str(table), "append", ()).put("next", lambda *_: ([], {"rows": 0}), Origin(None, {"a": "1"}))
     except ArtifactError as err:
         said = str(err)
     except FileNotFoundError:  # of a file that it says is to be moved and that nobody wrote

@@ -12,7 +12,7 @@ from ivis_spark.config import Config, describe, did_you_mean, load_config, setti
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations import commands as operations
 from ivis_spark.runtime import logs
-from ivis_spark.spark.embedding.target import MODES
+from ivis_spark.spark.embedding.history import MODES
 
 _DESCRIPTION = """\
 ivis for tables too large for one machine: neighbours, triplets and embeddings on Spark, a Siamese network on Keras.

@@ -97,14 +97,15 @@ class RunLock:
     Args:
         root: URI of the run folder.
         name: Which lock: stages that do not meet may have one each.
+        option: Where the user named the folder.
 
     Raises:
         ArtifactError: on entering, if another run holds the lock; names it and says when it can be taken over.
     """
 
-    def __init__(self, root: str, name: str = "run") -> None:
+    def __init__(self, root: str, name: str = "run", *, option: str = "--output") -> None:
         self.uri = storage.join(storage.normalise_uri(root), f"{PREFIX}{name}.json")
-        self._owner = Owner.me()
+        self._owner, self._option = Owner.me(), option
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="ivis-spark-lock")
 
@@ -149,7 +150,8 @@ class RunLock:
         wait = STALE_S - (time.time() - owner.heartbeat)
         rest = f"restart in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "restart"
         return ArtifactError(
-            f"{folder} is being written by {owner}. Wait for it, choose another --output, or, if it is dead, {rest}"
+            f"{folder} is being written by {owner}. Wait for it, choose another {self._option}, or, if it is dead, "
+            f"{rest}"
         )
 
     def _create(self, *, replace: bool) -> bool:

@@ -56,8 +56,11 @@ def account_of(err: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def task_errors() -> Iterator[None]:
+def task_errors(output: str = "--output") -> Iterator[None]:
     """Raise on the driver what a task raised on purpose, and what users can put right, not Spark's account of it.
+
+    Args:
+        output: What is written to, as the user named it.
 
     Raises:
         IvisError: of the class and with the message that the task gave; or if a disk is full.
@@ -74,8 +77,8 @@ def task_errors() -> Iterator[None]:
             raise ours from err
         if _DISK_FULL in account:
             raise IvisError(
-                f"{_DISK_FULL}, in a task: free space on the disks of --output and spark.local.dir, then run the same "
-                f"command again; published stages are kept"
+                f"{_DISK_FULL}, in a task: free space on the disks of {output} and spark.local.dir, then run the same "
+                f"command again; finished stages and units are kept"
             ) from err
         if "\tat " in account and any(text in account for text in _UNREADABLE):
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -14,6 +15,7 @@ from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
+from ivis_spark.spark.causes import task_errors
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.model import encoder_flops
@@ -23,7 +25,9 @@ from ivis_spark.storage import Manifest, StageBuild
 
 if TYPE_CHECKING:
     from ivis_spark.serving.folder import ModelFolder
+    from ivis_spark.spark.embedding.history import Todo
     from ivis_spark.spark.embedding.job import Input
+    from ivis_spark.spark.embedding.units import Unit
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ def publish(run: Run, name: str | None) -> Manifest:
 def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     """Embed the input table, or without one the rows of the run, into a Parquet table of the user's."""
     from ivis_spark.spark.embedding import job as embed_job
+    from ivis_spark.spark.embedding.history import Origin
     from ivis_spark.spark.embedding.target import Target, check_mode
 
     check_mode(mode, run.config.embed.partition_by)  # before Spark starts
@@ -69,9 +74,15 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     source = _input(run, other)
     encoder, classes = model.encoder(scaled=other is None), model.classes
     spec = {**_spec(run, fingerprint, other), "mode": mode}
-    embed = functools.partial(
-        embed_job.embed_input, run.get_spark(), source, encoder, run.config.embed, classes=classes
-    )
+    source = dataclasses.replace(source, files=[storage.normalise_uri(file) for file in source.files])
+    states = _states(run, source, other)
+
+    def embed(work: str, todo: Todo) -> tuple[list[Unit], dict[str, Any]]:
+        again = [list(group) for group in todo.again] if source.files else []
+        done, info = embed_job.embed_input(
+            run.get_spark(), source, encoder, run.config.embed, work, classes=classes, files=todo.new, again=again
+        )
+        return [unit if unit.input else dataclasses.replace(unit, input=list(states)) for unit in done], info
 
     def check_columns() -> None:
         target.check_partitions()
@@ -79,11 +90,22 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
             embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
 
     check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
-    with RunLock(target.lock_folder, "embed") as lock:
+    with task_errors(f"--target {uri}"), RunLock(target.lock_folder, "embed", option="--target") as lock:
         check_columns()
-        info, before = target.put(storage.fingerprint(spec), embed, check=lock.check)
+        info, before = target.put(storage.fingerprint(spec), embed, Origin(fingerprint, states), check=lock.check)
     log.info("%s: %s", target.uri, "this job was already done, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
+
+
+def _states(run: Run, source: Input, other: tuple[Input, dict[str, Any]] | None) -> dict[str, str]:
+    """Return the state of each file of the input, or of the whole if that is not read file by file."""
+    identity = {} if other is None else other[1]
+    if not source.files:
+        digest = storage.fingerprint(identity)
+        return {identity.get("uri") or digest: digest}
+    version = run.config.data.version if identity else None
+    described = storage.describe_files(source.files)
+    return {name: f"{size} {changed}" if version is None else version for name, size, changed in described}
 
 
 def _input(run: Run, other: tuple[Input, dict[str, Any]] | None) -> Input:
@@ -123,7 +145,8 @@ def _other_table(run: Run, model: ModelFolder, *, target: str | None = None) -> 
         settings, own = run.config.to_mapping()["data"], rows.spec["config"]["data"]
         if all(settings[name] in (None, [], own.get(name)) for name in COLUMNS):
             return None
-    return embed_job.input_of_table(table, run.input.uri or "", run.config.data, model), source
+    uri = run.input.uri or "" if run.input.frame is None else ""
+    return embed_job.input_of_table(table, uri, run.config.data, model), source
 
 
 def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:

@@ -11,6 +11,7 @@ from fault_table import Fault
 
 from ivis_spark import storage
 from ivis_spark.runtime.lock import RunLock
+from ivis_spark.spark.embedding.history import Origin, Todo
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.embedding.units import Unit, run_units
 from ivis_spark.storage import RunFolder
@@ -73,11 +74,11 @@ class Table:
                 storage.write_json(storage.join(folder, f"day={day}", f"{key}.json"), job[day])
             return {"rows": sum(len(job[day]) for day in files)}
 
-        def embed(work: str) -> tuple[list[Unit], dict[str, Any]]:
+        def embed(work: str, _: Todo) -> tuple[list[Unit], dict[str, Any]]:
             done = run_units(work, [[day] for day in job], write)
             return done, {"rows": sum(unit.info["rows"] for unit in done)}
 
-        Target(self.uri, mode, ("day",)).put(key, embed)
+        Target(self.uri, mode, ("day",)).put(key, embed, Origin(None, dict.fromkeys(job, key)))
 
     def rows(self) -> list[str]:
         """Return the rows that a reader of the table sees."""

@@ -30,6 +30,7 @@ from ivis_spark.operations.clean import clean
 from ivis_spark.runtime import lock
 from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.embedding import units
+from ivis_spark.spark.embedding.history import Origin
 from ivis_spark.spark.embedding.target import Target
 from ivis_spark.stages import lock_of
 
@@ -109,7 +110,10 @@ def put(table: str, text: str) -> None:
     target = Target(table, "append", ())
     with lock.RunLock(target.lock_folder, "embed") as held:
         target.put(
-            text, lambda work: (units.run_units(work, names_of(text), write_parts), {"rows": 0}), check=held.check
+            text,
+            lambda work, todo: (units.run_units(work, [[name] for name in todo.new], write_parts), {"rows": 0}),
+            Origin(None, {name: "" for [name] in names_of(text)}),
+            check=held.check,
         )
 
 

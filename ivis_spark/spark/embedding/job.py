@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
-from ivis_spark.spark.causes import deepest_cause, task_errors
+from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import FAULTS, InvalidRows, Outputs, embed_frame
 from ivis_spark.spark.embedding.target import Target
@@ -24,6 +25,8 @@ from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import tables
 from ivis_spark.spark.session import arrow_batch_rows, describe_job
+
+log = logging.getLogger(__name__)
 
 # Formats whose files can be read one by one.
 _FILE_FORMATS = ("parquet", "orc", "csv", "json", "avro")
@@ -83,7 +86,8 @@ def number_column(info: dict[str, Any]) -> str | None:
 def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelFolder) -> Input:
     """Return a user's table with the columns that the model was trained on, or those that `config` names.
 
-    A table that has nothing else to keep keeps its features, which alone tell its rows apart.
+    A table that has nothing else to keep keeps its features, which alone tell its rows apart. A DataFrame has no `uri`
+    and is read whole.
 
     Raises:
         InputError: if a column is missing or of a type that cannot be used, or the width is not the model's.
@@ -105,7 +109,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
             f"the table has {source.width} features in {source.features_text}; the model was trained on "
             f"{model.n_inputs}"
         )
-    files = tables.input_files(table) if config.format in _FILE_FORMATS else []
+    files = tables.input_files(table) if uri and config.format in _FILE_FORMATS else []
     features = frames.to_map(table, source, config)[1]
 
     def read(chosen: list[str]) -> DataFrame:
@@ -123,8 +127,10 @@ def embed_input(
     work: str,
     *,
     classes: dict[str, Any] | None = None,
+    files: list[str] | None = None,
+    again: Sequence[list[str]] = (),
 ) -> tuple[list[units.Unit], dict[str, Any]]:
-    """Embed all rows of an input, unit after unit, into Parquet below a work folder. Runs on: driver.
+    """Embed rows of an input, unit after unit, into Parquet below a work folder. Runs on: driver.
 
     Args:
         spark: The session.
@@ -133,6 +139,9 @@ def embed_input(
         config: The outputs and what to do with invalid rows.
         work: URI of the folder.
         classes: `values` and `type` of the model's classes, if it has any.
+        files: The files to embed; all of the input if left out. An input that is not read file by file is embedded
+            whole.
+        again: Further files, of a unit each.
 
     Returns:
         The units, and facts about all of them: rows, and invalid rows by kind.
@@ -143,13 +152,18 @@ def embed_input(
     outputs = Outputs.of(config, classes)
     _check_columns(source, outputs, config)
     size = config.unit_bytes or _WAVES * SPLIT_BYTES * cores(spark)
-    plan = units.plan_units(source.files, size) if source.files else [[]]
+    chosen = source.files if files is None else files
+    plan = [*again, *units.plan_units(chosen, size)] if source.files else [[]]
     do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
     describe_job(spark, "embed")
     with arrow_batch_rows(spark, config.batch_rows):
-        done = units.run_units(work, plan, do)
+        done = units.run_units(work, plan, do, fixed=again)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
-    info["invalid"] = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
+    info["invalid"] = invalid = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
+    if not info["rows"]:
+        dropped = sum(invalid.values())
+        reason = f"all {dropped:,} are invalid, and embed.invalid is drop" if dropped else "the input has none"
+        log.warning("no rows were embedded: %s", reason)
     return done, info
 
 
@@ -199,17 +213,16 @@ def _embed_unit(
     folder: str,
 ) -> dict[str, Any]:
     counts = InvalidRows(spark.sparkContext)
-    with task_errors():
-        embedded = embed_frame(
-            source.read(files),
-            encoder,
-            invalid=config.invalid,
-            features=source.features,
-            kept=source.columns,
-            outputs=outputs,
-            counts=counts,
-        )
-        embedded.write.partitionBy(*config.partition_by).parquet(folder)
+    embedded = embed_frame(
+        source.read(files),
+        encoder,
+        invalid=config.invalid,
+        features=source.features,
+        kept=source.columns,
+        outputs=outputs,
+        counts=counts,
+    )
+    embedded.write.partitionBy(*config.partition_by).parquet(folder)
     rows = tables.read_parquet(spark, folder, schema=embedded.schema).count()
     return {"rows": rows, "invalid": counts.value()}
 

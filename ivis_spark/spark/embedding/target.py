@@ -2,25 +2,36 @@
 
 `_ivis_spark/` in the table, which Spark's readers pass over, holds the work folder of a job and two files per job:
 `<number>-<key>.json` is its journal, which names every file to remove and to move before the first is touched, so a
-job that died between is finished by the next; `<number>-<key>.done` says what it put into the table, so the same job
-is not done again, and only such files are ever removed. Each is written once, under a name of its own.
+job that died between is finished by the next; `<number>-<key>.done` says what it put into the table and what from, so
+the same files are not embedded again, and only such files are ever removed. Each is written once, under a name of its
+own.
 """
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.manifest import check_fields, check_inside, check_list
+from ivis_spark.spark.embedding.history import (
+    MODES,
+    OWN,
+    Origin,
+    Todo,
+    check_model,
+    describe_input,
+    plan_append,
+    read_done,
+    read_journal,
+)
 from ivis_spark.spark.embedding.units import Unit, write_record
 
-Mode = Literal["append", "overwrite", "replace"]
-MODES: tuple[Mode, ...] = ("append", "overwrite", "replace")
-OWN = "_ivis_spark"
+log = logging.getLogger(__name__)
+
 _FOREIGN_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
 _REMEDY = (
     "restore it; or remove it and embed again into a new table, because it is unknown which files its job had yet to "
@@ -94,46 +105,65 @@ class Target:
     def put(
         self,
         key: str,
-        embed: Callable[[str], tuple[list[Unit], dict[str, Any]]],
+        embed: Callable[[str, Todo], tuple[list[Unit], dict[str, Any]]],
+        origin: Origin,
         *,
         check: Callable[[], None] = lambda: None,
     ) -> tuple[dict[str, Any], bool]:
-        """Embed and put the result into the table, unless this very job did so before.
+        """Embed what is not in the table yet, and put it there.
 
         Args:
             key: Of the job: its model, input and settings.
-            embed: Embeds, working in the folder given; returns the units and facts about them.
+            embed: Embeds these files, working in the folder given; returns the units and facts about them.
+            origin: What the job is made from.
             check: Called before the table is touched; what it raises leaves the table as it is.
 
         Returns:
-            The facts, and whether it was done before.
+            The facts, and whether all was there before.
 
         Raises:
-            InputError: if files would have to go that no such job wrote; names them.
+            InputError: if files would have to go that no such job wrote, files of another model would remain, or rows
+                that were removed cannot be written again.
         """
         for name in self._unfinished():
             self._finish(name)
-        done = self._done()
-        last = max((record["number"] for record in done), default=0)
-        for record in reversed(done):
-            if record["key"] == key and (self._mode == "append" or record["number"] == last):
-                return record["info"], True
+        done, there = self._done(), set(self.data_files())
+        if self._mode != "overwrite":
+            check_model(self.uri, done, there, origin.model)
+        todo = self._plan(done, there, key, origin)
+        if not todo.new and not todo.again:
+            info = next((record["info"] for record in reversed(done) if record["key"] == key), None)
+            return info or {**done[-1]["info"], "rows": 0}, True
         if self._mode == "overwrite":
             self._removals(done, ())
         work = self._own(f"work-{key}")
-        units, info = embed(work)
-        moves = [
-            [posixpath.relpath(storage.join(unit.folder, name), self.uri), name]
-            for unit in units
-            for name, _ in unit.files
-        ]
-        removals = self._removals(done, [target for _, target in moves])
-        journal = {"number": last + 1, "key": key, "mode": self._mode, "info": info}
-        name = f"{last + 1:06d}-{key}"
+        units, info = embed(work, todo)
+        moves, sizes = [], []
+        for unit in units:
+            partitions = todo.again.get(tuple(unit.input))
+            names = [name for name, _ in unit.files if partitions is None or posixpath.dirname(name) in partitions]
+            moves += [[posixpath.relpath(storage.join(unit.folder, name), self.uri), name] for name in names]
+            sizes.append((unit.input, len(names)))
+        removals = self._removals(done, [target for _, target in moves]) + todo.left
+        number = max((record["number"] for record in done), default=0) + 1
+        journal = {"number": number, "key": key, "mode": self._mode, "info": info, "model": origin.model}
+        journal |= {"input": describe_input(sizes, origin), "moves": moves, "removals": removals}
+        name = f"{number:06d}-{key}"
         check()
-        write_record(self._own(f"{name}.json"), {**journal, "moves": moves, "removals": removals})
+        write_record(self._own(f"{name}.json"), journal)
         self._finish(name)
         return info, False
+
+    def _plan(self, done: list[dict[str, Any]], there: set[str], key: str, origin: Origin) -> Todo:
+        """Return what the job has to embed; other modes than append replace all that is left of a job by all of it."""
+        if self._mode == "append":
+            return plan_append(self.uri, done, there, key, origin)
+        if not done or done[-1]["key"] != key:
+            return Todo(sorted(origin.states))
+        gone = set(done[-1]["files"]) - there
+        if gone:
+            log.warning("%s: %d files of this job are gone, like %s; it is done again", self.uri, len(gone), min(gone))
+        return Todo(sorted(origin.states) if gone else [])
 
     def _finish(self, name: str) -> None:
         """Do what a journal says; what is done of it already does no harm."""
@@ -143,7 +173,7 @@ class Target:
         storage.in_parallel(
             lambda move: storage.move_file(*(storage.join(self.uri, place) for place in move)), journal["moves"]
         )
-        facts = {field: journal[field] for field in ("number", "key", "mode", "info")}
+        facts = {field: value for field, value in journal.items() if field not in ("moves", "removals")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
             for record in self._done():
                 if record["number"] < journal["number"]:
@@ -196,46 +226,3 @@ class Target:
 
     def _own(self, *parts: str) -> str:
         return storage.join(self.uri, OWN, *parts)
-
-
-def read_journal(value: Any) -> dict[str, Any]:
-    """Return what JSON gave if it is a journal.
-
-    Raises:
-        ArtifactError: if it is that of an earlier version.
-        ValueError: if it is none, or would touch a file that is not in the table.
-    """
-    journal = _read_job(value)
-    check_fields(value, moves=list, removals=list)
-    for old in journal["removals"]:
-        _check_data(old)
-    for move in check_list(journal["moves"], list, "moves"):
-        source, target = move
-        if not check_inside(source, "the table").startswith(OWN + "/"):
-            raise ValueError(f"it moves {source!r}, which was not written by a job")
-        _check_data(target)
-    return journal
-
-
-def read_done(value: Any) -> dict[str, Any]:
-    """Return what JSON gave if it says what a finished job put into the table. Raises ValueError if it does not."""
-    record = _read_job(value)
-    for name in check_list(check_fields(value, files=list)["files"], str, "files"):
-        _check_data(name)
-    return record
-
-
-def _read_job(value: Any) -> dict[str, Any]:
-    if isinstance(value, dict) and "done" in value:
-        raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
-    job = check_fields(value, number=int, key=str, mode=str, info=dict)
-    if job["mode"] not in MODES:
-        raise ValueError(f"mode {job['mode']!r} is not one of: {', '.join(MODES)}")
-    check_inside(job["key"], "the table")
-    check_fields(job["info"], rows=int)
-    return job
-
-
-def _check_data(path: Any) -> None:
-    if check_inside(path, "the table").startswith(OWN):
-        raise ValueError(f"it lists {path!r}, which is not a data file")

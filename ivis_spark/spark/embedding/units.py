@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Unit:
-    """What a finished unit wrote: files below `folder` with their sizes, and facts about them."""
+    """What a finished unit wrote from files of the input: files below `folder` with their sizes, and facts."""
 
+    input: list[str]
     folder: str
     files: list[tuple[str, int]]
     info: dict[str, Any]
@@ -47,7 +48,13 @@ def plan_units(files: list[str], unit_bytes: int) -> list[list[str]]:
     return units
 
 
-def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], dict[str, Any]]) -> list[Unit]:
+def run_units(
+    work: str,
+    plan: list[list[str]],
+    do: Callable[[list[str], str], dict[str, Any]],
+    *,
+    fixed: Sequence[list[str]] = (),
+) -> list[Unit]:
     """Do every unit that is not done yet. Runs on: driver.
 
     Args:
@@ -55,13 +62,18 @@ def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], d
         plan: The input's files by unit. A plan of the same files that stands in the work folder is kept, so that units
             stay the same on another cluster.
         do: Reads these files, writes below this URI and returns facts about what it wrote.
+        fixed: Units that any plan must have.
 
     Returns:
         What all units wrote.
     """
     plan_uri = storage.join(work, "plan.json")
     kept = read_record(plan_uri, _read_plan)
-    if kept is None or sorted(itertools.chain(*kept)) != sorted(itertools.chain(*plan)):
+    if (
+        kept is None
+        or sorted(itertools.chain(*kept)) != sorted(itertools.chain(*plan))
+        or any(unit not in kept for unit in fixed)
+    ):
         write_record(plan_uri, plan)
     else:
         plan = kept
@@ -74,7 +86,7 @@ def run_units(work: str, plan: list[list[str]], do: Callable[[list[str], str], d
             info = do(files, storage.join(work, folder))
             written = storage.list_files(storage.join(work, folder))
             write_record(record, {"input": files, "folder": folder, "files": written, "info": info})
-            unit = Unit(storage.join(work, folder), written, info)
+            unit = Unit(files, storage.join(work, folder), written, info)
             if len(plan) > 1:
                 log.info("unit %d of %d is done", number + 1, len(plan))
         else:
@@ -94,7 +106,7 @@ def _finished(work: str, uri: str, files: list[str]) -> Unit | None:
     record = read_record(uri, _read_unit)
     if record is None or record["input"] != files:
         return None
-    unit = Unit(storage.join(work, record["folder"]), record["files"], record["info"])
+    unit = Unit(files, storage.join(work, record["folder"]), record["files"], record["info"])
     return unit if storage.list_files(unit.folder) == unit.files else None
 
 

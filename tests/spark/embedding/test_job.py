@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ from runs import published
 from ivis_spark import storage
 from ivis_spark.config import load_config
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, InputError, IvisError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.serving.folder import ModelFolder, write_model
+from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 from ivis_spark.spark.embedding import job as embed_job
 from ivis_spark.spark.embedding import units
+from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
 
@@ -167,6 +171,41 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
         pipeline(spark, run, first).embed_into(str(target), "replace")
 
 
+def test_append_writes_what_is_missing_and_only_of_one_model(
+    spark: SparkSession, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, target = write(tmp_path / "table", 0, 30, files=3), tmp_path / "target"
+
+    def put(mode: str = "append") -> dict[str, Any]:
+        return pipeline(spark, run, table).embed_into(str(target), mode)
+
+    put()
+    write(table, 30, 60, files=3)
+    assert put()["rows"] == 30
+    check(pq.read_table(target), range(60))
+    next(target.glob("*.parquet")).unlink()
+    assert put()["rows"] == 10 and "embedded again to restore their rows: 1" in caplog.text
+    check(pq.read_table(target), range(60))
+    os.utime(table / "part-0-0.parquet", (1, 1))
+    assert put()["rows"] == 10 and "for example file://" in caplog.text
+    assert put()["done_before"] and pq.read_table(target).num_rows == 70
+    content = read_model(str(run), RunFolder(str(run)).require("model", "train"))
+    write_model(str(run), dataclasses.replace(content, spec={"config": {}, "inputs": {"rows": "others"}}))
+    with pytest.raises(InputError, match=r"holds 7 files embedded by another model \(\w+; the model of this run is"):
+        put()
+    assert put("overwrite")["rows"] == 60
+    check(pq.read_table(target), range(60))
+
+
+def test_a_data_frame_is_embedded_as_it_is(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    table, target = spark.read.parquet(str(write(tmp_path / "table"))), tmp_path / "target"
+    for condition, done_before in (("n < 10", False), ("n < 10", True), ("n >= 10", False)):
+        source = table.where(condition)
+        rows = Pipeline(str(run), load_config(None), get_spark=lambda: spark, source=source)
+        assert rows.embed_into(str(target), "append")["done_before"] == done_before
+    check(pq.read_table(target), range(60))
+
+
 def test_a_target_with_other_columns(spark: SparkSession, run: Path, tmp_path: Path) -> None:
     table, target = write(tmp_path / "table"), tmp_path / "target"
     columns = {"key": ["k"], "n": ["text"], "more": [1], "embedding": pa.array([[0.0, 0.0]], pa.list_(pa.float32()))}
@@ -220,7 +259,7 @@ def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_pat
     table, target = write(tmp_path / "table"), tmp_path / "target"
     with (
         RunLock(str(target / "_ivis_spark"), "embed"),
-        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+"),
+        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+.*choose another --target,"),
     ):
         pipeline(spark, run, table).embed_into(str(target), "append")
     pipeline(spark, run, table).embed_into(str(target), "append")
@@ -248,6 +287,32 @@ def test_target_whose_job_died_while_moving(
     monkeypatch.setattr(storage, "move_file", original)
     assert pipeline(spark, run, table).embed_into(str(target), "append")["done_before"]
     check(pq.read_table(target), range(60))
+
+
+def test_a_full_disk_names_the_target(
+    spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(embed_job, "_embed_unit", full)
+    target = tmp_path / "target"
+    with pytest.raises(IvisError, match=f"free space on the disks of --target {target} and spark.local.dir"):
+        pipeline(spark, run, write(tmp_path / "table")).embed_into(str(target), "append")
+
+
+def test_no_rows_are_a_warning(
+    spark: SparkSession, run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = write(tmp_path / "table", 0, 2, files=1, features=[[None] * 4])
+    pipeline(spark, run, table, "embed.invalid=drop").embed_into(str(tmp_path / "dropped"), "append")
+    pq.write_table(pa.table({name: pa.array([], pa.float32()) for name in "abcd"}), tmp_path / "empty.parquet")
+    pipeline(spark, run, tmp_path / "empty.parquet", "data.feature_cols=a,b,c,d").embed()
+    said = [record.getMessage() for record in caplog.records if "no rows were embedded" in record.getMessage()]
+    assert [text.partition(": ")[2] for text in said] == [
+        "all 2 are invalid, and embed.invalid is drop",
+        "the input has none",
+    ]
 
 
 def test_clashing_column_and_wrong_width(spark: SparkSession, run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,30 +17,39 @@ import pytest
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark.embedding import units
+from ivis_spark.spark.embedding.history import Origin, Todo
 from ivis_spark.spark.embedding.target import Target
 
-Job = dict[int, list[int]]  # rows by day
+Job = dict[int, list[int]]  # rows by file of the input: those of file 1 are of day 1, those of file 201 of days 1 and 2
 
 
-def embed(job: Job, done: list[str] | None = None) -> Callable[[str], tuple[list[units.Unit], dict[str, Any]]]:
-    """Return what embeds: a unit a day, a file of its rows each."""
+def embed(
+    job: Job, done: list[str] | None = None, *, together: bool = False
+) -> Callable[..., tuple[list[units.Unit], dict[str, Any]]]:
+    """Return what embeds, a unit a file or all together, and lists the files in `done`."""
 
     def write(files: list[str], folder: str) -> dict[str, Any]:
-        day = int(files[0])
-        path = Path(folder.removeprefix("file://")) / f"day={day}"
-        path.mkdir(parents=True)
-        pq.write_table(
-            pa.table({"n": job[day]}), path / f"part-{len(list(path.parent.parent.iterdir()))}-{job}.parquet"
-        )
+        for number in map(int, files):
+            days = [day for day in (number % 100, number // 100) if day]
+            for place, day in enumerate(days):
+                path = Path(folder.removeprefix("file://")) / f"day={day}"
+                path.mkdir(parents=True, exist_ok=True)
+                pq.write_table(pa.table({"n": job[number][place :: len(days)]}), path / f"part-{uuid.uuid4()}.parquet")
         if done is not None:
-            done.append(files[0])
-        return {"rows": len(job[day])}
+            done.extend(files)
+        return {"rows": sum(len(job[int(file)]) for file in files)}
 
-    def run(work: str) -> tuple[list[units.Unit], dict[str, Any]]:
-        found = units.run_units(work, [[str(day)] for day in job], write)
+    def run(work: str, todo: Todo | None = None) -> tuple[list[units.Unit], dict[str, Any]]:
+        again = [list(group) for group in todo.again] if todo else []
+        new = todo.new if todo else list(map(str, job))
+        found = units.run_units(work, [*again, *([new] if together else [[file] for file in new])], write, fixed=again)
         return found, {"rows": sum(unit.info["rows"] for unit in found)}
 
     return run
+
+
+def origin(job: Job, model: str | None = None) -> Origin:
+    return Origin(model, {str(file): str(rows) for file, rows in job.items()})
 
 
 def rows(table: Path) -> Job:
@@ -47,11 +59,23 @@ def rows(table: Path) -> Job:
     return {day: sorted(values) for day, values in sorted(found.items())}
 
 
-def put(table: Path, mode: str, key: str, job: Job) -> bool:
+def put(table: Path, mode: str, key: str, job: Job, model: str | None = None) -> bool:
     """Return whether the job was done before."""
-    info, before = Target(str(table), mode, ("day",)).put(key, embed(job))
-    assert info["rows"] == sum(map(len, job.values()))
-    return before
+    return Target(str(table), mode, ("day",)).put(key, embed(job), origin(job, model))[1]
+
+
+def append(table: Path, job: Job, *, together: bool = False) -> list[str]:
+    """Append as `put_into` does; return the files of the input that were embedded."""
+    done: list[str] = []
+    key = storage.fingerprint(list(job.items()))
+    before = Target(str(table), "append", ("day",)).put(key, embed(job, done, together=together), origin(job))[1]
+    assert before == (not done)
+    return done
+
+
+def remove(table: Path, *days: int) -> None:
+    for day in days:
+        shutil.rmtree(table / f"day={day}")
 
 
 def test_modes_in_any_order(tmp_path: Path) -> None:
@@ -109,6 +133,8 @@ def test_a_unit_is_done_once(tmp_path: Path) -> None:
     (tmp_path / "units" / "000001.json").write_text("{")
     run(str(tmp_path))
     assert done == ["1", "2", "3", "2"]
+    together = Todo(["1"], {("2", "3"): {"day=2", "day=3"}})
+    assert [unit.input for unit in run(str(tmp_path), together)[0]] == [["2", "3"], ["1"]]
 
 
 @pytest.mark.parametrize("mode", ["overwrite", "replace"])
@@ -160,7 +186,7 @@ def test_a_lock_that_is_lost_leaves_the_table_alone(tmp_path: Path) -> None:
         raise ArtifactError("another run holds the lock")
 
     with pytest.raises(ArtifactError, match="another run"):
-        Target(str(tmp_path), "overwrite", ("day",)).put("b", embed({1: [1]}), check=lost)
+        Target(str(tmp_path), "overwrite", ("day",)).put("b", embed({1: [1]}), origin({1: [1]}), check=lost)
     assert rows(tmp_path) == {1: [0]} and put(tmp_path, "append", "a", {1: [0]})
 
 
@@ -171,3 +197,116 @@ def test_a_table_keeps_its_partition_columns(tmp_path: Path, mode: str) -> None:
     for other in [()] * (mode != "replace") + [("month",), ("day", "hour")]:
         with pytest.raises(InputError, match=r"partitioned by day, .*: use --set embed\.partition_by=day, or choose"):
             Target(str(tmp_path), mode, other).check_partitions()
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_the_files_of_a_table_are_of_one_model(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+    put(tmp_path, "append", "a", {1: [0], 2: [1]}, "first")
+    assert '"model": "first"' in (tmp_path / "_ivis_spark" / "000001-a.done").read_text()
+    said = r"holds 2 files .* by another model \(first; .* is second\).*: choose another --target, or --mode overwrite"
+    with pytest.raises(InputError, match=said):
+        put(tmp_path, mode, "b", {1: [2]}, "second")
+    assert rows(tmp_path) == {1: [0], 2: [1]}
+    remove(tmp_path, 1, 2)
+    assert not put(tmp_path, mode, "b", {1: [2]}, "second")
+    assert not put(tmp_path, "overwrite", "c", {3: [3]}, "first") and rows(tmp_path) == {3: [3]}
+    record = tmp_path / "_ivis_spark" / "000003-c.done"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "model"}))
+    assert not caplog.records
+    assert not put(tmp_path, mode, "d", {4: [4]}, "second")
+    assert [r.getMessage() for r in caplog.records if "recorded neither model nor input" in r.getMessage()]
+
+
+def test_append_embeds_only_what_is_not_there_yet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert append(tmp_path, {1: [0], 2: [1]}) == ["1", "2"]
+    assert append(tmp_path, {1: [0], 2: [1], 3: [2]}) == ["3"]
+    assert append(tmp_path, {2: [1], 3: [2]}) == [] and rows(tmp_path) == {1: [0], 2: [1], 3: [2]}
+    put(tmp_path, "replace", "r", {3: [3], 4: [4]})
+    assert append(tmp_path, {3: [3], 4: [4], 5: [5]}) == ["5"] and not caplog.records
+    assert append(tmp_path, {1: [0, 6], 5: [5]}) == ["1"]
+    [said] = [record.getMessage() for record in caplog.records]
+    assert (
+        "embedded before in another state, all rows of which are added now: 1, for example 1." in said
+        and "--mode replace" in said
+    )
+    assert append(tmp_path, {1: [0, 6], 5: [5]}) == [] == append(tmp_path, {1: [0]})
+    assert rows(tmp_path) == {1: [0, 0, 6], 2: [1], 3: [3], 4: [4], 5: [5]}
+    put(tmp_path, "overwrite", "o", {2: [1]})
+    assert append(tmp_path, {1: [0], 2: [1]}) == ["1"] and rows(tmp_path) == {1: [0], 2: [1]}
+
+
+def test_what_was_deleted_is_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    job: Job = {1: [0], 201: [10, 20], 3: [30]}
+    append(tmp_path, {1: [0], 201: [10, 20]})
+    append(tmp_path, job)
+    full = {1: [0, 10], 2: [20], 3: [30]}
+    remove(tmp_path, 2)
+    assert append(tmp_path, job) == ["201"] and rows(tmp_path) == full
+    assert "files of it are gone; input files embedded again to restore their rows: 1" in caplog.text
+    remove(tmp_path, 1, 3)
+    assert append(tmp_path, {**job, 4: [40]}) == ["1", "201", "3", "4"] and rows(tmp_path) == {**full, 4: [40]}
+    assert append(tmp_path, {**job, 4: [40]}) == []
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "replace"])
+def test_a_job_of_which_files_are_gone_is_done_again(tmp_path: Path, mode: str) -> None:
+    job: Job = {1: [0], 201: [10, 20]}
+    put(tmp_path, "append", "a", {3: [30]})
+    put(tmp_path, mode, "m", job)
+    for again in (mode, "append"):
+        remove(tmp_path, 2)
+        assert not put(tmp_path, again, "m", job)
+        assert rows(tmp_path) == {1: [0, 10], 2: [20], **({3: [30]} if mode == "replace" else {})}
+        assert put(tmp_path, again, "m", job)
+
+
+def test_what_a_later_job_replaced_is_not_missing(tmp_path: Path) -> None:
+    A: Job = {201: [10, 20]}
+    append(tmp_path, A)
+    put(tmp_path, "replace", "b", {2: [9]})
+    for _ in range(2):
+        assert append(tmp_path, A) == []
+        remove(tmp_path, 1)
+        assert append(tmp_path, A) == ["201"] and rows(tmp_path) == {1: [10], 2: [9]}
+    remove(tmp_path, 2)
+    assert append(tmp_path, A) == [] and rows(tmp_path) == {1: [10]}
+
+
+def test_rows_that_cannot_be_written_again_alone(tmp_path: Path) -> None:
+    append(tmp_path, {1: [0], 2: [1]}, together=True)
+    remove(tmp_path, 1)
+    changed: Job = {1: [0], 2: [5]}
+    for job in (changed, {1: [0]}):
+        with pytest.raises(InputError, match=r"gone, like day=1/.*made from files of which some, like 2, were changed"):
+            append(tmp_path, job)
+    assert append(tmp_path, {3: [3]}) == ["3"] and rows(tmp_path) == {2: [1], 3: [3]}
+    remove(tmp_path, 2)
+    assert sorted(append(tmp_path, changed)) == ["1", "2"] and rows(tmp_path) == {1: [0], 2: [5], 3: [3]}
+    file = next((tmp_path / "day=2").iterdir())
+    file.rename(file.with_name("compacted.parquet"))
+    with pytest.raises(InputError, match=r"that it did not write, like day=2/compacted\.parquet: .* only new files as"):
+        append(tmp_path, changed)
+
+
+def test_records_of_an_earlier_version_know_their_own_job(tmp_path: Path) -> None:
+    job: Job = {1: [0], 2: [1]}
+    append(tmp_path, job)
+    [record] = (tmp_path / "_ivis_spark").glob("*.done")
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({name: value for name, value in fields.items() if name not in ("input", "model")}))
+    assert append(tmp_path, job) == []
+    remove(tmp_path, 1)
+    assert append(tmp_path, job) == ["1", "2"] and rows(tmp_path) == job
+    assert append(tmp_path, {**job, 3: [2]}) == ["3"]
+
+
+def test_writing_again_that_dies_is_finished_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job: Job = {1: [0], 201: [10, 20]}
+    append(tmp_path, job)
+    remove(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "move_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            append(tmp_path, job)
+    assert rows(tmp_path) == {1: [0]}
+    assert append(tmp_path, job) == [] and rows(tmp_path) == {1: [0, 10], 2: [20]}
