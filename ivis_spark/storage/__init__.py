@@ -19,6 +19,7 @@ from ivis_spark.storage.files import (
     local_copy,
     local_path,
     move_file,
+    move_folder,
     parse_json,
     put_file,
     put_folder,
@@ -31,10 +32,11 @@ from ivis_spark.storage.files import (
 )
 from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.places import Place, keep_apart
-from ivis_spark.storage.run_folder import MANIFEST, MARK, MapFiles, RunFolder
+from ivis_spark.storage.run_folder import DOCTOR, MANIFEST, MARK, MapFiles, RunFolder
 from ivis_spark.storage.stage_build import StageBuild
 
 __all__ = [
+    "DOCTOR",
     "FORMAT_VERSION",
     "MANIFEST",
     "MARK",
@@ -63,6 +65,7 @@ __all__ = [
     "local_copy",
     "local_path",
     "move_file",
+    "move_folder",
     "normalise_uri",
     "parse_json",
     "protocol",

@@ -92,6 +92,12 @@ def move_file(source: str, target: str) -> None:
             raise
 
 
+def move_folder(source: str, target: str) -> None:
+    """Move a folder, file by file: object stores have no folders, and their clients fail to move one."""
+    in_parallel(lambda name: move_file(join(source, name), join(target, name)), find(*filesystem(source)))
+    remove_folder(source)
+
+
 def digest_file(uri: str) -> dict[str, Any]:
     """Return `{"bytes", "sha256"}` of a file, read in chunks. Runs on: driver or executor."""
     fs, path = filesystem(uri)

@@ -38,6 +38,7 @@ from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.stage_build import StageBuild
 
 MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
+DOCTOR = ".doctor-"  # begins the folders in which `doctor` tries the storage; one that was killed leaves them
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")
 _WORK = "work-"
 _MOST_STAGES = 100
@@ -70,7 +71,7 @@ class RunFolder:
         Raises:
             InputError: names what is in it.
         """
-        names = [name for name in self._children() if not name.startswith(MARK)]  # a mark may have been cut off
+        names = [name for name in self._children() if not name.startswith((MARK, DOCTOR))]  # a mark may be cut off
         if names and not self.is_run():
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise InputError(
