@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, BusyError, InputError
 from ivis_spark.manifest import Defaults, Manifest
 from ivis_spark.operations.inspect import verify
 from ivis_spark.pipeline import Pipeline
@@ -265,7 +265,7 @@ def test_an_input_that_is_replaced_meanwhile(run: RunFolder) -> None:
         return manifest.fingerprint
 
     spec = {"inputs": {"rows": rows(1)}}
-    with pytest.raises(ArtifactError, match="was replaced while 'neighbours' was being built from it"):
+    with pytest.raises(BusyError, match="was replaced while 'neighbours' was being built from it"):
         with run.build("neighbours", spec):
             rows(2)
     assert run.manifest("neighbours") is None and not run.garbage("neighbours")

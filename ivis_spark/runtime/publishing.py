@@ -59,7 +59,8 @@ class StageRunner:
             after: Called when it is published, still under the lock.
 
         Raises:
-            ArtifactError: if it stands with other settings and is not to be overwritten, or another run holds the lock.
+            ArtifactError: if it stands with other settings and is not to be overwritten.
+            BusyError: if another run holds the lock.
         """
         logs.enter_stage(name)
         self.folder.check()

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, BusyError, InputError
 from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
 from ivis_spark.progress import collect_steps, step
 from ivis_spark.storage.careful import children, exists
@@ -291,11 +291,11 @@ class RunFolder:
         self._remove_files(stage, former)
 
     def _check_inputs(self, stage: str, made_from: Mapping[str, str]) -> None:
-        """Raise ArtifactError if a stage that goes into this one was replaced since."""
+        """Raise BusyError if a stage that goes into this one was replaced since."""
         for name, digest in made_from.items():
             manifest = self.manifest(name)
             if manifest is not None and manifest.fingerprint != digest:
-                raise ArtifactError(
+                raise BusyError(
                     f"{self.path(name)} was replaced while {stage!r} was being built from it: run the same command "
                     f"again"
                 )

@@ -131,6 +131,12 @@ def test_clean_takes_nothing_that_is_being_built(root: Path) -> None:
     folder.require("embeddings-x", "embed")
 
 
+def test_a_folder_that_is_being_written_is_no_wrong_input(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLock(str(root)):
+        assert main(["clean", str(root)]) == 75
+    assert "is being written by" in capsys.readouterr().err
+
+
 def test_clean_leaves_a_living_run_alone(root: Path) -> None:
     with RunLock(str(root)), pytest.raises(ArtifactError, match="clean it after that process has ended"):
         clean(str(root))
