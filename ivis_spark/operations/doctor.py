@@ -29,6 +29,7 @@ from typing import Any, Literal
 from ivis_spark import storage
 from ivis_spark.errors import IvisError
 from ivis_spark.spark.causes import deepest_cause
+from ivis_spark.spark.hadoop import how_to_reach, scheme_of
 
 _LEAST_FREE_BYTES = 10 << 30
 _LEAST_MEMORY_BYTES = 4 << 30
@@ -118,12 +119,6 @@ def show(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-# Maven's names of Hadoop's filesystems, by scheme.
-_JARS = {
-    "s3a": "org.apache.hadoop:hadoop-aws:{version}",
-    **dict.fromkeys(("abfs", "abfss"), "org.apache.hadoop:hadoop-azure:{version}"),
-    "gs": "com.google.cloud.bigdataoss:gcs-connector:hadoop3-VERSION",
-}
 _NO_CLIENT = (
     "pass a path, or install the filesystem package of the URI: pip install s3fs for s3, gcsfs for gs, adlfs for abfs"
 )
@@ -298,19 +293,11 @@ def _storage(root: str) -> Check:
 
 def _spark_storage(spark: Any, root: str) -> Check:
     """Let Hadoop look at the run folder: Spark reads through it, with a class and credentials of its own."""
-    scheme, hadoop = root.partition("://")[0], spark._jvm.org.apache.hadoop
     try:
-        path = hadoop.fs.Path(storage.normalise_uri(root))
+        path = spark._jvm.org.apache.hadoop.fs.Path(storage.normalise_uri(root))
         path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).exists(path)
     except Exception as err:  # noqa: BLE001 - whatever keeps Hadoop from looking is the finding
-        jar = _JARS.get(scheme, "the jar of its filesystem").format(version=hadoop.util.VersionInfo.getVersion())
-        remedy = (
-            f"Spark reads through Hadoop: pass --spark-conf spark.jars.packages={jar}, and its credentials as "
-            "--spark-conf spark.hadoop.fs.*"
-        )
-        if scheme == "s3":
-            remedy = "write s3a:// for s3://, which Spark has no filesystem for outside EMR"
-        return Check("spark storage", "fail", f"{root}: {deepest_cause(err)}", remedy)
+        return Check("spark storage", "fail", f"{root}: {deepest_cause(err)}", how_to_reach(spark, scheme_of(root)))
     return Check("spark storage", "ok", f"Spark reaches {root}")
 
 

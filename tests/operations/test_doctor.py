@@ -116,8 +116,8 @@ def test_what_a_killed_doctor_leaves_keeps_no_run_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("root", "remedy"),
     [
-        ("s3a://bucket/out", "spark.jars.packages=org.apache.hadoop:hadoop-aws:3.3.4, and its credentials"),
-        ("s3://bucket/out", "write s3a://"),
+        ("s3a://bucket/out", "spark.jars.packages=org.apache.hadoop:hadoop-aws:3.3.4 (with spark-submit: --packages "),
+        ("s3://bucket/out", "Write s3a://"),
     ],
 )
 def test_spark_without_the_class_of_a_filesystem(root: str, remedy: str) -> None:
