@@ -8,6 +8,7 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import replaced_since
 from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime.lock import owners
 from ivis_spark.runtime.logs import LOG_FILE
@@ -160,6 +161,5 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
 
 def _outdated(folder: RunFolder, name: str) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    return [
-        f"{name} was built from a {stage!r} that has been replaced" for stage in folder.outdated(name).get(name, [])
-    ]
+    replaced = folder.outdated(name).get(name)
+    return [replaced_since(name, replaced)] if replaced else []

@@ -226,6 +226,10 @@ class RunFolder:
             return True
         if overwrite:
             return False
+        if all(map(published.is_replaced, changes)):
+            raise ArtifactError(
+                f"{self.root}: {changes[0]}. Pass --overwrite to rebuild it, or choose another --output"
+            )
         raise ArtifactError(
             f"{self.path(stage)} was made with other settings or input: {'; '.join(changes)}. Choose another --output, "
             "revert the change, or pass --overwrite to rebuild"

@@ -81,9 +81,9 @@ def test_verify_names_every_fault(root: Path) -> None:
 def test_verify_sees_a_replaced_input(root: Path) -> None:
     with RunFolder(str(root)).build("rows", {"config": {"k": 1}, "inputs": {}}) as build:
         storage.write_json(build.path("data", "part-0"), [])
-    with pytest.raises(ArtifactError, match="neighbours was built from a 'rows' that has been replaced"):
+    with pytest.raises(ArtifactError, match="'neighbours' was made from 'rows' that has been replaced since"):
         verify(str(root))
-    assert "outdated: neighbours was built from a 'rows' that has been replaced" in show(status(str(root)))
+    assert "outdated: 'neighbours' was made from 'rows' that has been replaced since" in show(status(str(root)))
 
 
 def leave_wreck(root: Path) -> None:
