@@ -36,8 +36,9 @@ _LOCAL_SETTINGS = {
 }
 
 
-# Java's log as lines like ours.
+# Java's log as lines like ours. What keeps it from being written, as a full disk, is not said on the console.
 _LOG4J2 = """\
+status = fatal
 rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = File

@@ -84,6 +84,12 @@ class RunFolder:
 
     def no_run(self) -> ArtifactError:
         """Return the error of a command that needs a run where there is none."""
+        fs, path = filesystem(self.root)
+        bucket = path.strip("/").partition("/")[0]
+        if getattr(fs, "async_impl", False) and not exists(fs, bucket):
+            return ArtifactError(
+                f"{self.root}: there is no {bucket!r}; check the URI, its credentials and its endpoint"
+            )
         return ArtifactError(f"{self.root} holds no run; create one: {self.command('run')} --input TABLE")
 
     def claim(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from object_store import s3_bucket
 from runs import published
 
 from ivis_spark import storage
@@ -50,6 +52,25 @@ def test_status_names_the_page_of_the_report(tmp_path: Path) -> None:
 def test_status_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no run; create one: ivis-spark run"):
         status(str(tmp_path))
+
+
+def test_status_of_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        with pytest.raises(ArtifactError, match="there is no 'nobucket'; check the URI"):
+            status("s3a://nobucket/cells")
+        with pytest.raises(ArtifactError, match="holds no run; create one"):
+            status(f"{bucket}/cells")
+
+
+def test_stages_are_shown_in_their_order(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if one of them was built again."""
+    monkeypatch.setattr("time.gmtime", lambda *_: time.localtime(0))
+    with RunFolder(str(root)).build("queries-a", {"config": {}, "inputs": {}}):
+        pass
+    monkeypatch.setattr("time.gmtime", lambda *_: time.localtime(2e9))
+    with RunFolder(str(root)).build("rows", {"config": {}, "inputs": {}}):
+        pass
+    assert [stage["stage"] for stage in status(str(root)).stages] == ["rows", "neighbours", "model", "queries-a"]
 
 
 def test_status_of_a_run_that_failed_names_its_log(tmp_path: Path) -> None:

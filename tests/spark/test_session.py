@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -113,3 +114,15 @@ def test_files_of_settings_name_what_spark_knows(file: Path, spark: SparkSession
     for name in names:
         assert name.startswith(OPEN) or entries.findEntry(name) is not None, name
     assert entries.findEntry(f"{names[-1]}s") is None
+
+
+def test_a_log_that_cannot_be_written_is_not_said_on_the_console() -> None:
+    """As on a full disk: the command's own error says so in a line."""
+    program = (
+        "from ivis_spark.spark.session import get_session\n"
+        "spark = get_session('log', master='local[1]', log_file='/dev/full')\n"
+        "spark._jvm.org.apache.logging.log4j.LogManager.getLogger('x').error('a line')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert "/dev/full" not in done.stderr and "\tat " not in done.stderr
