@@ -106,6 +106,10 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
     finally:
         for progress in sessions:
             progress.__exit__()
+        if sessions:
+            from ivis_spark.spark.session import stop_quietly
+
+            stop_quietly()
 
 
 def _run_stages(arguments: argparse.Namespace, config: Config, get_spark: Callable[[], SparkSession]) -> None:

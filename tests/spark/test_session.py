@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pyspark
 import pytest
@@ -14,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from ivis_spark.errors import DependencyError
 from ivis_spark.spark.environment import check_variables, ensure_java
+from ivis_spark.spark.session import stop_quietly
 
 pytestmark = pytest.mark.spark  # most start no session, but ask what the installed PySpark wants
 
@@ -114,6 +116,17 @@ def test_files_of_settings_name_what_spark_knows(file: Path, spark: SparkSession
     for name in names:
         assert name.startswith(OPEN) or entries.findEntry(name) is not None, name
     assert entries.findEntry(f"{names[-1]}s") is None
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+def test_spark_submit_logs_nothing_below_the_last_line(monkeypatch: pytest.MonkeyPatch, submitted: bool) -> None:
+    session = mock.MagicMock()
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: session)
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    if not submitted:
+        monkeypatch.delenv("PYSPARK_GATEWAY_PORT")
+    stop_quietly()
+    assert session.sparkContext.setLogLevel.mock_calls == ([mock.call("WARN")] if submitted else [])
 
 
 def test_a_log_that_cannot_be_written_is_not_said_on_the_console() -> None:
