@@ -272,6 +272,7 @@ def _gpus() -> Check:
 def _storage(root: str) -> Check:
     uri = _trial(root, f"{socket.gethostname()}-{os.getpid()}")
     started = time.monotonic()
+    storage.check_bucket(root)
     try:
         storage.write_json(storage.join(uri, "old", "a.json"), {"a": 0})
         storage.replace_file(storage.join(uri, "old", "a.json"), storage.encode_json({"a": 1}))

@@ -8,6 +8,7 @@ from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerpri
 from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.files import (
     DigestedWriter,
+    check_bucket,
     check_writable,
     describe_files,
     digest_file,
@@ -46,6 +47,7 @@ __all__ = [
     "Place",
     "RunFolder",
     "StageBuild",
+    "check_bucket",
     "check_writable",
     "children",
     "describe_files",

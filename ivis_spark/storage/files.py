@@ -344,6 +344,19 @@ def _state(entry: dict[str, Any]) -> tuple[int, str]:
     return entry["size"], str(changed)
 
 
+def check_bucket(uri: str) -> None:
+    """Refuse a bucket that does not exist, which the clients of object stores would make.
+
+    Raises:
+        InputError: if the storage has buckets, and says that there is none of this name.
+    """
+    fs, path = filesystem(uri)
+    bucket = path.strip("/").partition("/")[0]
+    with contextlib.suppress(PermissionError):  # who may see a folder may not see its bucket
+        if getattr(fs, "async_impl", False) and not exists(fs, bucket):
+            raise InputError(f"{uri}: there is no {bucket!r}; check the URI, the credentials and the endpoint")
+
+
 def check_writable(uri: str, option: str = "--output") -> None:
     """Make the folder and a file in it, so that a bad one is known before work is done.
 

@@ -25,6 +25,7 @@ from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_ve
 from ivis_spark.progress import collect_steps, step
 from ivis_spark.storage.careful import children, exists
 from ivis_spark.storage.files import (
+    check_bucket,
     digest_file,
     encode_json,
     filesystem,
@@ -83,13 +84,8 @@ class RunFolder:
         return f"ivis-spark {name} --output {shlex.quote(self.root)}"
 
     def no_run(self) -> ArtifactError:
-        """Return the error of a command that needs a run where there is none."""
-        fs, path = filesystem(self.root)
-        bucket = path.strip("/").partition("/")[0]
-        if getattr(fs, "async_impl", False) and not exists(fs, bucket):
-            return ArtifactError(
-                f"{self.root}: there is no {bucket!r}; check the URI, its credentials and its endpoint"
-            )
+        """Return the error of a command that needs a run where there is none; raise that of a bucket that is none."""
+        check_bucket(self.root)
         return ArtifactError(f"{self.root} holds no run; create one: {self.command('run')} --input TABLE")
 
     def claim(self) -> None:
@@ -103,6 +99,7 @@ class RunFolder:
             if exists(fs, mark):
                 return
             self.check()
+            check_bucket(self.root)
             replace_file(self.path(MARK), encode_json({"format": FORMAT_VERSION}))
         except OSError as err:
             raise InputError(

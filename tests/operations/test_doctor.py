@@ -84,6 +84,8 @@ def test_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_bucket(monkeypatch) as bucket:
         assert check_storage(f"{bucket}/out").state == "ok"
         assert storage.children(*storage.filesystem(bucket)) == []
+        check = check_storage("s3a://nobucket/out")
+        assert check.state == "fail" and "there is no 'nobucket'" in check.found
         monkeypatch.setattr("ivis_spark.storage.read_json", mock.Mock(side_effect=PermissionError("Forbidden")))
         check = check_storage(f"{bucket}/out")
         assert check.state == "fail" and "its credentials" in check.remedy and "pip install" not in check.remedy

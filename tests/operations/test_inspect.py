@@ -14,7 +14,7 @@ from runs import published
 
 from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.operations.clean import clean
 from ivis_spark.operations.inspect import show, size_text, status, verify
 from ivis_spark.runtime.lock import RunLock
@@ -54,10 +54,11 @@ def test_status_of_nothing(tmp_path: Path) -> None:
         status(str(tmp_path))
 
 
-def test_status_of_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_bucket(monkeypatch) as bucket:
-        with pytest.raises(ArtifactError, match="there is no 'nobucket'; check the URI"):
-            status("s3a://nobucket/cells")
+        for use in (status, lambda root: RunFolder(root).claim()):
+            with pytest.raises(InputError, match="s3a://nobucket/cells: there is no 'nobucket'; check the URI"):
+                use("s3a://nobucket/cells")
         with pytest.raises(ArtifactError, match="holds no run; create one"):
             status(f"{bucket}/cells")
 
