@@ -97,6 +97,12 @@ class ArtifactError(IvisError):
     exit_code = 2
 
 
+class BusyError(ArtifactError):
+    """Another process is writing the same folder, or replaced what was being read: the same command works later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class NotFittedError(IvisError, ValueError, AttributeError):
     """A model was used before it was trained or loaded."""
 

@@ -8,13 +8,15 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ivis_spark.config.checks import without_secrets
 
 FORMAT_VERSION = 2
+_CONTENT = ("files", "bytes", "digest")  # of a table, by which `changes` sees that it changed
+_MADE_FROM = "{!r} was made from"
 _PACKAGES = ("ivis_spark", "numpy", "pyarrow", "annoy", "pyspark", "petastorm", "tensorflow", "tensorflow-cpu", "keras")
 
 
@@ -82,12 +84,15 @@ class Manifest:
     def changes(self, spec: Mapping[str, Any], defaults: Defaults) -> list[str]:
         """Return `name: old -> new` for each setting and input in which another specification differs.
 
+        Inputs that only a digest tells apart are described in words: stages, and the content of tables.
+
         What was set counts: a setting that the writing code did not know yet is taken for its default, a default that
         has another value since is none of the user's changes, and a setting that went counts only if it was set.
         """
         old, new = dict(self.spec), dict(spec)
+        words = _digests_in_words(self.stage, old, new)
         if not isinstance(old.get("config"), dict) or not isinstance(new.get("config"), Mapping):
-            return differences(old, new)
+            return [*differences(old, new), *words]
         old["config"], new["config"] = dict(old["config"]), dict(new["config"])
         for name, settings in new["config"].items():
             known = old["config"].get(name)
@@ -104,12 +109,49 @@ class Manifest:
             gone = {key for key in known.keys() - settings.keys() if self.non_defaults is None or key not in was_set}
             old["config"][name] = {key: value for key, value in known.items() if key not in same | gone}
             new["config"][name] = {key: value for key, value in settings.items() if key not in same | new_ones}
-        return differences(old, new)
+        return [*differences(old, new), *words]
+
+    def is_replaced(self, change: str) -> bool:
+        """Tell whether a change is only that stages which this one was made from have been replaced since."""
+        return change.startswith(_MADE_FROM.format(self.stage))
 
     @property
     def fingerprint(self) -> str:
         """Digest of the configuration and the inputs: equal for equal work, independent of the bytes of the files."""
         return fingerprint(self.spec)
+
+
+def replaced_since(stage: str, inputs: Sequence[str]) -> str:
+    """Return the sentence that a stage was made from others that have been replaced since."""
+    names, have = " and ".join(map(repr, inputs)), "have" if len(inputs) > 1 else "has"
+    return f"{_MADE_FROM.format(stage)} {names} that {have} been replaced since"
+
+
+def _digests_in_words(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Take the inputs that differ only in a digest out of two specifications; return in words how they differ."""
+    before, now = old.get("inputs"), new.get("inputs")
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return []
+    old["inputs"], new["inputs"] = before, now = dict(before), dict(now)
+    stages, fresh = stage_inputs(old), stage_inputs(new)
+    replaced = [name for name in stages if name in fresh and stages[name] != fresh[name]]
+    words = [replaced_since(stage, replaced)] if replaced else []
+    for name in replaced:
+        del before[name], now[name]
+    for name in before.keys() & now.keys():
+        was, is_ = before[name], now[name]
+        if isinstance(was, Mapping) and isinstance(is_, Mapping) and "digest" in was and "digest" in is_:
+            before[name], now[name] = ({k: v for k, v in each.items() if k not in _CONTENT} for each in (was, is_))
+            if not differences(before[name], now[name]) and was != is_:
+                words.append(f"the content of the input changed since: {_sizes(was, is_)}")
+    return words
+
+
+def _sizes(*tables: Mapping[str, Any]) -> str:
+    """Return the files and bytes of a table then and now."""
+    counts = [(table.get("files", 0), table.get("bytes", 0)) for table in tables]
+    then, now = (f"{files:,} file{'s' * (files != 1)} of {size:,} bytes" for files, size in counts)
+    return f"{then} then, {now} now" if then != now else f"{then} then and now, whose times or query differ"
 
 
 def stage_inputs(spec: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark.config import Config
 from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.before_spark import look_at_input
+from ivis_spark.spark.hadoop import check_filesystems
 from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.stages import COMMANDS, STAGES, embeddings, model, neighbours, query, report, rows, triplets
 from ivis_spark.stages.input_table import InputTable
@@ -75,13 +76,23 @@ class Pipeline:
             config = dataclasses.replace(config, data=look_at_input(input_uri if source is None else None, config.data))
         runner = StageRunner(output, COMMANDS, overwrite=overwrite, experiment=experiment)
 
+        tables = [output, config.neighbours.table, None if config.data.format == "table" else input_uri]
+
+        def get_any_spark() -> SparkSession:
+            from ivis_spark.spark.session import is_connect
+
+            session = get_spark()
+            if not is_connect(session):
+                check_filesystems(session, tables)
+            return session
+
         def get_classic() -> SparkSession:
             from ivis_spark.spark.session import refuse_connect
 
-            return refuse_connect(get_spark(), "this stage")
+            return refuse_connect(get_any_spark(), "this stage")
 
         self._run = Run(runner, config, get_classic, InputTable(config.data, get_classic, input_uri, source))
-        self._get_any_spark = get_spark
+        self._get_any_spark = get_any_spark
         self.run_folder, self.tracker = runner.folder, runner.tracker
         self.config = config
 

@@ -66,7 +66,8 @@ def file(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("code", "raised"), [(0, None), (2, AirflowFailException), (1, RuntimeError), (20, RuntimeError)]
+    ("code", "raised"),
+    [(0, None), (2, AirflowFailException), (1, RuntimeError), (20, RuntimeError), (75, RuntimeError)],
 )
 def test_what_a_retry_cannot_help_is_not_retried(
     file: dict[str, Any], code: int, raised: type[Exception] | None

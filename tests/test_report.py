@@ -28,7 +28,8 @@ from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.evaluate import evaluate, import_metrics
 from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
 from ivis_spark.report.sample import Originals, count_density, density_bins, draw_sample
-from ivis_spark.report.verdicts import JUDGED, judge, principal_components
+from ivis_spark.report.verdicts import GOOD, JUDGED, LEEWAY, judge, principal_components
+from ivis_spark.report.wording import VERDICTS_HINT
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -539,6 +540,12 @@ def test_no_metric_takes_the_name_of_what_a_report_holds(spark: SparkSession, tm
         if not key.startswith("pca_") and not key.endswith("_verdict"):
             with pytest.raises(ConfigError, match="already has a metric"):
                 import_metrics([f"other:{key}"])
+
+
+def test_the_tolerance_of_verdicts_is_said() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "explanation" / "metrics.md").read_text()
+    assert f"at least as good (within {LEEWAY:g}), or {100 * GOOD:g} % of the way from chance to 1" in VERDICTS_HINT
+    assert f"at least as good (within {LEEWAY:g}) or {100 * GOOD:g} % of the".replace("0.", ".") in page
 
 
 def test_verdicts_by_hand() -> None:

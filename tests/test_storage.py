@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, BusyError, InputError
 from ivis_spark.manifest import Defaults, Manifest
 from ivis_spark.operations.inspect import verify
 from ivis_spark.pipeline import Pipeline
@@ -265,10 +265,41 @@ def test_an_input_that_is_replaced_meanwhile(run: RunFolder) -> None:
         return manifest.fingerprint
 
     spec = {"inputs": {"rows": rows(1)}}
-    with pytest.raises(ArtifactError, match="was replaced while 'neighbours' was being built from it"):
+    with pytest.raises(BusyError, match="was replaced while 'neighbours' was being built from it"):
         with run.build("neighbours", spec):
             rows(2)
     assert run.manifest("neighbours") is None and not run.garbage("neighbours")
+
+
+def test_a_stage_made_from_a_replaced_one_is_said_in_words(run: RunFolder) -> None:
+    publish(run, "abc")
+    replaced = {**SPEC, "inputs": {"rows": "def"}}
+    assert not run.is_current("neighbours", replaced, overwrite=True)
+    words = r"out.*: 'neighbours' was made from 'rows' that has been replaced since\. Pass --overwrite to rebuild it"
+    with pytest.raises(ArtifactError, match=words):
+        run.is_current("neighbours", replaced, overwrite=False)
+    both = r"neighbours\.k: 15 -> 20; 'neighbours' was made from 'rows' that has been replaced since\. .* revert"
+    with pytest.raises(ArtifactError, match=both):
+        run.is_current("neighbours", {**replaced, "config": {"neighbours": {"k": 20}}}, overwrite=False)
+
+
+CHANGED = "the content of the input changed since: "
+
+
+@pytest.mark.parametrize(
+    ("new", "changes"),
+    [
+        ({"files": 2, "bytes": 2345, "digest": "b"}, CHANGED + "1 file of 12 bytes then, 2 files of 2,345 bytes now"),
+        ({"digest": "b"}, CHANGED + "1 file of 12 bytes then and now, whose times or query differ"),
+        ({"uri": "/b", "digest": "b"}, "inputs.source.uri: '/a' -> '/b'"),
+        ({}, None),
+    ],
+)
+def test_changed_input_is_said_in_words(new: dict[str, Any], changes: str | None) -> None:
+    source = {"uri": "/a", "read_as": "r", "files": 1, "bytes": 12, "digest": "a"}
+    manifest = Manifest("rows", {"config": {}, "inputs": {"source": source}}, {}, [], {}, "")
+    found = manifest.changes({"config": {}, "inputs": {"source": {**source, **new}}}, Defaults())
+    assert found == ([] if changes is None else [changes])
 
 
 def test_only_what_was_set_is_compared() -> None:

@@ -1,7 +1,8 @@
 """The command line `ivis-spark`: parse, set up logging and Spark, call the pipeline, return an exit code.
 
-0: success. 2: invalid input or configuration; one line says what was given, what is allowed and what to do. 1: any
-other error. 130 and 143: ended by Ctrl-C or SIGTERM; nothing is published partially.
+0: success. 2: invalid input or configuration; one line says what was given, what is allowed and what to do. 75: another
+process is writing the same folder; try again later. 1: any other error. 130 and 143: ended by Ctrl-C or SIGTERM;
+nothing is published partially.
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
     finally:
         for progress in sessions:
             progress.__exit__()
+        if sessions:
+            from ivis_spark.spark.session import stop_quietly
+
+            stop_quietly()
 
 
 def _run_stages(arguments: argparse.Namespace, config: Config, get_spark: Callable[[], SparkSession]) -> None:

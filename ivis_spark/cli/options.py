@@ -20,7 +20,8 @@ ivis for tables too large for one machine: neighbours, triplets and embeddings o
 A run is a folder. Each stage publishes its own folder in it, completely or not at all, and a rerun skips published
 stages: rows/ neighbours/ triplets/ model/ embeddings/ report/.
 
-Exit codes: 0 success; 2 invalid input or configuration; 130 ended by Ctrl-C, 143 by SIGTERM; 1 any other error.
+Exit codes: 0 success; 2 invalid input or configuration; 75 another process is writing the same folder, try again later;
+130 ended by Ctrl-C, 143 by SIGTERM; 1 any other error.
 """
 _COMMANDS = {
     "run": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, BusyError
 from ivis_spark.runtime.lock import RunLock, lock_names, owners
 from ivis_spark.stages import lock_of
 from ivis_spark.storage import RunFolder
@@ -26,7 +26,8 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
         What was removed, or would be, a line each.
 
     Raises:
-        ArtifactError: if the folder or a stage named is not there, or a run is writing the folder.
+        ArtifactError: if the folder or a stage named is not there.
+        BusyError: if a run is writing the folder.
     """
     folder = RunFolder(root)
     if not folder.exists():
@@ -41,7 +42,7 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     locks = owners(folder.root)
     alive = [owner for owner in locks.values() if not owner.seems_dead()]
     if alive:
-        raise ArtifactError(f"{folder.root} is being written by {alive[0]}; clean it after that process has ended")
+        raise BusyError(f"{folder.root} is being written by {alive[0]}; clean it after that process has ended")
     removed = "would be removed" if dry_run else "removed"
     done = [f"{uri}: {removed}, the lock of {owner}" for uri, owner in locks.items()]
     names = folder.stages()

@@ -93,7 +93,7 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
 
 def _doctor_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--output", metavar="DIR", help="run folder to test: write, rename and read, also from executors"
+        "--output", metavar="DIR", help="run folder to test: write, move and read, also from executors"
     )
     command.add_argument("--master", metavar="URL", help="Spark master; its executors are checked too")
     command.add_argument(
@@ -127,10 +127,7 @@ def _plan(arguments: argparse.Namespace) -> str:
 def _doctor(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[str, int]:
     from ivis_spark.operations import doctor
 
-    checks = doctor.check_machine()
-    if arguments.output is not None:
-        checks.append(doctor.check_storage(arguments.output))
-    checks += doctor.check_spark(get_spark, arguments.output)
+    checks = doctor.check_all(get_spark, arguments.output)
     text = _json([dataclasses.asdict(check) for check in checks]) if arguments.json else doctor.show(checks)
     return text, int(any(check.state == "fail" for check in checks))
 

@@ -1,7 +1,7 @@
 """`doctor`: can this machine, and this cluster, run the stages? Every fault comes with its remedy.
 
 Each check does the real thing on a small scale: a Spark session that moves Arrow batches through Python workers, a
-Parquet file that the reader of training reads, a folder that is written, renamed and listed where the run will be.
+Parquet file that the reader of training reads, a folder that is written, moved and listed where the run will be.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ivis_spark import storage
 from ivis_spark.errors import IvisError
 from ivis_spark.spark.causes import deepest_cause
+from ivis_spark.spark.hadoop import how_to_reach, scheme_of
 
 _LEAST_FREE_BYTES = 10 << 30
 _LEAST_MEMORY_BYTES = 4 << 30
@@ -45,6 +47,27 @@ class Check:
     remedy: str = ""
 
 
+def check_all(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
+    """Check this machine, the storage and Spark; a run folder that was not there is not there after. Runs on: driver.
+
+    Args:
+        get_spark: Returns the session.
+        root: Run folder to test; None leaves that out.
+    """
+    checks = check_machine()
+    local = None if root is None or not storage.normalise_uri(root).startswith("file:") else storage.local_path(root)
+    above = [] if local is None else [Path(local), *Path(local).parents]
+    new = [folder for folder in above if not folder.exists()]
+    try:
+        if root is not None:
+            checks.append(check_storage(root))
+        return checks + check_spark(get_spark, root)
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def check_machine() -> list[Check]:
     """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
     checks = (_python, _packages, _memory, _disk, _tensorflow, _reader, _ring, _gpus)
@@ -55,7 +78,10 @@ def check_machine() -> list[Check]:
 
 
 def check_storage(root: str) -> Check:
-    """Write, read, list, rename and remove below the run folder, as stages do. Runs on: driver or executor."""
+    """Write, list, move, read and remove below the run folder, by the functions that stages use.
+
+    Runs on: driver or executor.
+    """
     check = _guarded(lambda: _storage(root), "storage")
     return check if root in check.found else replace(check, found=f"{root}: {check.found}")
 
@@ -93,12 +119,9 @@ def show(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-# Maven's names of Hadoop's filesystems, by scheme.
-_JARS = {
-    "s3a": "org.apache.hadoop:hadoop-aws:{version}",
-    **dict.fromkeys(("abfs", "abfss"), "org.apache.hadoop:hadoop-azure:{version}"),
-    "gs": "com.google.cloud.bigdataoss:gcs-connector:hadoop3-VERSION",
-}
+_NO_CLIENT = (
+    "pass a path, or install the filesystem package of the URI: pip install s3fs for s3, gcsfs for gs, adlfs for abfs"
+)
 # What to do where a check itself breaks.
 _INSTALL = "pip install 'ivis_spark[fit,report]', or 'ivis_spark[classic,report]' for Petastorm on CPython 3.10 to 3.12"
 _REMEDIES = {
@@ -109,9 +132,8 @@ _REMEDIES = {
     "reader": _INSTALL,
     "ring": _INSTALL,
     "gpus": "install a TensorFlow that can be imported: " + _INSTALL,
-    "storage": "pass a folder that this user can create and write, or a URI whose filesystem package is installed "
-    "(file, hdfs, "
-    "dbfs; s3 needs pip install s3fs, gs gcsfs, abfs adlfs)",
+    "storage": "pass a folder that this user can create and write; of a URI, check the bucket, its credentials and its "
+    "endpoint",
     "spark": "correct what it names (Java 17 and JAVA_HOME, SPARK_HOME, PYSPARK_PYTHON, --master, --spark-conf), then "
     "run doctor again",
 }
@@ -126,7 +148,9 @@ def _guarded(check: Callable[[], Check], name: str) -> Check:
 
 
 def _broken(name: str, err: Exception) -> Check:
-    return Check(name, "fail", str(err if isinstance(err, IvisError) else deepest_cause(err)), _REMEDIES[name])
+    no_client = name == "storage" and isinstance(err.__cause__, (ImportError, ValueError))
+    remedy = _NO_CLIENT if no_client else _REMEDIES[name]
+    return Check(name, "fail", str(err if isinstance(err, IvisError) else deepest_cause(err)), remedy)
 
 
 def _python() -> Check:
@@ -246,39 +270,35 @@ def _gpus() -> Check:
 
 
 def _storage(root: str) -> Check:
-    uri = storage.join(storage.normalise_uri(root), f".doctor-{socket.gethostname()}-{os.getpid()}")
-    fs, path = storage.filesystem(uri)
+    uri = _trial(root, f"{socket.gethostname()}-{os.getpid()}")
     started = time.monotonic()
-    storage.write_json(storage.join(uri, "old", "a.json"), {"a": 1})
-    fs.mv(f"{path}/old", f"{path}/new", recursive=True)
-    listed = storage.list_files(storage.join(uri, "new"))
-    read = storage.read_json(storage.join(uri, "new", "a.json"))
-    fs.rm(path, recursive=True)
+    storage.check_bucket(root)
+    try:
+        storage.write_json(storage.join(uri, "old", "a.json"), {"a": 0})
+        storage.replace_file(storage.join(uri, "old", "a.json"), storage.encode_json({"a": 1}))
+        storage.move_folder(storage.join(uri, "old"), storage.join(uri, "new"))
+        listed = storage.list_files(storage.join(uri, "new"))
+        read = storage.read_json(storage.join(uri, "new", "a.json"))
+    finally:
+        with contextlib.suppress(Exception):  # what failed before says more
+            storage.remove_folder(uri)
     taken = time.monotonic() - started
     if [name for name, _ in listed] != ["a.json"] or read != {"a": 1}:
-        return Check("storage", "fail", f"{root} lists {listed} after a rename", "use consistent storage")
+        return Check("storage", "fail", f"{root} lists {listed} after a move", "use consistent storage")
     if taken > 5:
         return Check(
             "storage", "warn", f"{root}: {taken:.1f} s for six operations", "use storage closer to the cluster"
         )
-    return Check("storage", "ok", f"{root} is written, renamed, listed and read in {taken:.2f} s")
+    return Check("storage", "ok", f"{root} is written, moved, listed and read in {taken:.2f} s")
 
 
 def _spark_storage(spark: Any, root: str) -> Check:
     """Let Hadoop look at the run folder: Spark reads through it, with a class and credentials of its own."""
-    scheme, hadoop = root.partition("://")[0], spark._jvm.org.apache.hadoop
     try:
-        path = hadoop.fs.Path(storage.normalise_uri(root))
+        path = spark._jvm.org.apache.hadoop.fs.Path(storage.normalise_uri(root))
         path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).exists(path)
     except Exception as err:  # noqa: BLE001 - whatever keeps Hadoop from looking is the finding
-        jar = _JARS.get(scheme, "the jar of its filesystem").format(version=hadoop.util.VersionInfo.getVersion())
-        remedy = (
-            f"Spark reads through Hadoop: pass --spark-conf spark.jars.packages={jar}, and its credentials as "
-            "--spark-conf spark.hadoop.fs.*"
-        )
-        if scheme == "s3":
-            remedy = "write s3a:// for s3://, which Spark has no filesystem for outside EMR"
-        return Check("spark storage", "fail", f"{root}: {deepest_cause(err)}", remedy)
+        return Check("spark storage", "fail", f"{root}: {deepest_cause(err)}", how_to_reach(spark, scheme_of(root)))
     return Check("spark storage", "ok", f"Spark reaches {root}")
 
 
@@ -308,7 +328,7 @@ def _report(_: int, batches: Iterator[Any], *, root: str | None, mark: str) -> I
     if root is not None:
         checks.append(check_storage(root))
         if checks[-1].state == "ok":
-            storage.write_json(storage.join(storage.normalise_uri(root), f".doctor-{mark}", f"{os.getpid()}.json"), {})
+            storage.write_json(storage.join(_trial(root, mark), f"{os.getpid()}.json"), {})
     time.sleep(1.0)  # so that one executor does not take the tasks of all
     yield {"host": socket.gethostname(), "versions": _versions(), "checks": [asdict(check) for check in checks]}
 
@@ -347,9 +367,11 @@ def _executors(spark: Any, root: str | None) -> list[Check]:
 
 
 def _marks_seen(root: str, mark: str) -> bool:
-    fs, path = storage.filesystem(storage.join(storage.normalise_uri(root), f".doctor-{mark}"))
-    if not storage.exists(fs, path):
-        return False
-    seen = bool(fs.ls(path, detail=False))
-    fs.rm(path, recursive=True)
+    uri = _trial(root, mark)
+    seen = bool(storage.list_files(uri))
+    storage.remove_folder(uri)
     return seen
+
+
+def _trial(root: str, name: str) -> str:
+    return storage.join(storage.normalise_uri(root), f"{storage.DOCTOR}{name}")

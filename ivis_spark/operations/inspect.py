@@ -8,9 +8,11 @@ from typing import Any
 
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError
+from ivis_spark.manifest import replaced_since
 from ivis_spark.report.wording import NAMES
 from ivis_spark.runtime.lock import owners
 from ivis_spark.runtime.logs import LOG_FILE
+from ivis_spark.stages import STAGES
 from ivis_spark.storage import Manifest, RunFolder
 
 _THREADS = 8  # digesting waits for storage
@@ -18,7 +20,7 @@ _THREADS = 8  # digesting waits for storage
 
 @dataclass(frozen=True)
 class Status:
-    """What `status` found. `stages` are in the order in which they were published."""
+    """What `status` found. `stages` are in the order of a run; tables of other inputs follow as they were published."""
 
     folder: str
     stages: list[dict[str, Any]]
@@ -52,7 +54,8 @@ def status(root: str) -> Status:
         raise folder.no_run()
     found = {text: value for text, value in quality.items() if isinstance(value, (int, float))}
     outdated = [fault for stage in stages for fault in _outdated(folder, stage["stage"])]
-    stages = sorted(stages, key=lambda stage: stage["created"])
+    order = {name: number for number, name in enumerate(STAGES)}
+    stages = sorted(stages, key=lambda stage: (order.get(stage["stage"], len(order)), stage["created"]))
     return Status(folder.root, stages, found, running, left, outdated, _log_of(folder))
 
 
@@ -160,6 +163,5 @@ def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolE
 
 def _outdated(folder: RunFolder, name: str) -> list[str]:
     """Name the stages of this run that a stage was made from and that have been replaced since."""
-    return [
-        f"{name} was built from a {stage!r} that has been replaced" for stage in folder.outdated(name).get(name, [])
-    ]
+    replaced = folder.outdated(name).get(name)
+    return [replaced_since(name, replaced)] if replaced else []

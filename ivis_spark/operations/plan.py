@@ -8,6 +8,7 @@ machine of one's own come from a finished run of a part of the table, see `opera
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -119,12 +120,13 @@ def show_plan(stages: Sequence[Estimate], cluster: Cluster, *, notes: Sequence[s
     shuffle, stored = (sum(getattr(stage, name) for stage in stages) for name in ("shuffle_bytes", "storage_bytes"))
     lines.append(line("all", "", size_text(shuffle), size_text(stored), "", *_times(stages, cluster)))
     biggest = max(stage.local_bytes(cluster) for stage in stages)
+    uncompared = " (not compared with what it has: pass --executor-disk)" if math.isinf(cluster.disk) else ""
     lines += [
         "",
         "tasks: of the largest job; shuffle, storage: bytes written between tasks and published; a task: its memory",
         "fixed s: independent of the rows; core-hours: grows with the rows; hours: wall time; held: core-hours that",
         f"the {cluster.slots} cores of the cluster are held, busy or not",
-        f"local disk of an executor for shuffles: {size_text(biggest)}",
+        f"local disk of an executor for shuffles: {size_text(biggest)}{uncompared}",
         f"memory of the driver: {size_text(driver_bytes(stages))}",
         *notes,
         "",

@@ -20,8 +20,8 @@ JUDGED = (
     *("distance_correlation_pearson", "distance_correlation_spearman"),
     *(*_OF_CLASSES, "centroid_correlation"),
 )
-_GOOD = 0.95  # of what can be reached, whatever principal components reach
-_LEEWAY = 0.02  # differences within noise
+GOOD = 0.95  # of the way from chance to 1, whatever principal components reach
+LEEWAY = 0.02  # differences within noise
 _TARGET_RECALL = 0.95
 
 
@@ -75,6 +75,6 @@ def _judge(metrics: Mapping[str, Any], name: str) -> Verdict | None:
     if value is None or linear is None:
         return None
     chance = (metrics["commonest_label"] or 0.0) if name in _OF_CLASSES else _CHANCE.get(name, 0.0)
-    if value >= linear - _LEEWAY or value >= chance + _GOOD * (1 - chance):
+    if value >= linear - LEEWAY or value >= chance + GOOD * (1 - chance):
         return "good"
     return "poor" if value < (chance + linear) / 2 else "doubtful"

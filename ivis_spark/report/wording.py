@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ivis_spark.report.verdicts import GOOD, LEEWAY
+
 REMEDY = (
     "Try scaled features (data.scaling=minmax or standard), another neighbours.k or a lower train.learning_rate, and "
     "check whether most rows are duplicates or constant"
@@ -75,8 +77,8 @@ NAMES = {key: name for key, name, *_ in METRIC_TEXTS}
 VERDICTS = {"good": "Good", "doubtful": "Doubtful", "poor": "Poor"}
 VERDICTS_HINT = (
     "For every metric except the loss, 1 is perfect. The baseline (PCA, the dark mark on a bar) is what principal "
-    "components of the same rows reach in as many dimensions: good means at least as good, or close to perfect; poor "
-    "means less than half the way from chance to the baseline."
+    f"components of the same rows reach in as many dimensions: good means at least as good (within {LEEWAY:g}), or "
+    f"{100 * GOOD:g} % of the way from chance to 1; poor means less than half the way from chance to the baseline."
 )
 
 EXPLORER_HINT = (

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ivis_spark import storage
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, BusyError
 from ivis_spark.manifest import check_fields
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class RunLock:
         option: Where the user named the folder.
 
     Raises:
-        ArtifactError: on entering, if another run holds the lock; names it and says when it can be taken over.
+        BusyError: on entering, if another run holds the lock; names it and says when it can be taken over.
     """
 
     def __init__(self, root: str, name: str = "run", *, option: str = "--output") -> None:
@@ -137,19 +137,19 @@ class RunLock:
         """Look whether the lock is still this run's; call it before something is published.
 
         Raises:
-            ArtifactError: if another run took it over, as happens after a pause longer than `STALE_S`.
+            BusyError: if another run took it over, as happens after a pause longer than `STALE_S`.
         """
         owner = read_owner(self.uri)
         if owner is None or owner.token != self._owner.token:
             raise self._refused(owner)
 
-    def _refused(self, owner: Owner | None) -> ArtifactError:
+    def _refused(self, owner: Owner | None) -> BusyError:
         folder = self.uri.rpartition("/")[0]
         if owner is None:
-            return ArtifactError(f"the lock {self.uri} of this run was removed; restart the run")
+            return BusyError(f"the lock {self.uri} of this run was removed; restart the run")
         wait = STALE_S - (time.time() - owner.heartbeat)
         rest = f"restart in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "restart"
-        return ArtifactError(
+        return BusyError(
             f"{folder} is being written by {owner}. Wait for it, choose another {self._option}, or, if it is dead, "
             f"{rest}"
         )
@@ -179,7 +179,7 @@ class RunLock:
                 self.check()
                 self._owner = dataclasses.replace(self._owner, heartbeat=time.time())
                 _rewrite(self.uri, _encode(self._owner))
-            except ArtifactError as err:
+            except BusyError as err:
                 log.error("%s", err)  # the run itself hears of it when it is about to publish
                 return
             except OSError as err:

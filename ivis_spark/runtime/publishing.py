@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ivis_spark.errors import ArtifactError
-from ivis_spark.manifest import Defaults
+from ivis_spark.manifest import Defaults, replaced_since
 from ivis_spark.runtime import logs
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.runtime.tracking import Tracker
@@ -59,7 +59,8 @@ class StageRunner:
             after: Called when it is published, still under the lock.
 
         Raises:
-            ArtifactError: if it stands with other settings and is not to be overwritten, or another run holds the lock.
+            ArtifactError: if it stands with other settings and is not to be overwritten.
+            BusyError: if another run holds the lock.
         """
         logs.enter_stage(name)
         self.folder.check()
@@ -93,8 +94,7 @@ class StageRunner:
             first = next(stage for stage in self._commands if stage in outdated)
             again = [self.folder.command(self._commands[stage]) for stage in self._commands if stage in outdated]
             raise ArtifactError(
-                f"{self.folder.root}: {first!r} was made from {' and '.join(map(repr, outdated[first]))} that "
-                f"{'have' if len(outdated[first]) > 1 else 'has'} been replaced since. Run again, with --overwrite: "
+                f"{self.folder.root}: {replaced_since(first, outdated[first])}. Run again, with --overwrite: "
                 f"{', then '.join(again)}"
             )
         return manifest

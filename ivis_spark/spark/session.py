@@ -36,8 +36,9 @@ _LOCAL_SETTINGS = {
 }
 
 
-# Java's log as lines like ours.
+# Java's log as lines like ours. What keeps it from being written, as a full disk, is not said on the console.
 _LOG4J2 = """\
+status = fatal
 rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = File
@@ -124,6 +125,14 @@ def end_quietly(spark: SparkSession) -> None:
     with contextlib.suppress(Exception):  # a Java that is gone needs neither
         spark.sparkContext.setLogLevel("OFF")
         spark.sparkContext.cancelAllJobs()
+
+
+def stop_quietly() -> None:
+    """Let spark-submit, which stops Spark after the command, not log that below its last line. Runs on: driver."""
+    active = SparkSession.getActiveSession()
+    if active is not None and "PYSPARK_GATEWAY_PORT" in os.environ:
+        with contextlib.suppress(Exception):  # as above
+            active.sparkContext.setLogLevel("WARN")
 
 
 def _configured(builder: SparkSession.Builder, settings: dict[str, str]) -> SparkSession.Builder:

@@ -16,6 +16,7 @@ from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.hadoop import check_filesystems
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.input_table import COLUMNS
 from ivis_spark.stages.model import encoder_flops
@@ -69,6 +70,7 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     check_mode(mode, run.config.embed.partition_by)  # before Spark starts
     check_places(run.config, run.folder.root, input_uri=run.input.uri, target=uri)
     fingerprint, model = _model(run)
+    check_filesystems(run.get_spark(), [uri])
     other = _other_table(run, model, target=uri)
     target = Target(uri, mode, run.config.embed.partition_by)
     source = _input(run, other)

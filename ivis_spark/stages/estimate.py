@@ -8,6 +8,7 @@ holds facts of a finished run's manifest of the stage, in the place of what is a
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from ivis_spark.errors import ConfigError
@@ -29,17 +30,11 @@ class Cluster:
         Raises:
             ConfigError: if one is not of that form.
         """
-        options = f"--executors {text!r} --executor-memory {memory!r}" + f" --executor-disk {disk!r}" * (
-            disk is not None
-        )
-        try:
-            executors, cores = (int(part) for part in text.lower().split("x"))
-            cluster = cls(executors, cores, _bytes(memory), math.inf if disk is None else _bytes(disk))
-        except (ValueError, KeyError) as err:
-            raise ConfigError(f"{options} must be of the form 50x16 (executors x cores), 64g and 500g") from err
-        if min(cluster.executors, cluster.cores, cluster.memory, cluster.disk) <= 0:
-            raise ConfigError(f"{options} must be above 0")
-        return cluster
+        counts = re.fullmatch(r"(\d+)x(\d+)", text.lower())
+        if counts is None or 0 in map(int, counts.groups()):
+            raise ConfigError(f"--executors {text!r} must be executors x cores of each, like 50x16")
+        sizes = (_bytes("--executor-memory", memory), math.inf if disk is None else _bytes("--executor-disk", disk))
+        return cls(int(counts[1]), int(counts[2]), *sizes)
 
     @property
     def slots(self) -> int:
@@ -91,5 +86,9 @@ class Estimate:
         return 2 * self.shuffle_bytes / cluster.executors
 
 
-def _bytes(text: str) -> float:
-    return float(text[:-1]) * {"g": 1 << 30, "m": 1 << 20, "t": 1 << 40}[text[-1:].lower()]
+def _bytes(option: str, text: str) -> float:
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([mgt])", text.lower())
+    size = float(found[1]) * {"m": 1 << 20, "g": 1 << 30, "t": 1 << 40}[found[2]] if found else 0.0
+    if size <= 0:
+        raise ConfigError(f"{option} {text!r} must be a number above 0 with m, g or t, like 64g")
+    return size

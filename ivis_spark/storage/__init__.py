@@ -8,6 +8,7 @@ from ivis_spark.manifest import FORMAT_VERSION, Manifest, differences, fingerpri
 from ivis_spark.storage.careful import children, exists, find, protocol
 from ivis_spark.storage.files import (
     DigestedWriter,
+    check_bucket,
     check_writable,
     describe_files,
     digest_file,
@@ -19,6 +20,7 @@ from ivis_spark.storage.files import (
     local_copy,
     local_path,
     move_file,
+    move_folder,
     parse_json,
     put_file,
     put_folder,
@@ -31,10 +33,11 @@ from ivis_spark.storage.files import (
 )
 from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.places import Place, keep_apart
-from ivis_spark.storage.run_folder import MANIFEST, MARK, MapFiles, RunFolder
+from ivis_spark.storage.run_folder import DOCTOR, MANIFEST, MARK, MapFiles, RunFolder
 from ivis_spark.storage.stage_build import StageBuild
 
 __all__ = [
+    "DOCTOR",
     "FORMAT_VERSION",
     "MANIFEST",
     "MARK",
@@ -44,6 +47,7 @@ __all__ = [
     "Place",
     "RunFolder",
     "StageBuild",
+    "check_bucket",
     "check_writable",
     "children",
     "describe_files",
@@ -63,6 +67,7 @@ __all__ = [
     "local_copy",
     "local_path",
     "move_file",
+    "move_folder",
     "normalise_uri",
     "parse_json",
     "protocol",

@@ -92,6 +92,12 @@ def move_file(source: str, target: str) -> None:
             raise
 
 
+def move_folder(source: str, target: str) -> None:
+    """Move a folder, file by file: object stores have no folders, and their clients fail to move one."""
+    in_parallel(lambda name: move_file(join(source, name), join(target, name)), find(*filesystem(source)))
+    remove_folder(source)
+
+
 def digest_file(uri: str) -> dict[str, Any]:
     """Return `{"bytes", "sha256"}` of a file, read in chunks. Runs on: driver or executor."""
     fs, path = filesystem(uri)
@@ -336,6 +342,19 @@ def _state(entry: dict[str, Any]) -> tuple[int, str]:
     """Return the size and the time of change of a file."""
     changed = entry.get("mtime", entry.get("LastModified", entry.get("last_modified", "")))
     return entry["size"], str(changed)
+
+
+def check_bucket(uri: str) -> None:
+    """Refuse a bucket that does not exist, which the clients of object stores would make.
+
+    Raises:
+        InputError: if the storage has buckets, and says that there is none of this name.
+    """
+    fs, path = filesystem(uri)
+    bucket = path.strip("/").partition("/")[0]
+    with contextlib.suppress(PermissionError):  # who may see a folder may not see its bucket
+        if getattr(fs, "async_impl", False) and not exists(fs, bucket):
+            raise InputError(f"{uri}: there is no {bucket!r}; check the URI, the credentials and the endpoint")
 
 
 def check_writable(uri: str, option: str = "--output") -> None:

@@ -20,11 +20,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, BusyError, InputError
 from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
 from ivis_spark.progress import collect_steps, step
 from ivis_spark.storage.careful import children, exists
 from ivis_spark.storage.files import (
+    check_bucket,
     digest_file,
     encode_json,
     filesystem,
@@ -38,6 +39,7 @@ from ivis_spark.storage.names import join, normalise_uri
 from ivis_spark.storage.stage_build import StageBuild
 
 MANIFEST, MARK = "manifest.json", ".ivis_spark-run.json"
+DOCTOR = ".doctor-"  # begins the folders in which `doctor` tries the storage; one that was killed leaves them
 _TOKEN = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}")
 _WORK = "work-"
 _MOST_STAGES = 100
@@ -70,7 +72,7 @@ class RunFolder:
         Raises:
             InputError: names what is in it.
         """
-        names = [name for name in self._children() if not name.startswith(MARK)]  # a mark may have been cut off
+        names = [name for name in self._children() if not name.startswith((MARK, DOCTOR))]  # a mark may be cut off
         if names and not self.is_run():
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise InputError(
@@ -82,7 +84,8 @@ class RunFolder:
         return f"ivis-spark {name} --output {shlex.quote(self.root)}"
 
     def no_run(self) -> ArtifactError:
-        """Return the error of a command that needs a run where there is none."""
+        """Return the error of a command that needs a run where there is none; raise that of a bucket that is none."""
+        check_bucket(self.root)
         return ArtifactError(f"{self.root} holds no run; create one: {self.command('run')} --input TABLE")
 
     def claim(self) -> None:
@@ -96,6 +99,7 @@ class RunFolder:
             if exists(fs, mark):
                 return
             self.check()
+            check_bucket(self.root)
             replace_file(self.path(MARK), encode_json({"format": FORMAT_VERSION}))
         except OSError as err:
             raise InputError(
@@ -225,6 +229,10 @@ class RunFolder:
             return True
         if overwrite:
             return False
+        if all(map(published.is_replaced, changes)):
+            raise ArtifactError(
+                f"{self.root}: {changes[0]}. Pass --overwrite to rebuild it, or choose another --output"
+            )
         raise ArtifactError(
             f"{self.path(stage)} was made with other settings or input: {'; '.join(changes)}. Choose another --output, "
             "revert the change, or pass --overwrite to rebuild"
@@ -290,11 +298,11 @@ class RunFolder:
         self._remove_files(stage, former)
 
     def _check_inputs(self, stage: str, made_from: Mapping[str, str]) -> None:
-        """Raise ArtifactError if a stage that goes into this one was replaced since."""
+        """Raise BusyError if a stage that goes into this one was replaced since."""
         for name, digest in made_from.items():
             manifest = self.manifest(name)
             if manifest is not None and manifest.fingerprint != digest:
-                raise ArtifactError(
+                raise BusyError(
                     f"{self.path(name)} was replaced while {stage!r} was being built from it: run the same command "
                     f"again"
                 )

@@ -16,7 +16,8 @@ a retry, or a task that is cleared, resumes where the one before it stopped. Whe
 updated, and its event carries their URI for DAGs that are scheduled on it. `ivis_embed` replaces the partitions of
 `target` that are in the new rows, so a date that is run again changes nothing twice.
 
-Exit code 2, a wrong input or setting, fails without a retry, which would fail too.
+Exit code 2, a wrong input or setting, fails without a retry, which would fail too. 75, a folder that another process is
+writing, is retried like any other.
 """
 
 from __future__ import annotations

@@ -9,10 +9,14 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from object_store import s3_bucket
 
+from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.errors import DependencyError
-from ivis_spark.operations.doctor import Check, check_machine, check_spark, check_storage, show
+from ivis_spark.errors import DependencyError, InputError
+from ivis_spark.operations.doctor import Check, check_all, check_machine, check_spark, check_storage, show
+from ivis_spark.storage import RunFolder
 
 HERE = Path(__file__).parent.parent.parent
 
@@ -59,11 +63,63 @@ def test_storage(tmp_path: Path) -> None:
     assert check.state == "fail" and "s4://bucket/out" in check.found and "pip install s3fs" in check.remedy
 
 
+def test_storage_without_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with s3fs: an object store has keys and no folders, and a folder that is moved is a key that is not there."""
+
+    def files_only(self: MemoryFileSystem, old: str, new: str, **_: object) -> None:
+        self.info(old)
+        if self.isdir(old):
+            raise FileNotFoundError("The specified key does not exist.")
+        self.cp_file(old, new)
+        self.rm_file(old)
+
+    monkeypatch.setattr(MemoryFileSystem, "mv", files_only)
+    assert check_storage("memory://doctored/out").state == "ok"
+    storage.write_json("memory://doctored/raw/a/b.json", 1)
+    storage.move_folder("memory://doctored/raw", "memory://doctored/data")
+    assert storage.list_files("memory://doctored") == [("data/a/b.json", 1)]
+
+
+def test_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        assert check_storage(f"{bucket}/out").state == "ok"
+        assert storage.children(*storage.filesystem(bucket)) == []
+        check = check_storage("s3a://nobucket/out")
+        assert check.state == "fail" and "there is no 'nobucket'" in check.found
+        monkeypatch.setattr("ivis_spark.storage.read_json", mock.Mock(side_effect=PermissionError("Forbidden")))
+        check = check_storage(f"{bucket}/out")
+        assert check.state == "fail" and "its credentials" in check.remedy and "pip install" not in check.remedy
+        assert storage.children(*storage.filesystem(bucket)) == []
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("broken")
+
+    root = tmp_path / "runs" / "x"
+    if not new:
+        root.mkdir(parents=True)
+    monkeypatch.setattr("ivis_spark.operations.doctor.check_machine", list)
+    monkeypatch.setattr("ivis_spark.storage.read_json", broken)
+    states = {check.name: check.state for check in check_all(broken, str(root))}
+    assert states == {"storage": "fail", "spark": "fail"}
+    assert list(tmp_path.rglob("*")) == ([] if new else [tmp_path / "runs", root])
+
+
+def test_what_a_killed_doctor_leaves_keeps_no_run_out(tmp_path: Path) -> None:
+    storage.write_json(str(tmp_path / ".doctor-host-1" / "old" / "a.json"), 1)
+    RunFolder(str(tmp_path)).check()
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(InputError, match="it holds mine"):
+        RunFolder(str(tmp_path)).check()
+
+
 @pytest.mark.parametrize(
     ("root", "remedy"),
     [
-        ("s3a://bucket/out", "spark.jars.packages=org.apache.hadoop:hadoop-aws:3.3.4, and its credentials"),
-        ("s3://bucket/out", "write s3a://"),
+        ("s3a://bucket/out", "spark.jars.packages=org.apache.hadoop:hadoop-aws:3.3.4 (with spark-submit: --packages "),
+        ("s3://bucket/out", "Write s3a://"),
     ],
 )
 def test_spark_without_the_class_of_a_filesystem(root: str, remedy: str) -> None:

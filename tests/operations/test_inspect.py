@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from object_store import s3_bucket
 from runs import published
 
 from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.operations.clean import clean
 from ivis_spark.operations.inspect import show, size_text, status, verify
 from ivis_spark.runtime.lock import RunLock
@@ -52,6 +54,26 @@ def test_status_of_nothing(tmp_path: Path) -> None:
         status(str(tmp_path))
 
 
+def test_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_bucket(monkeypatch) as bucket:
+        for use in (status, lambda root: RunFolder(root).claim()):
+            with pytest.raises(InputError, match="s3a://nobucket/cells: there is no 'nobucket'; check the URI"):
+                use("s3a://nobucket/cells")
+        with pytest.raises(ArtifactError, match="holds no run; create one"):
+            status(f"{bucket}/cells")
+
+
+def test_stages_are_shown_in_their_order(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if one of them was built again."""
+    monkeypatch.setattr("time.gmtime", lambda *_: time.localtime(0))
+    with RunFolder(str(root)).build("queries-a", {"config": {}, "inputs": {}}):
+        pass
+    monkeypatch.setattr("time.gmtime", lambda *_: time.localtime(2e9))
+    with RunFolder(str(root)).build("rows", {"config": {}, "inputs": {}}):
+        pass
+    assert [stage["stage"] for stage in status(str(root)).stages] == ["rows", "neighbours", "model", "queries-a"]
+
+
 def test_status_of_a_run_that_failed_names_its_log(tmp_path: Path) -> None:
     RunFolder(str(tmp_path)).claim()
     (tmp_path / "ivis-spark.log").write_text("why")
@@ -81,9 +103,9 @@ def test_verify_names_every_fault(root: Path) -> None:
 def test_verify_sees_a_replaced_input(root: Path) -> None:
     with RunFolder(str(root)).build("rows", {"config": {"k": 1}, "inputs": {}}) as build:
         storage.write_json(build.path("data", "part-0"), [])
-    with pytest.raises(ArtifactError, match="neighbours was built from a 'rows' that has been replaced"):
+    with pytest.raises(ArtifactError, match="'neighbours' was made from 'rows' that has been replaced since"):
         verify(str(root))
-    assert "outdated: neighbours was built from a 'rows' that has been replaced" in show(status(str(root)))
+    assert "outdated: 'neighbours' was made from 'rows' that has been replaced since" in show(status(str(root)))
 
 
 def leave_wreck(root: Path) -> None:
@@ -129,6 +151,12 @@ def test_clean_takes_nothing_that_is_being_built(root: Path) -> None:
                 clean(str(root))
         storage.write_json(build.path("data", "a"), 1)
     folder.require("embeddings-x", "embed")
+
+
+def test_a_folder_that_is_being_written_is_no_wrong_input(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLock(str(root)):
+        assert main(["clean", str(root)]) == 75
+    assert "is being written by" in capsys.readouterr().err
 
 
 def test_clean_leaves_a_living_run_alone(root: Path) -> None:

@@ -105,10 +105,18 @@ def test_disk_of_another_form() -> None:
 
 
 @pytest.mark.parametrize(
-    ("executors", "memory"), [("4", "8g"), ("4x", "8g"), ("4x2", "8"), ("4x2", "g"), ("0x2", "8g")]
+    ("executors", "memory", "fault"),
+    [
+        ("50", "8g", "--executors '50' must be executors x cores of each, like 50x16"),
+        ("4x", "8g", "--executors '4x' must"),
+        ("0x2", "8g", "--executors '0x2' must"),
+        ("4x2", "8", "--executor-memory '8' must be a number above 0 with m, g or t, like 64g"),
+        ("4x2", "g", "--executor-memory 'g' must"),
+        ("4x2", "0g", "--executor-memory '0g' must"),
+    ],
 )
-def test_cluster_of_another_form(executors: str, memory: str) -> None:
-    with pytest.raises(ConfigError, match="--executors"):
+def test_only_the_wrong_option_is_named(executors: str, memory: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{fault}"):
         Cluster.parse(executors, memory)
 
 
@@ -246,6 +254,17 @@ def test_cores_are_held_while_one_trains() -> None:
     assert any(f"{idle:,.0f} of " in text for text in stages["model"].advice)
     busy = plan(1e8, 32, "train.epochs=10", "train.num_ranks=80", "train.batch_size=8000")
     assert not any("idle" in text for text in busy["model"].advice)
+
+
+def test_the_page_says_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "embed.md").read_text()
+    assert main(["plan", "--rows", "1e9", "--dims", "128"]) == 0
+    text = capsys.readouterr().out
+    [hours] = [float(line.split()[-3]) for line in text.splitlines() if line.startswith("embeddings ")]
+    assert f"about {hours:.1f} for 1e9 rows x 128." in page
+    assert "not compared with what it has: pass --executor-disk" in text
+    assert main(["plan", "--rows", "1e9", "--dims", "128", "--executor-disk", "9t"]) == 0
+    assert "not compared" not in capsys.readouterr().out
 
 
 def test_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ivis_spark import storage
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, BusyError
 from ivis_spark.runtime import lock
 from ivis_spark.runtime.lock import Owner, RunLock, owners, read_owner
 
@@ -68,8 +68,9 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_second_run_is_refused_and_the_first_keeps_its_lock(root: str) -> None:
     with RunLock(root) as first:
-        with pytest.raises(ArtifactError, match=rf"is being written by process {os.getpid()} of .* restart in 1\d\d s"):
+        with pytest.raises(BusyError, match=rf"written by process {os.getpid()} of .* restart in 1\d\d s") as refused:
             RunLock(root).__enter__()
+        assert refused.value.exit_code == os.EX_TEMPFAIL
         first.check()
         with RunLock(root, "embeddings-other"):
             assert len(owners(root)) == 2

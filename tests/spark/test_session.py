@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pyspark
 import pytest
@@ -13,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from ivis_spark.errors import DependencyError
 from ivis_spark.spark.environment import check_variables, ensure_java
+from ivis_spark.spark.session import stop_quietly
 
 pytestmark = pytest.mark.spark  # most start no session, but ask what the installed PySpark wants
 
@@ -113,3 +116,26 @@ def test_files_of_settings_name_what_spark_knows(file: Path, spark: SparkSession
     for name in names:
         assert name.startswith(OPEN) or entries.findEntry(name) is not None, name
     assert entries.findEntry(f"{names[-1]}s") is None
+
+
+@pytest.mark.parametrize("submitted", [True, False])
+def test_spark_submit_logs_nothing_below_the_last_line(monkeypatch: pytest.MonkeyPatch, submitted: bool) -> None:
+    session = mock.MagicMock()
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: session)
+    monkeypatch.setenv("PYSPARK_GATEWAY_PORT", "1")
+    if not submitted:
+        monkeypatch.delenv("PYSPARK_GATEWAY_PORT")
+    stop_quietly()
+    assert session.sparkContext.setLogLevel.mock_calls == ([mock.call("WARN")] if submitted else [])
+
+
+def test_a_log_that_cannot_be_written_is_not_said_on_the_console() -> None:
+    """As on a full disk: the command's own error says so in a line."""
+    program = (
+        "from ivis_spark.spark.session import get_session\n"
+        "spark = get_session('log', master='local[1]', log_file='/dev/full')\n"
+        "spark._jvm.org.apache.logging.log4j.LogManager.getLogger('x').error('a line')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert "/dev/full" not in done.stderr and "\tat " not in done.stderr

@@ -165,11 +165,10 @@ def _finish(
     Returns a record of each file, or None if the raw ones became them; and what the search found.
     """
     spark, data, originals = table.sparkSession, build.path("data"), build.path("originals")
-    fs, raw_path = storage.filesystem(raw)
     encode = labels.needs_encoding(facts)
     as_they_are = scaler.kind == "none" and search is None and source.dtype == "<f4"
     if not source.numbered and not encode and as_they_are:
-        fs.mv(raw_path, storage.filesystem(data)[1], recursive=True)
+        storage.move_folder(raw, data)
         return None, None
     describe_job(spark, "ingest: number and scale rows" if source.numbered else "ingest: scale rows")
     groups = None
@@ -199,7 +198,7 @@ def _finish(
         records = written.collect()
     for folder in (data, *([] if search is None else [originals])):
         storage.keep_only(folder, [record.path for record in records])
-    fs.rm(raw_path, recursive=True)
+    storage.remove_folder(raw)
     if sent is not None:
         sent.unpersist()
     found = [NearestByFeatures.from_bytes(record.nearest) for record in records if record.nearest is not None]

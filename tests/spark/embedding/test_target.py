@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import uuid
@@ -21,6 +22,12 @@ from ivis_spark.spark.embedding.history import Origin, Todo
 from ivis_spark.spark.embedding.target import Target
 
 Job = dict[int, list[int]]  # rows by file of the input: those of file 1 are of day 1, those of file 201 of days 1 and 2
+
+
+@pytest.fixture(autouse=True)
+def _warnings_only(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever level another test of this process has set."""
+    caplog.set_level(logging.WARNING, "ivis_spark")
 
 
 def embed(
