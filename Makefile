@@ -89,6 +89,7 @@ test-embed: | $(VENV)/.created  ## embedding alone, with only ivis_spark[spark],
 
 ##@ Build
 docs: $(VENV)/.dev  ## build/docs/index.html; warnings are errors
+	$(PYTHON) docs/write_reference.py
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/docs
 
 test-r: $(VENV)/.dev  ## R CMD check of the R package; needs R with reticulate, testthat, knitr and rmarkdown

@@ -59,6 +59,10 @@ class Manifest:
     non_defaults: list[str] | None = None
     format_version: int = FORMAT_VERSION
 
+    def __repr__(self) -> str:
+        """Return the stage, when it was published, and the names of the facts in `info`: the whole fills a screen."""
+        return f"Manifest({self.stage!r}, created={self.created!r}, info has {', '.join(self.info) or 'nothing'})"
+
     @classmethod
     def from_mapping(cls, mapping: Any) -> Manifest:
         """Make a manifest of what JSON gave.

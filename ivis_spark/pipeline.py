@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark.config import Config
+from ivis_spark.errors import ConfigError
 from ivis_spark.runtime.publishing import StageRunner
 from ivis_spark.spark.before_spark import look_at_input
 from ivis_spark.spark.hadoop import check_filesystems
@@ -24,7 +26,7 @@ from ivis_spark.train.backends import resolve_backend
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
+log = logging.getLogger(__name__)
 
 # What the last stages import, in seconds: done while Spark starts, which leaves cores idle.
 _SLOW_IMPORTS = ("ivis_spark.train.job", "ivis_spark.report.evaluate", "ivis_spark.report.figures", "sklearn.svm")
@@ -34,6 +36,24 @@ def _import_ahead() -> None:
     for name in _SLOW_IMPORTS:
         with contextlib.suppress(Exception):  # the stage that needs it says what is missing
             importlib.import_module(name)
+
+
+def _check_arguments(output: Any, config: Any, get_spark: Any, input_uri: Any, source: Any) -> None:
+    """Refuse arguments of other types; a session and a DataFrame are what notebooks have at hand."""
+    faults = {
+        "output": (isinstance(output, str), output, "the path or URI of the run folder, as text"),
+        "config": (isinstance(config, Config), config, "a Config, such as load_config(...) returns"),
+        "get_spark": (callable(get_spark), get_spark, "a function that returns the session: get_spark=lambda: spark"),
+        "input_uri": (
+            isinstance(input_uri, str | None),
+            input_uri,
+            "a path or URI as text; pass a DataFrame as source",
+        ),
+        "source": (source is None or hasattr(source, "sparkSession"), source, "a DataFrame of Spark"),
+    }
+    for name, (right, given, wanted) in faults.items():
+        if not right:
+            raise ConfigError(f"{name} is a {type(given).__name__}; it must be {wanted}")
 
 
 class Pipeline:
@@ -49,6 +69,7 @@ class Pipeline:
         experiment: MLflow experiment to log to; None disables it.
 
     Raises:
+        ConfigError: if an argument is of another type than these.
         InputError: if the run folder is, contains or is inside the input; if the input does not exist, or lacks a named
             column, as far as can be checked without Spark.
 
@@ -71,6 +92,7 @@ class Pipeline:
         overwrite: bool = False,
         experiment: str | None = None,
     ) -> None:
+        _check_arguments(output, config, get_spark, input_uri, source)
         check_places(config, output, input_uri=input_uri)
         if source is not None or input_uri is not None:
             config = dataclasses.replace(config, data=look_at_input(input_uri if source is None else None, config.data))
@@ -105,6 +127,9 @@ class Pipeline:
         backend = resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
         self._run.check_settings("rows", "neighbours", "triplets", "model")
+        label, near, train = self.config.data.label_col, self.config.neighbours, self.config.train
+        if label is not None and train.supervision_metric is None and not near.by_label:
+            log.info("labels (%s) are for the report: training on them takes train.supervision_metric", label)
         if not backend.distributed and "model" not in self.run_folder.published():
             threading.Thread(target=_import_ahead, name="imports").start()
         search = functools.partial(self.neighbours, for_training=True)

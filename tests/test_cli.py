@@ -39,10 +39,8 @@ def write_digits(path: Path, rows: int = 300) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, _session: object) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     table = write_digits(folder / "digits.parquet")
-    output = folder / "out"
-    assert (
-        main(["run", "--input", str(table), "--output", str(output), "--id-col", "id", "--label-col", "y", *FAST]) == 0
-    )
+    given = ["--input", str(table), "--output", str(folder / "out"), "--log-file", str(folder / "log.txt")]
+    assert main(["run", *given, "--id-col", "id", "--label-col", "y", *FAST]) == 0
     return folder
 
 
@@ -70,6 +68,10 @@ def test_spark_says_what_it_is_doing(finished: Path, spark: SparkSession) -> Non
     shown = {jobs.apply(i).description().toString() for i in range(jobs.size())}
     for stage in ("ingest", "neighbours", "triplets", "embed", "report"):
         assert any(text.startswith(f"Some({stage}") for text in shown), (stage, shown)
+
+
+def test_the_log_says_that_labels_do_not_train(finished: Path) -> None:
+    assert "labels (y) are for the report: training on them takes train.super" in (finished / "log.txt").read_text()
 
 
 def test_steps_of_a_stage_are_in_its_manifest(finished: Path) -> None:

@@ -210,10 +210,18 @@ def tables_here(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("BROWSER", "true")  # the program, which opens nothing
     spark.sql("CREATE DATABASE sales")
     spark.read.parquet(f"{tables}/digits.parquet").write.saveAsTable("sales.customers")
     yield
     spark.sql("DROP DATABASE sales CASCADE")
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "cli.md", "exit_codes.md", "api.md"])
+def test_the_reference_is_what_the_code_says(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    reference = importlib.import_module("write_reference")
+    assert (DOCS / "reference" / page).read_text() == reference.written(page), "run python docs/write_reference.py"
 
 
 def test_links_between_pages_exist() -> None:

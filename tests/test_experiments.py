@@ -20,6 +20,13 @@ CODE, TEXT, PARAMETERS = "", " [markdown]", ' tags=["parameters"]'
 Run = Callable[..., dict[str, Any]]
 
 
+def test_commands_name_a_kernel() -> None:
+    """Which a notebook in the percent format does not, so that jupytext finds none."""
+    pages = [page for folder in ("notebooks", "docs") for page in (EXPERIMENTS.parent.parent / folder).rglob("*.md")]
+    commands = re.findall(r"jupytext (?=-).*", "".join(page.read_text() for page in pages))
+    assert len(commands) >= 2 and all("--set-kernel python3" in command for command in commands)
+
+
 def cells(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the kind and the source of every cell, in jupytext's percent format."""
     head, *parts = CELL.split(path.read_text())

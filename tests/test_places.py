@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ivis_spark import storage
 from ivis_spark.cli import main
 from ivis_spark.config import Config, load_config
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.operations.clean import clean
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.runtime.lock import RunLock
@@ -60,6 +61,22 @@ def test_output_never_touches_the_input(home: Path, output: str, source: str) ->
     with pytest.raises(InputError, match=r"^\S*log.file .* (is|holds|lies in) \S*input"):
         check_places(Config(), "new", input_uri=source, log_file=output)
     assert snapshot(home) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output": None}, "^output is a NoneType; it must be the path or URI of the run folder"),
+        ({"config": {}}, r"^config is a dict; it must be a Config, such as load_config\(\.\.\.\) returns"),
+        ({"get_spark": object()}, "^get_spark is a object; it must be a function .*get_spark=lambda: spark"),
+        ({"input_uri": object()}, "^input_uri is a object; it must be a path .* pass a DataFrame as source"),
+        ({"source": "t.parquet"}, "^source is a str; it must be a DataFrame of Spark"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(wrong: dict[str, Any], message: str) -> None:
+    given = {"output": "run", "config": Config(), "get_spark": lambda: None, **wrong}
+    with pytest.raises(ConfigError, match=message):
+        Pipeline(given.pop("output"), given.pop("config"), **given)
 
 
 @pytest.mark.parametrize(

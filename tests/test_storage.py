@@ -88,6 +88,11 @@ def test_rebuild_replaces_by_pointer(run: RunFolder) -> None:
     run.require("neighbours", "neighbours")
 
 
+def test_a_manifest_is_shown_in_a_line() -> None:
+    manifest = storage.Manifest("report", {}, {"loss": [0.1] * 999, "trustworthiness": 0.9}, [], {}, "2026-11-27")
+    assert repr(manifest) == "Manifest('report', created='2026-11-27', info has loss, trustworthiness)"
+
+
 def test_a_manifest_that_cannot_be_read_keeps_the_builds(run: RunFolder) -> None:
     publish(run, "old")
     storage.replace_file(run.path("neighbours", "manifest.json"), b'{"format_version": 99}')

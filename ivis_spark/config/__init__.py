@@ -24,10 +24,12 @@ from ivis_spark.config.checks import (
     did_you_mean,
     hints_of,
     is_import_name,
+    listed,
     option,
     parse_yaml,
     plain,
     section_from_mapping,
+    what_it_has,
     without_secrets,
 )
 from ivis_spark.config.sections import (
@@ -67,10 +69,12 @@ __all__ = [
     "describe",
     "did_you_mean",
     "is_import_name",
+    "listed",
     "load_config",
     "section_from_mapping",
     "setting_names",
     "top_settings",
+    "what_it_has",
     "without_secrets",
 ]
 

@@ -11,7 +11,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -223,9 +223,20 @@ def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
 
 
 def did_you_mean(given: Any, valid: Iterable[Any], prefix: str = "") -> str:
-    """Return the end of a message that suggests the closest valid name; empty if none is close."""
-    closest = difflib.get_close_matches(str(given), list(map(str, valid)), n=1)
-    return f"; did you mean {prefix}{closest[0]}?" if closest else ""
+    """Return the end of a message that suggests the closest valid name in any case; empty if none is close."""
+    names = {str(name).casefold(): str(name) for name in valid}
+    closest = difflib.get_close_matches(str(given).casefold(), names, n=1)
+    return f"; did you mean {prefix}{names[closest[0]]}?" if closest else ""
+
+
+def what_it_has(given: Any, names: Sequence[Any]) -> str:
+    """Return the end of a message that a table or the like lacks a name: the closest that it has, else the first."""
+    return did_you_mean(given, names) or f"; it has: {listed(names)}"
+
+
+def listed(names: Sequence[Any], most: int = 10) -> str:
+    """Return names as text: the first ones, and how many there are beside them."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 # What a value must be, by the type of its setting.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 import tempfile
 from typing import Any
@@ -14,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from ivis_spark import storage
-from ivis_spark.config import Config, did_you_mean
+from ivis_spark.config import Config, what_it_has
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.model import IvisModel, with_summary
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, with_outputs
@@ -38,6 +39,8 @@ from ivis_spark.spark.session import refuse_connect
 from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
+
+log = logging.getLogger(__name__)
 
 _SETTINGS = settings()
 
@@ -63,7 +66,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         Params._dummy(),
         "runFolder",
         "URI that all executors can reach. Each fit writes its own run folder below it, named after data and "
-        "settings, and the same fit resumes there. Default on one machine: a temporary folder.",
+        "settings, and the same fit resumes there. Default on one machine: a temporary folder, removed after the fit.",
         typeConverter=TypeConverters.toString,
     )
 
@@ -91,14 +94,15 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         """
         config = self.config()
         with naming_params():
-            frames.feature_names(schema, config.data)
+            features = frames.feature_names(schema, config.data)
             self._check_labels(config)
             for param, name in (("idCol", config.data.id_col), ("labelCol", config.data.label_col)):
                 if name is not None and name not in schema.fieldNames():
-                    hint = did_you_mean(name, schema.fieldNames()) or f"; it has: {', '.join(schema.fieldNames())}"
+                    hint = what_it_has(name, schema.fieldNames())
                     raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
             outputs = Outputs.of(config.embed, self._classes(schema, config))
-            return with_outputs(schema, outputs, vectors=returns_vectors(self))
+            made_from = () if config.data.indices_col else features
+            return with_outputs(schema, outputs, vectors=returns_vectors(self), made_from=made_from)
 
     def _check_labels(self, config: Config) -> None:
         """Check that what is asked of labels will be there: they train only with labelCol and supervisionMetric."""
@@ -128,6 +132,13 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         refuse_connect(dataset.sparkSession, "IvisEstimator.fit")
         config = self.config()
         self.transformSchema(dataset.schema)
+        label = config.data.label_col
+        if label is not None and config.train.supervision_metric is None and not config.neighbours.by_label:
+            log.warning(
+                "labelCol=%r only keeps that column out of the features: training on it takes supervisionMetric, such "
+                "as sparse_categorical_crossentropy for classes",
+                label,
+            )
         check_workers(dataset.sparkSession)
         given = self.getOrDefault("runFolder")
         if given is None and not (dataset.sparkSession.sparkContext.master or "").startswith("local"):

@@ -13,10 +13,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean, is_import_name
+from ivis_spark.config import Config, EmbedConfig, EvaluateConfig, did_you_mean, is_import_name, what_it_has
 from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.ml.output import made_from
 from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, naming_params, set_params
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
@@ -57,7 +58,12 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
         "arrays.",
         TypeConverters.toString,
     )
-    featuresCol = _param("featuresCol", "Array or vector column with the features.", TypeConverters.toString)
+    featuresCol = _param(
+        "featuresCol",
+        "Array or vector column with the features. Without it and featureCols, an embedding of IvisModel.transform is "
+        "measured against the columns that it was made from.",
+        TypeConverters.toString,
+    )
     featureCols = _param(
         "featureCols", "Numeric columns used as features, instead of featuresCol.", TypeConverters.toListString
     )
@@ -122,18 +128,11 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     def _sample(self, dataset: DataFrame, *, labelled: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return features (n, d), embedding (n, e) and labels (n,) of random rows. Runs on: driver."""
-        several = self.getOrDefault("featureCols")
-        read = ["embeddingCol", *([] if several else ["featuresCol"]), *(["labelCol"] if labelled else [])]
-        names = {param: self.getOrDefault(param) for param in read}
-        for param, name in [*names.items(), *(("featureCols", name) for name in several)]:
-            if name not in dataset.columns:
-                hint = did_you_mean(name, dataset.columns) or f"; it has: {', '.join(dataset.columns)}"
-                raise InputError(f"{param}={name!r} is not in the DataFrame{hint}")
-        together = F.array(*[F.col(quoted(name)).cast("float") for name in several])
+        embedding = self._column(dataset, "embeddingCol")
         chosen = dataset.select(
-            (together if several else frames.as_array(dataset, names["featuresCol"])).alias("x"),
-            frames.as_array(dataset, names["embeddingCol"]).alias("z"),
-            (F.col(quoted(names["labelCol"])) if labelled else F.lit(0)).alias("y"),
+            frames.as_array(dataset, self._features(dataset, embedding)).alias("x"),
+            frames.as_array(dataset, [embedding]).alias("z"),
+            (F.col(quoted(self._column(dataset, "labelCol"))) if labelled else F.lit(0)).alias("y"),
         ).where("z IS NOT NULL")
         if labelled:  # as in training, null and NaN mean unlabelled
             nan = F.isnan("y") if isinstance(chosen.schema["y"].dataType, (T.FloatType, T.DoubleType)) else F.lit(False)
@@ -144,6 +143,27 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             raise InputError(f"the DataFrame has {len(drawn)} {kind}; at least 3 are needed to measure")
         X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
         return X, Z, np.array([row["y"] for row in drawn])
+
+    def _features(self, dataset: DataFrame, embedding: str) -> list[str]:
+        """Return the columns of the features: those set, else those that the embedding names, else the default."""
+        several = self.getOrDefault("featureCols")
+        if several:
+            return [self._column(dataset, "featureCols", name) for name in several]
+        named = made_from(dataset.schema[embedding])
+        if named and not self.isSet("featuresCol") and set(named) <= set(dataset.columns):
+            return named
+        return [self._column(dataset, "featuresCol")]
+
+    def _column(self, dataset: DataFrame, param: str, name: str | None = None) -> str:
+        """Return a column that a Param names.
+
+        Raises: InputError: if the DataFrame lacks it.
+        """
+        name = name or str(self.getOrDefault(param))
+        if name in dataset.columns:
+            return name
+        remedy = ": set it, or featureCols=[...] for several numeric columns" if param == "featuresCol" else ""
+        raise InputError(f"{param}={name!r} is not in the DataFrame{remedy}{what_it_has(name, dataset.columns)}")
 
 
 for _name in ("metricName", "featuresCol", "featureCols", "embeddingCol", "labelCol", "k", "sampleRows", "seed"):

@@ -12,10 +12,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from ivis_spark import storage
+from ivis_spark.config import listed
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.ml.local import NEIGHBOURS, from_local, local_classes, to_local
-from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_vectors, with_outputs
+from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_schema, with_outputs
 from ivis_spark.ml.params import (
     add_accessors,
     add_params,
@@ -49,7 +50,6 @@ _PARAMS = (
 )
 _SETTINGS = {name: setting for name, setting in settings(("data", "embed")).items() if name in _PARAMS}
 _SUMMARY = "summary"
-_MOST_RUNS = 10  # that a message lists
 _PIXELS = "__pixels"  # of a column of images, while they are embedded
 
 
@@ -63,7 +63,7 @@ class Summary:
         seconds: Seconds of each stage of the run.
         recall: Recall of the neighbours: `value`, `low`, `high`, `sample`; None if none were searched.
         rows: Number of training rows.
-        run_folder: URI of the run folder; None if it was temporary.
+        run_folder: URI of the run folder; None after a fit without `runFolder`, whose run is removed.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -143,8 +143,11 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
                 column already exists.
         """
         with naming_params():
-            frames.feature_names(schema, config_of(self, _SETTINGS).data)
-            return with_outputs(schema, self._outputs(), vectors=returns_vectors(self))
+            data = config_of(self, _SETTINGS).data
+            names = frames.feature_names(schema, data)
+            return with_outputs(
+                schema, self._outputs(), vectors=returns_vectors(self), made_from=() if data.indices_col else names
+            )
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         check_spark_frame(dataset, "IvisModel.transform")
@@ -152,7 +155,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             return self._embedded(dataset)
 
     def _embedded(self, dataset: DataFrame) -> DataFrame:
-        self.transformSchema(dataset.schema)
+        schema = self.transformSchema(dataset.schema)
         if not is_connect(dataset.sparkSession):
             check_workers(dataset.sparkSession)
             self._invalid = self._invalid or InvalidRows(dataset.sparkSession.sparkContext)
@@ -169,7 +172,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
             counts=self._invalid,
             setting="embedInvalid",
         )
-        return to_vectors(embedded, self._outputs().vectors) if returns_vectors(self) else embedded
+        return to_schema(embedded, schema)
 
     def to_encoder(self) -> Encoder:
         """Return the encoder that executors use: arrays for a dense encoder, else the bytes of its Keras file."""
@@ -209,6 +212,7 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
 
         Raises:
             ArtifactError: if there is none (lists the runs below), or a file of it is missing or modified.
+            InputError: if `uri` is None or otherwise not text.
         """
         _check_there(uri)
         return cls(with_summary(uri, read_model(uri)), **params)
@@ -268,8 +272,14 @@ def _check_there(uri: str) -> None:
     """Check that a folder holds a model, as a run or saved.
 
     Raises:
+        InputError: if it is not named by text.
         ArtifactError: says what it holds instead, and where models are.
     """
+    if not isinstance(uri, str):
+        raise InputError(
+            f"a model's folder must be a path or URI as text, not {uri!r}. summary.run_folder is None after a fit "
+            "without runFolder, whose run is removed: keep its model with model.save(path) and IvisModel.load(path)"
+        )
     run = storage.RunFolder(uri)
     if run.manifest(STAGE) is not None:
         return
@@ -280,9 +290,8 @@ def _check_there(uri: str) -> None:
         raise ArtifactError(f"{run.root} holds a saved {kind}: load it with {kind}.load")
     below = [run.path(name) for name in run.stages() if name.startswith("run-")]
     if below:
-        listed = ", ".join(f"IvisModel.from_run({name!r})" for name in below[:_MOST_RUNS])
-        listed += f" and {len(below) - _MOST_RUNS} more" if len(below) > _MOST_RUNS else ""
-        raise ArtifactError(f"{run.root} holds no model, but runs, each in a folder of its own: {listed}")
+        calls = listed([f"IvisModel.from_run({name!r})" for name in below])
+        raise ArtifactError(f"{run.root} holds no model, but runs, each in a folder of its own: {calls}")
     raise ArtifactError(f"{run.root} holds no model: pass the folder of a saved model, or of a run that has trained")
 
 
@@ -354,8 +363,8 @@ class ModelReader(MLReader["IvisModel"]):
         Raises:
             ArtifactError: if there is none, it is of a newer format, or a file is missing or modified (names the file).
         """
+        _check_there(path)
         uri = storage.normalise_uri(path)
-        _check_there(uri)
         if saved_class(uri) is None:
             raise ArtifactError(f"{uri} is a run folder, not a saved model: load it with IvisModel.from_run({path!r})")
         folder = read_model(uri)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, InputError
 
@@ -77,12 +78,10 @@ def find_columns(
     missing = [name for name in others if name not in kept]
     if missing:
         if features:
-            what = f"neither features ({', '.join(features[:20])}; name[0] etc. for an array) nor"
+            what = f"neither features ({listed(features)}; name[0] etc. for an array) nor"
         else:
             what = "not features, since rows hold principal components (data.keep_columns keeps numeric columns), nor"
-        raise ConfigError(
-            f"{_SETTING} names {', '.join(missing)}: {what} columns kept with the rows ({', '.join(kept)})"
-        )
+        raise ConfigError(f"{_SETTING} names {', '.join(missing)}: {what} columns kept with the rows ({listed(kept)})")
     from ivis_spark.spark.rows.columns import quoted
 
     return Wanted(positions, read_table().select("id", *map(quoted, others)), scaler)

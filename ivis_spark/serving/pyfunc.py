@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.errors import DependencyError, InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
@@ -121,10 +122,9 @@ class PyfuncModel:
         if self._features and not missing:
             model_input = model_input[self._features]
         elif named and self._features and not _is_one_of_arrays(model_input):
-            listed = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
             raise InputError(
-                f"the DataFrame lacks {listed} of the {len(self._features)} features that the model was trained on; it "
-                f"has: {', '.join(map(str, model_input.columns[:20]))}"
+                f"the DataFrame lacks {listed([repr(name) for name in missing])} of the {len(self._features)} features "
+                f"that the model was trained on; it has: {listed(model_input.columns)}"
             )
         if _is_one_of_arrays(model_input):
             return _stacked(model_input.iloc[:, 0].to_list())

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ivis_spark import storage
-from ivis_spark.config import AUTO, DataConfig, did_you_mean
+from ivis_spark.config import AUTO, DataConfig, did_you_mean, what_it_has
 from ivis_spark.errors import ArtifactError, InputError
 
 log = logging.getLogger(__name__)
@@ -178,5 +178,4 @@ def _check_columns(columns: list[str], data: DataConfig) -> None:
     for setting, value in settings.items():
         for name in (value,) if isinstance(value, str) else value or ():
             if columns and name not in columns:
-                hint = did_you_mean(name, columns) or f"; it has: {', '.join(columns)}"
-                raise InputError(f"data.{setting}={name!r} is not in the table{hint}")
+                raise InputError(f"data.{setting}={name!r} is not in the table{what_it_has(name, columns)}")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, storage
@@ -44,6 +45,7 @@ def folder(classes: dict[str, Any] | None = None) -> ModelFolder:
         ({"featuresCol": "label"}, r"Set several numeric columns with featureCols$"),
         ({"featuresCol": "a", "featureCols": ["b"]}, "^featuresCol='a' and featureCols='b' exclude each other"),
         ({"idCol": "idx"}, r"^idCol='idx' is not in the DataFrame; did you mean id\?"),
+        ({"idCol": "Id"}, r"^idCol='Id' is not in the DataFrame; did you mean id\?"),
         (
             {"classCol": "c"},
             r"^classCol='c' needs a model trained on classes: train with labelCol and supervisionMetric=",
@@ -95,6 +97,24 @@ def test_data_frames_of_pandas_are_refused() -> None:
             use(frame)
 
 
+@pytest.mark.spark
+def test_messages_of_wide_tables_are_short(spark: SparkSession) -> None:
+    wide = spark.range(3).select("id", *[F.lit(0).alias(f"px{place}") for place in range(784)])
+    for use in (
+        lambda: IvisEstimator(idCol="key").transformSchema(wide.schema),
+        lambda: IvisEstimator(featuresCol="key").transformSchema(wide.schema),
+        lambda: EmbeddingEvaluator(embeddingCol="key").evaluate(wide),
+    ):
+        with pytest.raises(InputError, match=r"; it has: id.*, px8.* and 775 more$"):
+            use()
+
+
+@pytest.mark.spark
+def test_the_evaluator_says_how_to_name_features(spark: SparkSession) -> None:
+    with pytest.raises(InputError, match=r"^featuresCol='features' .*: set it, or featureCols=.*; it has: z, a, b$"):
+        EmbeddingEvaluator(embeddingCol="z").evaluate(spark.sql("SELECT array(1.0) z, 1 a, 2 b"))
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "expected"),
     [
@@ -114,6 +134,9 @@ def test_classes_have_the_type_of_the_label(values: list[Any], kind: str, expect
 
 
 def test_errors_say_where_models_are(tmp_path: Path) -> None:
+    for look in (IvisModel.from_run, IvisModel.load):
+        with pytest.raises(InputError, match=r"must be a path or URI as text, not None\. summary\.run_folder is None "):
+            look(None)  # type: ignore[arg-type]
     with pytest.raises(ArtifactError, match=r"nowhere does not exist"):
         IvisModel.load(str(tmp_path / "nowhere"))
     with pytest.raises(ArtifactError, match=r"holds no model: pass the folder of a saved model, or of a run"):

@@ -120,6 +120,24 @@ def test_evaluator_of_several_columns(spark: SparkSession) -> None:
         evaluator.setFeatureCols(["b", "c"]).evaluate(frame)
 
 
+def test_the_evaluator_measures_against_what_the_embedding_was_made_from(
+    spark: SparkSession, digits: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    X, y = digits
+    rows = [(i, int(label), *map(float, x)) for i, (x, label) in enumerate(zip(X, y, strict=True))]
+    frame = spark.createDataFrame(rows, ["id", "digit", *[f"px{place}" for place in range(64)]])
+    estimator = IvisEstimator(idCol="id", labelCol="digit", outputCol="z", outputType="array", **FAST)
+    embedded = estimator.fit(frame).transform(frame)
+    assert "labelCol='digit' only keeps that column out of the features" in caplog.text
+    assert embedded.schema == estimator.transformSchema(frame.schema)
+    embedded.write.parquet(str(tmp_path / "z"))
+    evaluator = EmbeddingEvaluator(embeddingCol="z", k=5)
+    pixels = evaluator.copy({evaluator.featureCols: [f"px{place}" for place in range(64)]})
+    assert evaluator.evaluate(spark.read.parquet(str(tmp_path / "z"))) == pixels.evaluate(embedded) > 0.5
+    with pytest.raises(InputError, match=r"^featuresCol='features' is not in the DataFrame: set it, or featureCols="):
+        evaluator.evaluate(embedded.drop("px0"))
+
+
 def test_names_go_to_the_local_model_and_back(spark: SparkSession, digits: Any) -> None:
     from ivis_spark import Ivis
 

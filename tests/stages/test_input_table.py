@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_other_tables_of_equal_files_and_other_ways_to_read_are_others(spark: Sp
         found.append(fingerprint(spark, str(table.parent / "t.csv"), format="csv", options=options))
     assert all(one != other for place, one in enumerate(found) for other in found[:place])
     assert fingerprint(spark, f"file:{table}/../t/") == found[0]
+
+
+@pytest.mark.spark
+def test_a_wide_frame_is_the_same_in_every_thread(spark: SparkSession) -> None:
+    """After an interrupt, PySpark too continues in another thread of Java."""
+    frame = spark.range(3).select(*[F.lit(place).alias(f"px{place}") for place in range(60)])
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(fingerprint, spark, frame=frame).result() == fingerprint(spark, frame=frame)
 
 
 @pytest.mark.spark

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ivis_spark.config import DataConfig, EmbedConfig
+from ivis_spark.config import DataConfig, EmbedConfig, what_it_has
 from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
@@ -234,5 +234,5 @@ def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
         raise InputError(
-            f"embed.partition_by names {', '.join(missing)}; the embedded table has: {', '.join(source.columns)}"
+            f"embed.partition_by={missing[0]!r} is not in the embedded table{what_it_has(missing[0], source.columns)}"
         )

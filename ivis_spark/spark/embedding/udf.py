@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import pandas_udf
 
+from ivis_spark.config import listed
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.spark.embedding.embed import SETTING, Outputs, load_encoder, refusal, share
@@ -100,7 +101,7 @@ def read_struct(frame: Any, width: int, names: Sequence[str]) -> tuple[Any, Faul
     else:
         missing = [name for name in names if name not in frame.columns]
         if missing:
-            raise InputError(f"the struct lacks {', '.join(missing[:5])}; it has: {', '.join(frame.columns[:30])}")
+            raise InputError(f"the struct lacks {listed(missing)}; it has: {listed(frame.columns)}")
         chosen = [frame[name] for name in names] if names else [frame.iloc[:, place] for place in range(frame.shape[1])]
         columns = [pa.array(column, from_pandas=False) for column in chosen]
         for name, column in zip(names or frame.columns, columns, strict=True):

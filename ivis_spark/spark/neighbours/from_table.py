@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ivis_spark import storage
-from ivis_spark.config import NeighboursConfig
+from ivis_spark.config import NeighboursConfig, listed
 from ivis_spark.core.knn.recall import Recall
 from ivis_spark.core.knn.search import keys_of_pairs
 from ivis_spark.errors import InputError
@@ -89,12 +89,12 @@ def take_neighbours(
 def _checked_types(table: DataFrame) -> DataFrame:
     """Return `id` long and `neighbour_ids` array<long>."""
     kinds = {field.name: field.dataType for field in table.schema.fields}
-    listed = ", ".join(f"{name} ({kind.simpleString()})" for name, kind in kinds.items())
+    there = listed([f"{name} ({kind.simpleString()})" for name, kind in kinds.items()])
     ids, lists = kinds.get("id"), kinds.get("neighbour_ids")
     if not isinstance(ids, INTEGERS):
-        raise InputError(f"neighbours.table needs an integer column 'id'; it has: {listed}")
+        raise InputError(f"neighbours.table needs an integer column 'id'; it has: {there}")
     if not isinstance(lists, T.ArrayType) or not isinstance(lists.elementType, INTEGERS):
-        raise InputError(f"neighbours.table needs 'neighbour_ids', an array of integers; it has: {listed}")
+        raise InputError(f"neighbours.table needs 'neighbour_ids', an array of integers; it has: {there}")
     return table.select(F.col("id").cast("long"), F.col("neighbour_ids").cast("array<long>"))
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.config import DataConfig
+from ivis_spark.config import DataConfig, listed
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows.columns import FEATURES, feature_names
 from ivis_spark.spark.rows.identity import files_of
@@ -61,7 +61,7 @@ def explain_columns(table: DataFrame, config: DataConfig) -> dict[str, str]:
             left_out[name] = fault
             log.warning("column %r is not among the features: %s", name, fault)
     shown = [f"{name} ({reason})" for name, reason in left_out.items()]
-    log.info("features: %s; left out: %s", _list(list(features)), _list(shown) or "nothing")
+    log.info("features: %s; left out: %s", listed(features, _NAMES_SHOWN), listed(shown, _NAMES_SHOWN) or "nothing")
     return left_out
 
 
@@ -83,7 +83,7 @@ def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
         log.warning(
             "%s: partition columns of the table are used as features. If this is not intended, set the features with "
             "--feature-cols",
-            ", ".join(partition_columns),
+            listed(partition_columns),
         )
 
 
@@ -104,7 +104,7 @@ def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
         log.warning(
             "%s: columns of distinct whole numbers, possibly ids, are used as features. If they are ids, set the id "
             "with --id-col, or the features with --feature-cols",
-            ", ".join(unique),
+            listed(unique),
         )
 
 
@@ -159,8 +159,3 @@ def _numbered(table: DataFrame, names: Sequence[str]) -> tuple[DataFrame, list[s
     """Return a frame whose columns are called by number, and how some of them are called then."""
     numbered = table.toDF(*[f"c{place}" for place in range(len(table.columns))])
     return numbered, [f"c{table.columns.index(name)}" for name in names]
-
-
-def _list(names: list[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -13,7 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.config import DataConfig, did_you_mean
+from ivis_spark.config import DataConfig, did_you_mean, listed
 from ivis_spark.errors import InputError
 from ivis_spark.spark.rows import sparse
 from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
@@ -102,13 +102,16 @@ def feature_names(schema: T.StructType, config: DataConfig) -> tuple[str, ...]:
     return _features(_kinds(schema), config)[0]
 
 
-def as_array(frame: DataFrame, name: str) -> Column:
-    """Return a column of arrays or Spark ML vectors as array<float>.
+def as_array(frame: DataFrame, names: Sequence[str]) -> Column:
+    """Return a column of arrays or Spark ML vectors, or several of numbers, as array<float>.
 
     Raises:
-        InputError: if it is of another type.
+        InputError: if one is of another type.
     """
-    return _features(_kinds(frame.schema), DataConfig(features_col=name))[1].cast("array<float>")
+    kinds = _kinds(frame.schema)
+    single = len(names) == 1 and not isinstance(kinds.get(names[0]), T.NumericType)
+    config = DataConfig(features_col=names[0]) if single else DataConfig(feature_cols=tuple(names))
+    return _features(kinds, config)[1].cast("array<float>")
 
 
 def resolve(frame: DataFrame, config: DataConfig) -> Source:
@@ -197,7 +200,7 @@ def _kept(kinds: dict[str, T.DataType], features: tuple[str, ...], config: DataC
     if lost and not config.keep_columns:
         log.warning(
             "embedded tables will not have these columns, whose types cannot be kept: %s",
-            ", ".join(f"{name} ({kinds[name].simpleString()})" for name in lost),
+            _listed({name: kinds[name] for name in lost}),
         )
     kept = {*config.keys, *(config.keep_columns or (name for name in others if name not in lost))}
     return tuple(name for name in kinds if name in kept)
@@ -357,7 +360,9 @@ def _kinds(schema: T.StructType) -> dict[str, T.DataType]:
     names = schema.fieldNames()
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
-        raise InputError(f"the table has several columns called {', '.join(map(repr, repeated))}: rename or drop them")
+        raise InputError(
+            f"the table has several columns called {listed([repr(name) for name in repeated])}: rename or drop them"
+        )
     return {field.name: field.dataType for field in schema.fields}
 
 
@@ -368,8 +373,7 @@ def _require_column(name: str, kinds: dict[str, T.DataType], setting: str) -> No
 
 
 def _listed(kinds: dict[str, T.DataType]) -> str:
-    shown = [f"{name} ({kind.simpleString()[:40]})" for name, kind in list(kinds.items())[:30]]
-    return ", ".join(shown) + (f" and {len(kinds) - 30} more" if len(kinds) > 30 else "")
+    return listed([f"{name} ({kind.simpleString()[:40]})" for name, kind in kinds.items()])
 
 
 def quoted(name: str) -> str:

@@ -121,7 +121,10 @@ def _files(leaf: Any) -> list[str] | None:
 
 @contextmanager
 def _full_text(spark: SparkSession) -> Iterator[None]:
-    """Let the text of a plan name all of its columns."""
+    """Let the text of a plan name all of its columns, in any thread of Python."""
+    # Text is limited by the session active in Java's thread, of which new threads and those after an interrupt have
+    # none. This is how Python makes one active in every version of Spark.
+    spark.createDataFrame([], "nothing int")
     before = spark.conf.get(_FIELDS_SHOWN)
     spark.conf.set(_FIELDS_SHOWN, str(2**31 - 1))
     try:

@@ -136,7 +136,7 @@ def test_partitioned_input_and_output(spark: SparkSession, run: Path, tmp_path: 
     assert sorted(path.name for path in data.iterdir()) == ["day=1", "day=2"]
     found = pq.read_table(data)
     check(found.drop(["day"]), range(60))
-    with pytest.raises(InputError, match="partition_by names month; the embedded table has: key, n, day"):
+    with pytest.raises(InputError, match="partition_by='month' is not in the embedded table; it has: key, n, day"):
         pipeline(spark, run, tmp_path / "table", "embed.partition_by=month").embed("other")
 
 
