@@ -25,7 +25,7 @@ def check_kind(X: Any) -> None:
         raise InputError("X is None: pass rows of features, an array or a data frame of shape (n, d)")
     if isinstance(X, (str, os.PathLike)):
         raise InputError(f"X is text, {os.fspath(X)!r}: read the file first, for example with pandas.read_csv")
-    if isinstance(X, Mapping):
+    if isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix may be a dict
         raise InputError("X is a dict: pass pandas.DataFrame(X), or an array of shape (n, d)")
     if hasattr(X, "obsm") and hasattr(X, "X"):
         raise InputError("X is an AnnData: pass its rows, adata.obsm['X_pca'] or adata.X")

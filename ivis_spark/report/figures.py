@@ -25,7 +25,7 @@ COLOUR_SCALE = "viridis"  # its order is kept without colour vision and in grey
 DISTANCE_BINS = 10
 _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
-_NAME_SIZE = 11  # points, of class names in the map
+_NAME_SIZE, _NAME_ROWS = 11, 3  # points, of class names in the map, and rows that one may be moved
 _LEGEND_ROWS, _LEGEND_POINTS = 20, 14.0  # most names below one another, and the height of each
 _LEGEND_CHARS = 28
 
@@ -119,14 +119,14 @@ def draw_embedding(
             axes.scatter(x[known], y[known], s=size, c=colours.to_rgba(scale.numbers[known]), lw=0)
         figure: Any = axes.get_figure()
         figure.colorbar(colours, ax=axes, label=name, shrink=0.8, extend="both")
-    elif labels is not None:
-        _write_names(axes, x, y, labels)
     _write_legend(axes, labels, len(x))
     _name_axes(axes, embedding.shape[1])
     if embedding.shape[1] > 1:  # distances mean the same in all directions
         groups = axes.get_shared_x_axes(), axes.get_shared_y_axes()
         shared = any(len(group.get_siblings(axes)) > 1 for group in groups)
         axes.set_aspect("equal", adjustable="box" if shared else "datalim")
+    if scale is None and labels is not None:
+        _write_names(axes, x, y, labels)
 
 
 def save_density(path: str, density: Density, dims: int, title: str) -> None:
@@ -218,10 +218,12 @@ def _name_axes(axes: Axes, dims: int) -> None:
 
 
 def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
-    """Write each class at its median, or above it, so that the picture can be read without its colours."""
+    """Write each class at its median, or a little above it, so that the picture can be read without its colours."""
     from matplotlib import patheffects
 
-    points = axes.figure.dpi / 72
+    figure: Any = axes.get_figure()
+    figure.draw_without_rendering()  # which places the axes
+    points = figure.dpi / 72
     height, taken = _NAME_SIZE * 1.2 * points, list[tuple[float, float, float]]()
     for layer in plan_layers(labels, len(x)):
         if layer.colour == MISSING_COLOUR or len(layer.name) > 16 or not len(layer.rows):
@@ -231,11 +233,14 @@ def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
         width, shift = 0.65 * _NAME_SIZE * points * len(layer.name), 0.0
         while any(abs(left - a) < (width + w) / 2 and abs(low + shift - b) < height for a, b, w in taken):
             shift += height / 4
+        if shift > _NAME_ROWS * height:
+            continue  # the legend has it
         taken.append((left, low + shift, width))
         style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": _NAME_SIZE, "weight": "bold"}
         text = axes.annotate(
             layer.name, at, xytext=(0, shift / points), textcoords="offset points", parse_math=False, **style
         )
+        text.set_in_layout(False)
         text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 

@@ -49,7 +49,7 @@ def test_head_fits_the_metric(metric: str, labels: np.ndarray, units: int, activ
         (np.array([1, 2, 3]), "start at 1.*zero-indexed"),
         (np.array([0, 1, 3]), "2 is missing.*consecutively"),
         (np.array([0.5, 1.0]), "0.5"),
-        (np.array([-1, -1]), "all -1"),
+        (np.array([-1, -1]), "no row has a label"),
         (np.array(["a", "b"]), "Unknown label type"),
         (np.ones((3, 2)), "one integer per row"),
     ],
