@@ -98,7 +98,7 @@ class Meter:
         self._start = time.monotonic()
         self._last_line = float("-inf")
         self._skip_first = slow_start
-        self._unsaid = ""
+        self._text = self._unsaid = ""
         self._open = contextlib.ExitStack()
         self._bar: Any = None
         if _draws_bars():
@@ -123,7 +123,7 @@ class Meter:
         left = self._left(done, now)
         if self._skip_first and done > self._begun:
             self._skip_first, self._begun, self._start = False, done, now
-        self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "")
+        self._text = self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "")
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(", ".join(filter(None, (left, note))))
@@ -138,14 +138,15 @@ class Meter:
             ending: Why the work ended before `total`, if that is no failure.
         """
         if ending:
+            self._text = f"{self._text}; {ending}" if self._text else ending
             self._unsaid = f"{self._unsaid}; {ending}" if self._unsaid else ending
         if self._bar is not None:
             self._bar.close()
         self._open.close()
         if not isinstance(self._bar, _CellBar):
             self._bar = None
-        elif self._unsaid:
-            self._bar.show(self._unsaid)
+        elif self._text:
+            self._bar.show(self._text)
         self._write()
 
     def _left(self, done: int, now: float) -> str:

@@ -76,8 +76,9 @@ def test_a_slow_start_is_left_out_of_the_time_left(clock: Clock, caplog: pytest.
 def test_work_that_ends_early_says_why_and_is_complete(
     clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level(logging.INFO, "ivis_spark")
+    caplog.set_level(logging.DEBUG, "ivis_spark")
     for bar in (False, True):
+        caplog.clear()
         monkeypatch.setenv("IVIS_SPARK_PROGRESS", "bar" if bar else "lines")
         meter = Meter("epoch", 60, at_most=True)
         clock.now += 10

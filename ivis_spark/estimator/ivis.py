@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -35,7 +36,7 @@ from ivis_spark.estimator.predicting import (
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import params_of
 from ivis_spark.nn.callbacks import FitProgress
-from ivis_spark.nn.model import TripletModel
+from ivis_spark.nn.model import TripletModel, variables_of
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.projection import split_projection
@@ -189,15 +190,19 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         """
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
-        before, done = dict(vars(self)), len(self.loss_history_)
+        before, history = dict(vars(self)), list(self.loss_history_)
+        restore = _restorer(self.model_) if self.warm_start or self._loaded else None
         try:
             self._fit(X, y if Y is None else Y, shuffle_mode)
         except BaseException as err:
-            epochs = len(self.loss_history_) - (done if self.loss_history_ is before.get("loss_history_") else 0)
+            resumed = self.loss_history_ is before.get("loss_history_")
+            epochs = len(self.loss_history_) - (len(history) if resumed else 0)
             if isinstance(err, KeyboardInterrupt) and epochs:
                 log.warning("interrupted after %d epochs: the model keeps what it learnt in them", epochs)
             else:
-                self.__dict__ = before
+                self.__dict__ = {**before, "loss_history_": history} if resumed else before
+                if restore:
+                    restore()
             raise
         return self
 
@@ -213,7 +218,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
         if isinstance(rows, np.ndarray):
-            warn_of_range(rows, names)
+            warn_of_range(rows, getattr(self, "feature_names_in_", None) if goes_on else names)
         if len(rows) < _LEAST_ROWS:
             raise InputError(
                 f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows are needed for a triplet: pass more"
@@ -249,6 +254,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         with contextlib.ExitStack() as ending:
             listeners = self._listeners(len(rows), ending)
             ending.enter_context(naming_arguments())
+            self.embedding_ = None  # until the end, of what the network was
             fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
         self.embedding_ = embed_fitted(model.encoder, rows)
 
@@ -360,3 +366,19 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         rows = as_rows(X, np.float64 if scales else np.float32)
         check_width(self.encoder_, rows.shape)
         return rows
+
+
+def _restorer(model: TripletModel | None) -> Callable[[], None] | None:
+    """Return what gives a model, which training changes in place, the weights and the learning rate that it has now."""
+    if model is None:
+        return None
+    values = {name: keras.ops.convert_to_numpy(each) for name, each in variables_of(model).items()}
+    rate = float(model.optimizer.learning_rate)
+
+    def restore() -> None:
+        for name, variable in variables_of(model).items():
+            if name in values:
+                variable.assign(values[name])
+        model.optimizer.learning_rate = rate
+
+    return restore

@@ -144,7 +144,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         if given is None and not (dataset.sparkSession.sparkContext.master or "").startswith("local"):
             raise ConfigError(
                 "on a cluster the run needs a folder that all executors can reach: set runFolder to its URI, like "
-                "hdfs:///runs, s3://bucket/runs or dbfs:/runs"
+                "hdfs:///runs, s3a://bucket/runs or dbfs:/runs"
             )
         scratch = tempfile.mkdtemp(prefix="ivis-spark-") if given is None else None
         try:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+import posixpath
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ivis_spark.config import Config
 from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
-from ivis_spark.serving.folder import read_model
+from ivis_spark.serving.folder import DENSE, HEAD, read_model
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.hadoop import check_filesystems
 from ivis_spark.stages.estimate import Cluster, Estimate
@@ -69,13 +70,16 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
 
     check_mode(mode, run.config.embed.partition_by)  # before Spark starts
     check_places(run.config, run.folder.root, input_uri=run.input.uri, target=uri)
-    fingerprint, model = _model(run)
+    _, model = _model(run)
+    digest = _digest(run)
     check_filesystems(run.get_spark(), [uri])
     other = _other_table(run, model, target=uri)
     target = Target(uri, mode, run.config.embed.partition_by)
     source = _input(run, other)
     encoder, classes = model.encoder(scaled=other is None), model.classes
-    spec = {**_spec(run, fingerprint, other), "mode": mode}
+    spec = {**_spec(run, digest, other), "mode": mode}
+    inputs = {name: value for name, value in spec["inputs"].items() if name in ("features", "columns")}
+    settings = storage.fingerprint({"config": spec["config"], "inputs": inputs})
     source = dataclasses.replace(source, files=[storage.normalise_uri(file) for file in source.files])
     states = _states(run, source, other)
 
@@ -94,8 +98,9 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
     check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
     with task_errors(f"--target {uri}"), RunLock(target.lock_folder, "embed", option="--target") as lock:
         check_columns()
-        info, before = target.put(storage.fingerprint(spec), embed, Origin(fingerprint, states), check=lock.check)
-    log.info("%s: %s", target.uri, "this job was already done, skipped" if before else f"{info['rows']:,} rows")
+        origin = Origin(digest, states, settings)
+        info, before = target.put(storage.fingerprint(spec), embed, origin, check=lock.check)
+    log.info("%s: %s", target.uri, "all of it is there already, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}
 
 
@@ -123,6 +128,13 @@ def _model(run: Run) -> tuple[str, ModelFolder]:
     """Return the fingerprint of the model and the model itself, its files checked."""
     manifest = run.require("model")
     return manifest.fingerprint, read_model(run.folder.root, manifest)
+
+
+def _digest(run: Run) -> str:
+    """Return a digest of the weights of the model: another training has another, also with the same settings."""
+    files = {posixpath.basename(record["path"]): record["sha256"] for record in run.require("model").files}
+    arrays = {name: digest for name, digest in files.items() if name in (DENSE, HEAD)}
+    return storage.fingerprint(arrays if DENSE in arrays else files)  # those of Keras hold the time, too
 
 
 def _spec(run: Run, model: str, other: tuple[Input, dict[str, Any]] | None) -> dict[str, Any]:

@@ -341,11 +341,13 @@ def _describe_siblings(uris: list[str]) -> list[list[Any]]:
 def _state(entry: dict[str, Any]) -> tuple[int, str]:
     """Return the size and the time of change of a file."""
     changed = entry.get("mtime", entry.get("LastModified", entry.get("last_modified", "")))
+    if hasattr(changed, "microsecond"):  # listings of some object stores have milliseconds that other answers lack
+        changed = changed.replace(microsecond=0)
     return entry["size"], str(changed)
 
 
 def check_bucket(uri: str) -> None:
-    """Refuse a bucket that does not exist, which the clients of object stores would make.
+    """Refuse a bucket of S3 that does not exist, which its client would make.
 
     Raises:
         InputError: if the storage has buckets, and says that there is none of this name.
@@ -353,7 +355,7 @@ def check_bucket(uri: str) -> None:
     fs, path = filesystem(uri)
     bucket = path.strip("/").partition("/")[0]
     with contextlib.suppress(PermissionError):  # who may see a folder may not see its bucket
-        if getattr(fs, "async_impl", False) and not exists(fs, bucket):
+        if "s3" in fs.protocol and not exists(fs, bucket):
             raise InputError(f"{uri}: there is no {bucket!r}; check the URI, the credentials and the endpoint")
 
 

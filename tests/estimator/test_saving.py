@@ -139,6 +139,25 @@ def test_a_fit_that_fails_leaves_the_model_and_what_was_saved(tmp_path: Path) ->
         model.save_model(str(tmp_path / "notes.txt"), overwrite=True)
 
 
+def test_a_fit_that_resumes_and_fails_leaves_the_weights_too() -> None:
+    model = small(warm_start=True, preset="fast").fit(X)
+    before, rate, history = model.transform(X), float(model.model_.optimizer.learning_rate), list(model.loss_history_)
+
+    def fail(epoch: int, logs: object) -> None:
+        if len(model.loss_history_) > 4:
+            raise error
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=fail)]
+    for error in (RuntimeError("a callback's own"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            model.set_params(callbacks=callbacks).fit(X)
+        kept = isinstance(error, KeyboardInterrupt)
+        assert np.array_equal(model.transform(X), before) != kept
+        assert kept or float(model.model_.optimizer.learning_rate) == rate
+        assert (len(model.loss_history_) == 5, model.embedding_ is None) == (kept, kept)
+    assert history == model.loss_history_[:3]
+
+
 def test_existing_folders_torn_files_and_unknown_losses(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "m"
     model = small(distance=half_loss).fit(X)

@@ -25,13 +25,15 @@ class Origin:
     """What a job is made from.
 
     Attributes:
-        model: The fingerprint of the model; None leaves models unchecked.
+        model: The digest of the model; None leaves models unchecked.
         states: The size and time of change of each file of the input, by URI. An input that can only be read whole is
             one entry.
+        settings: A digest of what else decides about the rows: settings, features and columns.
     """
 
     model: str | None
     states: Mapping[str, str]
+    settings: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class _Part:
 
     input: list[tuple[str, str]]
     files: set[str]
+    key: str
+    settings: str | None
 
 
 def plan_append(uri: str, done: Sequence[dict[str, Any]], there: set[str], key: str, origin: Origin) -> Todo:
@@ -69,7 +73,8 @@ def plan_append(uri: str, done: Sequence[dict[str, Any]], there: set[str], key: 
         origin: What it is made from.
 
     Raises:
-        InputError: if rows were removed and it is unknown which can be written again without repeating others.
+        InputError: if rows were removed and it is unknown which can be written again without repeating others, or
+            files of the input were embedded with other settings.
     """
     latest: dict[tuple[str, str], _Part] = {}
     replaced: set[str] = set()
@@ -80,6 +85,14 @@ def plan_append(uri: str, done: Sequence[dict[str, Any]], there: set[str], key: 
                     latest.setdefault(each, part)
         if record["mode"] == "replace":
             replaced |= {posixpath.dirname(name) for name in record["files"]}
+    if _moved(uri, {part for part in latest.values() if part.key == key}, there, origin):
+        return Todo([])
+    known = [latest[each] for each in origin.states.items() if each in latest]
+    if other := sum(part.settings not in (None, origin.settings) for part in known):
+        raise InputError(
+            f"{uri} already holds {other} of the {len(origin.states)} files of the input, embedded with other "
+            "settings, features or columns: pass only new files as --input, or use --mode replace or overwrite"
+        )
     todo, broken, before = Todo([]), dict[_Part, list[str]](), {name for name, _ in latest}
     for name, state in sorted(origin.states.items()):
         found = latest.get((name, state))
@@ -99,14 +112,27 @@ def plan_append(uri: str, done: Sequence[dict[str, Any]], there: set[str], key: 
 def _parts(record: dict[str, Any], replaced: set[str], same: Origin | None) -> list[_Part]:
     """Return the parts of a job; `same` is its origin if that is known, for records that lack the input."""
     files = [name if posixpath.dirname(name) not in replaced else None for name in record["files"]]
+    job = record["key"], record.get("settings")
     if "input" not in record:
-        return [_Part(list(same.states.items()) if same else [], {name for name in files if name})]
+        return [_Part(list(same.states.items()) if same else [], {name for name in files if name}, *job)]
     folder, parts = record["input"]["folder"], []
     inputs, outputs = iter(record["input"]["files"]), iter(files)
     for n_inputs, n_files in record["input"]["units"]:
         read = [(folder + name, state) for name, state in itertools.islice(inputs, n_inputs)]
-        parts.append(_Part(read, {name for name in itertools.islice(outputs, n_files) if name}))
+        parts.append(_Part(read, {name for name in itertools.islice(outputs, n_files) if name}, *job))
     return parts
+
+
+def _moved(uri: str, parts: set[_Part], there: set[str], origin: Origin) -> bool:
+    """Tell whether this very job was done from the same rows in other files: those of a run, moved or built again."""
+    if not parts or any(name in origin.states for part in parts for name, _ in part.input):
+        return False
+    if gone := set[str]().union(*(part.files for part in parts)) - there:
+        raise InputError(
+            f"files that `embed` wrote to {uri} are gone, like {min(gone)}, and cannot be written again alone: the "
+            "rows of the run are in other files now. Restore them, or use --mode overwrite"
+        )
+    return True
 
 
 def describe_input(units: Iterable[tuple[Sequence[str], int]], origin: Origin) -> dict[str, Any]:
@@ -228,7 +254,8 @@ def _read_job(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and "done" in value:
         raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
     job = check_fields(value, number=int, key=str, mode=str, info=dict)
-    check_fields({"model": job.get("model")}, model=(str, type(None)))
+    for name in ("model", "settings"):
+        check_fields({name: job.get(name)}, **{name: (str, type(None))})
     if "input" in job:
         read = check_fields(check_fields(job, input=dict)["input"], folder=str, files=list, units=list)
         for name, each in (("files", str), ("units", int)):

@@ -100,7 +100,7 @@ class Target:
     def data_files(self) -> list[str]:
         """Return the files of the table that readers see, relative to it."""
         names = [name for name, _ in storage.list_files(self.uri)]
-        return [name for name in names if not any(part.startswith(("_", ".")) for part in name.split("/"))]
+        return [name for name in names if not any(map(_is_hidden, name.split("/")))]
 
     def put(
         self,
@@ -122,7 +122,7 @@ class Target:
             The facts, and whether all was there before.
 
         Raises:
-            InputError: if files would have to go that no such job wrote, files of another model would remain, or rows
+            InputError: if files would have to go that no such job wrote, files of another model are there, or rows
                 that were removed cannot be written again.
         """
         for name in self._unfinished():
@@ -133,7 +133,7 @@ class Target:
         todo = self._plan(done, there, key, origin)
         if not todo.new and not todo.again:
             info = next((record["info"] for record in reversed(done) if record["key"] == key), None)
-            return info or {**done[-1]["info"], "rows": 0}, True
+            return info or {"rows": 0}, True
         if self._mode == "overwrite":
             self._removals(done, ())
         work = self._own(f"work-{key}")
@@ -147,6 +147,7 @@ class Target:
         removals = self._removals(done, [target for _, target in moves]) + todo.left
         number = max((record["number"] for record in done), default=0) + 1
         journal = {"number": number, "key": key, "mode": self._mode, "info": info, "model": origin.model}
+        journal |= {"settings": origin.settings}
         journal |= {"input": describe_input(sizes, origin), "moves": moves, "removals": removals}
         name = f"{number:06d}-{key}"
         check()
@@ -177,7 +178,8 @@ class Target:
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
             for record in self._done():
                 if record["number"] < journal["number"]:
-                    self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.done"))
+                    for kind in ("json", "done"):  # a job that died at its very end left both
+                        self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.{kind}"))
         write_record(self._own(f"{name}.done"), {**facts, "files": [target for _, target in journal["moves"]]})
         self._remove_file(uri)
         storage.remove_folder(self._own(f"work-{journal['key']}"))
@@ -226,3 +228,8 @@ class Target:
 
     def _own(self, *parts: str) -> str:
         return storage.join(self.uri, OWN, *parts)
+
+
+def _is_hidden(part: str) -> bool:
+    """Tell whether readers pass over a folder or file of this name; a partition's may begin with an underscore."""
+    return part.startswith(".") or (part.startswith("_") and "=" not in part)

@@ -55,8 +55,8 @@ def embed(
     return run
 
 
-def origin(job: Job, model: str | None = None) -> Origin:
-    return Origin(model, {str(file): str(rows) for file, rows in job.items()})
+def origin(job: Job, model: str | None = None, settings: str | None = None) -> Origin:
+    return Origin(model, {str(file): str(rows) for file, rows in job.items()}, settings)
 
 
 def rows(table: Path) -> Job:
@@ -222,6 +222,41 @@ def test_the_files_of_a_table_are_of_one_model(tmp_path: Path, caplog: pytest.Lo
     assert not caplog.records
     assert not put(tmp_path, mode, "d", {4: [4]}, "second")
     assert [r.getMessage() for r in caplog.records if "recorded neither model nor input" in r.getMessage()]
+
+
+def test_files_embedded_with_other_settings_are_refused(tmp_path: Path) -> None:
+    target, job = Target(str(tmp_path), "append", ("day",)), {1: [0], 2: [1]}
+    target.put("a", embed(job), origin(job, settings="drop"))
+    with pytest.raises(InputError, match="already holds 2 of the 3 files of the input, embedded with other settings"):
+        target.put("b", embed({**job, 3: [2]}), origin({**job, 3: [2]}, settings="null"))
+    assert not target.put("c", embed({3: [2]}), origin({3: [2]}, settings="null"))[1]
+    assert rows(tmp_path) == {1: [0], 2: [1], 3: [2]}
+
+
+def test_the_same_job_from_files_elsewhere_is_done_once(tmp_path: Path) -> None:
+    """The rows of a run that was moved, or whose rows were built again, have other names."""
+    put(tmp_path, "append", "a", {1: [0], 2: [1]})
+    assert put(tmp_path, "append", "a", {101: [0], 102: [1]}) and rows(tmp_path) == {1: [0], 2: [1]}
+    remove(tmp_path, 1)
+    with pytest.raises(InputError, match="cannot be written again alone"):
+        put(tmp_path, "append", "a", {101: [0], 102: [1]})
+
+
+def test_what_a_job_that_died_at_its_end_left_does_no_harm(tmp_path: Path) -> None:
+    put(tmp_path, "append", "a", {1: [0]})
+    record = json.loads((tmp_path / "_ivis_spark" / "000001-a.done").read_text())
+    moves = [["_ivis_spark/work-a/1", name] for name in record.pop("files")]
+    (tmp_path / "_ivis_spark" / "000001-a.json").write_text(json.dumps({**record, "moves": moves, "removals": []}))
+    put(tmp_path, "overwrite", "b", {2: [1]})
+    put(tmp_path, "append", "c", {3: [2]})
+    assert rows(tmp_path) == {2: [1], 3: [2]}
+
+
+def test_partitions_may_begin_with_an_underscore(tmp_path: Path) -> None:
+    for name in ("_c0=1/part-0.parquet", "_work/part-1.parquet", ".tmp=1/part-2.parquet", "_c0=1/_part-3.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert Target(str(tmp_path), "append", ("_c0",)).data_files() == ["_c0=1/part-0.parquet"]
 
 
 def test_append_embeds_only_what_is_not_there_yet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
