@@ -133,7 +133,7 @@ class Target:
         todo = self._plan(done, there, key, origin)
         if not todo.new and not todo.again:
             info = next((record["info"] for record in reversed(done) if record["key"] == key), None)
-            return info or {"rows": 0}, True
+            return info or {"rows": 0, "invalid": {}}, True
         if self._mode == "overwrite":
             self._removals(done, ())
         work = self._own(f"work-{key}")
