@@ -46,8 +46,8 @@ class TrainConfig(Checked):
     )
     reader: str = option(
         "auto",
-        "Library that reads the triplets from Parquet; all give the same batches, but Petastorm before 0.13 in another "
-        "order. auto uses an installed one.",
+        "Library that reads the triplets from Parquet; current versions all give the same batches. auto uses an "
+        "installed one.",
         package="ivis_spark.train.readers",
         operational=True,
     )
