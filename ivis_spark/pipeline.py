@@ -26,6 +26,7 @@ from ivis_spark.train.backends import resolve_backend
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
+
 log = logging.getLogger(__name__)
 
 # What the last stages import, in seconds: done while Spark starts, which leaves cores idle.

@@ -21,7 +21,7 @@ Dtype = type[np.float32] | type[np.float64]
 
 
 _OUTWEIGHS = 100
-# Far wider than features between 0 and 1, or of unit variance; the kNN accuracy of digits of 0 to 255 is .07 lower.
+# Far wider than features between 0 and 1, or of unit variance.
 _WIDE_RANGE = 50.0
 
 

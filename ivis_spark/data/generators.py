@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,9 @@ class TripletGenerator(Sequence[Any]):
         stacked = self._reader.read(self._reader.draw(anchors, self._rng))
         return tuple(np.split(stacked, 3)), self._labels(anchors)
 
+    @abstractmethod
     def _labels(self, anchors: NDArray[np.int64]) -> Any:
-        raise NotImplementedError
+        """Return what stands beside a batch."""
 
 
 class UnsupervisedTripletGenerator(TripletGenerator):

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -36,7 +35,7 @@ from ivis_spark.estimator.predicting import (
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import params_of
 from ivis_spark.nn.callbacks import FitProgress
-from ivis_spark.nn.model import TripletModel, variables_of
+from ivis_spark.nn.model import TripletModel, restorer
 from ivis_spark.nn.networks import build_encoder
 from ivis_spark.nn.optimizer import make_optimizer
 from ivis_spark.nn.projection import split_projection
@@ -191,7 +190,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
         before, history = dict(vars(self)), list(self.loss_history_)
-        restore = _restorer(self.model_) if self.warm_start or self._loaded else None
+        restore = restorer(self.model_) if self.model_ is not None and (self.warm_start or self._loaded) else None
         try:
             self._fit(X, y if Y is None else Y, shuffle_mode)
         except BaseException as err:
@@ -366,19 +365,3 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         rows = as_rows(X, np.float64 if scales else np.float32)
         check_width(self.encoder_, rows.shape)
         return rows
-
-
-def _restorer(model: TripletModel | None) -> Callable[[], None] | None:
-    """Return what gives a model, which training changes in place, the weights and the learning rate that it has now."""
-    if model is None:
-        return None
-    values = {name: keras.ops.convert_to_numpy(each) for name, each in variables_of(model).items()}
-    rate = float(model.optimizer.learning_rate)
-
-    def restore() -> None:
-        for name, variable in variables_of(model).items():
-            if name in values:
-                variable.assign(values[name])
-        model.optimizer.learning_rate = rate
-
-    return restore

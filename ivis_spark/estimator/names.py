@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.errors import InputError
 from ivis_spark.estimator.labels import is_missing
 
@@ -105,5 +106,4 @@ def _without(names: Names, others: Names) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ("columns " if len(names) > 1 else "column ") + ", ".join(map(repr, names[:5])) + more
+    return ("columns " if len(names) > 1 else "column ") + listed([repr(name) for name in names], 5)

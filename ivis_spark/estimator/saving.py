@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 
+from ivis_spark import storage
 from ivis_spark.core.projection import Projection
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ConfigError, ExistsError, NotFittedError
@@ -131,7 +132,7 @@ class Saving(Parameters):
                 no instance or no path.
         """
         _check_instance(self, folder_path)
-        if any(os.path.exists(os.path.join(folder_path, name)) for name in (".ivis_spark-run.json", "metadata")):
+        if any(os.path.exists(os.path.join(folder_path, name)) for name in (storage.MARK, "metadata")):
             raise ConfigError(
                 f"{folder_path!r} is a run folder or a saved model of Spark ML, not of Ivis: load it with "
                 "ivis_spark.IvisModel.from_run or IvisModel.load, whose to_local() returns an Ivis"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import keras
@@ -73,7 +74,7 @@ class _Figures(NamedTuple):
     hues: Any
 
 
-class _EveryFewEpochs(keras.callbacks.Callback):  # type: ignore[misc]
+class _EveryFewEpochs(keras.callbacks.Callback, ABC):  # type: ignore[misc]
     """Calls `act` with the number of the epoch, from 1, after every `epoch_interval` epochs."""
 
     def __init__(self, log_dir: str, epoch_interval: int) -> None:
@@ -97,9 +98,9 @@ class _EveryFewEpochs(keras.callbacks.Callback):  # type: ignore[misc]
             os.makedirs(self.log_dir, exist_ok=True)
             self.act(epoch + 1)
 
+    @abstractmethod
     def act(self, epoch: int) -> None:
         """Do what the callback is for."""
-        raise NotImplementedError
 
 
 class ModelCheckpoint(_EveryFewEpochs):

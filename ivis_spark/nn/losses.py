@@ -11,6 +11,7 @@ instead of negatives it gets `gather`, which collects the rows of all ranks, and
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -112,7 +113,7 @@ def row_loss(loss: Loss) -> RowLoss:
     return rows
 
 
-class TripletLoss:
+class TripletLoss(ABC):
     """Base of the losses that compare anchor-positive distances with distances to the negative."""
 
     distance: str
@@ -130,9 +131,9 @@ class TripletLoss:
             far.append(measure(positive, negative))
         return tf.squeeze(self.compare(measure(anchor, positive), far), axis=-1)
 
+    @abstractmethod
     def compare(self, near: Tensor, far: list[Tensor]) -> Tensor:
         """Return the loss of each triplet from its distances, shape (b, 1) each."""
-        raise NotImplementedError
 
     def __call__(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Return the mean loss of triplets stacked in shape (3, b, e); `y_true` is ignored."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ivis_spark.nn.distances import Tensor
@@ -203,6 +204,20 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         repeated = [tf.repeat(each, draws, axis=0) for each in pair]
         values = self._row_loss(*repeated, tf.reshape(last, [-1, last.shape[2]]))
         return tf.reduce_mean(tf.reshape(values, [-1, draws]), axis=1)
+
+
+def restorer(model: TripletModel) -> Callable[[], None]:
+    """Return what gives a model, which training changes in place, all the values back that it has now."""
+    values = {name: np.array(each) for name, each in variables_of(model).items()}
+    rate = float(model.optimizer.learning_rate)
+
+    def restore() -> None:
+        for name, variable in variables_of(model).items():
+            if name in values:
+                variable.assign(values[name])
+        model.optimizer.learning_rate = rate
+
+    return restore
 
 
 def variables_of(model: TripletModel) -> dict[str, Any]:

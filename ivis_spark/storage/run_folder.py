@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from ivis_spark.config import listed
 from ivis_spark.errors import ArtifactError, BusyError, InputError
 from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
 from ivis_spark.progress import collect_steps, step
@@ -74,9 +75,9 @@ class RunFolder:
         """
         names = [name for name in self._children() if not name.startswith((MARK, DOCTOR))]  # a mark may be cut off
         if names and not self.is_run():
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise InputError(
-                f"{self.root} is not a run folder and not empty: it holds {shown}. Choose a new folder for the run"
+                f"{self.root} is not a run folder and not empty: it holds {listed(names, 5)}. Choose a new "
+                "folder for the run"
             )
 
     def command(self, name: str) -> str:

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.nn.callbacks import STOPPED
-from ivis_spark.nn.model import SQUARED_RADIUS, TripletModel, variables_of
+from ivis_spark.nn.model import SQUARED_RADIUS, TripletModel, restorer
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ class _Run:
         self._largest_radius = _largest_radius(config)
         self._dataset, self._batches = dataset, iter(dataset)
         begins = not state.epoch and not state.step
-        self._initial = {name: np.array(each) for name, each in variables_of(model).items()} if begins else None
+        self._restore = restorer(model) if begins else None
 
     def train(self) -> None:
         """Train, and start again if that collapses."""
@@ -172,7 +171,7 @@ class _Run:
         """Go back to the initial weights, at a lower learning rate."""
         state = self._state
         rate = _LOWER_RATE * (state.rate or 0.0)
-        if self._initial is None or state.collapses >= _MAX_COLLAPSES:
+        if self._restore is None or state.collapses >= _MAX_COLLAPSES:
             raise TrainingError(
                 f"training collapsed in epoch {state.epoch + 1}: {collapse}. Lower train.learning_rate (was "
                 f"{state.rate:.3g}), scale the features to [0, 1] or to unit variance, or check them for very large "
@@ -182,8 +181,7 @@ class _Run:
             "training collapsed in epoch %d: %s; restarting at a learning rate of %.3g instead of %.3g",
             *(state.epoch + 1, collapse, rate, state.rate),
         )
-        for name, variable in variables_of(self._model).items():
-            variable.assign(self._initial[name])
+        self._restore()
         fresh = TrainingState(rate=rate, collapses=state.collapses + 1)
         vars(state).update(vars(fresh))
         self._model.optimizer.learning_rate = rate

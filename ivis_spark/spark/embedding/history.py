@@ -198,7 +198,7 @@ def check_model(uri: str, done: list[dict[str, Any]], there: Iterable[str], mode
         uri: The table.
         done: The records of its jobs.
         there: Its files.
-        model: The fingerprint of the model.
+        model: The digest of the model; None leaves models unchecked.
 
     Raises:
         InputError: names the models and says what to do.

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ivis_spark import storage
+from ivis_spark.config import listed
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark.embedding.history import (
     MODES,
@@ -201,10 +202,9 @@ class Target:
         ours = {name for record in done for name in record["files"]}
         foreign = [name for name in old if name not in ours]
         if foreign:
-            shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
             raise InputError(
-                f"--mode {self._mode} would remove files from {self.uri} that `embed` did not write: {shown}. Move "
-                f"them away, or choose another --target"
+                f"--mode {self._mode} would remove files from {self.uri} that `embed` did not write: "
+                f"{listed(foreign, 5)}. Move them away, or choose another --target"
             )
         return old
 
