@@ -16,7 +16,6 @@ from ivis_spark.config.checks import without_secrets
 
 FORMAT_VERSION = 2
 _CONTENT = ("files", "bytes", "digest")  # of a table, by which `changes` sees that it changed
-_MADE_FROM = "{!r} was made from"
 _PACKAGES = ("ivis_spark", "numpy", "pyarrow", "annoy", "pyspark", "petastorm", "tensorflow", "tensorflow-cpu", "keras")
 
 
@@ -85,18 +84,18 @@ class Manifest:
             check_record(record, "the stage")
         return cls(**mapping)
 
-    def changes(self, spec: Mapping[str, Any], defaults: Defaults) -> list[str]:
-        """Return `name: old -> new` for each setting and input in which another specification differs.
+    def changes(self, spec: Mapping[str, Any], defaults: Defaults) -> tuple[list[str], list[str]]:
+        """Return what differs in another specification: `name: old -> new` for each, and stages replaced since.
 
-        Inputs that only a digest tells apart are described in words: stages, and the content of tables.
+        A table whose content alone differs is described in words.
 
         What was set counts: a setting that the writing code did not know yet is taken for its default, a default that
         has another value since is none of the user's changes, and a setting that went counts only if it was set.
         """
         old, new = dict(self.spec), dict(spec)
-        words = _digests_in_words(self.stage, old, new)
+        words, replaced = _digests_in_words(old, new)
         if not isinstance(old.get("config"), dict) or not isinstance(new.get("config"), Mapping):
-            return [*differences(old, new), *words]
+            return [*differences(old, new), *words], replaced
         old["config"], new["config"] = dict(old["config"]), dict(new["config"])
         for name, settings in new["config"].items():
             known = old["config"].get(name)
@@ -113,11 +112,7 @@ class Manifest:
             gone = {key for key in known.keys() - settings.keys() if self.non_defaults is None or key not in was_set}
             old["config"][name] = {key: value for key, value in known.items() if key not in same | gone}
             new["config"][name] = {key: value for key, value in settings.items() if key not in same | new_ones}
-        return [*differences(old, new), *words]
-
-    def is_replaced(self, change: str) -> bool:
-        """Tell whether a change is only that stages which this one was made from have been replaced since."""
-        return change.startswith(_MADE_FROM.format(self.stage))
+        return [*differences(old, new), *words], replaced
 
     @property
     def fingerprint(self) -> str:
@@ -128,18 +123,18 @@ class Manifest:
 def replaced_since(stage: str, inputs: Sequence[str]) -> str:
     """Return the sentence that a stage was made from others that have been replaced since."""
     names, have = " and ".join(map(repr, inputs)), "have" if len(inputs) > 1 else "has"
-    return f"{_MADE_FROM.format(stage)} {names} that {have} been replaced since"
+    return f"{stage!r} was made from {names} that {have} been replaced since"
 
 
-def _digests_in_words(stage: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Take the inputs that differ only in a digest out of two specifications; return in words how they differ."""
+def _digests_in_words(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Take what only a digest tells apart out of two specifications: tables, in words, and names of stages."""
     before, now = old.get("inputs"), new.get("inputs")
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
-        return []
+        return [], []
     old["inputs"], new["inputs"] = before, now = dict(before), dict(now)
     stages, fresh = stage_inputs(old), stage_inputs(new)
     replaced = [name for name in stages if name in fresh and stages[name] != fresh[name]]
-    words = [replaced_since(stage, replaced)] if replaced else []
+    words = []
     for name in replaced:
         del before[name], now[name]
     for name in before.keys() & now.keys():
@@ -148,7 +143,7 @@ def _digests_in_words(stage: str, old: dict[str, Any], new: dict[str, Any]) -> l
             before[name], now[name] = ({k: v for k, v in each.items() if k not in _CONTENT} for each in (was, is_))
             if not differences(before[name], now[name]) and was != is_:
                 words.append(f"the content of the input changed since: {_sizes(was, is_)}")
-    return words
+    return words, replaced
 
 
 def _sizes(*tables: Mapping[str, Any]) -> str:

@@ -128,8 +128,8 @@ class Pipeline:
         backend = resolve_backend(self.config.train)  # hours before it is needed, as are metrics of the user's own
         report.check_metrics(self.config)
         self._run.check_settings("rows", "neighbours", "triplets", "model")
-        label, near, train = self.config.data.label_col, self.config.neighbours, self.config.train
-        if label is not None and train.supervision_metric is None and not near.by_label:
+        label = self.config.data.label_col
+        if label is not None and not self.config.trains_on_labels:
             log.info("labels (%s) are for the report: training on them takes train.supervision_metric", label)
         if not backend.distributed and "model" not in self.run_folder.published():
             threading.Thread(target=_import_ahead, name="imports").start()

@@ -303,8 +303,8 @@ CHANGED = "the content of the input changed since: "
 def test_changed_input_is_said_in_words(new: dict[str, Any], changes: str | None) -> None:
     source = {"uri": "/a", "read_as": "r", "files": 1, "bytes": 12, "digest": "a"}
     manifest = Manifest("rows", {"config": {}, "inputs": {"source": source}}, {}, [], {}, "")
-    found = manifest.changes({"config": {}, "inputs": {"source": {**source, **new}}}, Defaults())
-    assert found == ([] if changes is None else [changes])
+    found, replaced = manifest.changes({"config": {}, "inputs": {"source": {**source, **new}}}, Defaults())
+    assert found == ([] if changes is None else [changes]) and not replaced
 
 
 def test_only_what_was_set_is_compared() -> None:
@@ -316,7 +316,7 @@ def test_only_what_was_set_is_compared() -> None:
 
     def changes(old: dict[str, Any], new: dict[str, Any], *, known: bool = True) -> list[str]:
         set_then = then.others({"config": {"train": old}}) if known else None
-        found = manifest(old, set_then).changes({"config": {"train": new}, "inputs": {}}, now)
+        found, _ = manifest(old, set_then).changes({"config": {"train": new}, "inputs": {}}, now)
         return [text.removeprefix("config.train.") for text in found]
 
     old = {"k": 1, "gone": 2, "set": 0, "moved": 5, "rate": 1}

@@ -180,6 +180,13 @@ class Config(Checked):
         object.__setattr__(data, "given", given)
         object.__setattr__(self, "data", data)
 
+    @property
+    def trains_on_labels(self) -> bool:
+        """Whether labels change the model: by supervision, or by neighbours of the same label."""
+        return self.data.label_col is not None and (
+            self.train.supervision_metric is not None or self.neighbours.by_label
+        )
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Config:
         """Make a configuration from nested mappings, as YAML and JSON give them.

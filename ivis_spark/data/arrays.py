@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.core.scaling import FeatureStatistics
 from ivis_spark.errors import InputError
 
@@ -170,8 +171,8 @@ def _bad_columns(bad: NDArray[np.bool_], names: Any) -> str:
     counts = bad.sum(axis=0)
     found = np.argsort(-counts, kind="stable")[: (counts > 0).sum()]
     named = len(names) == len(counts) if names is not None else False
-    shown = ", ".join(f"{names[place] if named else place!r}: {counts[place]}" for place in found[:5].tolist())
-    return f" (columns {shown}{f' and {len(found) - 5} more' if len(found) > 5 else ''})"
+    shown = [f"{names[place] if named else place!r}: {counts[place]}" for place in found.tolist()]
+    return f" (columns {listed(shown, 5)})"
 
 
 def check_neighbours(neighbours: NDArray[Any], n_rows: int) -> Ints:

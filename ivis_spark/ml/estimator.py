@@ -133,7 +133,7 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         config = self.config()
         self.transformSchema(dataset.schema)
         label = config.data.label_col
-        if label is not None and config.train.supervision_metric is None and not config.neighbours.by_label:
+        if label is not None and not config.trains_on_labels:
             log.warning(
                 "labelCol=%r only keeps that column out of the features: training on it takes supervisionMetric, such "
                 "as sparse_categorical_crossentropy for classes",

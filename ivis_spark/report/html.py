@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.explorer import distance_data, explorer_data
@@ -132,9 +133,8 @@ def _facts(findings: Findings) -> str:
     table = posixpath.basename((findings.table or "").rstrip("/"))
     facts = [("Table", f"{table}: {sizes}" if table else sizes), ("Date", findings.date)]
     if labels is not None and labels.names:
-        shown = [shorten(name) for name in labels.names[:_MOST_CLASS_NAMES]]
-        more = f" and {len(labels.names) - len(shown)} more" if len(labels.names) > len(shown) else ""
-        facts.append((f"{len(labels.names)} {_plural(len(labels.names), 'class', 'classes')}", ", ".join(shown) + more))
+        shown = listed([shorten(name) for name in labels.names], _MOST_CLASS_NAMES)
+        facts.append((f"{len(labels.names)} {_plural(len(labels.names), 'class', 'classes')}", shown))
     elif labels is not None:
         facts.append(("Label", "a quantity"))
     items = "".join(f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts if text)

@@ -43,10 +43,10 @@ def publish(run: Run, name: str | None) -> Manifest:
     from ivis_spark.spark.embedding import job as embed_job
     from ivis_spark.spark.embedding import units
 
-    fingerprint, model = _model(run)
+    manifest, model = _model(run)
     other = _other_table(run, model)
     name = run.name_of("embed", "embeddings", name or (None if other else "embeddings"), own=other is None)
-    spec = _spec(run, fingerprint, other)
+    spec = _spec(run, manifest.fingerprint, other)
     work = run.folder.work(name, storage.fingerprint(spec))
 
     def build(stage: StageBuild) -> None:
@@ -70,8 +70,8 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
 
     check_mode(mode, run.config.embed.partition_by)  # before Spark starts
     check_places(run.config, run.folder.root, input_uri=run.input.uri, target=uri)
-    _, model = _model(run)
-    digest = _digest(run)
+    manifest, model = _model(run)
+    digest = _digest(manifest)
     check_filesystems(run.get_spark(), [uri])
     other = _other_table(run, model, target=uri)
     target = Target(uri, mode, run.config.embed.partition_by)
@@ -124,15 +124,15 @@ def _input(run: Run, other: tuple[Input, dict[str, Any]] | None) -> Input:
     return embed_job.input_of_rows(run.table(rows), rows.info)
 
 
-def _model(run: Run) -> tuple[str, ModelFolder]:
-    """Return the fingerprint of the model and the model itself, its files checked."""
+def _model(run: Run) -> tuple[Manifest, ModelFolder]:
+    """Return the manifest of the model and the model itself, its files checked."""
     manifest = run.require("model")
-    return manifest.fingerprint, read_model(run.folder.root, manifest)
+    return manifest, read_model(run.folder.root, manifest)
 
 
-def _digest(run: Run) -> str:
+def _digest(manifest: Manifest) -> str:
     """Return a digest of the weights of the model: another training has another, also with the same settings."""
-    files = {posixpath.basename(record["path"]): record["sha256"] for record in run.require("model").files}
+    files = {posixpath.basename(record["path"]): record["sha256"] for record in manifest.files}
     arrays = {name: digest for name, digest in files.items() if name in (DENSE, HEAD)}
     return storage.fingerprint(arrays if DENSE in arrays else files)  # those of Keras hold the time, too
 

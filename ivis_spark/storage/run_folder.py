@@ -22,7 +22,14 @@ from typing import Any
 
 from ivis_spark.config import listed
 from ivis_spark.errors import ArtifactError, BusyError, InputError
-from ivis_spark.manifest import FORMAT_VERSION, Defaults, Manifest, installed_versions, stage_inputs
+from ivis_spark.manifest import (
+    FORMAT_VERSION,
+    Defaults,
+    Manifest,
+    installed_versions,
+    replaced_since,
+    stage_inputs,
+)
 from ivis_spark.progress import collect_steps, step
 from ivis_spark.storage.careful import children, exists
 from ivis_spark.storage.files import (
@@ -225,15 +232,17 @@ class RunFolder:
             return False
         if published is None:
             return False
-        changes = published.changes(spec, defaults)
-        if not changes:
+        changes, replaced = published.changes(spec, defaults)
+        if not changes and not replaced:
             return True
         if overwrite:
             return False
-        if all(map(published.is_replaced, changes)):
+        if not changes:
             raise ArtifactError(
-                f"{self.root}: {changes[0]}. Pass --overwrite to rebuild it, or choose another --output"
+                f"{self.root}: {replaced_since(stage, replaced)}. Pass --overwrite to rebuild it, or choose another "
+                "--output"
             )
+        changes += [replaced_since(stage, replaced)] if replaced else []
         raise ArtifactError(
             f"{self.path(stage)} was made with other settings or input: {'; '.join(changes)}. Choose another --output, "
             "revert the change, or pass --overwrite to rebuild"

@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ivis_spark import storage
-from ivis_spark.config import DataConfig
+from ivis_spark.config import DataConfig, listed
 from ivis_spark.config.sections import AUTO_COMPONENTS
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
 from ivis_spark.core.scaling import SCALER, FeatureStatistics, Scaler
@@ -284,9 +284,9 @@ def _by_column(source: Source, counts: dict[str, int]) -> str:
     worst = sorted(columns, key=lambda place: (-sum(columns[place].values()), place))
     shown = [
         f"{source.feature_names[place]} ({', '.join(f'{n:,} {fault}' for fault, n in sorted(columns[place].items()))})"
-        for place in worst[:10]
+        for place in worst
     ]
-    return ", ".join(shown) + (f" and {len(worst) - 10} more columns" if len(worst) > 10 else "")
+    return listed(shown)
 
 
 def _check_range(source: Source, config: DataConfig, statistics: FeatureStatistics) -> None:

@@ -79,7 +79,7 @@ def test_two_ranks_share_negatives_when_asked_to(tmp_path: Path, backend: str) -
     """The loss grows with the logarithm of the rows it looks at: 2 x 32 of a rank, or 2 x 64 of both."""
     settings = {"distance": "infonce", "global_weight": 0.1, "epochs": 1, "learning_rate": 1e-6, "dropout": 0.0}
     alone = run_job(make_job(tmp_path, "alone", num_ranks=1, **settings))["triplet_loss"]
-    for gather in (True, False):
+    for gather in (True, False) if backend == "tensorflow" else (True,):
         job = make_job(tmp_path, f"gather-{gather}", backend=backend, gather_negatives=gather, **settings)
         first, second = run_ring(job, tmp_path)
         assert first["facts"]["loss"] == second["facts"]["loss"]
@@ -115,9 +115,9 @@ def test_a_stopped_rank_is_lost_soon(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ranks_whose_peer_never_comes_are_given_up_in_time(tmp_path: Path, backend: str) -> None:
     started = time.monotonic()
-    job = make_job(tmp_path, "late", backend=backend, start_timeout_seconds=12.0)
+    job = make_job(tmp_path, "late", backend=backend, start_timeout_seconds=6.0)
     (found,) = run_ring(job, tmp_path, ranks=range(1))
-    assert found["kind"] == "lost" and "train.start_timeout_seconds=12" in found["error"]
+    assert found["kind"] == "lost" and "train.start_timeout_seconds=6" in found["error"]
     assert time.monotonic() - started < 40 and no_rank_is_left()
 
 
