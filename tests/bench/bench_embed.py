@@ -14,7 +14,7 @@ np.stack+     the same with our network
 Keras         a pandas UDF that stacks the rows of a batch and calls `predict` of a Keras model loaded once a worker
 
 With --memory-rows the table is first embedded as often as it takes to reach so many rows, and the memory of the Python
-workers is watched.
+workers is watched. Each run is appended to tests/bench/results/embed.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from common import parser, random_clusters, say, write_table
+from common import append_result, parser, random_clusters, results_file, say, write_table
 from pyspark.sql import DataFrame
 from pyspark.sql.functions import pandas_udf
 
@@ -92,6 +92,8 @@ def tell(best: dict[str, float], rows: int, n_cores: int, dims: int) -> None:
     for name, taken in best.items():
         ratios = "".join(f"  {best[other] / taken:5.2f} x {other}" for other in ("pass-through", "np.stack", "Keras"))
         say(f"{name:12} {rows / taken:10,.0f} rows/s{ratios}")
+    rates = {name: round(rows / taken) for name, taken in best.items()}
+    append_result(results_file("embed"), {"rows": rows, "dims": dims, "cores": n_cores, "rows_per_second": rates})
     # Reading, moving and the first layer grow with the features; taking all of the cost to do so errs upwards.
     rate = rows / best["without"] / n_cores * dims / BILLION_DIMS
     read, written = BILLION * (4 * BILLION_DIMS + 8), BILLION * (4 * 2 + 8)

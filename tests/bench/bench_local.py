@@ -5,7 +5,8 @@
 Cases: mnist (70,000 x 784, k=15) and cytometry (100,000 x 8, k=150), szubert and patience 3, `fit` timed and the
 embedding judged; supervised, semi (half the labels masked) and svm (MNIST, test accuracy of score_samples), boston
 (regression, R2), kdd99 (maaten, 5 % of the rows to train on, average precision of the attack class on the rest), iris
-(the documentation's example from the start of Python to the end).
+(the documentation's example from the start of Python to the end). Each run is appended to
+tests/bench/results/local.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import cytometry, mnist, parser, run_python, say
+from common import append_result, cytometry, mnist, parser, results_file, run_python, say
 
 from ivis_spark.core import metrics
 
@@ -73,23 +74,24 @@ def main() -> None:
         program = IRIS if options.case == "iris" else PROGRAM
         if options.ivis_python:
             theirs = run_python(options.ivis_python, program, "ivis", folder, json.dumps(OPTIONS[options.case]))
-            report("ivis", theirs, folder, judge)
+            report(options.case, "ivis", theirs, folder, judge)
         for seed in range(options.seeds):
             own = {**OPTIONS[options.case], "random_state": seed}
             ours = run_python(sys.executable, program, "ivis_spark", folder, json.dumps(own))
-            report(f"ivis_spark, seed {seed}", ours, folder, judge)
+            report(options.case, f"ivis_spark, seed {seed}", ours, folder, judge)
             if theirs:
                 name = "seconds" if options.case == "iris" else "fit"
                 say(f"ivis / ivis_spark: {theirs[name] / ours[name]:.2f} times the {name} time")
 
 
-def report(name: str, result: dict[str, Any], folder: str, judge: Any) -> None:
-    """Print seconds and figures of a run."""
+def report(case: str, name: str, result: dict[str, Any], folder: str, judge: Any) -> None:
+    """Print seconds and figures of a run, and append them to the results."""
     path = os.path.join(folder, "out.npz")
     figures = judge(np.load(path)) if os.path.exists(path) else {}
     fit = f"fit {result['fit']:.1f} s, " if "fit" in result else ""
     said = "".join(f", {key} {value:.4f}" for key, value in figures.items())
     say(f"{name}: {fit}{result['seconds']:.1f} s in all, {result['epochs']} epochs{said}")
+    append_result(results_file("local"), {"case": case, "system": name, **result, **figures})
 
 
 def load(case: str, folder: str | None) -> tuple[dict[str, np.ndarray], Any]:

@@ -3,7 +3,8 @@
     python tests/bench/bench_neighbours.py --data DIR --ivis-python PYTHON [--only mnist] [--set neighbours.k=20]
 
 Ours is the whole stage with Spark's overhead, from packed rows in Parquet to the published table, in a session that is
-up already. Recall is against exact search for 1,000 rows; ties by distance count as found.
+up already. Recall is against exact search for 1,000 rows; ties by distance count as found. Each run is appended to
+tests/bench/results/neighbours.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import cytometry, kdd99, mnist, moved_digits, parser, processor_seconds, run_python, say, write_table
+from common import (
+    append_result,
+    cytometry,
+    kdd99,
+    mnist,
+    moved_digits,
+    parser,
+    processor_seconds,
+    results_file,
+    run_python,
+    say,
+    write_table,
+)
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
@@ -32,6 +45,7 @@ CASES |= {
     "cytometry-all": (lambda data: cytometry(data, None)[0], 150),
     "kdd99": (kdd99, 15),
     "digits-300000": (lambda data: moved_digits(data, 300_000), 15),
+    "digits-1000000": (lambda data: moved_digits(data, 1_000_000), 15),
 }
 IVIS = """
 import json, sys, time
@@ -76,12 +90,17 @@ def compare(spark: Any, name: str, X: np.ndarray, k: int, options: Any) -> None:
         recall = recall_at_k(keys_of(X, asked, found[asked]), exact, n_rows=len(X))
         say(f"{name}: ivis_spark {ours:.1f} s, {cpu:.1f} core-seconds, {len(X) / cpu:,.0f} rows/s a core")
         say(f"{name}: recall {recall.value:.4f}; {info}")
+        row = {"case": name, "rows": len(X), "dims": X.shape[1], "k": k, "set": options.set, "target_recall": target}
+        row |= {"seconds": ours, "core_seconds": cpu, "rows_per_core_second": len(X) / cpu, "recall": recall.value}
+        row |= {"largest_by_median": info["largest_region"] / info["median_region"], "n_regions": info["n_regions"]}
         if options.ivis_python:
             theirs = run_python(options.ivis_python, IVIS, folder, k)["build"]
             near = np.load(os.path.join(folder, "found.npy"))
             near = np.array([row[row != own][:k] for row, own in zip(near, asked, strict=True)])
             recall = recall_at_k(keys_of(X, asked, near), exact, n_rows=len(X))
             say(f"{name}: ivis {theirs:.1f} s, recall {recall.value:.4f}; ivis / ivis_spark {theirs / ours:.2f}")
+            row |= {"ivis_seconds": theirs, "ivis_recall": recall.value, "ratio": theirs / ours}
+        append_result(results_file("neighbours"), row)
 
 
 def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[float, float, np.ndarray, dict[str, Any]]:

@@ -7,9 +7,9 @@ Each system embeds MNIST (70,000 x 784) and cytometry (100,000 x 8) into 2 dimen
 Systems fast, components and ivis are our whole command: starting Python, Spark and TensorFlow, reading, all stages and
 the report; the others, also `Ivis` in memory, are timed from the call to the embedding. With --held-out the first rows
 (of MNIST its test images) are left out of the fit and embedded afterwards; their accuracy is by the 10 nearest fitted
-rows. Every run is appended to the rows, tests/bench/results/quality.jsonl, with date, commit, versions and machine; the
-page beside them is made of all rows. The rivals' environment has umap-learn, pacmap and openTSNE; a system without its
-environment is left out.
+rows. Every run is appended to the rows, tests/bench/results/quality.jsonl, with date, commit, versions and machine,
+of which the page docs/explanation/results.md and its pictures are made (--seeds 0 only makes these). The rivals'
+environment has umap-learn, pacmap and openTSNE; a system without its environment is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from bench_end_to_end import IVIS, PATIENCE, K, neighbour_accuracy, quality, run_ours
-from common import RESULTS, append_result, commit, cytometry, mnist, parser, run_python, say, write_table
+from common import append_result, commit, cytometry, mnist, parser, results_file, run_python, say, write_table
 
 from ivis_spark.storage import RunFolder
 
@@ -80,6 +80,25 @@ PROGRAMS = {
     ),
 }
 CASES = {"mnist": mnist, "cytometry": cytometry}
+TITLES = {"mnist": "MNIST, 70,000 x 784", "cytometry": "Cytometry, 100,000 x 8"}
+DOCS = os.path.join(os.path.dirname(__file__), "..", "..", "docs")
+HEAD = """# Results
+
+All runs of the comparison with other programs: wall time in seconds, and figures of the embedding (what they mean is
+in {doc}`metrics`). Systems fast, components and ivis are the whole command, from starting Python and Spark to the
+report, with `preset=fast`, the same with `data.components=auto`, and `preset=ivis`; of the others, and of `Ivis` in
+memory, only the fit is timed. 10-NN is the accuracy of the 10 nearest rows, each left out of its own vote; held-out
+10-NN that of rows which were not in the fit, by the fitted ones. Dots are runs with one seed each; tables give mean
+and standard deviation.
+
+```console
+$ python tests/bench/bench_quality.py --data DIR --ivis-python PYTHON --rivals-python PYTHON
+$ ls docs/_static  # the pictures of this page, which it makes with the page
+results_cytometry.png  results_mnist.png
+```
+
+The command appends its runs to `tests/bench/results/quality.jsonl`, which has those of all days, and makes this page.
+"""
 FIGURES = ("seconds", "trustworthiness@15", "triplets", "kNN", "10-NN", "held-out 10-NN", "centroids")
 
 
@@ -87,9 +106,8 @@ def main() -> None:
     """Run what was asked for, append the rows, and write the page."""
     made = parser(__doc__, ivis=True)
     made.add_argument("--rivals-python", help="python of an environment with umap-learn, pacmap and openTSNE")
-    rows, page_path = (os.path.join(RESULTS, name) for name in ("quality.jsonl", "quality.md"))
-    made.add_argument("--rows", default=rows, help="file that a line per run is appended to")
-    made.add_argument("--page", default=page_path, help="Markdown page to make of the rows")
+    made.add_argument("--rows", default=results_file("quality"), help="file that a line per run is appended to")
+    made.add_argument("--docs", default=DOCS, help="folder whose explanation/results.md and pictures are made")
     made.add_argument("--held-out", type=int, default=0, help="rows left out of the fit and embedded afterwards")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
@@ -109,8 +127,10 @@ def main() -> None:
                     run_system(case, system, seed, (X, labels), folder, options)
     with open(options.rows, encoding="utf-8") as file:
         runs = [json.loads(line) for line in file]
-    with open(options.page, "w", encoding="utf-8") as file:
+    with open(os.path.join(options.docs, "explanation", "results.md"), "w", encoding="utf-8") as file:
         file.write(page(runs))
+    for case in TITLES:
+        plot([run for run in runs if run["case"] == case], os.path.join(options.docs, "_static", f"results_{case}.png"))
 
 
 def run_system(
@@ -158,17 +178,49 @@ def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace)
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    """Return a page with a table a case: mean and standard deviation of each system's runs."""
-    parts = ["# Quality and wall time\n\nMade by `tests/bench/bench_quality.py` of its rows; do not edit.\n"]
-    for case in dict.fromkeys(row["case"] for row in rows):
+    """Return a page with a picture and a table a case: mean and standard deviation of each system's runs."""
+    parts = [HEAD]
+    for case, title in TITLES.items():
         own = [row for row in rows if row["case"] == case]
         rule = "|---" * (4 + len(FIGURES))
-        parts.append(f"\n## {case}\n\n| system | version | runs | {' | '.join(FIGURES)} | date |\n{rule}|\n")
-        for key in dict.fromkeys((row["system"], row["version"]) for row in own):
-            runs = [row for row in own if (row["system"], row["version"]) == key]
+        parts.append(f"\n## {title}\n\n![Figures of every run](../_static/results_{case}.png)\n\n")
+        parts.append(f"| system | version | runs | {' | '.join(FIGURES)} | date |\n{rule}|\n")
+        for key, runs in by_system(own).items():
             cells = [spread(run[name] for run in runs if run.get(name) is not None) for name in FIGURES]
             parts.append(f"| {' | '.join(key)} | {len(runs)} | {' | '.join(cells)} | {runs[-1]['date']} |\n")
     return "".join([*parts, "\nMachines: ", "; ".join(dict.fromkeys(row["machine"] for row in rows)), ".\n"])
+
+
+def by_system(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the rows of each system and version; those with rows held out of the fit are a system of their own."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        name = row["system"] + (", some held out" if "held-out 10-NN" in row else "")
+        found.setdefault((name, row["version"]), []).append(row)
+    return found
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+    """Draw each figure of each run as a dot, a line a system: what repeats, and what does not."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    systems = list(by_system([row for row in rows if "held-out 10-NN" not in row]).items())[::-1]
+    shown = [name for name in FIGURES if name not in ("10-NN", "held-out 10-NN")]
+    figure, axes = plt.subplots(1, len(shown), figsize=(11, 0.6 + 0.4 * len(systems)), sharey=True)
+    for axis, name in zip(axes, shown, strict=True):
+        for place, (_, runs) in enumerate(systems):
+            axis.plot([run[name] for run in runs], [place] * len(runs), "o", alpha=0.6, color=f"C{place % 10}")
+        axis.set_title(name, fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.15, y=0.15)
+    axes[0].set_xlim(left=0)
+    axes[0].set_yticks(range(len(systems)), [name for (name, _), _ in systems])
+    figure.savefig(path, dpi=90, bbox_inches="tight")
+    plt.close(figure)
 
 
 def spread(values: Iterable[float]) -> str:

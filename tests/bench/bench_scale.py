@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import RESULTS, append_result, parser, processor_seconds, say
+from common import append_result, parser, processor_seconds, results_file, say
 
 from ivis_spark.config import NeighboursConfig, load_config
 from ivis_spark.core.knn import regions as quantiser
@@ -55,9 +55,7 @@ def main() -> None:
     made.add_argument("--k", type=int, default=15)
     made.add_argument("--target-recall", type=float, default=0.93)
     made.add_argument("--master", default="local-cluster[2,1,2048]")
-    made.add_argument(
-        "--results", default=os.path.join(RESULTS, "scale.jsonl"), help="file that a line per run is appended to"
-    )
+    made.add_argument("--results", default=results_file("scale"), help="file that a line per run is appended to")
     made.add_argument("--work", help="folder for the table and what Spark spills")
     options = made.parse_args()
     rows, dims = CASES[options.case]

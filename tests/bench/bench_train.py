@@ -4,7 +4,7 @@
 
 Both train the same network (szubert, batches of 128) on the same rows and neighbours; only the fit is timed, the first
 epoch (compilation) left out. Rounds of both alternate, and the best epoch of each counts: other load only
-ever slows an epoch down.
+ever slows an epoch down. Each run is appended to tests/bench/results/train.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 import numpy as np
+from common import append_result, results_file
 
 K, BATCH, ROUNDS = 15, 128, 3
 
@@ -102,15 +103,19 @@ def compare(name: str, X: np.ndarray, options: argparse.Namespace, rng: np.rando
             rates["ivis_spark"] += time_epochs(sys.executable, TIMED_OURS, path, options.epochs)
             if options.ivis_python:
                 rates["ivis"] += time_epochs(options.ivis_python, TIMED_IVIS, path, options.epochs)
+    row: dict[str, object] = {"case": name, "rows": len(X), "dims": X.shape[1], "epochs": options.epochs}
     for program, seconds in rates.items():
         if seconds:
             best, median = len(X) / min(seconds), len(X) / float(np.median(seconds))
+            row[program] = {"best": round(best), "median": round(median)}
             sys.stdout.write(f"{name:10} {X.shape} {program:10} best {best:9,.0f}  median {median:9,.0f} triplets/s\n")
     if rates["ivis"]:
         ours, theirs = np.asarray(rates["ivis_spark"]), np.asarray(rates["ivis"])
         best, median = theirs.min() / ours.min(), np.median(theirs) / np.median(ours)
         sys.stdout.write(f"{name:10} ivis_spark / ivis: {best:.2f} (best epochs), {median:.2f} (median)\n")
+        row |= {"ratio_best": round(best, 3), "ratio_median": round(float(median), 3)}
     sys.stdout.flush()
+    append_result(results_file("train"), row)
 
 
 def time_epochs(python: str, program: str, path: str, epochs: int) -> list[float]:

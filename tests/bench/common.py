@@ -123,6 +123,11 @@ def run_python(python: str, program: str, *arguments: object) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, **json.loads(lines[-1].removeprefix("RESULT "))}
 
 
+def results_file(name: str) -> str:
+    """Return the file of JSON lines that the runs of a benchmark are kept in."""
+    return os.path.join(RESULTS, f"{name}.jsonl")
+
+
 def append_result(path: str, row: dict[str, Any]) -> dict[str, Any]:
     """Append a row to a file of JSON lines, with date, commit and machine added, and return it with these."""
     stamped = {**row, "date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine()}
