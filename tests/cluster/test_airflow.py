@@ -139,7 +139,7 @@ def test_killed_in_a_stage_and_run_again(tmp_path: Path, environment: dict[str, 
     wait_for(folder / "model", "2*", killed, tmp_path / "first.log")
     end_all(killed)
     finished = {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES[:3]}
-    assert not (folder / "model").exists()
+    assert not (folder / "model" / "manifest.json").exists()
     again = start(environment, variable, params, tmp_path / "second.log")
     assert again.wait(timeout=900) == 0, (tmp_path / "second.log").read_text(errors="replace")[-6000:]
     assert finished == {stage: (folder / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES[:3]}
