@@ -4,8 +4,9 @@
 
 Same k, network, loss and patience; batches, negatives, learning rate, cool-down and the bound of epochs are ours. ivis
 is timed from the first line of its kNN to the last embedded row, without reading the data or importing TensorFlow; ours
-is the whole command: starting Python, Spark and TensorFlow, reading, all stages, and the report, which is also given
-apart.
+is the whole command: starting Python, Spark and TensorFlow, reading, all stages, and the report. Its seconds are given by
+step, with the sum of those that are neither search nor training nor embedding. --plain takes our preset as it is. Each
+run is appended to tests/bench/results/end_to_end.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import time
 
 import numpy as np
 import pyarrow.parquet as pq
-from common import mnist, parser, run_python, say, write_table
+from common import append_result, mnist, parser, results_file, run_python, say, write_table
 
 from ivis_spark.core import metrics
+from ivis_spark.stages import STAGES
 from ivis_spark.storage import RunFolder
 
 K, PATIENCE = 15, 3
@@ -53,20 +55,24 @@ def main() -> None:
     made = parser(__doc__, ivis=True)
     made.add_argument("--heap", default="2g", help="Spark's JVM heap")
     made.add_argument("--set", action="append", default=[], help="more settings of ours, section.key=value")
+    made.add_argument("--plain", action="store_true", help="our loss and stopping rule, not those of ivis")
     options = made.parse_args()
+    settings = [*([f"neighbours.k={K}", "data.scaling=none"] if options.plain else SAME_LOSS), *options.set]
     X, labels = mnist(options.data)
     with tempfile.TemporaryDirectory() as folder:
         table, output = os.path.join(folder, "table"), os.path.join(folder, "run")
         write_table(table, X, labels)
-        ours = run_ours(table, output, [*SAME_LOSS, *options.set], options.heap)
+        ours = run_ours(table, output, settings, options.heap)
         embedded = pq.read_table(RunFolder(output).data("embeddings").removeprefix("file://")).sort_by("id")
         Z = np.stack(embedded["embedding"].to_numpy())
         say(f"ivis_spark: {ours:.1f} s; " + told(quality(X, Z, labels)))
-        for stage in ("rows", "neighbours", "triplets", "model", "embeddings", "report"):
-            with open(os.path.join(output, stage, "manifest.json"), encoding="utf-8") as file:
-                manifest = json.load(file)
-            epochs = f"  {manifest['info']['epochs']} epochs" if stage == "model" else ""
-            say(f"    {stage:11} {manifest['info']['seconds']:6.1f} s{epochs}")
+        spent = seconds_by_step(output, ours)
+        for name, seconds in spent.items():
+            say(f"    {name:24} {seconds:6.1f} s{'' if is_work(name) else '  overhead'}")
+        overhead = sum(seconds for name, seconds in spent.items() if not is_work(name))
+        say(f"overhead, which is all but search, training and embedding: {overhead:.1f} s")
+        row = {"rows": len(X), "set": settings, "seconds": ours, "overhead": overhead, "steps": spent}
+        append_result(results_file("end_to_end"), row)
         if options.ivis_python:
             np.save(os.path.join(folder, "X.npy"), X)
             theirs = run_python(options.ivis_python, IVIS, folder, K, PATIENCE)
@@ -74,6 +80,24 @@ def main() -> None:
             parts = ", ".join(f"{name} {theirs[name]:.1f}" for name in ("fit", "transform", "epochs"))
             say(f"ivis: {theirs['total']:.1f} s ({parts}); {said}")
             say(f"ivis / ivis_spark: {theirs['total'] / ours:.2f} times the wall time")
+
+
+def seconds_by_step(output: str, total: float) -> dict[str, float]:
+    """Return the seconds of each step of each stage, what a stage spent between them, and what lies between stages."""
+    spent = {"start, stop": total}
+    for stage in STAGES:
+        with open(os.path.join(output, stage, "manifest.json"), encoding="utf-8") as file:
+            info = json.load(file)["info"]
+        steps = {f"{stage}: {name}": seconds for name, seconds in info["step_seconds"].items() if seconds >= 0.05}
+        spent |= {**steps, f"{stage}: rest": info["seconds"] - sum(steps.values())}
+        spent["start, stop"] -= info["seconds"]
+    return spent
+
+
+def is_work(step: str) -> bool:
+    """Tell whether a step is search, training or embedding."""
+    stage, _, name = step.partition(": ")
+    return (stage == "neighbours" and name != "digest") or step in ("model: train", "embeddings: embed")
 
 
 def run_ours(table: str, output: str, settings: list[str], heap: str, *, command: str = "run") -> float:
