@@ -2,11 +2,11 @@
 
     python tests/bench/bench_end_to_end.py --data DIR --ivis-python PYTHON
 
-Same k, network, loss and patience; batches, negatives, learning rate, cool-down and the bound of epochs are ours. ivis
-is timed from the first line of its kNN to the last embedded row, without reading the data or importing TensorFlow; ours
-is the whole command: starting Python, Spark and TensorFlow, reading, all stages, and the report. Its seconds are given by
-step, with the sum of those that are neither search nor training nor embedding. --plain takes our preset as it is. Each
-run is appended to tests/bench/results/end_to_end.jsonl with date, commit and machine.
+Same k, network, loss and patience; batches, negatives, learning rate, cool-down and the bound of epochs are ours.
+ivis is timed from the first line of its kNN to the last embedded row, without reading the data or importing
+TensorFlow; ours is the whole command: starting Python, Spark and TensorFlow, reading, all stages, and the report. Its
+seconds are given by step, with the sum of those that are neither search nor training nor embedding. --plain takes our
+preset as it is. Each run is appended to tests/bench/results/end_to_end.jsonl with date, commit and machine.
 """
 
 from __future__ import annotations
