@@ -144,7 +144,9 @@ def _gather_epochs(
         rows = tf.constant(X)
         row_labels = None if labels is None else tf.constant(labels)
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def batches(epoch: dict[str, Any]) -> tf.data.Dataset:
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def gather(step: Any) -> dict[str, Any]:
             here = slice(step * batch_size, (step + 1) * batch_size)
             drawn = epoch["drawn"][:, here]

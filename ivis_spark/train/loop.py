@@ -320,22 +320,27 @@ def _averages(sums: dict[str, float]) -> dict[str, float]:
 def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
     """Return a compiled function that trains on the next `steps` batches and returns sums of figures by weight.
 
-    The sums are over all ranks.
+    The sums are over all ranks. AutoGraph, which Keras's own training does not use either, would take a second to
+    rewrite what needs no rewriting.
     """
     names = (*model.metric_names, SQUARED_RADIUS)
     # Two steps of a ring at once would send two sums of the same name. 10 is TensorFlow's own choice.
     parallel = 10 if model.reducer.n_ranks == 1 else 1
 
     def run_steps(batches: Any, steps: Any) -> dict[str, Any]:
-        sums = {name: tf.constant(0.0) for name in (*names, "weight")}
-        for _ in tf.range(steps):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=parallel)
-            figures = model.train_step(next(batches))
+        def add_step(step: Any, sums: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            figures = model.train_step(batches.get_next())
             weight = figures["weight"]
-            sums = {name: sums[name] + (weight if name == "weight" else figures[name] * weight) for name in sums}
+            add = {name: weight if name == "weight" else figures[name] * weight for name in sums}
+            return step + 1, {name: sums[name] + add[name] for name in sums}
+
+        sums = {name: tf.constant(0.0) for name in (*names, "weight")}
+        _, sums = tf.while_loop(
+            lambda step, _: step < steps, add_step, (tf.constant(0), sums), parallel_iterations=parallel
+        )
         totals = model.reducer.sum_values([sums[name] for name in names])
         return {**dict(zip(names, totals, strict=True)), "weight": sums["weight"]}
 
     # TensorFlow counts the traces of a function by its code, and would warn after a few fits in one process; a partial
     # has no code, so each fit counts for itself.
-    return tf.function(functools.partial(run_steps), reduce_retracing=True)
+    return tf.function(functools.partial(run_steps), reduce_retracing=True, autograph=False)

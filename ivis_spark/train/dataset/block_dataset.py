@@ -124,9 +124,11 @@ def _label_shape(blocks: TripletBlocks, labels: bool) -> tuple[int, ...]:
     return (blocks.labelled,) if labels and blocks.labelled > 1 else ()
 
 
+@tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
 def _gather_batches(group: dict[str, tf.Tensor], *, kept: tuple[str, ...]) -> tf.data.Dataset:
     """Make the batches of a row group: one gather each."""
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def gather(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         return {"stacked": tf.gather(group["rows"], batch.pop("index")), **batch}
 
