@@ -44,7 +44,7 @@ hooks: $(VENV)/.dev  ## run lint on what you commit, and mypy before you push
 
 ##@ Before you merge
 test: stack lint $(VENV)/.horovod  ## everything that CI runs: lint, types and all tests but those of test-cluster
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 stack:
 	@echo "Versions: $(STACK) ($(CONSTRAINTS))"
