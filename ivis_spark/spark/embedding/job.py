@@ -113,7 +113,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
     features = frames.to_map(table, source, config)[1]
 
     def read(chosen: list[str]) -> DataFrame:
-        found = tables.read_files(table, uri, config, chosen) if chosen else table
+        found = tables.read_files(table, config, chosen) if chosen else table
         return frames.to_map(found, source, config)[0]
 
     return Input(features, files, read, list(source.carried))
