@@ -113,6 +113,8 @@ def read_files(table: DataFrame, config: DataConfig, files: Sequence[str]) -> Da
 def roots_of(table: DataFrame) -> list[str]:
     """Return the URIs of the files and folders by which the sources of a table were opened."""
     frame: Any = table
+    if not hasattr(frame, "_jdf"):  # Spark Connect
+        return []
     leaves = frame._jdf.queryExecution().analyzed().collectLeaves()
     uris = []
     for number in range(leaves.size()):

@@ -147,6 +147,10 @@ def test_one_day_of_a_partitioned_table(spark: SparkSession, run: Path, tmp_path
     base = f"data.options={{basePath: {tmp_path / 'new'}}}"
     for day in ("2026-11-27", "2026-11-28"):
         rows = pipeline(spark, run, tmp_path / "new" / f"day={day}", "embed.partition_by=day", base)
+        with pytest.raises(InputError, match=rf"the folder day={day} .* --set data.options.basePath=\S*/new$"):
+            pipeline(spark, run, tmp_path / "new" / f"day={day}", "embed.partition_by=day").embed_into(
+                str(tmp_path / "target"), "replace"
+            )
         assert rows.embed_into(str(tmp_path / "target"), "replace")["rows"] == 30
     assert [path.name for path in sorted(tmp_path.glob("target/day=*"))] == ["day=2026-11-27", "day=2026-11-28"]
     check(pq.read_table(tmp_path / "target").drop(["day"]), range(60))
