@@ -167,4 +167,7 @@ def _encoding_of_names(spark: SparkSession) -> str:
 def _reader(spark: SparkSession, config: DataConfig, **defaults: Any) -> DataFrameReader:
     header = {"header": True} if config.format == "csv" else {}
     literal = {} if config.glob else _LITERAL
-    return spark.read.format(config.format).options(**{**header, **defaults, **literal, **config.options})
+    options = {**header, **defaults, **literal, **config.options}
+    # A path like that of the table: Spark takes a plain one for that of its default filesystem.
+    places = {name: storage.normalise_uri(str(options[name])) for name in options if name.lower() == "basepath"}
+    return spark.read.format(config.format).options(**{**options, **places})

@@ -279,7 +279,7 @@ def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_pat
     table, target = write(tmp_path / "table"), tmp_path / "target"
     with (
         RunLock(str(target / "_ivis_spark"), "embed"),
-        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+.*choose another --target,"),
+        pytest.raises(ArtifactError, match=r"^--target \S+/target is being written by .*choose another --target,"),
     ):
         pipeline(spark, run, table).embed_into(str(target), "append")
     pipeline(spark, run, table).embed_into(str(target), "append")
