@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivis_spark.config import LOSSES, PRESETS, Config, TrainConfig, TripletsConfig, check_value, describe, load_config
+from ivis_spark.config import (
+    LOSSES,
+    PRESETS,
+    Config,
+    TrainConfig,
+    TripletsConfig,
+    check_value,
+    command_without_secrets,
+    describe,
+    load_config,
+)
 from ivis_spark.config.checks import RENAMED
 from ivis_spark.errors import ConfigError
 
@@ -248,3 +258,16 @@ def test_texts_that_look_like_dates_are_texts(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("data: {version: 2026-11-27 10:00:00, drop_columns: [2026-01-01]}")
     data = load_config(str(tmp_path / "run.yaml")).data
     assert (data.version, data.drop_columns) == ("2026-11-27 10:00:00", ("2026-01-01",))
+
+
+def test_a_command_is_shown_without_secrets() -> None:
+    for word, shown in {
+        "--set=data.options.password=x": "--set=...",
+        "data.options={user: me, password: x}": "data.options=...",
+        "spark.hadoop.fs.s3a.access.key=x": "spark.hadoop.fs.s3a.access.key=...",
+        "s3a://key:x@bucket/day=1": "=...",
+        "jdbc:x?password=x": "'jdbc:x?password=...'",
+        "runs/tokens": "runs/tokens",
+        "data.options={sep: ;}": "'data.options={sep: ;}'",
+    }.items():
+        assert command_without_secrets([word]) == shown

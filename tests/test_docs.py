@@ -186,6 +186,8 @@ def tables(tmp_path_factory: pytest.TempPathFactory, _session: SparkSession) -> 
     )
     for name in ("digits", "new_rows", "events"):
         pq.write_table(digits, folder / f"{name}.parquet")
+    (folder / "new" / "day=2026-11-28").mkdir(parents=True)
+    pq.write_table(digits, folder / "new" / "day=2026-11-28" / "part-0.parquet")
     numbers = pa.table({"id": range(len(X))} | {f"x{i}": column for i, column in enumerate(X.T[20:28])})
     lines = [";".join(numbers.column_names), *(";".join(map(str, row.values())) for row in numbers.to_pylist())]
     (folder / "cells.csv").write_text("\n".join(lines) + "\n")

@@ -8,16 +8,18 @@ nothing is published partially.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ivis_spark import storage
+from ivis_spark import __version__, storage
 from ivis_spark.cli.options import make_config, parse, spark_settings
-from ivis_spark.config import Config
+from ivis_spark.config import Config, command_without_secrets
 from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Runs on: driver."""
     speak_python(False)
     arguments = parse(argv)
-    code, guard, keep = 1, Guard(), False
+    arguments.words = sys.argv[1:] if argv is None else list(argv)
+    code, guard, keep, started = 1, Guard(), False, time.monotonic()
 
     def says_more(_: logging.LogRecord) -> bool:
         return guard.signal is None  # py4j tells the root logger of every call that a signal interrupts
@@ -58,11 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as err:  # noqa: BLE001 - whatever ends a command is answered by one line and an exit code
         code = guard.exit_code if guard.signal else _exit_code(err)
         keep = not guard.signal and _is_for_experts(err)
-        _fail(arguments, guard, err, keep=keep)
+        _fail(arguments, guard, err, code, keep=keep)
     except (KeyboardInterrupt, Terminated) as err:
         code = guard.exit_code if guard.signal else INTERRUPTED
-        _fail(arguments, guard, err, keep=keep)
+        _fail(arguments, guard, err, code, keep=keep)
     finally:
+        if arguments.command not in operations.COMMANDS:
+            ending = f"ivis-spark {arguments.command}: exit code {code} after {time.monotonic() - started:.1f} s"
+            logs.to_file(logging.INFO, ending)
         logging.getLogger().removeFilter(says_more)
         logs.close(keep=keep)
     return code
@@ -90,6 +96,7 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
                 text, code = operations.run(arguments, get_spark)
                 _say(text)
                 return code
+            logs.start_run(arguments.run_id)
             _set_up_logging(arguments)  # what reading the configuration has to say is shown
             config = make_config(arguments)
             check_places(
@@ -207,8 +214,6 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
 
 
 def _set_up_logging(arguments: argparse.Namespace, path: str | None = None) -> None:
-    if path is None:
-        logs.start_run(arguments.run_id)
     logs.set_up(
         level=logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO,
         form=arguments.log_format,
@@ -216,6 +221,8 @@ def _set_up_logging(arguments: argparse.Namespace, path: str | None = None) -> N
         temporary=path is None,
         all_warnings=arguments.verbose,
     )
+    command = command_without_secrets(["ivis-spark", *arguments.words])
+    logs.to_file(logging.INFO, f"{command} (version {__version__}, process {os.getpid()}, run id {logs.run_id()})")
 
 
 def _log_file(arguments: argparse.Namespace) -> str | None:
@@ -225,6 +232,15 @@ def _log_file(arguments: argparse.Namespace) -> str | None:
     storage.check_writable(arguments.output)
     local = storage.local_path(arguments.output)
     return None if local is None else os.path.join(local, logs.LOG_FILE)
+
+
+def _log_to_run(arguments: argparse.Namespace) -> None:
+    """Let what ends a command before its work stand in the log of a run folder that is there already."""
+    if logs.is_temporary() and arguments.command not in operations.COMMANDS:
+        with contextlib.suppress(OSError, IvisError):
+            path = None if arguments.log_file or not RunFolder(arguments.output).is_run() else _log_file(arguments)
+            if path is not None:
+                _set_up_logging(arguments, path)
 
 
 def _exit_code(err: Exception) -> int:
@@ -238,8 +254,8 @@ def _is_for_experts(err: Exception) -> bool:
     return not isinstance(err, IvisError) or "\tat " in account_of(err.__cause__ or err)
 
 
-def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, *, keep: bool) -> None:
-    """Say in a line why a command ended; the log gets the traceback, with Java's stack."""
+def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, code: int, *, keep: bool) -> None:
+    """Say in a line why a command ended, on the console and in the log, which gets the traceback with Java's stack."""
     if guard.signal == signal.SIGTERM:
         text = f"ended by SIGTERM; {_RESUMES}"
     elif guard.signal or isinstance(err, KeyboardInterrupt):
@@ -251,7 +267,9 @@ def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, *, ke
     else:
         text = str(deepest_cause(err))
     text = " ".join(text.splitlines())
+    _log_to_run(arguments)
     log.debug("%s", text, exc_info=err)
+    logs.to_file(logging.ERROR, f"ivis-spark {arguments.command} failed with exit code {code}: {text}")
     where = logs.path() if keep or not logs.is_temporary() else None
     sys.stderr.write(f"ivis-spark {arguments.command}: {text}{f' (log: {where})' if where else ''}\n")
 

@@ -9,6 +9,7 @@ import importlib.util
 import math
 import pkgutil
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -297,6 +298,18 @@ def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in options.items()
         if not _SECRET.search(name) and not _SECRET_IN_VALUE.search(str(value))
     }
+
+
+def command_without_secrets(words: Sequence[str]) -> str:
+    """Return a command line without the values of what may hold a password."""
+    shown = []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        named = equals and any(map(_SECRET.search, re.findall(r"[\w.-]+", word)))
+        if named or _SECRET_IN_VALUE.search(word):
+            word = f"{name if equals and not _SECRET_IN_VALUE.search(name) else ''}{equals}..."
+        shown.append(word)
+    return shlex.join(shown)
 
 
 def plain(value: Any) -> Any:

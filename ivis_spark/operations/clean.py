@@ -33,7 +33,7 @@ def clean(root: str, *, stages: Sequence[str] = (), dry_run: bool = False) -> li
     if not folder.exists():
         raise ArtifactError(f"{folder.root} does not exist; pass the folder that was given as --output")
     if not folder.is_run():
-        raise ArtifactError(f"{folder.root} is not a run folder; nothing in it was written by ivis-spark")
+        raise ArtifactError(f"{folder.root} is not a run folder; there is nothing to clean")
     published = folder.published()
     unknown = [stage for stage in stages if stage not in published]
     if unknown:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ivis_spark.config import load_config
 from ivis_spark.errors import ConfigError
+from ivis_spark.operations import table
 from ivis_spark.operations.clean import clean
 from ivis_spark.operations.inspect import show, status, verify
 
@@ -23,10 +24,13 @@ COMMANDS = {
         "doctor --output hdfs:///runs/digits --master spark://host:7077",
     ),
     "status": (
-        "Show the contents of a run folder: stages, rows, times, quality, and which process is writing it.",
+        "Show a run folder: stages, rows, times, quality, who is writing it; or the jobs of a table of embed --target.",
         "status runs/digits",
     ),
-    "verify": ("Read every published file and compare it with the digest in its manifest.", "verify runs/digits"),
+    "verify": (
+        "Compare every published file with its digest; of a table of embed --target, look that its files are there.",
+        "verify runs/digits",
+    ),
     "clean": ("Remove what killed runs left behind, and the stages you name.", "clean runs/digits --stages triplets"),
 }
 
@@ -44,7 +48,9 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             allow_abbrev=False,  # --stage A --stage B would be --stages twice, and the last would win
         )
         if name in ("status", "verify", "clean"):
-            command.add_argument("output", metavar="DIR", help="the run folder, a path or URI")
+            command.add_argument(
+                "output", metavar="DIR", help=f"the run folder{' or the table' * (name != 'clean')}, a path or URI"
+            )
         if name in options:
             options[name](command)
         if name != "clean":
@@ -61,6 +67,11 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
         return _plan(arguments), 0
     if arguments.command == "doctor":
         return _doctor(arguments, get_spark)
+    if arguments.command in ("status", "verify") and table.is_table(arguments.output):
+        found = getattr(table, arguments.command)(arguments.output)
+        if arguments.json:
+            return _json(found if isinstance(found, dict) else dataclasses.asdict(found)), 0
+        return (table.show_verified(found) if isinstance(found, dict) else table.show(found)), 0
     if arguments.command == "status":
         state = status(arguments.output)
         return (_json(dataclasses.asdict(state)) if arguments.json else show(state)), 0

@@ -73,8 +73,11 @@ class Owner:
 
     def is_gone(self) -> bool:
         """Tell whether the owner's process is known to have ended. A corrupt lock has no owner."""
-        here = self.host == socket.gethostname() and self.processes is not None and self.processes == _processes()
-        return not self.token or (here and not _is_running(self.pid, self.born))
+        return not self.token or (self.is_here() and not _is_running(self.pid, self.born))
+
+    def is_here(self) -> bool:
+        """Tell whether the owner's process is in the table of processes that this one is in."""
+        return self.host == socket.gethostname() and self.processes is not None and self.processes == _processes()
 
     def is_silent(self) -> bool:
         """Tell whether the last heartbeat is more than `STALE_S` from now, by this machine's clock."""
@@ -98,14 +101,16 @@ class RunLock:
         root: URI of the run folder.
         name: Which lock: stages that do not meet may have one each.
         option: Where the user named the folder.
+        place: How the user named it, if the lock is elsewhere.
 
     Raises:
         BusyError: on entering, if another run holds the lock; names it and says when it can be taken over.
     """
 
-    def __init__(self, root: str, name: str = "run", *, option: str = "--output") -> None:
+    def __init__(self, root: str, name: str = "run", *, option: str = "--output", place: str | None = None) -> None:
         self.uri = storage.join(storage.normalise_uri(root), f"{PREFIX}{name}.json")
         self._owner, self._option = Owner.me(), option
+        self._place = self.uri.rpartition("/")[0] if place is None else f"{option} {place}"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="ivis-spark-lock")
 
@@ -144,14 +149,14 @@ class RunLock:
             raise self._refused(owner)
 
     def _refused(self, owner: Owner | None) -> BusyError:
-        folder = self.uri.rpartition("/")[0]
         if owner is None:
             return BusyError(f"the lock {self.uri} of this run was removed; restart the run")
         wait = STALE_S - (time.time() - owner.heartbeat)
-        rest = f"restart in {wait:.0f} s, when its lock can be taken over" if wait > 0 else "restart"
+        rest = f"if it is dead, restart{f' in {wait:.0f} s, when its lock can be taken over' * (wait > 0)}"
+        if owner.is_here():
+            rest = f"restart when process {owner.pid} has ended, which takes over its lock at once"
         return BusyError(
-            f"{folder} is being written by {owner}. Wait for it, choose another {self._option}, or, if it is dead, "
-            f"{rest}"
+            f"{self._place} is being written by {owner}. Wait for it, choose another {self._option}, or {rest}"
         )
 
     def _create(self, *, replace: bool) -> bool:

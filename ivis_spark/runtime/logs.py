@@ -1,7 +1,6 @@
 """The log of a command: readable lines on the console and in a file, or JSON, one object per line.
 
-Every JSON line says which run and which stage it belongs to, so that a log store can group what Airflow retries and
-clusters scatter.
+Every line names the process, and in JSON the run and the stage, so that lines of several commands can be told apart.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import warnings
 from typing import Literal
 
 Format = Literal["text", "json"]
-LOG_FILE = "ivis-spark.log"  # in a local run folder
 FORMATS: tuple[Format, ...] = ("text", "json")
 LOG_FILE = "ivis-spark.log"  # in a local run folder
 
@@ -36,13 +34,18 @@ def run_id() -> str:
     return _context["run_id"] or start_run()
 
 
+def to_file(level: int, message: str) -> None:
+    """Write a line to the file of the log; to a console of JSON too unless it is an error, which ends there as text."""
+    logging.getLogger(__name__).log(level, "%s", message, extra={"file_only": True})
+
+
 def enter_stage(stage: str) -> None:
     """Say which stage the log lines that follow belong to."""
     _context["stage"] = stage
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, run_id, stage, message, and any traceback."""
+    """One JSON object per line: time (UTC), level, logger, pid, run_id, stage, message, and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its newline."""
@@ -51,6 +54,7 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
+            "pid": record.process,
             **_context,
             "message": record.getMessage(),
         }
@@ -88,12 +92,15 @@ def set_up(
     console.setFormatter(
         JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     )
+    console.addFilter(
+        lambda record: not hasattr(record, "file_only") or (form == "json" and record.levelno < logging.ERROR)
+    )
     package.addHandler(console)
     if temporary:
         path = _temporary_path()
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8", delay=temporary)
-        plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        plain = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
         file.setFormatter(JsonFormatter() if form == "json" else plain)
         package.addHandler(file)
     if not all_warnings:

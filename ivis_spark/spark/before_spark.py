@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import logging
 import posixpath
+import re
+import shlex
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -55,38 +58,67 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
         raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}{pattern}")
     first = files.first()
     guessed = "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet"
-    if data.format == AUTO and not data.options and ".tsv" in posixpath.basename(first or uri).lower():
-        data = dataclasses.replace(data, options={"sep": "\t"})
+    options = {name: value for name, value in data.options.items() if name.lower() != "basepath"}
+    if len(options) < len(data.options):
+        files = dataclasses.replace(files, base="")
+    if data.format == AUTO and not options and ".tsv" in posixpath.basename(first or uri).lower():
+        data = dataclasses.replace(data, options={**data.options, "sep": "\t"})
+        options = {"sep": "\t"}
     data = _with_format(data, guessed)
-    if first is not None and data.format == "parquet" and not data.options:
+    if first is not None and data.format == "parquet" and not options:
         if first == files.path:
             files.check_parquet(first)
-        _check_columns(files.columns(first), data)
-    if first is not None and data.format == "csv" and data.options in ({}, {"sep": "\t"}):
-        names, sep = files.header(first, data.options.get("sep", ","))
+        _check_columns(files.columns(first), data, uri)
+    if first is not None and data.format == "csv" and options in ({}, {"sep": "\t"}):
+        names, sep = files.header(first, options.get("sep", ","))
         if sep is not None:
             log.info(
                 "the first line of %s has no comma but %s, which are taken for separators", first, _SEPARATORS[sep]
             )
-            data = dataclasses.replace(data, options={"sep": sep})
-        _check_columns(names, data)
+            data = dataclasses.replace(data, options={**data.options, "sep": sep})
+        _check_columns(names, data, uri)
     return data
+
+
+def in_folders(name: str, uris: Iterable[str]) -> str:
+    """Return the end of a message that a table lacks a column: that a folder like day=1 in its path holds it.
+
+    Args:
+        name: The column.
+        uris: What the table was opened by.
+
+    Returns:
+        What to pass, so that the folder counts; empty if there is none.
+    """
+    for uri in uris:
+        parts = uri.split("/")
+        names = [urllib.parse.unquote(part.partition("=")[0]) if "=" in part else None for part in parts]
+        if name in names:
+            number = first = names.index(name)
+            while first and names[first - 1] is not None:
+                first -= 1
+            base = "/".join(parts[:first]) or ("/" if first else ".")
+            value = base if re.fullmatch(r"[\w./:@-]*[\w/.]", base) else json.dumps(base, ensure_ascii=False)
+            setting = shlex.quote(f"data.options.basePath={value}")
+            return f"; to have it from the folder {parts[number]} of the path, pass --set {setting}"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """A path on a filesystem that can be looked at."""
+    """A path on a filesystem that can be looked at, and the folder below which folders like day=1 are columns."""
 
     fs: Any
     path: str
     exist: bool
+    base: str
 
     @classmethod
     def of(cls, uri: str) -> _Files | None:
         """Return None if it cannot be looked at: no driver, no right, no connection."""
         try:
             fs, path = storage.filesystem(uri)
-            return cls(fs, path, storage.exists(fs, path))
+            return cls(fs, path, storage.exists(fs, path), path)
         except (ArtifactError, OSError, ImportError, ValueError):
             return None
 
@@ -155,7 +187,7 @@ class _Files:
         return names + self._partitions(file), other
 
     def _partitions(self, file: str) -> list[str]:
-        inner = file.removeprefix(self.path).split("/")[:-1]
+        inner = file.removeprefix(self.base).split("/")[:-1]
         return [urllib.parse.unquote(part.partition("=")[0]) for part in inner if "=" in part]
 
 
@@ -171,11 +203,12 @@ def _format_of(name: str) -> str:
     return _FORMATS.get(posixpath.splitext(stem)[1], "")
 
 
-def _check_columns(columns: list[str], data: DataConfig) -> None:
+def _check_columns(columns: list[str], data: DataConfig, uri: str) -> None:
     """Refuse a named column that is missing; names that differ in case are those of different columns."""
     names = ("features_col", "feature_cols", "id_col", "id_cols", "label_col", "keep_columns", "drop_columns")
     settings = {name: getattr(data, name) for name in names}
     for setting, value in settings.items():
         for name in (value,) if isinstance(value, str) else value or ():
             if columns and name not in columns:
-                raise InputError(f"data.{setting}={name!r} is not in the table{what_it_has(name, columns)}")
+                hint = in_folders(name, [uri]) or what_it_has(name, columns)
+                raise InputError(f"data.{setting}={name!r} is not in the table{hint}")

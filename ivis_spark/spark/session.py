@@ -47,10 +47,10 @@ appender.file.fileName = {path}
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = {layout}
 """
-_JAVA_LOG_TEXT = "%d{yyyy-MM-dd HH:mm:ss,SSS} %p %c{1}: %m%n%ex"
+_JAVA_LOG_TEXT = "%d{yyyy-MM-dd HH:mm:ss,SSS} PID %p %c{1}: %m%n%ex"
 _JAVA_LOG_JSON = (
-    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p", "logger": "%c", "message": "%enc{%m}{JSON}", '
-    '"traceback": "%enc{%ex}{JSON}"}%n'
+    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p", "logger": "%c", "pid": PID, '
+    '"message": "%enc{%m}{JSON}", "traceback": "%enc{%ex}{JSON}"}%n'
 )
 
 _BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
@@ -159,7 +159,7 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
     if path is None:
         yield {}
         return
-    layout = _JAVA_LOG_JSON if as_json else _JAVA_LOG_TEXT
+    layout = (_JAVA_LOG_JSON if as_json else _JAVA_LOG_TEXT).replace("PID", str(os.getpid()))
     with tempfile.NamedTemporaryFile("w", suffix=".properties", prefix="ivis-spark-log4j2-", encoding="utf-8") as file:
         file.write(_LOG4J2.format(path=os.path.abspath(path).replace("\\", "\\\\"), layout=layout))
         file.flush()

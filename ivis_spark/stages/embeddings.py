@@ -96,9 +96,9 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
             embed_job.check_same_columns(run.get_spark(), target, source, run.config.embed, classes=classes)
 
     check_columns()  # before the lock puts a file there, and within it, as another job may put a table there
-    with task_errors(f"--target {uri}"), RunLock(target.lock_folder, "embed", option="--target") as lock:
+    with task_errors(f"--target {uri}"), RunLock(target.lock_folder, "embed", option="--target", place=uri) as lock:
         check_columns()
-        origin = Origin(digest, states, settings)
+        origin = Origin(digest, states, settings, run.folder.root, manifest.created)
         info, before = target.put(storage.fingerprint(spec), embed, origin, check=lock.check)
     log.info("%s: %s", target.uri, "all of it is there already, skipped" if before else f"{info['rows']:,} rows")
     return {**info, "done_before": before}

@@ -144,7 +144,8 @@ class Run:
         Raises:
             InputError: if its files lie in the run folder or another output, or the other way round.
         """
-        from ivis_spark.spark.rows.identity import files_of, roots_of
+        from ivis_spark.spark.rows.identity import files_of
+        from ivis_spark.spark.rows.tables import roots_of
 
         for output in (self.folder.root, *outputs):
             check_table(files_of(table), roots_of(table), output)

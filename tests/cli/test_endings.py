@@ -70,6 +70,7 @@ def test_an_unexpected_error(
     assert match is not None and match.group(1) == text
     assert Path(match.group(2)).parent == (tmp_path / "out" if output == "out" else tmp_path / "tmp")
     log = Path(match.group(2)).read_text()
+    assert len(re.findall(r" ERROR .*failed with exit code 1: ", log)) == 1
     assert "Traceback (most recent call last)" in log and str(err).splitlines()[-1] in log
 
 
@@ -100,7 +101,36 @@ def test_what_java_explains_is_in_a_log(
     assert ends_with(monkeypatch, work, "memory://endings/out", "--log-format", "json") == 2
     (log,) = (tmp_path / "tmp").iterdir()
     assert only_line(capsys).endswith(f"(log: {log})")
-    assert "a.B.c(B.java:1)" in json.loads(log.read_text().splitlines()[-1])["traceback"]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert ["a.B.c(B.java:1)" in line.get("traceback", "") for line in lines if line["level"] == "DEBUG"] == [True]
+    assert {line["pid"] for line in lines} == {os.getpid()} and len({line["run_id"] for line in lines}) == 1
+    assert lines[0]["message"].startswith("ivis-spark triplets --output memory://endings/out --quiet --log-format json")
+    failed, ended = lines[-2:]
+    assert (failed["level"], failed["message"]) == (
+        "ERROR",
+        "ivis-spark triplets failed with exit code 2: the table cannot be read",
+    )
+    assert ended["message"].startswith("ivis-spark triplets: exit code 2 after ")
+
+
+def test_a_log_says_what_ran_and_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without passwords; a mistake in the settings of a run that is there already is in its log, too."""
+    options = ["--run-id", "night", "--spark-conf", "spark.hadoop.fs.s3a.secret.key=abc", "--config", "no.yaml"]
+    assert ends_with(monkeypatch, raising(KeyError), str(tmp_path / "out"), *options) == 2
+    only_line(capsys)
+    first, *_, failed, last = log = (tmp_path / "out" / "ivis-spark.log").read_text().splitlines()
+    assert [line for line in log if " ERROR " in line] == [failed]
+    assert "failed with exit code 2: configuration file 'no.yaml' cannot be read: No such file or directory" in failed
+    assert "--run-id night --spark-conf spark.hadoop.fs.s3a.secret.key=... --config no.yaml (version " in first
+    assert first.endswith(f", process {os.getpid()}, run id night)") and "abc" not in "".join(log)
+    assert re.search(r"exit code 2 after \d+\.\d s$", last)
+    assert all(re.match(rf"[\d-]+ [\d:,]+ {os.getpid()} [A-Z]+ ivis_spark", line) for line in (first, failed, last))
+    monkeypatch.setattr("ivis_spark.cli._published", lambda *_: "done")
+    assert ends_with(monkeypatch, raising(KeyError), str(tmp_path / "out")) == 0
+    log = (tmp_path / "out" / "ivis-spark.log").read_text().splitlines()[len(log) :]
+    assert len(log) == 2 and " exit code 0 after " in log[1] and not capsys.readouterr().err
 
 
 def test_a_message_of_several_lines_is_one(

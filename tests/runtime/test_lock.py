@@ -68,7 +68,9 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_second_run_is_refused_and_the_first_keeps_its_lock(root: str) -> None:
     with RunLock(root) as first:
-        with pytest.raises(BusyError, match=rf"written by process {os.getpid()} of .* restart in 1\d\d s") as refused:
+        with pytest.raises(
+            BusyError, match=rf"written by process {os.getpid()} of .* or restart when .* at once"
+        ) as refused:
             RunLock(root).__enter__()
         assert refused.value.exit_code == os.EX_TEMPFAIL
         first.check()
@@ -108,6 +110,12 @@ def test_silent_owner_elsewhere_is_taken_over_and_hears_of_it(root: str) -> None
             assert len(owners(root)) == 1
         with pytest.raises(ArtifactError, match="was removed"):
             first.check()
+
+
+def test_a_process_of_this_machine_is_waited_for(root: str) -> None:
+    said = rf"^--target here is .*another --target, or restart when process {os.getpid()} has ended, .* at once$"
+    with RunLock(root), pytest.raises(ArtifactError, match=said):
+        RunLock(root, option="--target", place="here").__enter__()
 
 
 def test_a_later_process_with_the_same_number_is_not_the_owner(root: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ def test_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert info == {
         "level": "INFO",
         "logger": "ivis_spark.somewhere",
+        "pid": os.getpid(),
         "run_id": "nightly-1",
         "stage": "neighbours",
         "message": "7 cells",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ivis_spark.config import Config, DataConfig, load_config
 from ivis_spark.errors import InputError
 from ivis_spark.pipeline import Pipeline
-from ivis_spark.spark.before_spark import look_at_input
+from ivis_spark.spark.before_spark import in_folders, look_at_input
 
 
 @pytest.fixture
@@ -73,6 +74,30 @@ def test_a_column_that_is_not_there(table: Path, setting: str) -> None:
         look("value")
     look("zzz", options={"mergeSchema": True})
     look("zzz", format="orc")
+
+
+def test_a_column_that_is_a_folder_of_the_path(table: Path, tmp_path: Path) -> None:
+    day = next(path for path in table.rglob("*=*"))
+    with pytest.raises(InputError, match=rf"id_col='day' .*the folder {day.name} of .*basePath={table}$"):
+        look_at_input(str(day), DataConfig(id_col="day"))
+    based = {"basePath": str(table)}
+    look_at_input(str(day), DataConfig(id_col="day", options=based))
+    with pytest.raises(InputError, match="id_col='keys' is not in the table; did you mean key"):
+        look_at_input(str(day), DataConfig(id_col="keys", options=based))
+    (tmp_path / "day=1").mkdir()
+    (tmp_path / "day=1" / "a.csv").write_text("key;b;c\n")
+    found = look_at_input(str(tmp_path / "day=1"), DataConfig(id_col="day", label_col="b", options=based))
+    assert found.options == {**based, "sep": ";"}
+    for path, base in {
+        "new/day=1": "new",
+        "day=1": ".",
+        "/day=1": "/",
+        "s3a://lake/a=b/new/month=1/day=*/x": "s3a://lake/a=b/new",
+        "my: folder #/day=1/hour=2/": "my: folder #",
+    }.items():
+        setting = shlex.split(in_folders("day", ["elsewhere", path]).partition(" of the path, pass --set ")[2])
+        assert load_config(None, setting).data.options == {"basePath": base}
+    assert in_folders("day", ["new/days=1", "new/day", "new"]) == ""
 
 
 def test_the_first_line_of_text_is_read(tmp_path: Path) -> None:

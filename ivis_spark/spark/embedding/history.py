@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -29,11 +30,15 @@ class Origin:
         states: The size and time of change of each file of the input, by URI. An input that can only be read whole is
             one entry.
         settings: A digest of what else decides about the rows: settings, features and columns.
+        run: The run folder of the model.
+        trained: When the model was trained.
     """
 
     model: str | None
     states: Mapping[str, str]
     settings: str | None = None
+    run: str | None = None
+    trained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,25 @@ def _parts(record: dict[str, Any], replaced: set[str], same: Origin | None) -> l
     return parts
 
 
+def current_files(done: Sequence[dict[str, Any]]) -> set[str]:
+    """Return the files that the jobs of a table, oldest first, wrote and that no later one replaced."""
+    again, replaced, files = set[tuple[str, str]](), set[str](), set[str]()
+    for record in reversed(done):
+        for part in _parts(record, replaced, None):
+            if not part.input or not again.issuperset(part.input):
+                files |= part.files
+            again |= set(part.input)
+        if record["mode"] == "replace":
+            replaced |= {posixpath.dirname(name) for name in record["files"]}
+    return files
+
+
+def name_model(record: Mapping[str, Any]) -> str:
+    """Return how a message names the model of a job: by its run folder and training if they are known."""
+    named = record.get("run") and record.get("trained")
+    return f"that of {record['run']}, trained {record['trained']}" if named else str(record.get("model") or "unknown")
+
+
 def _moved(uri: str, parts: set[_Part], there: set[str], origin: Origin) -> bool:
     """Tell whether this very job was done from the same rows in other files: those of a run, moved or built again."""
     if not parts or any(name in origin.states for part in parts for name, _ in part.input):
@@ -191,25 +215,27 @@ def _tell(uri: str, todo: Todo, n_files: int, changed: list[str]) -> None:
         log.info("%s: input files left out, because they were embedded before: %d of %d", uri, known, n_files)
 
 
-def check_model(uri: str, done: list[dict[str, Any]], there: Iterable[str], model: str | None) -> None:
+def check_model(uri: str, done: list[dict[str, Any]], there: Iterable[str], origin: Origin) -> None:
     """Refuse to put embeddings beside those of another model.
 
     Args:
         uri: The table.
         done: The records of its jobs.
         there: Its files.
-        model: The digest of the model; None leaves models unchecked.
+        origin: What is embedded with.
 
     Raises:
         InputError: names the models and says what to do.
     """
+    model, names = origin.model, {record.get("model"): name_model(record) for record in done}
     made_by = {name: record.get("model") for record in done for name in record["files"]}
     found = [made_by[name] for name in there if name in made_by]
     others = sorted({other for other in found if other is not None} - {model})
     if model is not None and others:
         raise InputError(
             f"{uri} holds {sum(other in others for other in found):,} files embedded by another model "
-            f"({', '.join(others)}; the model of this run is {model}), and embeddings of different models cannot be "
+            f"({', '.join(names[other] for other in others)}; the model of this run is "
+            f"{name_model(dataclasses.asdict(origin))}), and embeddings of different models cannot be "
             "compared: choose another --target, or --mode overwrite, which keeps only the new rows"
         )
     if model is not None and None in found:
@@ -254,7 +280,7 @@ def _read_job(value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and "done" in value:
         raise ArtifactError("it was written by an earlier version of ivis_spark: embed into a new table")
     job = check_fields(value, number=int, key=str, mode=str, info=dict)
-    for name in ("model", "settings"):
+    for name in ("model", "settings", "run", "trained", "time"):
         check_fields({name: job.get(name)}, **{name: (str, type(None))})
     if "input" in job:
         read = check_fields(check_fields(job, input=dict)["input"], folder=str, files=list, units=list)

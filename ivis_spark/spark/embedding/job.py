@@ -17,6 +17,7 @@ from ivis_spark.core.sizes import SPLIT_BYTES
 from ivis_spark.errors import InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder
+from ivis_spark.spark.before_spark import in_folders
 from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.embedding import units
 from ivis_spark.spark.embedding.embed import FAULTS, InvalidRows, Outputs, embed_frame
@@ -113,7 +114,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
     features = frames.to_map(table, source, config)[1]
 
     def read(chosen: list[str]) -> DataFrame:
-        found = tables.read_files(table, uri, config, chosen) if chosen else table
+        found = tables.read_files(table, config, chosen) if chosen else table
         return frames.to_map(found, source, config)[0]
 
     return Input(features, files, read, list(source.carried))
@@ -200,7 +201,11 @@ def check_same_columns(
         if name in old and name not in named and old[name] != new[name]
     ]
     if faults:
-        raise InputError(f"{target.uri} has different columns: {'; '.join(faults)}. Choose another --target")
+        roots = tables.roots_of(source.read([]))
+        remedy = next(filter(None, (in_folders(name, roots) for name in old if name not in new)), "")
+        raise InputError(
+            f"{target.uri} has different columns: {'; '.join(faults)}{remedy or '. Choose another --target'}"
+        )
 
 
 def _embed_unit(
@@ -233,6 +238,5 @@ def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None
     )
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
-        raise InputError(
-            f"embed.partition_by={missing[0]!r} is not in the embedded table{what_it_has(missing[0], source.columns)}"
-        )
+        hint = in_folders(missing[0], tables.roots_of(source.read([]))) or what_it_has(missing[0], source.columns)
+        raise InputError(f"embed.partition_by={missing[0]!r} is not in the embedded table{hint}")

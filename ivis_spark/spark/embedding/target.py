@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import unquote
@@ -52,7 +53,54 @@ def check_mode(mode: str, partition_by: tuple[str, ...]) -> None:
         raise InputError("--mode replace replaces partitions, and none are named: pass --set embed.partition_by=COLUMN")
 
 
-class Target:
+class Table:
+    """A Parquet table that embeddings were put into, and the records of its jobs. Nothing here writes.
+
+    Args:
+        uri: The table's folder.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = storage.normalise_uri(uri)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the folder holds such records."""
+        return OWN in storage.children(*storage.filesystem(self.uri))
+
+    @property
+    def lock_folder(self) -> str:
+        """Where the lock of the table stands: in the folder that readers pass over."""
+        return self._own()
+
+    def data_files(self) -> list[str]:
+        """Return the files of the table that readers see, relative to it."""
+        names = [name for name, _ in storage.list_files(self.uri)]
+        return [name for name in names if not any(map(_is_hidden, name.split("/")))]
+
+    def unfinished(self) -> list[str]:
+        """Return the names of the journals whose job is not done, oldest first."""
+        names = self._records()
+        done = {name[:-5] for name in names if name.endswith(".done")}
+        return [name[:-5] for name in names if name.endswith(".json") and name[:-5] not in done]
+
+    def done(self) -> list[dict[str, Any]]:
+        """Return what finished jobs say of themselves, oldest first."""
+        return [
+            storage.read_json(self._own(name), read_done, remedy=_REMEDY)
+            for name in self._records()
+            if name.endswith(".done")
+        ]
+
+    def _records(self) -> list[str]:
+        names = storage.children(*storage.filesystem(self._own()))
+        return [name for name in names if not name.startswith(".")]  # there is a lock, too
+
+    def _own(self, *parts: str) -> str:
+        return storage.join(self.uri, OWN, *parts)
+
+
+class Target(Table):
     """A Parquet table that embeddings are put into. Runs on: driver.
 
     Args:
@@ -67,7 +115,8 @@ class Target:
 
     def __init__(self, uri: str, mode: str, partition_by: tuple[str, ...]) -> None:
         check_mode(mode, partition_by)
-        self.uri, self._mode, self._partition_by = storage.normalise_uri(uri), mode, partition_by
+        super().__init__(uri)
+        self._mode, self._partition_by = mode, partition_by
         for name in storage.children(*storage.filesystem(self.uri)):
             if name in _FOREIGN_TABLES:
                 raise InputError(
@@ -93,16 +142,6 @@ class Target:
                 f"{','.join(self._partition_by) or 'nothing'}: use {remedy}, or choose another --target"
             )
 
-    @property
-    def lock_folder(self) -> str:
-        """Where the lock of the table stands: in the folder that readers pass over."""
-        return self._own()
-
-    def data_files(self) -> list[str]:
-        """Return the files of the table that readers see, relative to it."""
-        names = [name for name, _ in storage.list_files(self.uri)]
-        return [name for name in names if not any(map(_is_hidden, name.split("/")))]
-
     def put(
         self,
         key: str,
@@ -126,11 +165,11 @@ class Target:
             InputError: if files would have to go that no such job wrote, files of another model are there, or rows
                 that were removed cannot be written again.
         """
-        for name in self._unfinished():
+        for name in self.unfinished():
             self._finish(name)
-        done, there = self._done(), set(self.data_files())
+        done, there = self.done(), set(self.data_files())
         if self._mode != "overwrite":
-            check_model(self.uri, done, there, origin.model)
+            check_model(self.uri, done, there, origin)
         todo = self._plan(done, there, key, origin)
         if not todo.new and not todo.again:
             info = next((record["info"] for record in reversed(done) if record["key"] == key), None)
@@ -148,7 +187,8 @@ class Target:
         removals = self._removals(done, [target for _, target in moves]) + todo.left
         number = max((record["number"] for record in done), default=0) + 1
         journal = {"number": number, "key": key, "mode": self._mode, "info": info, "model": origin.model}
-        journal |= {"settings": origin.settings}
+        journal |= {"settings": origin.settings, "run": origin.run, "trained": origin.trained}
+        journal |= {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
         journal |= {"input": describe_input(sizes, origin), "moves": moves, "removals": removals}
         name = f"{number:06d}-{key}"
         check()
@@ -177,7 +217,7 @@ class Target:
         )
         facts = {field: value for field, value in journal.items() if field not in ("moves", "removals")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
-            for record in self._done():
+            for record in self.done():
                 if record["number"] < journal["number"]:
                     for kind in ("json", "done"):  # a job that died at its very end left both
                         self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.{kind}"))
@@ -207,27 +247,6 @@ class Target:
                 f"{listed(foreign, 5)}. Move them away, or choose another --target"
             )
         return old
-
-    def _unfinished(self) -> list[str]:
-        """Return the names of the journals whose job is not done, oldest first."""
-        names = self._records()
-        done = {name[:-5] for name in names if name.endswith(".done")}
-        return [name[:-5] for name in names if name.endswith(".json") and name[:-5] not in done]
-
-    def _done(self) -> list[dict[str, Any]]:
-        """Return what finished jobs say of themselves, oldest first."""
-        return [
-            storage.read_json(self._own(name), read_done, remedy=_REMEDY)
-            for name in self._records()
-            if name.endswith(".done")
-        ]
-
-    def _records(self) -> list[str]:
-        names = storage.children(*storage.filesystem(self._own()))
-        return [name for name in names if not name.startswith(".")]  # there is a lock, too
-
-    def _own(self, *parts: str) -> str:
-        return storage.join(self.uri, OWN, *parts)
 
 
 def _is_hidden(part: str) -> bool:

@@ -15,9 +15,11 @@ from pyspark.sql import types as T
 
 from ivis_spark.config import DataConfig, did_you_mean, listed
 from ivis_spark.errors import InputError
+from ivis_spark.spark.before_spark import in_folders
 from ivis_spark.spark.rows import sparse
 from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
 from ivis_spark.spark.rows.images import is_image, pixels
+from ivis_spark.spark.rows.tables import roots_of
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +125,11 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     kinds = _kinds(frame.schema)
     named_columns = {"id_col" if config.id_col else "id_cols": config.keys, "label_col": (config.label_col,)}
     named_columns |= {"keep_columns": config.keep_columns, "drop_columns": config.drop_columns}
+    named_columns |= {"features_col": (config.features_col,), "feature_cols": config.feature_cols or ()}
     for option, named in named_columns.items():
         for name in named:
             if name is not None:
-                _require_column(name, kinds, f"data.{option}")
+                _require_column(name, kinds, f"data.{option}", frame)
     for name in config.keys:
         if not (isinstance(kinds[name], T.AtomicType) and _storable(kinds[name])):
             raise InputError(
@@ -366,9 +369,10 @@ def _kinds(schema: T.StructType) -> dict[str, T.DataType]:
     return {field.name: field.dataType for field in schema.fields}
 
 
-def _require_column(name: str, kinds: dict[str, T.DataType], setting: str) -> None:
+def _require_column(name: str, kinds: dict[str, T.DataType], setting: str, frame: DataFrame | None = None) -> None:
     if name not in kinds:
-        hint = did_you_mean(name, kinds) or f"; it has: {_listed(kinds)}"
+        hint = in_folders(name, [] if frame is None else roots_of(frame))
+        hint = hint or did_you_mean(name, kinds) or f"; it has: {_listed(kinds)}"
         raise InputError(f"{setting}={name!r} is not in the table{hint}")
 
 

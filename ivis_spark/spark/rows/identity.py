@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from py4j.protocol import Py4JError, Py4JJavaError
@@ -54,17 +54,6 @@ def files_of(table: DataFrame) -> list[str]:
     """Return the URIs of the files that a table is made from, also where it is cached."""
     leaves = _plan(table).collectLeaves()
     return [uri for number in range(leaves.size()) for uri in _files(leaves.apply(number)) or []]
-
-
-def roots_of(table: DataFrame) -> list[str]:
-    """Return the URIs of the files and folders by which the sources of a table were opened."""
-    leaves = _plan(table).collectLeaves()
-    uris = []
-    for number in range(leaves.size()):
-        with suppress(Py4JError):  # not a relation of files
-            roots = leaves.apply(number).relation().location().rootPaths()
-            uris += [roots.apply(place).toString() for place in range(roots.size())]
-    return uris
 
 
 def _plan(table: DataFrame) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from py4j.protocol import Py4JError
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import types as T
 
@@ -99,13 +100,28 @@ def _cases_apart(spark: SparkSession) -> Iterator[None]:
         spark.conf.set(_CASE, str(before))
 
 
-def read_files(table: DataFrame, uri: str, config: DataConfig, files: Sequence[str]) -> DataFrame:
+def read_files(table: DataFrame, config: DataConfig, files: Sequence[str]) -> DataFrame:
     """Open some files of a table that `read_table` opened, with its schema and its partition columns."""
     reader = _reader(table.sparkSession, dataclasses.replace(config, glob=True))
-    fs, path = storage.filesystem(uri)
-    if fs.isdir(path):  # so that folders like day=1 stay columns
-        reader = reader.option("basePath", storage.normalise_uri(uri))
+    roots = set(map(storage.normalise_uri, roots_of(table)))
+    # Folders below the one that was opened, like day=1, stay columns; Spark has none below several that were.
+    if "basepath" not in map(str.lower, config.options) and len(roots) == 1 and not roots & set(files):
+        reader = reader.option("basePath", *roots)
     return _load(reader.schema(table.schema), files)
+
+
+def roots_of(table: DataFrame) -> list[str]:
+    """Return the URIs of the files and folders by which the sources of a table were opened."""
+    frame: Any = table
+    if not hasattr(frame, "_jdf"):  # Spark Connect
+        return []
+    leaves = frame._jdf.queryExecution().analyzed().collectLeaves()
+    uris = []
+    for number in range(leaves.size()):
+        with suppress(Py4JError):  # not a relation of files
+            roots = leaves.apply(number).relation().location().rootPaths()
+            uris += [roots.apply(place).toString() for place in range(roots.size())]
+    return uris
 
 
 def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = None) -> DataFrame:
@@ -151,4 +167,7 @@ def _encoding_of_names(spark: SparkSession) -> str:
 def _reader(spark: SparkSession, config: DataConfig, **defaults: Any) -> DataFrameReader:
     header = {"header": True} if config.format == "csv" else {}
     literal = {} if config.glob else _LITERAL
-    return spark.read.format(config.format).options(**{**header, **defaults, **literal, **config.options})
+    options = {**header, **defaults, **literal, **config.options}
+    # A path like that of the table: Spark takes a plain one for that of its default filesystem.
+    places = {name: storage.normalise_uri(str(options[name])) for name in options if name.lower() == "basepath"}
+    return spark.read.format(config.format).options(**{**options, **places})

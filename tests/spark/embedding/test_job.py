@@ -140,6 +140,24 @@ def test_partitioned_input_and_output(spark: SparkSession, run: Path, tmp_path: 
         pipeline(spark, run, tmp_path / "table", "embed.partition_by=month").embed("other")
 
 
+def test_one_day_of_a_partitioned_table(spark: SparkSession, run: Path, tmp_path: Path) -> None:
+    for day in ("2026-11-27", "2026-11-28"):
+        first = 30 * (day[-1] == "8")
+        write(tmp_path / "new" / f"day={day}", first, first + 30, files=2)
+    base = f"data.options={{basePath: {tmp_path / 'new'}}}"
+    for day in ("2026-11-27", "2026-11-28"):
+        rows = pipeline(spark, run, tmp_path / "new" / f"day={day}", "embed.partition_by=day", base)
+        with pytest.raises(InputError, match=rf"the folder day={day} .* --set data.options.basePath=\S*/new$"):
+            pipeline(spark, run, tmp_path / "new" / f"day={day}", "embed.partition_by=day").embed_into(
+                str(tmp_path / "target"), "replace"
+            )
+        assert rows.embed_into(str(tmp_path / "target"), "replace")["rows"] == 30
+    assert [path.name for path in sorted(tmp_path.glob("target/day=*"))] == ["day=2026-11-27", "day=2026-11-28"]
+    check(pq.read_table(tmp_path / "target").drop(["day"]), range(60))
+    manifest = rows.embed("named")
+    assert [path.name for path in (published(run, manifest.stage) / "data").iterdir()] == ["day=2026-11-28"]
+
+
 def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_path: Path) -> None:
     first, second = write(tmp_path / "first", 0, 30, day=[1]), write(tmp_path / "second", 30, 60, day=[2])
     target = tmp_path / "target"
@@ -261,7 +279,7 @@ def test_two_jobs_never_write_one_target(spark: SparkSession, run: Path, tmp_pat
     table, target = write(tmp_path / "table"), tmp_path / "target"
     with (
         RunLock(str(target / "_ivis_spark"), "embed"),
-        pytest.raises(ArtifactError, match=r"_ivis_spark is being written by process \d+.*choose another --target,"),
+        pytest.raises(ArtifactError, match=r"^--target \S+/target is being written by .*choose another --target,"),
     ):
         pipeline(spark, run, table).embed_into(str(target), "append")
     pipeline(spark, run, table).embed_into(str(target), "append")

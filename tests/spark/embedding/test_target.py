@@ -213,6 +213,9 @@ def test_the_files_of_a_table_are_of_one_model(tmp_path: Path, caplog: pytest.Lo
     said = r"holds 2 files .* by another model \(first; .* is second\).*: choose another --target, or --mode overwrite"
     with pytest.raises(InputError, match=said):
         put(tmp_path, mode, "b", {1: [2]}, "second")
+    named = Origin("second", {"1": "2"}, None, "file:///runs/cells", "2026-11-28T01:00:00Z")
+    with pytest.raises(InputError, match=r"\(first; .* is that of file:///runs/cells, trained 2026-11-28T01:00:00Z\)"):
+        Target(str(tmp_path), mode, ("day",)).put("b", embed({1: [2]}), named)
     assert rows(tmp_path) == {1: [0], 2: [1]}
     remove(tmp_path, 1, 2)
     assert not put(tmp_path, mode, "b", {1: [2]}, "second")

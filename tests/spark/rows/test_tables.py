@@ -42,14 +42,14 @@ def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path
     assert [tuple(row) for row in frame.collect()] == [(7, name)]
     files = tables.input_files(frame)
     assert [storage.digest_file(file)["bytes"] > 0 for file in files] == [True]
-    again = tables.read_files(frame, str(table), PARQUET, files)
+    again = tables.read_files(frame, PARQUET, files)
     assert [tuple(row) for row in again.collect()] == [(7, name)]
     only = tables.read_table(spark, files[0], PARQUET)
     assert [tuple(row) for row in only.collect()] == [(7,)]
     write(part / f"{file_name} 2.parquet", 8)
     frame = tables.read_table(spark, str(table), PARQUET)
     files = tables.input_files(frame)
-    again = tables.read_files(frame, str(table), PARQUET, files)
+    again = tables.read_files(frame, PARQUET, files)
     assert sorted(row.x for row in again.collect()) == sorted(row.x for row in frame.collect()) == [7, 8]
     both = tables.read_parquet(spark, *files)
     assert sorted(row.x for row in both.collect()) == [7, 8]
@@ -78,10 +78,44 @@ def test_a_pattern_is_one_only_when_asked_for(spark: SparkSession, tmp_path: Pat
     frame = tables.read_table(spark, pattern, globbed)
     assert sorted(row.x for row in frame.collect()) == [1, 2]
     files = tables.input_files(frame)
-    assert sorted(row.x for row in tables.read_files(frame, pattern, globbed, files).collect()) == [1, 2]
+    assert sorted(row.x for row in tables.read_files(frame, globbed, files).collect()) == [1, 2]
     with pytest.raises(InputError) as refused:
         tables.read_table(spark, str(tmp_path / "nothing"), PARQUET)
     assert "glob" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "columns"),
+    [
+        ("t", {}, ["x", "day", "hour"]),
+        ("t/day=01", {}, ["x", "hour"]),
+        ("t/day=01", {"basePath": "t"}, ["x", "day", "hour"]),
+        ("t/day=01", {"BASEPATH": "t"}, ["x", "day", "hour"]),
+        ("t/day=01/hour=1/a.parquet", {"basePath": "t"}, ["x", "day", "hour"]),
+        ("t/day=01/hour=1/a.parquet", {}, ["x"]),
+        ("t/day=0*", {}, ["x", "hour"]),
+        ("t/*/*", {}, ["x"]),
+        ("t/*/*/*.parquet", {}, ["x"]),
+        ("t/*/hour=1", {"basePath": "t/"}, ["x", "day", "hour"]),
+        ("t", {"recursiveFileLookup": "true"}, ["x"]),
+        ("t/", {"pathGlobFilter": "a*"}, ["x", "day", "hour"]),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_files_of_a_table_have_its_columns(
+    spark: SparkSession, tmp_path: Path, path: str, options: dict[str, str], columns: list[str], together: bool
+) -> None:
+    for value, place in enumerate(("day=01/hour=1/a", "day=01/hour=2/b", "day=x/hour=1/a", "day=x/hour=3/a")):
+        write(tmp_path / "t" / f"{place}.parquet", value)
+    options = {name: str(tmp_path / value) if value.startswith("t") and name.lower() == "basepath" else value
+               for name, value in options.items()}  # fmt: skip
+    config = DataConfig(format="parquet", glob="*" in path, options=options)
+    frame = tables.read_table(spark, str(tmp_path / path), config)
+    files = tables.input_files(frame)
+    units = [tables.read_files(frame, config, each) for each in ([files] if together else [[file] for file in files])]
+    assert {tuple(unit.columns) for unit in units} == {tuple(frame.columns)} == {tuple(columns)}
+    rows = [tuple(row) for unit in units for row in unit.collect()]
+    assert sorted(rows) == sorted(map(tuple, frame.collect())) and rows
 
 
 _READ = """

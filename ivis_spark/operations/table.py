@@ -1,0 +1,96 @@
+"""`status` and `verify` of a table that `embed --target` wrote: its jobs, and whether their files are there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ivis_spark.errors import ArtifactError
+from ivis_spark.runtime.lock import owners
+from ivis_spark.spark.embedding.history import current_files, name_model
+from ivis_spark.spark.embedding.target import Table
+
+NOT_CHECKED = "the content of files, because records of jobs hold no digests; and whether the input has new files"
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """What `status` found of a table; `jobs` oldest first, since the last overwrite."""
+
+    table: str
+    jobs: list[dict[str, Any]]
+    files: int
+    running: list[str]
+    unfinished: list[str]
+
+
+def is_table(uri: str) -> bool:
+    """Tell whether a folder is a table that `embed --target` wrote."""
+    return Table(uri).is_one
+
+
+def status(uri: str) -> TableStatus:
+    """Describe a table: its jobs, files, and which process is writing it."""
+    table = Table(uri)
+    jobs = [
+        {
+            "number": record["number"],
+            "time": record.get("time"),
+            "mode": record["mode"],
+            "rows": record["info"]["rows"],
+            "input_files": len(record["input"]["files"]) if "input" in record else None,
+            "files": len(record["files"]),
+            "run": record.get("run"),
+            "trained": record.get("trained"),
+            "model": record.get("model"),
+        }
+        for record in table.done()
+    ]
+    alive = [str(owner) for owner in owners(table.lock_folder).values() if not owner.seems_dead()]
+    return TableStatus(table.uri, jobs, len(table.data_files()), alive, [] if alive else table.unfinished())
+
+
+def show(state: TableStatus) -> str:
+    """Return a status as text: a line per job, and what is running."""
+    lines = [f"{state.table}: table of `embed --target`, {state.files:,} files", ""]
+    lines.append(f"{'job':>6}  {'time':<20}  {'mode':<9} {'rows':>14} {'input files':>12}  model")
+    for job in state.jobs:
+        read = "-" if job["input_files"] is None else f"{job['input_files']:,}"
+        begin = f"{job['number']:>6}  {job['time'] or 'unknown':<20}  {job['mode']:<9} {job['rows']:>14,} {read:>12}"
+        lines.append(f"{begin}  {name_model(job)}")
+    lines += ["no job has finished"] * (not state.jobs)
+    lines += [f"running: {text}" for text in state.running]
+    lines += [f"unfinished: job {text}; the next `embed` into the table finishes it" for text in state.unfinished]
+    return "\n".join(lines)
+
+
+def verify(uri: str) -> dict[str, Any]:
+    """Look whether all files are there that jobs wrote and no later job replaced.
+
+    Returns:
+        How many files of how many jobs are there, how many others there are, and what was not checked.
+
+    Raises:
+        ArtifactError: naming missing files, and jobs that were interrupted while they moved files.
+    """
+    table = Table(uri)
+    done, there = table.done(), set(table.data_files())
+    files = current_files(done)
+    if unfinished := table.unfinished():
+        raise ArtifactError(
+            f"{table.uri}: job {unfinished[0]} has not finished moving its files; the next `embed` into the table "
+            "finishes it"
+        )
+    if gone := sorted(files - there):
+        raise ArtifactError(
+            f"{table.uri}: {len(gone)} of {len(files)} files that `embed` wrote are gone, like {gone[0]}: repeat the "
+            "command that made them, which writes them again"
+        )
+    ours = {name for record in done for name in record["files"]}
+    return {"files": len(files), "jobs": len(done), "other_files": len(there - ours), "not_checked": NOT_CHECKED}
+
+
+def show_verified(found: dict[str, Any]) -> str:
+    """Return what `verify` found as text."""
+    others = f"; {found['other_files']} other files, which `embed` did not write" if found["other_files"] else ""
+    return f"{found['files']} files of {found['jobs']} jobs are there{others}. Not checked: {found['not_checked']}"
