@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.data.arrays import warn_of_other_order
 from ivis_spark.errors import ConfigError, DependencyError, InputError, NotFittedError
-from ivis_spark.report.figures import Shaded, axis_titles, draw_embedding, figure_size, place_points, scale_colour
+from ivis_spark.report.figures import (
+    LEGEND_CHARS,
+    Shaded,
+    axis_titles,
+    draw_embedding,
+    figure_size,
+    place_points,
+    scale_colour,
+)
 from ivis_spark.report.labels import MOST_LAYERS, Labels, plan_layers, read_labels, scale_steps
 
 if TYPE_CHECKING:
@@ -216,7 +225,8 @@ def _interactive(
     for layer in plan_layers(labels, len(x)):
         marker = {"color": layer.colour, "symbol": layer.marker, "size": size, "opacity": 0.75}
         figure.add_scattergl(
-            **{"x": x[layer.rows], "y": y[layer.rows], "name": layer.name, "mode": "markers", "marker": marker},
+            **{"x": x[layer.rows], "y": y[layer.rows], "mode": "markers", "marker": marker},
+            name="<br>".join(textwrap.wrap(layer.name, LEGEND_CHARS)),
             customdata=names[layer.rows],
             hovertemplate="row %{customdata}",
         )
@@ -234,6 +244,7 @@ def _interactive(
     if embedding.shape[1] > 1:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     figure.update_layout(showlegend=labels is not None and not labels.on_scale, legend_itemsizing="constant")
+    figure.update_layout(hoverlabel_namelength=-1)  # else cut to 15 characters
     margin = {"l": _MARGIN, "r": _MARGIN, "b": _MARGIN, "t": 2 * _MARGIN if title else _MARGIN}
     figure.update_layout(height=_HEIGHT, margin=margin)
     return figure
