@@ -135,6 +135,28 @@ def test_a_name_is_written_on_its_class() -> None:
         assert len(plot(Z[:rows], labels=["few"] * rows).texts) == 1
 
 
+def test_labels_of_pandas_and_of_files(caplog: pytest.LogCaptureFixture) -> None:
+    pd = pytest.importorskip("pandas")
+    stages = pd.Categorical(["young", "old", "adult"] * 30, ["egg", "young", "adult", "old"], ordered=True)
+    sizes = pd.Categorical([3, 1, 2] * 30, [3, 2, 1], ordered=True)
+    for labels, names in (
+        (stages, ["young", "adult", "old"]),
+        (pd.Series(stages), ["young", "adult", "old"]),
+        (sizes, ["3", "2", "1"]),
+        (pd.Categorical(NAMES), ["a", "b", "c"]),
+        ([name.encode() for name in NAMES], ["a", "b", "c"]),
+    ):
+        axes = plot(Z, labels)
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    with pytest.warns(UserWarning, match="the text 'nan' is a class of its own"):
+        plot(Z, np.where(NAMES == "a", "nan", NAMES))
+    with caplog.at_level(logging.WARNING, "ivis_spark"):
+        plot(pd.DataFrame(np.column_stack([Z, Z[:, :1]])))
+        assert not caplog.messages
+        plot(pd.DataFrame(np.column_stack([Z, Z]), columns=list("abcd")))
+    assert "the frame has 4 columns, of which the first two are drawn: ['a', 'b']" in caplog.text
+
+
 def test_series_of_vectors_and_frames_of_spark() -> None:
     pd = pytest.importorskip("pandas")
     vectors = np.arange(6.0).reshape(3, 2)

@@ -81,7 +81,9 @@ class Layer:
     marker: str = "circle"
 
 
-def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | None:
+def read_labels(
+    values: Sequence[object], *, classes: bool = False, order: Sequence[object] | None = None
+) -> Labels | None:
     """Return the labels of rows, or None if no row has one.
 
     Text is classes. Numbers are classes if they are whole and of at most 100 different values, else continuous.
@@ -89,6 +91,7 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
     Args:
         values: A float or text per row; None or NaN without a label.
         classes: Whether numbers are classes, whatever they are.
+        order: Of the names of classes; natural when None.
     """
     missing = [value is None or value != value for value in values]
     if all(missing):
@@ -103,7 +106,8 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
             return Labels((), np.full(len(numbers), -1, np.int64), numbers)
         codes = np.where(np.isnan(numbers), -1, np.searchsorted(unique, numbers)).astype(np.int64)
         return Labels(tuple(f"{value:.0f}" for value in unique), codes, numbers)
-    names = sorted({str(value) for value, gone in zip(values, missing, strict=True) if not gone}, key=_natural)
+    found = {str(value) for value, gone in zip(values, missing, strict=True) if not gone}
+    names = sorted(found, key=_natural) if order is None else [str(name) for name in order if str(name) in found]
     position = {name: code for code, name in enumerate(names)}
     numbered = [-1 if gone else position[str(value)] for value, gone in zip(values, missing, strict=True)]
     return Labels(tuple(names), np.array(numbered, np.int64), None)
