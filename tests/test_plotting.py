@@ -99,6 +99,64 @@ def test_names_of_classes_in_one_place_are_written_above_one_another() -> None:
     assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
+TYPES = [f"CD{kind}-positive, alpha-beta memory T cell of the {organ}" for kind in (4, 8) for organ in ("lung", "gut")]
+TYPES += [f"{'x' * 70}{number}{'y' * 40}" for number in range(3)]
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_entries_of_a_legend_differ(times: int) -> None:
+    pytest.importorskip("plotly")
+    names = [
+        f"{name} {again}".strip("1 ") if again == 1 else f"{again} {name}"
+        for again in range(1, times + 1)
+        for name in TYPES
+    ]
+    labels = np.array(names)[np.arange(90) % len(names)]
+    axes = plot(Z, labels)
+    entries = [text.get_text().replace("\n", " ") for text in axes.get_legend().get_texts()]
+    assert len(set(entries)) == len(names) and all(
+        len(line) <= 28 for text in axes.get_legend().get_texts() for line in text.get_text().split("\n")
+    )
+    if times == 1:
+        assert set(TYPES[:4]) <= set(entries) and max(map(len, entries)) < 90
+    figure = plot(Z, labels, interactive=True)
+    assert len({trace.name for trace in figure.data}) == len(names) and figure.layout.hoverlabel.namelength == -1
+
+
+def test_a_name_is_written_on_its_class() -> None:
+    """A class of two groups, the larger of which is denser, on both sides of another."""
+    rng = np.random.default_rng(0)
+    ends = np.concatenate([rng.normal((-6, 0), 0.3, (200, 2)), rng.normal((6, 0), 0.6, (210, 2))])
+    between = rng.normal((0, 0), 0.5, (100, 2))
+    axes = plot(np.concatenate([ends, between]), labels=["ends"] * 410 + ["between"] * 100)
+    (at,) = [text.xy for text in axes.texts if text.get_text() == "ends"]
+    assert np.linalg.norm(np.subtract(at, (-6, 0))) < 0.5
+    for rows in (1, 2, 3):
+        assert len(plot(Z[:rows], labels=["few"] * rows).texts) == 1
+
+
+def test_labels_of_pandas_and_of_files(caplog: pytest.LogCaptureFixture) -> None:
+    pd = pytest.importorskip("pandas")
+    stages = pd.Categorical(["young", "old", "adult"] * 30, ["egg", "young", "adult", "old"], ordered=True)
+    sizes = pd.Categorical([3, 1, 2] * 30, [3, 2, 1], ordered=True)
+    for labels, names in (
+        (stages, ["young", "adult", "old"]),
+        (pd.Series(stages), ["young", "adult", "old"]),
+        (sizes, ["3", "2", "1"]),
+        (pd.Categorical(NAMES), ["a", "b", "c"]),
+        ([name.encode() for name in NAMES], ["a", "b", "c"]),
+    ):
+        axes = plot(Z, labels)
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    with pytest.warns(UserWarning, match="the text 'nan' is a class of its own"):
+        plot(Z, np.where(NAMES == "a", "nan", NAMES))
+    with caplog.at_level(logging.WARNING, "ivis_spark"):
+        plot(pd.DataFrame(np.column_stack([Z, Z[:, :1]])))
+        assert not caplog.messages
+        plot(pd.DataFrame(np.column_stack([Z, Z]), columns=list("abcd")))
+    assert "the frame has 4 columns, of which the first two are drawn: ['a', 'b']" in caplog.text
+
+
 def test_series_of_vectors_and_frames_of_spark() -> None:
     pd = pytest.importorskip("pandas")
     vectors = np.arange(6.0).reshape(3, 2)

@@ -26,7 +26,7 @@ from ivis_spark.report import figures, plots
 from ivis_spark.report.colouring import find_columns
 from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.evaluate import evaluate, import_metrics
-from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shorten
+from ivis_spark.report.labels import MARKERS, PALETTE, UNLABELLED, plan_layers, read_labels, scale_steps, shortened
 from ivis_spark.report.sample import Originals, count_density, density_bins, draw_sample
 from ivis_spark.report.verdicts import GOOD, JUDGED, LEEWAY, judge, principal_components
 from ivis_spark.report.wording import VERDICTS_HINT
@@ -245,7 +245,7 @@ def test_hostile_texts_stay_texts(spark: SparkSession, tmp_path: Path) -> None:
     assert page.visible.count(HOSTILE) == 5  # title twice, note, setting and its value
     assert "<" not in page.texts["explorer-data"]
     names = {layer["name"] for layer in drawn(page)["colourings"][0]["layers"]}
-    assert names == {shorten(HOSTILE), "$x_", "_under", "50 %{x}"}  # text nodes show them, see test_explorer.py
+    assert names == {*shortened([HOSTILE]), "$x_", "_under", "50 %{x}"}  # text nodes show them, see test_explorer.py
 
 
 @pytest.mark.spark
@@ -499,8 +499,21 @@ def test_many_classes_get_distinct_colours_and_the_rare_share_one() -> None:
     assert [layer.name for layer in layers[:3]] == [UNLABELLED, "11 rarer labels", "c0"]
     drawn = {(layer.colour, layer.marker) for layer in layers[2:]}
     assert len(drawn) == len(layers) - 2 == len(PALETTE) * len(MARKERS) - 1
-    assert shorten("a\nb" + "x" * 100) == "a b" + "x" * 56 + "…"
-    assert shorten(" ") == "(empty)"
+    channels = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in PALETTE])
+    assert np.ptp(channels, axis=1).min() > 60  # grey is of rows without a label
+
+
+def test_shortened_names_stay_apart() -> None:
+    assert shortened(["a\nb" + "x" * 100, " "]) == ["a b" + "x" * 26 + "…" + "x" * 30, "(empty)"]
+    assert shortened(["a b", "a  b", "c"]) == ["'a b'", "'a  b'", "c"]
+    names = [f"{'x' * 50}{number}{'y' * 9}" for number in range(3)]
+    short = shortened(names, 16)
+    assert len(set(short)) == 3 and all("…" in name and len(name) < 30 for name in short)
+    stages = [f"a long and equal beginning of cell type {name}" for name in ("GABAergic", "cholinergic")]
+    assert shortened(stages, 30) == ["a long …GABAergic", "a long …cholinergic"]
+    backwards = [name[::-1] for name in stages]
+    assert shortened(backwards, 30) == ["cigreABAG… gnol a", "cigrenilohc… gnol a"]
+    assert shortened(["short", *names], 200) == ["short", *names]
 
 
 def test_a_colour_scale_is_cut_into_named_steps() -> None:

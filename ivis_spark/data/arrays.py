@@ -24,6 +24,8 @@ Dtype = type[np.float32] | type[np.float64]
 _OUTWEIGHS = 100
 # Far wider than features between 0 and 1, or of unit variance.
 _WIDE_RANGE = 50.0
+# Counts: of many things, some of them so many times as usual, and rows whose sums differ by such a factor.
+_FEW_COLUMNS, _LARGE_COUNT, _TOTALS_DIFFER = 30, 20, 3
 
 
 class _NotNumbers(InputError, TypeError):
@@ -98,6 +100,33 @@ def warn_of_range(rows: Floats, names: NDArray[np.object_] | None = None) -> Non
             "of unit variance: divide X by a number, or scale it with sklearn.preprocessing",
             usual,
         )
+
+
+def warn_of_counts(values: NDArray[Any], totals: NDArray[Any], largest: NDArray[Any]) -> bool:
+    """Warn of raw counts, as of genes or words, whose totals and few large values decide the distances.
+
+    Flags, pixels and grades are whole numbers too, but have no values far above most others, or in few columns.
+
+    Args:
+        values: Those of some rows that are not 0.
+        totals: The sum of each of these rows.
+        largest: The largest value of each column.
+
+    Returns:
+        Whether there was a warning.
+    """
+    if len(largest) < _FEW_COLUMNS or not len(values) or values.min() < 0 or (values != np.floor(values)).any():
+        return False
+    usual, (low, high) = np.median(values), np.percentile(totals, [5, 95])
+    in_columns = np.median(largest[largest > 0])
+    if in_columns <= usual or largest.max() < _LARGE_COUNT * usual or high < _TOTALS_DIFFER * max(low, 1):
+        return False
+    log.warning(
+        "X looks like raw counts: whole numbers up to %d, and the sums of rows differ by a factor of %.0f. Normalise: "
+        "divide each row by its sum, and take np.log1p of 1e4 times that, as the tutorial on single-cell data does",
+        *(largest.max(), high / max(low, 1)),
+    )
+    return True
 
 
 def warn_of_other_order(rows: Any, others: Any, name: str) -> None:

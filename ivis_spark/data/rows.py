@@ -81,7 +81,7 @@ class LazyRows:
     def sample(self, count: int, rng: np.random.Generator) -> Any:
         """Return some rows in their order: a SciPy sparse matrix where they are one, else float32 (count, ...)."""
         numbers = np.sort(rng.permutation(len(self))[:count])
-        return self._finite_sparse(numbers) if self.sparse else self.take(numbers)
+        return self.take_sparse(numbers) if self.sparse else self.take(numbers)
 
     def sparse_blocks(self) -> Iterator[Any]:
         """Yield all rows in order, as SciPy sparse matrices if they are sparse, else as `blocks` does."""
@@ -89,7 +89,7 @@ class LazyRows:
             yield from self.blocks()
             return
         for start in range(0, len(self), _SPARSE_ROWS):
-            yield self._finite_sparse(np.arange(start, min(start + _SPARSE_ROWS, len(self))))
+            yield self.take_sparse(np.arange(start, min(start + _SPARSE_ROWS, len(self))))
 
     @property
     def row_bytes(self) -> int:
@@ -101,7 +101,8 @@ class LazyRows:
         """Whether the rows are a SciPy sparse matrix."""
         return hasattr(self._X, "tocsr")
 
-    def _finite_sparse(self, numbers: Ints) -> Any:
+    def take_sparse(self, numbers: Ints) -> Any:
+        """Return some rows of a sparse matrix as one, see `take`."""
         rows = self._X[numbers]
         wrong = ~np.isfinite(rows.data)
         if wrong.any():

@@ -16,7 +16,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from ivis_spark.config import AUTO, Config, NeighboursConfig, TrainConfig
 from ivis_spark.core.seeds import to_seed
-from ivis_spark.data.arrays import warn_of_other_order, warn_of_range
+from ivis_spark.data.arrays import warn_of_other_order
 from ivis_spark.data.neighbour_retrieval.search import Neighbours, find_neighbours, read_neighbours
 from ivis_spark.data.rows import Rows, as_rows, learn_projection, project
 from ivis_spark.data.triplets import triplet_dataset
@@ -31,6 +31,7 @@ from ivis_spark.estimator.predicting import (
     predict,
     rows_to_search,
     warn_of_components,
+    warn_of_rows,
 )
 from ivis_spark.estimator.saving import NotFitted, Saving
 from ivis_spark.estimator.settings import params_of
@@ -77,8 +78,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         n_epochs_without_progress: Epochs without a lower loss before training stops [20; 5, which cosine ignores].
         n_trees: Trees of an Annoy index.
         ntrees: Deprecated name of `n_trees`.
-        knn_distance_metric: Distance of the neighbours [angular; euclidean]: angular, euclidean, manhattan, hamming or
-            dot.
+        knn_distance_metric: Distance of the neighbours [angular; euclidean]: angular or cosine, euclidean, manhattan,
+            hamming or dot.
         search_k: Nodes that Annoy inspects per query; -1 is n_trees * k.
         precompute: Search all neighbours before training and keep them in memory; otherwise when a batch needs them.
         model: Base network: szubert (layers of 128, 128 and 128 units), hinton (2000, 1000, 500), maaten (500, 500,
@@ -216,8 +217,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         warn_of_other_order(X, Y, "labels")
         names = names_of(X)
         rows = self._rows_to_embed(X) if goes_on else as_rows(X)
-        if isinstance(rows, np.ndarray):
-            warn_of_range(rows, getattr(self, "feature_names_in_", None) if goes_on else names)
+        searched = all(each is None for each in (self.neighbour_matrix, self.annoy_index_path, self.n_components))
+        warn_of_rows(rows, getattr(self, "feature_names_in_", None) if goes_on else names, searched=searched)
         if len(rows) < _LEAST_ROWS:
             raise InputError(
                 f"X has n_samples = {len(rows)}; at least {_LEAST_ROWS} rows are needed for a triplet: pass more"
@@ -253,6 +254,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         with contextlib.ExitStack() as ending:
             listeners = self._listeners(len(rows), ending)
             ending.enter_context(naming_arguments())
+            if self.n_classes_ == 1:  # of which `labels_for` warns
+                ending.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", "You are using a softmax over axis")
             self.embedding_ = None  # until the end, of what the network was
             fit_model(model, dataset, steps_per_epoch=steps, config=config, callbacks=listeners)
         self.embedding_ = embed_fitted(model.encoder, rows)
@@ -262,7 +266,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     ) -> Floats:
         """Train on rows and embed them, see `fit` and `transform`."""
         self.fit(X, Y, shuffle_mode, y=y)
-        return self.transform(X) if self.embedding_ is None else self.embedding_
+        return self.transform(X) if self.embedding_ is None else self.embedding_.copy()
 
     def transform(self, X: Any) -> Floats:
         """Embed rows, shape (n, d) -> float32 (n, embedding_dims); or a data frame, see `set_output`.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.data.labels import is_missing, warn_of_words, with_plain_text
 from ivis_spark.data.rows import as_labels
 from ivis_spark.errors import InputError
 from ivis_spark.nn.supervision import UNLABELLED, count_outputs, takes_classes
@@ -24,7 +25,11 @@ _ADVICE = (
     "number them with sklearn.preprocessing.LabelEncoder; to train without labels omit y, or in a Pipeline, which "
     "passes it, set supervision_weight=0"
 )
-_MISSING_WORDS = ("nan", "none", "null", "na", "n/a", "<na>", "nat", "")
+# The same where some are missing: text of these would be a class.
+_ADVICE_WITH_MISSING = _ADVICE.replace(
+    "pass text, y.astype(str), or number them with sklearn.preprocessing.LabelEncoder",
+    "pass text that keeps missing labels, pandas.Series(y).where(y != -1).astype('string')",
+)
 
 
 def labels_for(Y: Any, n_rows: int, metric: Any, weight: float) -> tuple[NDArray[Any], Classes | None, int] | None:
@@ -54,14 +59,7 @@ def _warn_of_classes(classes: Classes) -> None:
             UserWarning,
             stacklevel=4,
         )
-    words = [name for name in classes.tolist() if isinstance(name, str) and name.strip().lower() in _MISSING_WORDS]
-    if words:
-        warnings.warn(
-            f"the text {words[0]!r} is a class of its own; a missing label is None or NaN: replace it, as "
-            f"y.replace({words[0]!r}, None) does in pandas",
-            UserWarning,
-            stacklevel=4,
-        )
+    warn_of_words(classes.tolist(), stacklevel=4)
 
 
 def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], Classes | None, int]:
@@ -85,9 +83,9 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
     if not takes_classes(metric):
         labels = as_labels(Y, n_rows)
         return labels, None, count_outputs(metric, labels)
-    labels = np.asarray(Y)
+    labels = with_plain_text(np.asarray(Y))
     if isinstance(Y, (list, tuple)) and labels.dtype.kind in "US":  # text, or numbers among text, which became text
-        labels = np.asarray(Y, object)
+        labels = with_plain_text(np.asarray(Y, object))
     if labels.dtype.kind != "b":
         as_labels(labels, n_rows)  # which checks them; messages show the numbers as they were given
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -97,7 +95,8 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
         n_classes = count_outputs(metric, labels)
     except InputError as err:
         numbers_given = labels.ndim == 1 and labels.dtype.kind in "iuf" and (labels != UNLABELLED).any()
-        raise InputError(f"{err}: {_ADVICE}" if numbers_given else str(err)) from err
+        advice = _ADVICE_WITH_MISSING if (labels == UNLABELLED).any() else _ADVICE
+        raise InputError(f"{err}: {advice}" if numbers_given else str(err)) from err
     return labels.astype(np.int64), np.arange(n_classes) if classes is None else classes, n_classes
 
 
@@ -123,11 +122,6 @@ def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
     numbered = np.full(len(labels), UNLABELLED, np.int64)
     numbered[slice(None) if missing is None else ~missing] = codes
     return numbered, classes
-
-
-def is_missing(label: Any) -> bool:
-    """Tell whether a value is None, NaN, NA or NaT."""
-    return label is None or type(label).__name__ in ("NAType", "NaTType") or label != label
 
 
 def _is_number(label: Any) -> bool:

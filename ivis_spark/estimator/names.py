@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivis_spark.config import listed
+from ivis_spark.data.labels import is_missing
 from ivis_spark.errors import InputError
-from ivis_spark.estimator.labels import is_missing
 
 Names = NDArray[np.object_]
 
@@ -27,9 +28,14 @@ def check_kind(X: Any) -> None:
     if isinstance(X, (str, os.PathLike)):
         raise InputError(f"X is text, {os.fspath(X)!r}: read the file first, for example with pandas.read_csv")
     if isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # a sparse matrix may be a dict
-        raise InputError("X is a dict: pass pandas.DataFrame(X), or an array of shape (n, d)")
+        raise InputError(_of_mapping(X))
     if hasattr(X, "obsm") and hasattr(X, "X"):
         raise InputError("X is an AnnData: pass its rows, adata.obsm['X_pca'] or adata.X")
+    if hasattr(X, "to_memory"):
+        raise InputError(
+            f"X is a {type(X).__name__}, the sparse rows of an AnnData on disk: pass adata.to_memory().X, or its "
+            "components, adata.obsm['X_pca']"
+        )
     if hasattr(X, "toPandas"):
         raise InputError("X is a Spark DataFrame: use ivis_spark.IvisEstimator, or pass X.toPandas() if it is small")
 
@@ -37,8 +43,8 @@ def check_kind(X: Any) -> None:
 def names_of(X: Any) -> Names | None:
     """Return the column names of a data frame, object (d,); None if it is not a frame, or its columns are numbered.
 
-    Raises: InputError: if columns hold text or dates (names them), or if some names are text and some are not, so that
-        the columns go neither by name nor by place.
+    Raises: InputError: if columns hold text or dates (names them), names repeat, or some names are text and some are
+        not, so that the columns go neither by name nor by place.
     """
     columns = getattr(X, "columns", None)
     if columns is None or callable(columns) or hasattr(X, "tocsr"):
@@ -56,6 +62,12 @@ def names_of(X: Any) -> Names | None:
     if not all(texts):
         kinds = ", ".join(sorted({type(name).__name__ for name in names}))
         raise InputError(f"the columns of X have names of several types ({kinds}); use strings for all names")
+    if len(set(names)) < len(names):
+        twice = [str(name) for name, count in Counter(names).items() if count > 1]
+        raise InputError(
+            f"X has duplicate columns, {_listed(twice)}: columns are matched by name, so drop or rename them, as "
+            "X.loc[:, ~X.columns.duplicated()] does in pandas"
+        )
     return names
 
 
@@ -76,14 +88,31 @@ def in_order(X: Any, fitted: Names | None) -> Any:
             warnings.warn("X has feature names, but Ivis was fitted without feature names", stacklevel=3)
         return X
     missing, others = _without(fitted, names), _without(names, fitted)
-    if missing or others or len(names) != len(fitted):
+    if missing or others:
         parts = [f"lacks {_listed(missing)}"] if missing else []
         parts += [f"has {_listed(others)}, not in the fit"] if others else []
-        parts += [] if parts else ["has duplicate columns"]
         raise InputError(
             f"X {' and '.join(parts)}: columns are matched by name; pass those of the fit, listed in feature_names_in_"
         )
     return X if list(names) == list(fitted) else X[list(fitted)]
+
+
+def _of_mapping(X: Mapping[Any, Any]) -> str:
+    """Return what to pass instead of a dict, a group of an HDF5 file, or a file of several arrays."""
+    if not hasattr(X, "visititems"):  # which groups of HDF5 have
+        if hasattr(X, "files"):
+            return f"X is a file of several arrays: pass one of them, X[{next(iter(X))!r}]; it holds {listed(list(X))}"
+        return "X is a dict: pass pandas.DataFrame(X), or an array of shape (n, d)"
+    if {"data", "indices", "indptr"} <= set(X):
+        return (
+            f"X is the group {X.name!r} of an HDF5 file, a sparse matrix in parts: read it with "  # type: ignore[attr-defined]
+            "anndata.read_h5ad(path).X, or with scipy.sparse.csr_matrix((X['data'][:], X['indices'][:], "
+            "X['indptr'][:]))"
+        )
+    names: list[str] = []
+    X.visititems(lambda name, each: names.append(name) if hasattr(each, "shape") else None)
+    held = f"it holds {listed(names)}" if names else "it holds none"
+    return f"X is an HDF5 file or group: pass one of its datasets, X['name']; {held}"
 
 
 def _holds_text(X: Any, place: int) -> bool:

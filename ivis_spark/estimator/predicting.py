@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
 from numbers import Integral
 from typing import Any
@@ -13,17 +14,21 @@ from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import is_collapsed
 from ivis_spark.core.projection import Projection
-from ivis_spark.data.rows import Rows, blocks, project_blocks, take
+from ivis_spark.data.arrays import warn_of_counts, warn_of_range
+from ivis_spark.data.rows import LazyRows, Rows, blocks, project_blocks, take
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.estimator.saving import NotFitted
 from ivis_spark.nn.networks import dense_network
 from ivis_spark.nn.projection import split_projection
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
 _PREDICT_ROWS = 256
 _SAMPLE_ROWS = 1000  # by which a collapse is noticed
 _FEW_COMPONENTS = 10  # fewer are rarely meant
+_WIDE, _SLOW_CELLS = 1000, 10_000_000  # columns of sparse rows, and zeros and values together, that search slowly
 _PROJECTED = ("euclidean", "angular", "dot")  # distances that principal components keep
 
 
@@ -86,6 +91,35 @@ def warn_of_components(count: int, projection: Projection, embedding_dims: int, 
             f"The size of the embedding is embedding_dims={embedding_dims}; omit n_components, or pass more",
             UserWarning,
             stacklevel=3,
+        )
+
+
+def warn_of_rows(rows: Rows, names: NDArray[np.object_] | None, *, searched: bool) -> None:
+    """Warn of raw counts and unscaled columns, and of sparse rows whose search would take long.
+
+    Args:
+        rows: Of a fit.
+        names: Of the columns, if they have any.
+        searched: Whether neighbours are searched among all columns.
+
+    Raises: InputError: if distances between rows exceed float32.
+    """
+    sparse = isinstance(rows, LazyRows) and rows.sparse
+    if not (sparse or isinstance(rows, np.ndarray)) or len(rows.shape) != 2:
+        return
+    places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE_ROWS).astype(np.int64))
+    sample = rows.take_sparse(places) if isinstance(rows, LazyRows) else rows[places]
+    values: Any = sample.data if sparse else sample
+    totals = np.asarray(sample.sum(axis=1)).ravel()
+    largest = sample.max(axis=0).toarray().ravel() if sparse else sample.max(axis=0)
+    counts = warn_of_counts(values[values != 0], totals, largest)
+    if isinstance(rows, np.ndarray) and not counts:
+        warn_of_range(rows, names)
+    if sparse and searched and rows.shape[1] > _WIDE and rows.shape[0] * rows.shape[1] > _SLOW_CELLS:
+        log.warning(
+            "the neighbours of sparse rows of %s columns are searched among all columns, which takes long; "
+            "n_components=50 searches principal components instead, without densifying rows",
+            f"{rows.shape[1]:,}",
         )
 
 

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError as SklearnNotFittedError
 from ivis_spark import storage
 from ivis_spark.core.projection import Projection
 from ivis_spark.core.scaling import Scaler
-from ivis_spark.errors import ConfigError, ExistsError, NotFittedError
+from ivis_spark.errors import ArtifactError, ConfigError, ExistsError, NotFittedError
 from ivis_spark.estimator.parameters import Parameters
 from ivis_spark.nn import persistence
 from ivis_spark.nn.ivis2 import is_ivis2_folder, load_ivis2_folder
@@ -78,7 +78,7 @@ class Saving(Parameters):
         The folder appears completely or not at all. For an untrained model only the parameters are saved.
 
         Args:
-            folder_path: Local path.
+            folder_path: Local path; ~ is the home folder.
             save_format: Accepted for compatibility with ivis; Keras files are written.
             overwrite: Replace the saved model if there is one.
 
@@ -86,9 +86,12 @@ class Saving(Parameters):
             ExistsError: if the folder exists, or holds files that are not part of a saved model; also an InputError and
                 a FileExistsError.
             NotFittedError: if the model is not trained and would replace one that is.
+            ConfigError: if there is no path.
         """
         del save_format
-        target = os.path.abspath(folder_path)
+        if not folder_path:
+            raise ConfigError("save_model needs folder_path, the folder to write, for example 'digits.ivis'")
+        target = os.path.abspath(os.path.expanduser(folder_path))
         if os.path.exists(target) and not overwrite:
             raise ExistsError(f"{folder_path!r} exists; pass overwrite=True to replace it, or another path")
         if os.path.exists(target):
@@ -123,7 +126,7 @@ class Saving(Parameters):
         A function passed before as `distance` or `supervision_metric` is kept.
 
         Args:
-            folder_path: Local path.
+            folder_path: Local path; ~ is the home folder.
             custom_objects: Layers and functions of a custom backbone, by name.
 
         Raises:
@@ -132,6 +135,9 @@ class Saving(Parameters):
                 no instance or no path.
         """
         _check_instance(self, folder_path)
+        folder_path = os.path.expanduser(folder_path)
+        if os.path.isfile(folder_path):
+            raise ArtifactError(f"{folder_path!r} is a file, not a folder: pass the folder that save_model wrote")
         if any(os.path.exists(os.path.join(folder_path, name)) for name in (storage.MARK, "metadata")):
             raise ConfigError(
                 f"{folder_path!r} is a run folder or a saved model of Spark ML, not of Ivis: load it with "

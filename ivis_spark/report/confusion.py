@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.report.labels import Labels, shorten
+from ivis_spark.report.labels import Labels, shortened
 
 MOST_CLASSES = 30  # of a table that can be read
 MOST_PAIRS = 30
@@ -62,22 +62,23 @@ class Confusion:
 
     def pairs(self) -> list[tuple[str, str, int, float]]:
         """Return the most confused pairs: label, predicted label, rows, and their share of the label's rows."""
+        names = shortened(self.names)
         wrong = self.true != self.predicted
         confused, rows = np.unique(np.stack([self.true[wrong], self.predicted[wrong]]), axis=1, return_counts=True)
         total = np.bincount(self.true, minlength=len(self.names))
         most = np.argsort(-rows, kind="stable")[:MOST_PAIRS]
         named = [(int(confused[0, at]), int(confused[1, at]), int(rows[at])) for at in most]
-        return [(self.names[a], self.names[b], n, n / float(total[a])) for a, b, n in named]
+        return [(names[a], names[b], n, n / float(total[a])) for a, b, n in named]
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what metrics.json holds: the pairs confused most, and of at most 30 classes the whole table."""
         present = self.present()
         keys = ("label", "predicted", "rows", "share")
-        pairs = [(shorten(label), shorten(taken), rows, round(share, 4)) for label, taken, rows, share in self.pairs()]
+        pairs = [(label, taken, rows, round(share, 4)) for label, taken, rows, share in self.pairs()]
         mapping: dict[str, Any] = {"by": self.by, "rows": len(self.true), "n_classes": len(present)}
         mapping |= {"pairs": [dict(zip(keys, pair, strict=True)) for pair in pairs]}
         if len(present) <= MOST_CLASSES:
-            names = [shorten(self.names[code]) for code in present]
+            names = shortened([self.names[code] for code in present])
             mapping |= {"classes": names, "counts": self.counts().tolist()}
         return mapping
 
@@ -109,7 +110,7 @@ def confusion_section(confusion: Confusion | None, *, seen: bool) -> str:
 
 
 def _matrix(confusion: Confusion) -> str:
-    names = [shorten(confusion.names[code]) for code in confusion.present()]
+    names = shortened([confusion.names[code] for code in confusion.present()])
     counts = confusion.counts()
     totals = counts.sum(axis=1)
     heads = "".join(f'<th scope="col" title="{escape(name)}"><span>{escape(name)}</span></th>' for name in names)
@@ -137,7 +138,7 @@ def _cell(rows: int, total: int, *, right: bool) -> str:
 
 def _pairs(confusion: Confusion) -> str:
     body = "".join(
-        f'<tr><th scope="row">{escape(shorten(label))}</th><td>{escape(shorten(taken))}</td>'
+        f'<tr><th scope="row">{escape(label)}</th><td>{escape(taken)}</td>'
         f'<td class="total">{rows:,}</td><td class="total">{share:.0%}</td></tr>'
         for label, taken, rows, share in confusion.pairs()
     )

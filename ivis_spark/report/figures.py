@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ivis_spark.core.metrics import PairDistances
 from ivis_spark.errors import DependencyError
-from ivis_spark.report.labels import MISSING_COLOUR, PALETTE, Labels, plan_layers
+from ivis_spark.report.labels import MISSING_COLOUR, PALETTE, Labels, Layer, plan_layers, shortened
 from ivis_spark.report.sample import Density
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ _MARKERS = {"circle": "o", "square": "s", "triangle-up": "^", "diamond": "D"}
 _DPI = 144
 _NAME_SIZE, _NAME_ROWS = 11, 3  # points, of class names in the map, and rows that one may be moved
 _LEGEND_ROWS, _LEGEND_POINTS = 20, 14.0  # most names below one another, and the height of each
-_LEGEND_CHARS = 28
+LEGEND_CHARS = 28  # of a line; longer names are wrapped
+_NEAREST, _MOST_SEARCHED = 30, 2_000  # rows by whose distance the densest place of a class is found
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def save_embedding(path: str, embedding: Floats, labels: Labels | None, title: s
 
 def figure_size(labels: Labels | None, n_rows: int) -> tuple[float, float]:
     """Return the inches that a picture of an embedding takes with its legend."""
-    columns = -(-len(plan_layers(labels, n_rows)) // _LEGEND_ROWS)
+    _, columns = _legend_names(plan_layers(labels, n_rows), _LEGEND_ROWS)
     return 9.0 + 2.0 * max(columns - 1, 0), 7.0
 
 
@@ -218,7 +220,7 @@ def _name_axes(axes: Axes, dims: int) -> None:
 
 
 def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
-    """Write each class at its median, or a little above it, so that the picture can be read without its colours."""
+    """Write each class at its densest place, or a little above it, so that the picture can be read without colours."""
     from matplotlib import patheffects
 
     figure: Any = axes.get_figure()
@@ -228,7 +230,7 @@ def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
     for layer in plan_layers(labels, len(x)):
         if layer.colour == MISSING_COLOUR or len(layer.name) > 16 or not len(layer.rows):
             continue
-        at = (float(np.median(x[layer.rows])), float(np.median(y[layer.rows])))
+        at = _densest(np.column_stack([x[layer.rows], y[layer.rows]]))
         left, low = (float(each) for each in axes.transData.transform(at))
         width, shift = 0.65 * _NAME_SIZE * points * len(layer.name), 0.0
         while any(abs(left - a) < (width + w) / 2 and abs(low + shift - b) < height for a, b, w in taken):
@@ -244,6 +246,37 @@ def _write_names(axes: Axes, x: Floats, y: Floats, labels: Labels) -> None:
         text.set_path_effects([patheffects.withStroke(linewidth=3, foreground="white")])
 
 
+def _densest(points: Floats) -> tuple[float, float]:
+    """Return the point whose nearest others are closest: in a class of several groups no average is in one of them."""
+    from sklearn.neighbors import NearestNeighbors
+
+    places = np.unique(np.linspace(0, len(points) - 1, _MOST_SEARCHED).astype(np.int64))
+    sample = points[places]
+    nearest = min(max(_NEAREST, len(sample) // 10), len(sample) // 2)
+    if nearest:
+        distances, _ = NearestNeighbors(n_neighbors=nearest).fit(sample).kneighbors()
+        sample = sample[[distances[:, -1].argmin()]]
+    return float(sample[0, 0]), float(sample[0, 1])
+
+
+def _legend_names(layers: Sequence[Layer], rows: int) -> tuple[list[str], int]:
+    """Return the names of a legend, wrapped, and in how many columns `rows` lines hold them.
+
+    Names are shortened to one line, as far as they still differ, where they need more than two columns otherwise.
+    """
+    full = [layer.name for layer in layers]
+    for names in (full, shortened(full, LEGEND_CHARS)):
+        wrapped = [textwrap.fill(name, LEGEND_CHARS) for name in names]
+        lines = [name.count("\n") + 1 for name in wrapped]
+        # matplotlib fills columns like this
+        fits = (n for n in range(1, len(lines)) if max(part.sum() for part in np.array_split(lines, n)) <= rows)
+        columns = next(fits, max(len(lines), 1))
+        if columns <= 2:
+            break
+    # matplotlib leaves out names that begin with an underscore.
+    return [(" " if name.startswith("_") else "") + name for name in wrapped], columns
+
+
 def _write_legend(axes: Axes, labels: Labels | None, n_rows: int) -> None:
     from matplotlib.lines import Line2D
 
@@ -251,9 +284,7 @@ def _write_legend(axes: Axes, labels: Labels | None, n_rows: int) -> None:
     if labels is None or not layers:
         return
     handles = [Line2D([], [], ls="", marker=_MARKERS[layer.marker], color=layer.colour, ms=7) for layer in layers]
-    # matplotlib leaves out names that begin with an underscore.
-    names = [(" " if layer.name.startswith("_") else "") + layer.name[:_LEGEND_CHARS] for layer in layers]
-    columns = -(-len(layers) // _legend_rows(axes))
+    names, columns = _legend_names(layers, _legend_rows(axes))
     at = (0.0, -0.05) if labels.on_scale else (1.01, 1.0)  # the place beside is taken by the colour scale
     legend: Any = axes.legend(
         handles, names, loc="upper left", bbox_to_anchor=at, frameon=False, ncols=columns, fontsize=9

@@ -20,7 +20,7 @@ from ivis_spark.core.metrics import PairDistances
 from ivis_spark.report.confusion import Confusion, confusion_section
 from ivis_spark.report.explorer import distance_data, explorer_data
 from ivis_spark.report.figures import describe_dims
-from ivis_spark.report.labels import shorten
+from ivis_spark.report.labels import shortened
 from ivis_spark.report.plots import curves_of, loss_traces, require_plotly, to_json
 from ivis_spark.report.sample import Density, Sample
 from ivis_spark.report.wording import DISTANCE_HINT, EXPLORER_HINT, METRIC_TEXTS, REMEDY, TOOLS, VERDICTS, VERDICTS_HINT
@@ -133,7 +133,7 @@ def _facts(findings: Findings) -> str:
     table = posixpath.basename((findings.table or "").rstrip("/"))
     facts = [("Table", f"{table}: {sizes}" if table else sizes), ("Date", findings.date)]
     if labels is not None and labels.names:
-        shown = listed([shorten(name) for name in labels.names], _MOST_CLASS_NAMES)
+        shown = listed(shortened(labels.names), _MOST_CLASS_NAMES)
         facts.append((f"{len(labels.names)} {_plural(len(labels.names), 'class', 'classes')}", shown))
     elif labels is not None:
         facts.append(("Label", "a quantity"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-# Petroff's ten colours (arXiv 2107.02270), told apart with every common colour vision; then again with other markers.
-PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#94a4a2", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+# Petroff's ten colours (arXiv 2107.02270), told apart with every common colour vision, without the two greys, which
+# stand for missing and rare labels; then again with other markers.
+PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#2a28e0", "#a96b59", "#e76300", "#b9ac70", "#f0329b", "#92dadd")
 MARKERS = ("circle", "square", "triangle-up", "diamond")
 PLAIN_COLOUR = "#3f6fa8"
 MISSING_COLOUR = "#c9c9c9"
@@ -79,7 +81,9 @@ class Layer:
     marker: str = "circle"
 
 
-def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | None:
+def read_labels(
+    values: Sequence[object], *, classes: bool = False, order: Sequence[object] | None = None
+) -> Labels | None:
     """Return the labels of rows, or None if no row has one.
 
     Text is classes. Numbers are classes if they are whole and of at most 100 different values, else continuous.
@@ -87,6 +91,7 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
     Args:
         values: A float or text per row; None or NaN without a label.
         classes: Whether numbers are classes, whatever they are.
+        order: Of the names of classes; natural when None.
     """
     missing = [value is None or value != value for value in values]
     if all(missing):
@@ -101,7 +106,8 @@ def read_labels(values: Sequence[object], *, classes: bool = False) -> Labels | 
             return Labels((), np.full(len(numbers), -1, np.int64), numbers)
         codes = np.where(np.isnan(numbers), -1, np.searchsorted(unique, numbers)).astype(np.int64)
         return Labels(tuple(f"{value:.0f}" for value in unique), codes, numbers)
-    names = sorted({str(value) for value, gone in zip(values, missing, strict=True) if not gone}, key=_natural)
+    found = {str(value) for value, gone in zip(values, missing, strict=True) if not gone}
+    names = sorted(found, key=_natural) if order is None else [str(name) for name in order if str(name) in found]
     position = {name: code for code, name in enumerate(names)}
     numbered = [-1 if gone else position[str(value)] for value, gone in zip(values, missing, strict=True)]
     return Labels(tuple(names), np.array(numbered, np.int64), None)
@@ -113,10 +119,41 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(len(part.lstrip("0")) if part.isdecimal() else 0, part) for part in parts], name
 
 
-def shorten(name: str) -> str:
-    """Return a label of at most 60 characters, on one line."""
-    name = " ".join(name.split()) or "(empty)"
-    return name if len(name) <= _MOST_LABEL_CHARS else name[: _MOST_LABEL_CHARS - 1] + "…"
+def shortened(names: Sequence[str], most: int = _MOST_LABEL_CHARS) -> list[str]:
+    """Return names on one line, cut to `most` characters, or to as many as keep different ones apart.
+
+    They are cut where all long ones begin or end alike, and in the middle.
+    """
+    flat = [" ".join(name.split()) or "(empty)" for name in names]
+    alike = Counter(flat)
+    flat = [name if alike[name] == 1 else repr(text) for name, text in zip(flat, names, strict=True)]
+    longer = [name for name in flat if len(name) > most]
+    shared = [_alike(longer), _alike([name[::-1] for name in longer])]
+    sizes = np.full(len(flat), most)
+    while True:
+        cut = [_cut(name, int(size), *shared) for name, size in zip(flat, sizes, strict=True)]
+        same = Counter(cut)
+        close = np.array([same[short] > 1 and short != name for short, name in zip(cut, flat, strict=True)], bool)
+        if not close.any():
+            return cut
+        sizes[close] += 8
+
+
+def _alike(names: Sequence[str]) -> int:
+    """Return how many characters several names begin with alike."""
+    return next((at for at, these in enumerate(zip(*names, strict=False)) if len(set(these)) > 1), 0)
+
+
+def _cut(name: str, size: int, before: int, after: int) -> str:
+    """Return a name of at most `size` characters, first without what all share: `before` and `after`."""
+    kept = size // 4
+    if len(name) > size and before > kept:
+        name = f"{name[:kept]}…{name[before:]}"
+    if len(name) > size and after > kept:
+        name = f"{name[: len(name) - after]}…{name[len(name) - kept :]}"
+    if len(name) > size:
+        name = f"{name[: (size - 1) // 2]}…{name[len(name) - size // 2 :]}"
+    return name
 
 
 def plan_layers(labels: Labels | None, n_rows: int) -> list[Layer]:
@@ -139,9 +176,10 @@ def plan_layers(labels: Labels | None, n_rows: int) -> list[Layer]:
         shown = np.sort(np.argsort(-counts, kind="stable")[: MOST_LAYERS - 1])
         rare = np.flatnonzero((labels.codes >= 0) & ~np.isin(labels.codes, shown))
         layers.append(Layer(f"{len(counts) - len(shown)} rarer labels", rare, MISSING_COLOUR, "diamond"))
-    for place, code in enumerate(shown):
+    names = shortened([labels.names[code] for code in shown])
+    for place, (code, name) in enumerate(zip(shown, names, strict=True)):
         colour, marker = PALETTE[place % len(PALETTE)], MARKERS[place // len(PALETTE)]
-        layers.append(Layer(shorten(labels.names[code]), np.flatnonzero(labels.codes == code), colour, marker))
+        layers.append(Layer(name, np.flatnonzero(labels.codes == code), colour, marker))
     return layers
 
 

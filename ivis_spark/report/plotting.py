@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ivis_spark.data.arrays import warn_of_other_order
+from ivis_spark.data.labels import is_missing, warn_of_words, with_plain_text
 from ivis_spark.errors import ConfigError, DependencyError, InputError, NotFittedError
-from ivis_spark.report.figures import Shaded, axis_titles, draw_embedding, figure_size, place_points, scale_colour
+from ivis_spark.report.figures import (
+    LEGEND_CHARS,
+    Shaded,
+    axis_titles,
+    draw_embedding,
+    figure_size,
+    place_points,
+    scale_colour,
+)
 from ivis_spark.report.labels import MOST_LAYERS, Labels, plan_layers, read_labels, scale_steps
 
 if TYPE_CHECKING:
@@ -22,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Above so many rows points hide one another, and datashader mixes their colours.
 _MOST_POINTS = 100_000
+_MOST_COLUMNS = 3  # of a frame that is an embedding, not a table with one
 _PIXELS = (900, 700)
 # Pixels of a plotly figure, whose own default leaves a legend of ten classes hardly any map.
 _HEIGHT, _MARGIN = 650, 40
@@ -48,7 +59,8 @@ def plot(
         model_or_embedding: An embedding, shape (n, e): an array, a data frame, or a series of vectors, as a column of
             embeddings of a Spark table is in pandas; or a fitted `Ivis`, which draws the rows that it was fitted on, or
             `X`.
-        labels: A class per row, of any type, numbers too; None or NaN means unlabelled.
+        labels: A class per row, of any type, numbers too; None or NaN means unlabelled. Ordered categories of pandas
+            keep their order.
         values: A number per row, drawn on a colour scale.
         X: Rows for the model to embed.
         interactive: Return a plotly figure, which zooms and shows the row of a point, by the index of a data frame.
@@ -119,6 +131,9 @@ def _embedding_of(source: Any, X: Any) -> NDArray[np.float64]:
             "a Spark DataFrame is not an embedding: pass the column of embeddings as an array, "
             "frame.toPandas()['embedding'], of a sample if the table is large"
         )
+    columns: Any = getattr(source, "columns", ())
+    if len(columns) > _MOST_COLUMNS:
+        log.warning("the frame has %d columns, of which the first two are drawn: %s", len(columns), list(columns[:2]))
     try:
         if getattr(getattr(source, "dtype", None), "kind", "") == "O" and np.ndim(source) == 1 and len(source):
             source = np.stack([each.toArray() if hasattr(each, "toArray") else each for each in source])
@@ -153,12 +168,12 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
             raise InputError("values must be numbers; pass classes as labels") from err
         numbers[~np.isfinite(numbers)] = np.nan
         return Labels((), np.full(n_rows, -1, np.int64), numbers)
-    items = [
-        None if item is None or type(item).__name__ == "NAType" or item != item else item for item in array.tolist()
-    ]
+    items = [None if is_missing(item) else item for item in with_plain_text(array).tolist()]
     whole = all(item is None or (isinstance(item, (int, float)) and float(item).is_integer()) for item in items)
-    if any(isinstance(item, str) for item in items) or array.dtype.kind not in "iuf":
-        found = read_labels([None if item is None else str(item) for item in items])
+    order = list(labels.dtype.categories) if getattr(getattr(labels, "dtype", None), "ordered", False) else None  # type: ignore[union-attr]
+    if order or any(isinstance(item, str) for item in items) or array.dtype.kind not in "iuf":
+        found = read_labels([None if item is None else str(item) for item in items], order=order)
+        warn_of_words(found.names if found else (), stacklevel=3)
     elif whole:
         found = read_labels(items, classes=True)
     else:
@@ -216,7 +231,8 @@ def _interactive(
     for layer in plan_layers(labels, len(x)):
         marker = {"color": layer.colour, "symbol": layer.marker, "size": size, "opacity": 0.75}
         figure.add_scattergl(
-            **{"x": x[layer.rows], "y": y[layer.rows], "name": layer.name, "mode": "markers", "marker": marker},
+            **{"x": x[layer.rows], "y": y[layer.rows], "mode": "markers", "marker": marker},
+            name="<br>".join(textwrap.wrap(layer.name, LEGEND_CHARS)),
             customdata=names[layer.rows],
             hovertemplate="row %{customdata}",
         )
@@ -234,6 +250,7 @@ def _interactive(
     if embedding.shape[1] > 1:
         figure.update_yaxes(scaleanchor="x", scaleratio=1)
     figure.update_layout(showlegend=labels is not None and not labels.on_scale, legend_itemsizing="constant")
+    figure.update_layout(hoverlabel_namelength=-1)  # else cut to 15 characters
     margin = {"l": _MARGIN, "r": _MARGIN, "b": _MARGIN, "t": 2 * _MARGIN if title else _MARGIN}
     figure.update_layout(height=_HEIGHT, margin=margin)
     return figure

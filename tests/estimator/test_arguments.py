@@ -22,7 +22,7 @@ pytestmark = pytest.mark.tf
 from sklearn.base import clone  # noqa: E402
 
 from ivis_spark.data.arrays import warn_of_other_order  # noqa: E402
-from ivis_spark.estimator import Ivis  # noqa: E402
+from ivis_spark.estimator import Ivis, predicting  # noqa: E402
 from ivis_spark.estimator.arguments import FOLLOWED, naming_arguments  # noqa: E402
 from ivis_spark.estimator.settings import with_preset  # noqa: E402
 
@@ -173,8 +173,29 @@ def test_labels_that_are_no_classes_are_answered_with_what_helps(labels: np.ndar
     ("labels", "message"), [(np.zeros(40, int), "all labels are of one class, 0"), (["nan", "a"] * 20, "text 'nan'")]
 )
 def test_labels_that_teach_nothing_are_warned_of(labels: Any, message: str) -> None:
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as caught:
         small().fit(X, labels)
+    assert not any("softmax" in str(each.message) for each in caught)
+
+
+@pytest.mark.parametrize("missing", [np.nan, -1])
+def test_advice_on_labels_keeps_missing_ones(missing: float) -> None:
+    pd = pytest.importorskip("pandas")
+    y = np.where(np.arange(40) % 4, CLASSES + 1.0, missing)
+    with pytest.raises(InputError, match=r"labels start at 1\. ") as caught:
+        small().fit(X, y)
+    (advice,) = re.findall(r"pandas\.(Series\(y\)\S+(?: != -1\))\S+)", str(caught.value))
+    labels = eval(f"pd.{advice}".rstrip(";"), {"pd": pd, "y": y})
+    assert small().fit(X, labels).classes_.tolist() == ["1.0", "2.0", "3.0"]
+
+
+def test_text_of_hdf5_and_of_numpy_is_text() -> None:
+    names = np.array(["a", "b", "c"])
+    for labels in ([name.encode() for name in names[CLASSES]], np.array(names[CLASSES], "S"), list(names[CLASSES])):
+        classes = small().fit(X, labels).classes_
+        assert [*map(type, classes.tolist())] == [str] * 3 and classes.tolist() == ["a", "b", "c"]
+    with pytest.warns(UserWarning, match="the text 'nan' is"):
+        small().fit(X, list(np.array(["nan", "a"] * 20)))
 
 
 def test_components_are_not_the_size_of_the_embedding() -> None:
@@ -203,6 +224,17 @@ class AnnData:
         return self
 
 
+class _CSRDataset:
+    """The rows of an AnnData that is read with backed="r"."""
+
+    shape, format = X.shape, "csr"
+
+    def __getitem__(self, place: Any) -> Any:
+        return self
+
+    def to_memory(self) -> Any: ...
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -210,12 +242,32 @@ class AnnData:
         ("iris.csv", "text, 'iris.csv': read the file"),
         (Path("iris.csv"), "text, 'iris.csv'"),
         (AnnData(), r"pass its rows, adata.obsm\['X_pca'\] or adata.X"),
+        (_CSRDataset(), r"on disk: pass adata\.to_memory\(\)\.X"),
     ],
 )
 def test_what_holds_or_names_rows(rows: Any, message: str) -> None:
     for method in (small().fit, small().transform):
         with pytest.raises(InputError, match=message):
             method(rows)
+
+
+def test_files_of_several_arrays(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        for name in ("data", "indices", "indptr"):
+            file[f"X/{name}"] = np.arange(3)
+        file["obsm/X_pca"] = X
+        for rows, message in (
+            (file["X"], r"'/X' of an HDF5 file, a sparse matrix in parts: read it with anndata\.read_h5ad"),
+            (file, "pass one of its datasets.*it holds X/data, X/indices, X/indptr, obsm/X_pca"),
+            (file["obsm"], "it holds X_pca"),
+            (file.create_group("empty"), "it holds none"),
+        ):
+            with pytest.raises(InputError, match=message):
+                small().fit(rows)
+    np.savez(tmp_path / "a.npz", rows=X, labels=CLASSES)
+    with np.load(tmp_path / "a.npz") as file, pytest.raises(InputError, match=r"X\['rows'\]; it holds rows, labels"):
+        small().fit(file)
 
 
 def test_missing_values_are_counted_by_column() -> None:
@@ -237,6 +289,48 @@ def test_columns_that_outweigh_the_others_are_warned_of(caplog: pytest.LogCaptur
     assert "1 of 12 columns" in caplog.text and "[4]" in caplog.text and "Scale X" in caplog.text
     small().fit(255 * X)
     assert "a usual column of X range over 2" in caplog.text
+
+
+def counts(n: int = 60, d: int = 50) -> np.ndarray:
+    """Of genes in cells: most are 0 or 1, few are large, and cells have other totals."""
+    rng = np.random.default_rng(0)
+    rates = rng.lognormal(-1.5, 1.5, d) * np.array([1, 3, 9])[np.arange(n) % 3, None]
+    return rng.poisson(rates).astype(np.float32)
+
+
+def test_raw_counts_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    from scipy import sparse
+    from sklearn.datasets import load_digits
+
+    caplog.set_level(logging.WARNING, "ivis_spark")
+    raw = counts()
+    for rows in (raw, sparse.csr_matrix(raw)):
+        small(n_components=20, neighbour_matrix=[[1, 2]] * 60).fit(rows)
+        assert "looks like raw counts" in caplog.text and "log1p" in caplog.text and len(caplog.messages) == 1
+        caplog.clear()
+    flags = np.eye(40)[np.arange(60) % 40]
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 64)) * (np.arange(64) % 4 > 0)
+    ages = np.column_stack([flags, np.arange(60)])
+    for rows in (load_digits().data[:60], flags, ages, np.log1p(raw), -raw, raw[:, :20]):
+        small().fit(rows)
+        assert "counts" not in caplog.text, rows
+    small().fit(pixels)
+    assert "counts" not in caplog.text and "a usual column of X range" in caplog.text
+
+
+def test_wide_sparse_rows_are_searched_faster_by_components(caplog: pytest.LogCaptureFixture) -> None:
+    from scipy import sparse
+
+    rows = sparse.random(60, 1500, 0.01, "csr", random_state=0)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "ivis_spark"):
+        small().fit(rows)
+        assert not caplog.messages
+        patch.setattr(predicting, "_SLOW_CELLS", 1000)
+        for options in ({"n_components": 20}, {"neighbour_matrix": [[1, 2]] * 60}):
+            small(**options).fit(rows)
+        assert not caplog.messages
+        small().fit(rows)
+    assert len(caplog.messages) == 1 and "n_components=50" in caplog.text
 
 
 def test_labels_in_another_order_than_the_rows_are_warned_of() -> None:

@@ -110,6 +110,16 @@ def test_numpy_numbers_are_numbers() -> None:
     np.testing.assert_array_equal(one, other)
 
 
+def test_what_is_returned_may_be_changed() -> None:
+    X, _ = iris()
+    model = small(epochs=1)
+    returned = model.fit_transform(X)
+    before = model.embedding_.copy()
+    np.testing.assert_array_equal(returned, before)
+    returned *= 0
+    np.testing.assert_array_equal(model.embedding_, before)
+
+
 def test_attributes_and_further_training() -> None:
     X, _ = iris()
     model = small(warm_start=True).fit(X)

@@ -175,6 +175,18 @@ def test_existing_folders_torn_files_and_unknown_losses(tmp_path: Path) -> None:
         Ivis(distance=half_loss).load_model(str(folder))
 
 
+def test_paths_are_what_a_shell_takes_them_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    small(k=3).save_model("~/m")
+    assert Ivis().load_model("~/m").k == 3 and [path.name for path in tmp_path.iterdir()] == ["m"]
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="is a file, not a folder"):
+        Ivis().load_model("~/notes.txt")
+    with pytest.raises(ConfigError, match="save_model needs folder_path"):
+        small().save_model("", overwrite=True)
+
+
 def test_failed_save_leaves_what_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small().fit(X)
     model.save_model(str(tmp_path / "m"))
