@@ -121,13 +121,16 @@ class Meter:
             return
         self._done, now = done, time.monotonic()
         left = self._left(done, now)
+        begins = done == self._begun
         if self._skip_first and done > self._begun:
             self._skip_first, self._begun, self._start = False, done, now
         self._text = self._unsaid = f"{self.title} {done}/{self.total}{self._unit}" + (f": {note}" if note else "")
         if self._bar is not None:
             self._bar.n = done
             self._bar.set_postfix_str(", ".join(filter(None, (left, note))))
-        if now - self._last_line >= self._interval:
+        if begins and self._bar is None:
+            self._unsaid = ""  # nothing is done yet
+        elif now - self._last_line >= self._interval:
             self._last_line = now
             self._write(f", {left}" if left else "")
 

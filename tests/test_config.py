@@ -260,6 +260,16 @@ def test_texts_that_look_like_dates_are_texts(tmp_path: Path) -> None:
     assert (data.version, data.drop_columns) == ("2026-11-27 10:00:00", ("2026-01-01",))
 
 
+def test_a_file_of_settings_that_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("data.id_col: x\n")
+    with pytest.raises(ConfigError, match=r"^data\.id_col must stand in its section: data: \{id_col: \.\.\.\}$"):
+        load_config(str(tmp_path / "a.yaml"))
+    (tmp_path / "a.yaml").write_text("data: [\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml' is not valid YAML: .* in line 2, column 1: ") as caught:
+        load_config(str(tmp_path / "a.yaml"))
+    assert "unicode" not in str(caught.value)
+
+
 def test_a_command_is_shown_without_secrets() -> None:
     for word, shown in {
         "--set=data.options.password=x": "--set=...",

@@ -58,6 +58,14 @@ def test_lines_hold_the_time_that_is_left_and_are_few(clock: Clock, caplog: pyte
     meter.close()
     assert caplog.messages[:2] == ["search: 21/100 tasks, 79 s left", "search: 26/100 tasks, 74 s left"]
     assert len(caplog.messages) == 17 and caplog.messages[-1] == "search: 98/100 tasks"
+    caplog.clear()
+    meter = Meter("embed:", 1, unit="tasks")
+    for done in (0, 0, 1, 1):
+        clock.now += 9
+        meter.update(done)
+    meter.close()
+    Meter("embed:", 1).close()
+    assert caplog.messages == ["embed: 1/1 tasks"]
 
 
 def test_a_slow_start_is_left_out_of_the_time_left(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:

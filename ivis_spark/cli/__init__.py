@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _BEGIN = ("run", "neighbours", "demo")  # commands that make the run folder
 INTERRUPTED = 128 + signal.SIGINT
-_RESUMES = "published stages are kept, and the same command resumes from there"
+_RESUMES = "are kept, and the same command resumes from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,7 +160,9 @@ def _published(arguments: argparse.Namespace, pipeline: Pipeline) -> str:
     if command == "embed" and arguments.target:
         info = pipeline.embed_into(arguments.target, arguments.mode or "append")
         target = storage.normalise_uri(arguments.target)
-        return f"{info['rows']:,} embeddings{' (done before)' * info['done_before']}: {target}"
+        if info["done_before"]:
+            return f"nothing new: all rows of the input are already in {target}"
+        return f"{info['rows']:,} embeddings: {target}"
     if command in ("embed", "query"):
         manifest = getattr(pipeline, command)(arguments.name)
         what = "embeddings" if command == "embed" else "rows with their neighbours"
@@ -256,10 +258,9 @@ def _is_for_experts(err: Exception) -> bool:
 
 def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, code: int, *, keep: bool) -> None:
     """Say in a line why a command ended, on the console and in the log, which gets the traceback with Java's stack."""
-    if guard.signal == signal.SIGTERM:
-        text = f"ended by SIGTERM; {_RESUMES}"
-    elif guard.signal or isinstance(err, KeyboardInterrupt):
-        text = f"interrupted; {_RESUMES}"
+    if guard.signal or isinstance(err, KeyboardInterrupt):
+        how = "ended by SIGTERM" if guard.signal == signal.SIGTERM else "interrupted"
+        text = f"{how}; {'finished units of files' if arguments.command == 'embed' else 'published stages'} {_RESUMES}"
     elif isinstance(err, IvisError):
         text = str(err)
     elif isinstance(err, ImportError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ivis_spark import __version__
 from ivis_spark.config import Config, describe, did_you_mean, load_config, setting_names
@@ -59,12 +59,31 @@ _SHORT = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line, without the usage of all options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process."""
+        self.exit(2, f"{self.prog}: {message}{'' if '--help' in message else f'; see {self.prog} --help'}\n")
+
+
+def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
+    """Return what reads an option that has one of these values."""
+
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not one of: {', '.join(allowed)}{did_you_mean(text, allowed)}"
+            )
+        return text
+
+    return read
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "ivis-spark", description=_DESCRIPTION, formatter_class=formatter, allow_abbrev=False
-    )
+    parser = _Parser("ivis-spark", description=_DESCRIPTION, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"ivis_spark {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, example) in _COMMANDS.items():
@@ -87,10 +106,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.exit(2)
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_not_an_option(unknown[0], arguments))
+        _refuse(parser, arguments, _not_an_option(unknown[0], arguments))
     if getattr(arguments, "mode", None) and not arguments.target:
-        parser.error("--mode says what happens to the table of --target: pass --target too")
+        _refuse(parser, arguments, "--mode says what happens to the table of --target: pass --target too")
     return arguments
+
+
+def _refuse(parser: argparse.ArgumentParser, arguments: argparse.Namespace, message: str) -> NoReturn:
+    parser.exit(2, f"{parser.prog} {arguments.command}: {message}\n")
 
 
 def _not_an_option(text: str, arguments: argparse.Namespace) -> str:
@@ -145,14 +168,15 @@ def _add_options(parser: argparse.ArgumentParser, command: str) -> None:
     if command == "embed":
         add("--target", metavar="URI", help="write the embeddings into this Parquet table instead")
         modes = "with --target: append (default), overwrite, or replace (only partitions present in the new data)"
-        add("--mode", choices=MODES, metavar="MODE", help=modes)
+        add("--mode", type=_one_of(MODES), metavar="MODE", help=modes)
     add("--master", metavar="URL", help="Spark master (default: set by spark-submit, else local[*])")
     _repeatable_spark_conf(add)
     add("--quiet", action="store_true", help="no progress, only warnings and the result")
     add("--verbose", action="store_true", help="also debug messages")
     where = f"where the log goes (default: {logs.LOG_FILE} in a local run folder)"
     add("--log-file", metavar="FILE", help=where)
-    add("--log-format", choices=logs.FORMATS, default="text", help="json: one object per line (default: text)")
+    json = "json: one object per line (default: text)"
+    add("--log-format", type=_one_of(logs.FORMATS), metavar="{text,json}", default="text", help=json)
     add("--mlflow", metavar="EXPERIMENT", help="log settings, metrics, losses and the report to this MLflow experiment")
     add("--run-id", metavar="ID", help="id in JSON logs and manifests (default: a new one)")
 

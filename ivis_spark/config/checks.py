@@ -218,6 +218,9 @@ def _not_a_setting(section: str, key: str, valid: list[str]) -> str:
     if name in RENAMED:
         return f"{name} is now called {RENAMED[name]}"
     sections = {owner.section: owner for owner in Checked.__subclasses__() if owner.section}
+    outer, _, inner = key.partition(".")
+    if not section and inner and outer in sections:
+        return f"{key} must stand in its section: {outer}: {{{inner}: ...}}"
     same = [f"{other}.{key}" for other, owner in sections.items() if key in vars(owner)["__dataclass_fields__"]]
     hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(key, valid, section and f"{section}.")
     return f"{section or 'the configuration'} has no setting {key!r}{hint or '; valid: ' + ', '.join(valid)}"
@@ -280,7 +283,8 @@ def parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as err:  # endless brackets
-        raise ConfigError(f"{what} is not valid YAML: {' '.join(str(err).split())}") from err
+        reason = " ".join(str(err).split()).replace('"<unicode string>", ', "")
+        raise ConfigError(f"{what} is not valid YAML: {reason}") from err
 
 
 # As Spark's own default for what it keeps out of its pages (spark.redaction.regex), and a few words more.

@@ -57,6 +57,8 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
         pattern = ", or pass --set data.glob=true if it is a pattern" if _PATTERN & set(uri) else ""
         raise InputError(f"input {uri!r} does not exist{files.nearest or '. Check the path'}{pattern}")
     first = files.first()
+    if files.is_empty and data.format in (AUTO, *_FORMATS.values()) and not files.is_delta:
+        raise InputError(f"input {uri!r} holds no files (names that begin with _ or . do not count). Check the path")
     guessed = "delta" if files.is_delta else _format_of(uri) or _format_of(first or "") or "parquet"
     options = {name: value for name, value in data.options.items() if name.lower() != "basepath"}
     if len(options) < len(data.options):
@@ -136,7 +138,13 @@ class _Files:
         """Return a file of the table, if one is found soon."""
         return next(self._walk(), None) if self.exist else None
 
-    def _walk(self) -> Iterator[str]:
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no file in it for certain."""
+        return self.exist and next(self._walk(), "") == ""
+
+    def _walk(self) -> Iterator[str | None]:
+        """Yield the files that Spark reads; None at the end if there may be more."""
         folders = [self.path]
         for _ in range(_MOST_FOLDERS):
             if not folders:
@@ -145,8 +153,11 @@ class _Files:
             if not self.fs.isdir(path):
                 yield path
                 continue
-            shown = sorted(name for name in storage.children(self.fs, path) if not name.startswith(("_", ".")))
+            shown = sorted(
+                name for name in storage.children(self.fs, path) if name[0] != "." and (name[0] != "_" or "=" in name)
+            )
             folders += [f"{path.rstrip('/')}/{name}" for name in reversed(shown)]
+        yield None
 
     def check_parquet(self, file: str) -> None:
         """Refuse a file that does not begin as Parquet does; in a folder Spark may be told to pass over such."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ivis_spark.progress import Meter
 
@@ -29,7 +29,7 @@ class SparkProgress:
 
     def __init__(self) -> None:
         self._meter: Meter | None = None
-        self._shown: tuple[object, ...] = ()
+        self._shown: tuple[Any, ...] = ()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -60,13 +60,16 @@ class SparkProgress:
         tasks = sum(stage.numTasks for stage in stages)
         shown = (described.get("text", "Spark job"), *sorted(stage.stageId for stage in stages))
         if shown != self._shown:
-            self._close()
+            self._close(tracker)
             self._shown = shown
             self._meter = Meter(str(shown[0]) + ":", tasks, unit="tasks") if tasks else None
         if self._meter is not None:
             self._meter.update(sum(stage.numCompletedTasks for stage in stages))
 
-    def _close(self) -> None:
+    def _close(self, tracker: StatusTracker | None = None) -> None:
         if self._meter is not None:
+            if tracker is not None:  # tasks that finished since the last look
+                stages = [tracker.getStageInfo(number) for number in self._shown[1:]]
+                self._meter.update(sum(stage.numCompletedTasks for stage in stages if stage is not None))
             self._meter.close()
             self._meter = None

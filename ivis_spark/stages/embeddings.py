@@ -100,7 +100,8 @@ def put_into(run: Run, uri: str, mode: str) -> dict[str, Any]:
         check_columns()
         origin = Origin(digest, states, settings, run.folder.root, manifest.created)
         info, before = target.put(storage.fingerprint(spec), embed, origin, check=lock.check)
-    log.info("%s: %s", target.uri, "all of it is there already, skipped" if before else f"{info['rows']:,} rows")
+    what = "nothing new, all rows of the input are there already" if before else f"{info['rows']:,} rows"
+    log.info("%s: %s", target.uri, what)
     return {**info, "done_before": before}
 
 

@@ -194,6 +194,37 @@ def test_an_option_that_is_none(capsys: pytest.CaptureFixture[str], options: lis
     assert caught.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mode", "upsert"], "argument --mode: 'upsert' is not one of: append, overwrite, replace"),
+        (["--mode", "Append"], "append, overwrite, replace; did you mean append?"),
+        (["--mode", "append"], "--mode says what happens to the table of --target: pass --target too"),
+        (["--log-format", "xml"], "argument --log-format: 'xml' is not one of: text, json"),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_one_line(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["embed", "--output", "out", *options])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and line.startswith("ivis-spark embed: ") and message in line
+
+
+def test_an_embedding_that_is_ended_keeps_its_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for work, code, text in (
+        (raising(KeyboardInterrupt()), 130, "interrupted; finished units of files are kept, and the same command"),
+        (lambda: {"rows": 3, "done_before": True}, 0, "nothing new: all rows of the input are already in file:///t\n"),
+    ):
+        monkeypatch.setattr(Pipeline, "embed_into", lambda *_, work=work: work())
+        RunFolder(str(tmp_path / "out")).claim()
+        assert main(["embed", "--output", str(tmp_path / "out"), "--target", "/t", "--quiet"]) == code
+        assert text in "".join(capsys.readouterr())
+
+
 def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
     """A module on the way interrupts, as the user does."""
     (tmp_path / "sitecustomize.py").write_text(

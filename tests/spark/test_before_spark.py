@@ -38,7 +38,6 @@ def table(tmp_path: Path) -> Path:
         ("no_ending", "parquet"),
         ("folder/part-0.csv", "csv"),
         ("folder/_delta_log/0.json", "delta"),
-        ("folder/day=1/hour=2/.part.crc", "parquet"),
         ("folder/day=1/hour=2/part-0.orc", "orc"),
     ],
 )
@@ -56,6 +55,23 @@ def test_a_path_that_is_not_there(table: Path) -> None:
         look_at_input(str(table.parent / "digitz"), DataConfig())
     with pytest.raises(InputError, match=r"'memory://nothing/here' does not exist\. Check the path"):
         look_at_input("memory://nothing/here", DataConfig())
+
+
+def test_a_folder_without_files(tmp_path: Path) -> None:
+    (tmp_path / "in" / "day=1").mkdir(parents=True)
+    (tmp_path / "in" / "_SUCCESS").touch()
+    for uri in (tmp_path / "in", tmp_path / "in" / "day=1"):
+        with pytest.raises(InputError, match="holds no files"):
+            look_at_input(str(uri), DataConfig())
+    with pytest.raises(InputError, match="holds no files"):
+        Pipeline(str(tmp_path / "out"), Config(), get_spark=lambda: None, input_uri=str(tmp_path / "in"))  # type: ignore[arg-type, return-value]
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "in" / "_c0=1").mkdir()
+    (tmp_path / "in" / "_c0=1" / "a.csv").touch()
+    assert look_at_input(str(tmp_path / "in"), DataConfig()).format == "csv"
+    for number in range(25):  # too many to look at
+        (tmp_path / "many" / f"day={number}").mkdir(parents=True)
+    look_at_input(str(tmp_path / "many"), DataConfig())
 
 
 @pytest.mark.parametrize("setting", ["features_col", "feature_cols", "id_col", "label_col"])

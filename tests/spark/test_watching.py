@@ -31,3 +31,16 @@ def test_tasks_are_shown_once_however_often_it_is_asked_for(
         with watching.SparkProgress():
             time.sleep(0.1)
     assert [text.split(",")[0] for text in caplog.messages] == ["search: 2/7 tasks"] * 2
+
+
+def test_a_stage_that_ended_between_two_looks_is_shown_complete(caplog: pytest.LogCaptureFixture) -> None:
+    stages = {number: SimpleNamespace(stageId=number, numTasks=1, numCompletedTasks=0) for number in (1, 2)}
+    active = [1]
+    tracker: Any = SimpleNamespace(getActiveStageIds=lambda: active, getStageInfo=stages.get)
+    progress = watching.SparkProgress()
+    with caplog.at_level(logging.INFO):
+        progress._show(tracker)
+        progress._show(tracker)
+        stages[1].numCompletedTasks, active[:] = 1, [2]
+        progress._show(tracker)
+    assert [text.partition(": ")[2] for text in caplog.messages] == ["1/1 tasks"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,13 @@ _MOST_FOLDS = 64
 _SPARSE_ROW_BYTES = 32 << 10
 
 
-def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dict[str, Any]:
+def ingest(
+    source: Source,
+    config: DataConfig,
+    build: storage.StageBuild,
+    *,
+    check_rows: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
     """Write the rows of a table, checked, scaled and with ids, and the scaler beside them.
 
     The table is read once, into packed rows that are not scaled yet, while its statistics are taken; the rest is done
@@ -68,6 +75,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         source: What `resolve` gave.
         config: Scaling and what to do with invalid rows.
         build: The stage to write into: `data/` and `scaler.npz`; it gets the digests of the files.
+        check_rows: Called with the number of rows once it is known; it raises if other settings do not fit it.
 
     Returns:
         Facts for the manifest: rows, dims of a stored row, dropped, features and their number, principal components,
@@ -103,6 +111,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     rows = sum(record.rows for record in records)
     if rows == 0:
         raise InputError(f"the input has no usable row ({dropped} dropped); check {source.features_text}")
+    check_rows(rows)
     parts = [FeatureStatistics.from_bytes(record.statistics) for record in records if record.statistics is not None]
     statistics = functools.reduce(FeatureStatistics.merge, parts, FeatureStatistics.empty(source.width))
     _check_range(source, config, statistics)

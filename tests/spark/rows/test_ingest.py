@@ -16,9 +16,10 @@ from pyspark.sql import functions as F
 from runs import published
 
 from ivis_spark import storage
-from ivis_spark.config import DataConfig
+from ivis_spark.config import DataConfig, load_config
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import InputError
+from ivis_spark.pipeline import Pipeline
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest as ingest_stage
 from ivis_spark.spark.rows import tables
@@ -43,6 +44,14 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 def table(spark: SparkSession, rows: list[Any], schema: str = "id long, features array<float>") -> DataFrame:
     return spark.createDataFrame(rows, schema)
+
+
+def test_a_k_that_is_too_large_is_refused_once_rows_are_counted(spark: SparkSession, tmp_path: Path) -> None:
+    """Before ids are checked, which repeat here."""
+    table(spark, [(1, row.tolist()) for row in X]).write.parquet(str(tmp_path / "in"))
+    config = load_config(None, ["data.id_col=id", "neighbours.k=3"])
+    with pytest.raises(InputError, match=r"neighbours\.k=3 needs at least 5 rows.*has 4\. Pass --set neighbours\.k=2"):
+        Pipeline(str(tmp_path / "out"), config, get_spark=lambda: spark, input_uri=str(tmp_path / "in")).ingest()
 
 
 @pytest.mark.parametrize("kind", ["float", "double", "int", "tinyint", "decimal(10,2)"])
