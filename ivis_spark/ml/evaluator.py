@@ -133,14 +133,16 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             frames.as_array(dataset, self._features(dataset, embedding)).alias("x"),
             frames.as_array(dataset, [embedding]).alias("z"),
             (F.col(quoted(self._column(dataset, "labelCol"))) if labelled else F.lit(0)).alias("y"),
-        ).where("z IS NOT NULL")
+        ).where("forall(x, value -> value IS NOT NULL) AND forall(z, value -> value IS NOT NULL)")
         if labelled:  # as in training, null and NaN mean unlabelled
             nan = F.isnan("y") if isinstance(chosen.schema["y"].dataType, (T.FloatType, T.DoubleType)) else F.lit(False)
             chosen = chosen.where(F.col("y").isNotNull() & ~nan)
         drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
         if len(drawn) < 3:
-            kind = "embedded rows with a label" if labelled else "embedded rows"
-            raise InputError(f"the DataFrame has {len(drawn)} {kind}; at least 3 are needed to measure")
+            kind = "with embedding, features and a label" if labelled else "with embedding and features"
+            raise InputError(
+                f"the DataFrame has {len(drawn)} rows {kind} without nulls; at least 3 are needed to measure"
+            )
         X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
         return X, Z, np.array([row["y"] for row in drawn])
 

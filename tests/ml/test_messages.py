@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -18,6 +19,7 @@ from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.ml import params
 from ivis_spark.serving.folder import ModelFolder, write_model
+from ivis_spark.spark.rows import columns
 
 CLASSES = "sparse_categorical_crossentropy"
 SCHEMA = T.StructType(
@@ -157,3 +159,25 @@ def test_errors_say_where_models_are(tmp_path: Path) -> None:
     for look in (IvisModel.from_run, IvisModel.load):
         with pytest.raises(ArtifactError, match=r"holds a saved IvisEstimator: load it with IvisEstimator\.load"):
             look(str(tmp_path / "estimator"))
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("metric", ["trustworthiness", "knn_accuracy", "toy_metrics:kept_order"])
+def test_the_evaluator_leaves_out_rows_with_nulls(spark: SparkSession, metric: str) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    rows = [(Vectors.dense(x), Vectors.dense(x), float(x[0]), float(x[1]), 1) for x in X]
+    nulls = [(Vectors.dense(5, 5), None, 1.0, 1.0, 1), (None, Vectors.dense(9, 9), 1.0, None, 1)]
+    kinds = [VectorUDT(), VectorUDT(), T.DoubleType(), T.DoubleType(), T.IntegerType()]
+    schema = T.StructType([T.StructField(name, kind) for name, kind in zip(("x", "z", "a", "b", "label"), kinds)])
+    frame = spark.createDataFrame([*rows, *nulls], schema)
+    evaluator = EmbeddingEvaluator(metricName=metric, featuresCol="x", embeddingCol="z", k=3)
+    assert evaluator.evaluate(frame) == evaluator.evaluate(frame, {evaluator.featureCols: ["a", "b"]}) == 1
+    with pytest.raises(InputError, match=r"the DataFrame has 0 rows .*without nulls.*; at least 3 are needed"):
+        evaluator.evaluate(frame.where("z IS NULL"))
+
+
+@pytest.mark.spark
+def test_vectors_that_are_null_become_null_arrays(spark: SparkSession) -> None:
+    frame = spark.createDataFrame([(Vectors.dense(1, 2),), (None,)], T.StructType([T.StructField("x", VectorUDT())]))
+    found = frame.select(columns.as_array(frame, ["x"]).alias("x"), F.lit(1)).collect()
+    assert [row["x"] for row in found] == [[1.0, 2.0], None]

@@ -280,7 +280,7 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
     for name in ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation"):
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(frame) == pytest.approx(1)
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(partly) == pytest.approx(1)
-    with pytest.raises(InputError, match="0 embedded rows with a label; at least 3"):
+    with pytest.raises(InputError, match="0 rows with embedding, features and a label without nulls; at least 3"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same").evaluate(partly.where("label IS NULL"))
     with pytest.raises(InputError, match="labelCol='y' is not in the DataFrame; it has: features, same"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same", labelCol="y").evaluate(frame)

@@ -275,7 +275,8 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         kind = kinds[single]
         column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
-            return (single,), vector_to_array(column)
+            # Spark's function fails on null.
+            return (single,), F.when(column.isNotNull(), vector_to_array(column))
         if config.indices_col:
             _require_column(config.indices_col, kinds, "data.indices_col")
             sparse.check_types(single, kind, config.indices_col, kinds[config.indices_col])
