@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_fram
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
+
+log = logging.getLogger(__name__)
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
 METRIC_NAMES = (
@@ -144,6 +147,8 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
                 f"the DataFrame has {len(drawn)} rows {kind} without nulls; at least 3 are needed to measure"
             )
         X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
+        if metrics.is_collapsed(Z):
+            log.warning("the embedding collapsed: all rows of the sample are at almost the same point")
         return X, Z, np.array([row["y"] for row in drawn])
 
     def _features(self, dataset: DataFrame, embedding: str) -> list[str]:

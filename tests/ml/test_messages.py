@@ -18,6 +18,7 @@ from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, storage
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.ml import params
+from ivis_spark.ml.evaluator import METRIC_NAMES
 from ivis_spark.serving.folder import ModelFolder, write_model
 from ivis_spark.spark.rows import columns
 
@@ -168,9 +169,9 @@ def test_the_evaluator_leaves_out_rows_with_nulls(spark: SparkSession, metric: s
     rows = [(Vectors.dense(x), Vectors.dense(x), float(x[0]), float(x[1]), 1) for x in X]
     nulls = [(Vectors.dense(5, 5), None, 1.0, 1.0, 1), (None, Vectors.dense(9, 9), 1.0, None, 1)]
     kinds = [VectorUDT(), VectorUDT(), T.DoubleType(), T.DoubleType(), T.IntegerType()]
-    schema = T.StructType([T.StructField(name, kind) for name, kind in zip(("x", "z", "a", "b", "label"), kinds)])
+    schema = T.StructType([T.StructField(name, kind) for name, kind in zip("xzaby", kinds, strict=True)])
     frame = spark.createDataFrame([*rows, *nulls], schema)
-    evaluator = EmbeddingEvaluator(metricName=metric, featuresCol="x", embeddingCol="z", k=3)
+    evaluator = EmbeddingEvaluator(metricName=metric, featuresCol="x", embeddingCol="z", labelCol="y", k=3)
     assert evaluator.evaluate(frame) == evaluator.evaluate(frame, {evaluator.featureCols: ["a", "b"]}) == 1
     with pytest.raises(InputError, match=r"the DataFrame has 0 rows .*without nulls.*; at least 3 are needed"):
         evaluator.evaluate(frame.where("z IS NULL"))
@@ -181,3 +182,15 @@ def test_vectors_that_are_null_become_null_arrays(spark: SparkSession) -> None:
     frame = spark.createDataFrame([(Vectors.dense(1, 2),), (None,)], T.StructType([T.StructField("x", VectorUDT())]))
     found = frame.select(columns.as_array(frame, ["x"]).alias("x"), F.lit(1)).collect()
     assert [row["x"] for row in found] == [[1.0, 2.0], None]
+
+
+def test_all_metrics_are_explained() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/explanation/metrics.md").read_text()
+    assert [name for name in METRIC_NAMES if f"`{name}" not in text] == []
+
+
+@pytest.mark.spark
+def test_a_collapsed_embedding_is_reported(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
+    frame = spark.range(30).selectExpr("array(id, id * id) AS features", "array(0.5, 1.0) AS embedding")
+    assert EmbeddingEvaluator(metricName="continuity", k=3).evaluate(frame) == pytest.approx(0.5, abs=0.03)
+    assert "the embedding collapsed: all rows" in caplog.text
