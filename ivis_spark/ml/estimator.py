@@ -10,7 +10,6 @@ from typing import Any
 
 from pyspark.ml.base import Estimator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
@@ -20,7 +19,7 @@ from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.model import IvisModel, with_summary
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, with_outputs
 from ivis_spark.ml.params import (
-    ReadableParams,
+    StoredParams,
     add_accessors,
     add_params,
     check_spark_frame,
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 _SETTINGS = settings()
 
 
-class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable):
+class IvisEstimator(Estimator[IvisModel], StoredParams):
     """Trains an encoder on a DataFrame: the stages of `Pipeline` from rows to model, in a run folder.
 
     Args:

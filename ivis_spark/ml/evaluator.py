@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -19,7 +18,7 @@ from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.output import made_from
-from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, naming_params, set_params
+from ivis_spark.ml.params import StoredParams, add_accessors, check_spark_frame, naming_params, set_params
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
@@ -41,7 +40,7 @@ def _param(name: str, doc: str, convert: Any) -> Param[Any]:
     return Param(Params._dummy(), name, doc, typeConverter=convert)
 
 
-class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
+class EmbeddingEvaluator(Evaluator, StoredParams):
     """Measures an embedding on a sample of rows; larger is better in every metric.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyspark.ml.base import Model
-from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
@@ -18,6 +18,7 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.ml.local import NEIGHBOURS, from_local, local_classes, to_local
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_schema, with_outputs
 from ivis_spark.ml.params import (
+    ParamsWriter,
     add_accessors,
     add_params,
     camel,
@@ -317,31 +318,14 @@ def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> M
     return ModelFolder(folder.spec, info, folder.files)
 
 
-class _ModelWriter(MLWriter):
+class _ModelWriter(ParamsWriter):
     """Writes Spark ML's metadata and, beside it, the model's folder."""
 
-    def __init__(self, instance: IvisModel) -> None:
-        super().__init__()
-        self._instance = instance
+    _names = frozenset({"metadata", "model"})
 
-    def _handleOverwrite(self, path: str) -> None:
-        """Let Spark remove what stands at a path if it is a saved model and nothing else."""
-        uri = storage.normalise_uri(path)
-        names = set(storage.children(*storage.filesystem(uri)))
-        foreign = sorted(names - {"metadata", "model", storage.MARK})
-        if names and (foreign or not {"metadata", "model"} <= names):
-            raise InputError(
-                f"{uri} is not a saved model; it holds {', '.join(foreign or sorted(names))}. Choose another path"
-            )
-        super()._handleOverwrite(path)
-
-    def saveImpl(self, path: str) -> None:
-        uri = storage.normalise_uri(path)
-        fs, plain = storage.filesystem(uri)
-        if storage.exists(fs, plain):
-            raise InputError(f"{uri} exists; save with model.write().overwrite().save(...), or choose another path")
-        write_model(uri, self._instance.to_folder())
-        DefaultParamsWriter.saveMetadata(self._instance, uri, self.sc)
+    def _save(self, uri: str) -> None:
+        write_model(uri, cast(IvisModel, self._instance).to_folder())
+        super()._save(uri)
 
 
 class ModelReader(MLReader["IvisModel"]):

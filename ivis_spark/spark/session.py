@@ -166,7 +166,7 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
 
 
-CONNECT_CAN = "Spark Connect supports IvisModel.transform and Pipeline.evaluate"
+CONNECT_CAN = "Spark Connect supports IvisModel (transform, save, load), EmbeddingEvaluator and Pipeline.evaluate"
 
 
 def is_connect(spark: SparkSession) -> bool:

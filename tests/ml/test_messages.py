@@ -194,3 +194,22 @@ def test_a_collapsed_embedding_is_reported(spark: SparkSession, caplog: pytest.L
     frame = spark.range(30).selectExpr("array(id, id * id) AS features", "array(0.5, 1.0) AS embedding")
     assert EmbeddingEvaluator(metricName="continuity", k=3).evaluate(frame) == pytest.approx(0.5, abs=0.03)
     assert "the embedding collapsed: all rows" in caplog.text
+
+
+def test_saving_needs_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", lambda _: pytest.fail("a session"))
+    for stage in (
+        IvisModel(folder(), outputCol="z"),
+        IvisEstimator(outputCol="z"),
+        EmbeddingEvaluator(embeddingCol="z"),
+    ):
+        path = str(tmp_path / type(stage).__name__)
+        stage.save(path)
+        with pytest.raises(InputError, match=r"exists; save with write\(\).overwrite"):
+            stage.save(path)
+        stage.write().overwrite().save(path)
+        loaded = type(stage).load(path)
+        assert loaded.uid == stage.uid and loaded.extractParamMap() == stage.extractParamMap()
+        with pytest.raises(InputError, match=r"is not a saved .*; it holds .*Choose another path"):
+            stage.write().overwrite().save(str(tmp_path))
