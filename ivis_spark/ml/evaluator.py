@@ -99,6 +99,10 @@ class EmbeddingEvaluator(Evaluator, StoredParams):
 
     def _evaluate(self, dataset: DataFrame) -> float:
         check_spark_frame(dataset, "EmbeddingEvaluator.evaluate")
+        if dataset.isStreaming:
+            raise InputError(
+                "EmbeddingEvaluator.evaluate takes a batch table, not a stream: write rows of it to a table"
+            )
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if is_import_name(name):
             with exact_names(dataset), naming_params():

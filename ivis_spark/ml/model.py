@@ -15,7 +15,7 @@ from ivis_spark import storage
 from ivis_spark.config import listed
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.ml.local import NEIGHBOURS, from_local, local_classes, to_local
+from ivis_spark.ml.local import NEIGHBOURS, fitted_settings, from_local, local_classes, to_local
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_schema, with_outputs
 from ivis_spark.ml.params import (
     ParamsWriter,
@@ -93,8 +93,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         >>> model.write().overwrite().save("cells-model")
         >>> IvisModel.load("cells-model").getClassCol()
         'class'
-        >>> model.summary.epochs, model.summary.rows
-        (1, 60)
+        >>> model.summary.epochs, model.summary.rows, model.settings["k"]
+        (1, 60, 5)
     """
 
     outputType = OUTPUT_TYPE
@@ -121,6 +121,14 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
     def summary(self) -> Summary:
         """Summary of the training."""
         return Summary(**self._folder.info[_SUMMARY])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the model was fitted with, by the names of the estimator's Params: `k`, `embeddingDims`, `epochs`, ...
+
+        `auto` stands resolved. A model of `from_local` has those that an `Ivis` has.
+        """
+        return fitted_settings(self._folder, rows=self.summary.rows)
 
     @property
     def classes(self) -> list[Any]:
@@ -312,8 +320,9 @@ def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> M
         run_folder=None if temporary else run.root,
     )
     info = {**folder.info, _SUMMARY: asdict(summary)}
-    if "neighbours" in published:
-        settings = published["neighbours"].spec["config"]["neighbours"]
+    info["fitted"] = {name: value for manifest in published.values() for name, value in manifest.spec["config"].items()}
+    if "neighbours" in info["fitted"]:
+        settings = info["fitted"]["neighbours"]
         info["neighbours"] = {name: settings[name] for name in NEIGHBOURS if name in settings}
     return ModelFolder(folder.spec, info, folder.files)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import numbers
 import re
 import time
 import typing
@@ -94,6 +95,13 @@ def set_defaults(instance: Params, chosen: Mapping[str, Setting]) -> None:
     instance._setDefault(**{name: setting.default for name, setting in chosen.items()})
 
 
+# What stages of Spark ML call these.
+_SPARKS_NAMES = {
+    **{"seed": "randomState", "maxIter": "epochs", "stepSize": "learningRate", "inputCol": "featuresCol"},
+    **{"predictionCol": "classCol", "probabilityCol": "scoresCol", "handleInvalid": "embedInvalid"},
+}
+
+
 def set_params(instance: Params, values: Mapping[str, Any]) -> None:
     """Set Params by name.
 
@@ -103,7 +111,10 @@ def set_params(instance: Params, values: Mapping[str, Any]) -> None:
     valid = [param.name for param in instance.params]
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        hint = "".join(did_you_mean(name, valid) for name in unknown) or f"; valid: {', '.join(valid)}"
+        hint = (
+            "".join(did_you_mean(_SPARKS_NAMES.get(name, name), valid) for name in unknown)
+            or f"; valid: {', '.join(valid)}"
+        )
         raise ConfigError(f"{type(instance).__name__} has no {', '.join(unknown)}{hint}")
     instance._set(**values)
 
@@ -162,6 +173,8 @@ def _in_params(text: str, pattern: re.Pattern[str]) -> str:
 
 def _convert(value: Any, *, full_name: str) -> Any:
     """Return a value as its setting's type, tuples as lists."""
+    if full_name == "data.unlabelled" and type(value) is not bool and isinstance(value, numbers.Real):
+        value = str(value)  # of a column of numbers
     with naming_params():
         value = check_value(full_name, value)
     return list(value) if isinstance(value, tuple) else value

@@ -29,19 +29,27 @@ def rows_facts(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "keys": [id_col] if id_col else [], "numbered": not id_col, "columns": None, "labels": labels}
 
 
-def check_fit(info: dict[str, Any], config: Config) -> None:
-    """Check the settings of the stages that follow against the facts of the stage `rows`. Runs on: driver.
+def check_k(rows: int, config: Config) -> None:
+    """Check k against the rows. Runs on: driver.
 
     Raises:
-        InputError: if there are too few rows for k, or no labels of the kind that the settings need.
+        InputError: if there are too few rows.
     """
-    rows = info["rows"]
     k = config.for_rows(rows).neighbours.k
     if rows < k + 2:
         raise InputError(
             f"neighbours.k={k} needs at least {k + 2} rows, so that each has {k} neighbours and one other row; the "
             f"input has {rows}. " + (f"Pass --set neighbours.k={rows - 2} or less" if rows > 2 else "Pass more rows")
         )
+
+
+def check_fit(info: dict[str, Any], config: Config) -> None:
+    """Check the settings of the stages that follow against the facts of the stage `rows`. Runs on: driver.
+
+    Raises:
+        InputError: if there are too few rows for k, or no labels of the kind that the settings need.
+    """
+    check_k(info["rows"], config)
     if info.get("components") and config.neighbours.metric != "euclidean":
         raise InputError(
             f"neighbours.metric={config.neighbours.metric} needs the features, and the rows of this run hold "

@@ -11,7 +11,7 @@ from ivis_spark.config import Config
 from ivis_spark.core.knn.by_features import CHUNK_BYTES, rows_to_measure
 from ivis_spark.core.projection import sample_rows
 from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
-from ivis_spark.runtime.fitness import check_fit
+from ivis_spark.runtime.fitness import check_fit, check_k
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
@@ -37,12 +37,15 @@ def publish(run: Run) -> Manifest:
     run.folder.claim()
     storage.check_writable(run.folder.root)
 
+    def check_rows(rows: int) -> None:
+        check_k(rows, run.config)
+
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.rows import choice, columns, ingest
 
         left_out = choice.explain_columns(table, run.config.data)
         source = columns.resolve(table, run.config.data)
-        stage.info.update(ingest.ingest(source, run.config.data, stage))
+        stage.info.update(ingest.ingest(source, run.config.data, stage, check_rows=check_rows))
         stage.info["left_out"] = left_out
         stage.info["table"] = run.input.uri
         check_fit(stage.info, run.config)

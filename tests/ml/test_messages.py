@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,13 +15,14 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, storage
+from ivis_spark import Config, EmbeddingEvaluator, IvisEstimator, IvisModel, Pipeline, storage
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.ml import params
 from ivis_spark.ml.evaluator import METRIC_NAMES
 from ivis_spark.serving.folder import ModelFolder, write_model
-from ivis_spark.spark.rows import columns
+from ivis_spark.spark.rows import columns, ingest, sparse
+from ivis_spark.spark.rows.columns import Source
 
 CLASSES = "sparse_categorical_crossentropy"
 SCHEMA = T.StructType(
@@ -213,3 +215,73 @@ def test_saving_needs_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert loaded.uid == stage.uid and loaded.extractParamMap() == stage.extractParamMap()
         with pytest.raises(InputError, match=r"is not a saved .*; it holds .*Choose another path"):
             stage.write().overwrite().save(str(tmp_path))
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"preset": "ivis", "components": 10},
+            r"^param map 2 of 2 \(.*components=10\): components=10 keeps .*, not metric=angular \(of preset=ivis\):",
+        ),
+        ({"featuresCol": "x"}, r"^param map 2 of 2 \(featuresCol='x'\): featuresCol='x' is not in the table; it has"),
+        ({"k": 0}, r"^param map 2 of 2 \(k=0\): k=0 is out of range: it must be at least 1"),
+        ({"k": 40}, r"^param map 2 of 2 \(k=40\): k=40 needs at least 42 rows.* the input has 40\. Pass k=38 or less"),
+    ],
+)
+def test_all_param_maps_are_checked_before_the_first_fit(
+    spark: SparkSession, params: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IvisEstimator, "_fit", lambda *_: pytest.fail("a fit began"))
+    frame = spark.range(40).selectExpr("id", "array(id, id * id) AS features")
+    estimator = IvisEstimator(idCol="id")
+    grid = [{estimator.k: 5}, {estimator.getParam(name): value for name, value in params.items()}]
+    with pytest.raises((ConfigError, InputError), match=message):
+        estimator.fit(frame, grid)
+
+
+@pytest.mark.spark
+def test_streams_are_refused_where_they_cannot_be_used(spark: SparkSession) -> None:
+    stream = spark.readStream.format("rate").load().selectExpr("array(value) AS features", "array(value) AS embedding")
+    for use in (IvisEstimator().fit, EmbeddingEvaluator().evaluate):
+        with pytest.raises(InputError, match=r"takes a batch table, not a stream: write rows of"):
+            use(stream)
+    with pytest.raises(InputError, match=r"^Pipeline\(source=\.\.\.\) takes a batch table, not a stream"):
+        Pipeline("run", Config(), get_spark=lambda: spark, source=stream)
+
+
+def test_other_names_of_spark_are_understood() -> None:
+    with pytest.raises(ConfigError, match=r"^IvisEstimator has no seed; did you mean randomState\?$"):
+        IvisEstimator(seed=1)
+    assert IvisEstimator(unlabelled=10).getUnlabelled() == "10"
+    assert IvisEstimator(unlabelled=np.int64(-1)).config().data.unlabelled == "-1"
+    with pytest.raises(ConfigError, match="unlabelled=True"):
+        IvisEstimator(unlabelled=True)
+
+
+def test_advice_of_logs_names_params(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(None, 2_000, ("features",), sparse=True)  # type: ignore[arg-type]
+    with params.naming_params():
+        ingest._components(source, Config(data={"components": None}).data)
+    assert ", 8 kB per row: components=50 keeps them sparse" in caplog.text
+    caplog.clear()
+    ingest._components(dataclasses.replace(source, width=64), Config(data={"components": None}).data)
+    assert not caplog.text
+
+
+@pytest.mark.spark
+def test_vectors_are_sparse_by_what_they_hold(spark: SparkSession) -> None:
+    schema = T.StructType([T.StructField("x", VectorUDT())])
+    dense = [Vectors.sparse(4, [1], [1.0]), *[Vectors.dense(1, 2, 3, 4)] * 5]
+    for vectors, expected in ((dense, False), ([Vectors.sparse(4, [1], [1.0])] * 3, True)):
+        frame = spark.createDataFrame([(vector,) for vector in vectors], schema).coalesce(1)
+        assert sparse.width_of_vectors(frame, F.col("x"), "x") == (4, expected)
+
+
+@pytest.mark.spark
+def test_a_fit_that_fails_at_once_leaves_no_empty_folder(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.range(8).selectExpr("id", "array(id, id * id) AS features")
+    with pytest.raises(InputError, match=r"^k=7 needs at least 9 rows"):
+        IvisEstimator(idCol="id", k=7, runFolder=str(tmp_path)).fit(frame)
+    assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ivis_spark.config import DataConfig, listed
 from ivis_spark.config.sections import AUTO_COMPONENTS
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
 from ivis_spark.core.scaling import SCALER, FeatureStatistics, Scaler
-from ivis_spark.errors import InputError
+from ivis_spark.errors import InputError, advice
 from ivis_spark.progress import step
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.partitioning import cores, repartition_by_group
@@ -54,10 +55,17 @@ _FAULTS = {
     "indices": INDICES_FAULT,
 }
 _MOST_FOLDS = 64
+_WIDE = 1_000  # features, from which storing sparse rows densely is worth a warning
 _SPARSE_ROW_BYTES = 32 << 10
 
 
-def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dict[str, Any]:
+def ingest(
+    source: Source,
+    config: DataConfig,
+    build: storage.StageBuild,
+    *,
+    check_rows: Callable[[int], None] = lambda rows: None,
+) -> dict[str, Any]:
     """Write the rows of a table, checked, scaled and with ids, and the scaler beside them.
 
     The table is read once, into packed rows that are not scaled yet, while its statistics are taken; the rest is done
@@ -68,6 +76,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
         source: What `resolve` gave.
         config: Scaling and what to do with invalid rows.
         build: The stage to write into: `data/` and `scaler.npz`; it gets the digests of the files.
+        check_rows: Raises an error if so many rows cannot be used; called as soon as they are counted.
 
     Returns:
         Facts for the manifest: rows, dims of a stored row, dropped, features and their number, principal components,
@@ -103,6 +112,7 @@ def ingest(source: Source, config: DataConfig, build: storage.StageBuild) -> dic
     rows = sum(record.rows for record in records)
     if rows == 0:
         raise InputError(f"the input has no usable row ({dropped} dropped); check {source.features_text}")
+    check_rows(rows)
     parts = [FeatureStatistics.from_bytes(record.statistics) for record in records if record.statistics is not None]
     statistics = functools.reduce(FeatureStatistics.merge, parts, FeatureStatistics.empty(source.width))
     _check_range(source, config, statistics)
@@ -224,10 +234,12 @@ def _components(source: Source, config: DataConfig) -> int | None:
     count = config.components_of(source.width, sparse=source.sparse, images=source.images is not None)
     if count is not None and source.images is not None:
         raise InputError(f"data.components={count} projects numbers, and {source.features_text} holds images: set none")
-    if count is None and source.sparse and source.width > AUTO_COMPONENTS:
+    if count is None and source.sparse and source.width >= _WIDE:
         log.warning(
-            "%s holds sparse rows, and they are stored with all %d numbers, %.3g kB a row: "
-            "--set data.components=%d keeps them sparse and searches and trains on principal components (euclidean)",
+            advice(
+                "%s holds sparse rows, and they are stored with all %d numbers, %.3g kB per row: --set "
+                "data.components=%d keeps them sparse and searches and trains on principal components (euclidean)"
+            ),
             *(source.features_text, source.width, source.width * 4e-3, AUTO_COMPONENTS),
         )
     return count
@@ -302,8 +314,10 @@ def _check_range(source: Source, config: DataConfig, statistics: FeatureStatisti
     coarse = np.flatnonzero(statistics.coarse)
     if len(coarse):
         log.warning(
-            "%d features vary little around a large value and keep fewer than 1,000 distinct values in float32: %s. "
-            "Scale them: --set data.scaling=minmax",
+            advice(
+                "%d features vary little around a large value and keep fewer than 1,000 distinct values in float32: "
+                "%s. Scale them: --set data.scaling=minmax"
+            ),
             len(coarse),
             source.names_of(coarse),
         )
