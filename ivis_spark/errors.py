@@ -7,6 +7,7 @@ Messages are written with command-line options; in Python they show arguments an
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import re
 import zipfile
 import zlib
@@ -119,15 +120,27 @@ class TrainingError(IvisError, RuntimeError):
     """Training cannot continue: the loss is not finite, or a rank was lost."""
 
 
+_reword: contextvars.ContextVar[Callable[[str], str]] = contextvars.ContextVar("_reword")
+
+
 @contextlib.contextmanager
 def reworded(reword: Callable[[str], str]) -> Iterator[None]:
-    """Pass the messages of errors of this package through a function, where users know settings by other names."""
+    """Pass the messages of errors, and of `advice`, through a function, where users know settings by other names."""
+    token = _reword.set(reword)
     try:
         yield
     except IvisError as err:
         if err.args:
             err.args = (reword(str(err.args[0])), *err.args[1:])
         raise
+    finally:
+        _reword.reset(token)
+
+
+def advice(message: str) -> str:
+    """Return a log message that names settings as errors do: as options, Python arguments or Params."""
+    message = in_python(message) if _language["python"] else message
+    return _reword.get(str)(message)
 
 
 def remote_error(kind: str, message: str) -> IvisError:

@@ -70,9 +70,9 @@ class Pipeline:
         experiment: MLflow experiment to log to; None disables it.
 
     Raises:
-        ConfigError: if an argument is of another type than these.
-        InputError: if the run folder is, contains or is inside the input; if the input does not exist, or lacks a named
-            column, as far as can be checked without Spark.
+        ConfigError: if an argument is of another type than these, or `source` is of Spark Connect.
+        InputError: if `source` is a stream; if the run folder is, contains or is inside the input; if the input does
+            not exist, or lacks a named column, as far as can be checked without Spark.
 
     Example:
         >>> from ivis_spark import Pipeline, load_config
@@ -94,6 +94,10 @@ class Pipeline:
         experiment: str | None = None,
     ) -> None:
         _check_arguments(output, config, get_spark, input_uri, source)
+        if source is not None:
+            from ivis_spark.spark.session import check_batch
+
+            check_batch(source, "Pipeline(source=...)")
         check_places(config, output, input_uri=input_uri)
         if source is not None or input_uri is not None:
             config = dataclasses.replace(config, data=look_at_input(input_uri if source is None else None, config.data))

@@ -38,13 +38,17 @@ from mlflow.tracking import MlflowClient
 
 versions = MlflowClient().search_model_versions(f"name = '{name}'")
 newest = max(int(version.version) for version in versions)
-embed = mlflow.pyfunc.spark_udf(spark, f"models:/{name}/{newest}", result_type="array<float>", env_manager="local")
+uri = f"models:/{name}/{newest}"
+embed = mlflow.pyfunc.spark_udf(spark, uri, result_type="array<float>", env_manager="local")
 
 # COMMAND ----------
 
+from ivis_spark.ml import pyfunc_input
+
 kind, source = dbutils.widgets.get("format"), dbutils.widgets.get("input")
 table = spark.table(source) if kind == "table" else spark.read.format(kind).load(source)
-embedded = table.select(dbutils.widgets.get("id_col"), embed("features").alias("embedding"))
+features = pyfunc_input(table, mlflow.models.get_model_info(uri).signature)  # arrays, vectors or several columns
+embedded = table.select(dbutils.widgets.get("id_col"), embed(features).alias("embedding"))
 embedded.write.mode("overwrite").parquet(dbutils.widgets.get("output"))
 
 # COMMAND ----------

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from pyspark.ml.feature import VectorAssembler
 
 from ivis_spark.config import Config
+from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.demo import write_digits
+from ivis_spark.serving.folder import ModelFolder, write_model
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -100,6 +105,31 @@ def test_embed_a_table_then_another_with_the_registered_model(
     )
     assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
     assert spark.read.parquet(str(tmp_path / "new")).count() == 1797
+
+
+@pytest.mark.spark
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vectors", "columns"])
+def test_a_registered_model_embeds_what_it_was_trained_on(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file://{tmp_path}/mlruns")
+    features = ["features"] if kind == "vectors" else [f"x {place}" for place in range(3)]
+    serving = {"format": 1, "input_shape": [3], "n_outputs": 2, "features": features}
+    dense = DenseNetwork((DenseLayer.of(np.eye(3)[:, :2], None, "linear"),)).to_bytes()
+    files = {"dense.npz": dense, "serving.json": json.dumps(serving).encode()}
+    write_model(str(tmp_path / "run"), ModelFolder({"config": {}, "inputs": {}}, {}, files))
+    frame = spark.createDataFrame([(0, 1, 2.5, 4), (1, 7, 8.5, 9)], "id long, `x 0` long, `x 1` double, `x 2` int")
+    if kind == "vectors":
+        assembler = VectorAssembler(inputCols=["x 0", "x 1", "x 2"], outputCol="features")
+        frame = assembler.transform(frame).select("id", "features")
+    frame.write.parquet(str(tmp_path / "table"))
+    places = {"run": str(tmp_path / "run"), "input": str(tmp_path / "table"), "output": str(tmp_path / "new")}
+    run(NOTEBOOKS / "embed_with_registered_model.py", spark, {**places, "model": "m", "format": "parquet"})
+    found = spark.read.parquet(places["output"]).orderBy("id").collect()
+    assert [row["embedding"] for row in found] == [[1.0, 2.5], [7.0, 8.5]]
 
 
 def test_every_notebook_is_tested() -> None:

@@ -43,7 +43,7 @@ from ivis_spark.config.sections import (
     TripletsConfig,
 )
 from ivis_spark.config.training import BATCH_SIZES, EPOCHS, LEAST_STEPS, LOSSES, NETWORK_UNITS, STEPS, TrainConfig
-from ivis_spark.errors import ConfigError
+from ivis_spark.errors import ConfigError, advice
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +174,10 @@ class Config(Checked):
         if count is None or self.neighbours.metric == "euclidean":
             return
         if count != AUTO:
+            source = "" if "metric" in self.neighbours.given else f" (of preset={self.preset})"
             raise ConfigError(
-                f"data.components={count} keeps Euclidean distances, not neighbours.metric={self.neighbours.metric}: "
-                "set data.components=none, or the metric to euclidean"
+                f"data.components={count} keeps Euclidean distances, not neighbours.metric={self.neighbours.metric}"
+                f"{source}: set data.components=none, or the metric to euclidean"
             )
         data, given = dataclasses.replace(self.data, components=None), self.data.given
         object.__setattr__(data, "given", given)
@@ -262,8 +263,8 @@ def _with_preset(section: type[SectionT], passed: SectionT | None, preset: Mappi
         adjusted = [f"{section.section}.{name}={value}" for name, value in OTHER_LOSS.items() if name not in given]
         if any(getattr(passed, name) != value for name, value in OTHER_LOSS.items() if name not in given):
             log.warning(
-                "train.distance=%s: the learning rate and schedule of this preset belong to %s, so %s is used",
-                *(values["distance"], preset["distance"], " and ".join(adjusted)),
+                advice("train.distance=%s: the learning rate and schedule of this preset belong to %s, so %s is used"),
+                *(values["distance"], preset["distance"], advice(" and ".join(adjusted))),
             )
     complete = section(**values)
     object.__setattr__(complete, "given", frozenset(given))

@@ -6,21 +6,21 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pyspark.ml.base import Estimator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from ivis_spark import storage
 from ivis_spark.config import Config, what_it_has
-from ivis_spark.errors import ConfigError, InputError
+from ivis_spark.errors import ConfigError, InputError, reworded
 from ivis_spark.ml.model import IvisModel, with_summary
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, with_outputs
 from ivis_spark.ml.params import (
-    ReadableParams,
+    StoredParams,
     add_accessors,
     add_params,
     check_spark_frame,
@@ -31,21 +31,25 @@ from ivis_spark.ml.params import (
     settings,
 )
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.runtime.fitness import check_rows
 from ivis_spark.serving.folder import read_model
 from ivis_spark.spark.embedding.embed import Outputs
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.tables import exact_names
-from ivis_spark.spark.session import refuse_connect
+from ivis_spark.spark.session import check_batch
 from ivis_spark.spark.watching import SparkProgress
 from ivis_spark.spark.workers import check_workers
 from ivis_spark.stages.input_table import InputTable
+
+if TYPE_CHECKING:
+    from pyspark.ml._typing import ParamMap
 
 log = logging.getLogger(__name__)
 
 _SETTINGS = settings()
 
 
-class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable):
+class IvisEstimator(Estimator[IvisModel], StoredParams):
     """Trains an encoder on a DataFrame: the stages of `Pipeline` from rows to model, in a run folder.
 
     Args:
@@ -127,9 +131,30 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
             return None
         return {"values": [], "type": kind.simpleString()}
 
+    def fitMultiple(self, dataset: DataFrame, paramMaps: Sequence[ParamMap]) -> Iterator[tuple[int, IvisModel]]:
+        """Return an iterator of (index, model), one for each param map; all maps are checked before the first fit.
+
+        Raises:
+            ConfigError, InputError: if one cannot be fitted; names it.
+        """
+        _check_frame(dataset)
+        configs: dict[str, Config] = {}
+        for number, params in enumerate(paramMaps, start=1):
+            shown = ", ".join(f"{param.name}={value!r}" for param, value in params.items())
+            where = f"param map {number} of {len(paramMaps)} ({shown}): "
+            with reworded(where.__add__):
+                copied = self.copy(params)
+                copied.transformSchema(dataset.schema)
+                configs[where] = copied.config()
+        largest = max((k for config in configs.values() if isinstance(k := config.neighbours.k, int)), default=1)
+        rows = dataset.limit(largest + 2).count()
+        for where, config in configs.items():
+            with reworded(where.__add__), naming_params():
+                check_rows(rows, config)
+        return super().fitMultiple(dataset, paramMaps)
+
     def _fit(self, dataset: DataFrame) -> IvisModel:
-        check_spark_frame(dataset, "IvisEstimator.fit")
-        refuse_connect(dataset.sparkSession, "IvisEstimator.fit")
+        _check_frame(dataset)
         config = self.config()
         self.transformSchema(dataset.schema)
         label = config.data.label_col
@@ -165,11 +190,22 @@ class IvisEstimator(Estimator[IvisModel], ReadableParams, DefaultParamsWritable)
         else:
             root = storage.normalise_uri(scratch)
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=scratch))
-        pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=_needed(dataset, config))
-        pipeline.neighbours(for_training=True)
-        pipeline.triplets()
-        pipeline.train()
+        there = storage.exists(*storage.filesystem(root))
+        try:
+            pipeline = Pipeline(root, config, get_spark=lambda: dataset.sparkSession, source=_needed(dataset, config))
+            pipeline.neighbours(for_training=True)
+            pipeline.triplets()
+            pipeline.train()
+        except BaseException:
+            if not there and set(storage.children(*storage.filesystem(root))) <= {storage.MARK}:
+                storage.remove_folder(root)
+            raise
         return root
+
+
+def _check_frame(dataset: DataFrame) -> None:
+    check_spark_frame(dataset, "IvisEstimator.fit")
+    check_batch(dataset, "IvisEstimator.fit")
 
 
 def _needed(dataset: DataFrame, config: Config) -> DataFrame:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pyspark.ml.evaluation import Evaluator
 from pyspark.ml.param import Param, Params, TypeConverters
-from pyspark.ml.util import DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -18,10 +18,12 @@ from ivis_spark.config.imports import import_named
 from ivis_spark.core import metrics
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.ml.output import made_from
-from ivis_spark.ml.params import ReadableParams, add_accessors, check_spark_frame, naming_params, set_params
+from ivis_spark.ml.params import StoredParams, add_accessors, check_spark_frame, naming_params, set_params
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows.columns import quoted
 from ivis_spark.spark.rows.tables import exact_names
+
+log = logging.getLogger(__name__)
 
 _LABELLED = ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation")
 METRIC_NAMES = (
@@ -38,7 +40,7 @@ def _param(name: str, doc: str, convert: Any) -> Param[Any]:
     return Param(Params._dummy(), name, doc, typeConverter=convert)
 
 
-class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
+class EmbeddingEvaluator(Evaluator, StoredParams):
     """Measures an embedding on a sample of rows; larger is better in every metric.
 
     Args:
@@ -97,6 +99,10 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
 
     def _evaluate(self, dataset: DataFrame) -> float:
         check_spark_frame(dataset, "EmbeddingEvaluator.evaluate")
+        if dataset.isStreaming:
+            raise InputError(
+                "EmbeddingEvaluator.evaluate takes a batch table, not a stream: write rows of it to a table"
+            )
         name, k = self.getOrDefault("metricName"), self.getOrDefault("k")
         if is_import_name(name):
             with exact_names(dataset), naming_params():
@@ -133,15 +139,19 @@ class EmbeddingEvaluator(Evaluator, ReadableParams, DefaultParamsWritable):
             frames.as_array(dataset, self._features(dataset, embedding)).alias("x"),
             frames.as_array(dataset, [embedding]).alias("z"),
             (F.col(quoted(self._column(dataset, "labelCol"))) if labelled else F.lit(0)).alias("y"),
-        ).where("z IS NOT NULL")
+        ).where("forall(x, value -> value IS NOT NULL) AND forall(z, value -> value IS NOT NULL)")
         if labelled:  # as in training, null and NaN mean unlabelled
             nan = F.isnan("y") if isinstance(chosen.schema["y"].dataType, (T.FloatType, T.DoubleType)) else F.lit(False)
             chosen = chosen.where(F.col("y").isNotNull() & ~nan)
         drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
         if len(drawn) < 3:
-            kind = "embedded rows with a label" if labelled else "embedded rows"
-            raise InputError(f"the DataFrame has {len(drawn)} {kind}; at least 3 are needed to measure")
+            kind = "with embedding, features and a label" if labelled else "with embedding and features"
+            raise InputError(
+                f"the DataFrame has {len(drawn)} rows {kind} without nulls; at least 3 are needed to measure"
+            )
         X, Z = (np.array([row[column] for row in drawn], np.float32) for column in ("x", "z"))
+        if metrics.is_collapsed(Z):
+            log.warning("the embedding collapsed: all rows of the sample are at almost the same point")
         return X, Z, np.array([row["y"] for row in drawn])
 
     def _features(self, dataset: DataFrame, embedding: str) -> list[str]:

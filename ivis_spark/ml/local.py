@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivis_spark.config import Config
+from ivis_spark.config import Config, setting_names
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import NotFittedError
+from ivis_spark.ml.params import settings
 from ivis_spark.serving.folder import ModelFolder, add_serving_files, load_folder
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ def to_local(folder: ModelFolder, encoder: keras.Model, head: keras.Model | None
     """
     from ivis_spark.estimator import Ivis
 
-    settings = {name: value for name, value in folder.spec["config"].items() if name in ("train", "random_state")}
-    settings |= {"neighbours": folder.info["neighbours"]} if "neighbours" in folder.info else {}
-    config = Config.from_mapping({**settings, "preset": "ivis"}).for_rows(rows or _UNKNOWN_ROWS)
+    fitted = {name: value for name, value in folder.spec["config"].items() if name in ("train", "random_state")}
+    fitted |= {"neighbours": folder.info["neighbours"]} if "neighbours" in folder.info else {}
+    config = Config.from_mapping({**fitted, "preset": "ivis"}).for_rows(rows or _UNKNOWN_ROWS)
     local = Ivis.from_config(config)
     local._assemble(encoder, head)
     local._loaded, local._made_with = True, local._followed()
@@ -50,6 +51,34 @@ def to_local(folder: ModelFolder, encoder: keras.Model, head: keras.Model | None
     local.n_classes_ = None if head is None else int(head.output_shape[-1])
     local.classes_ = local_classes(folder.classes)
     return local
+
+
+def fitted_settings(folder: ModelFolder, *, rows: int | None) -> dict[str, Any]:
+    """Return the settings of the fit that a model knows, by the names of Params.
+
+    Args:
+        folder: The model.
+        rows: Rows that it was trained on, which decide what `auto` was; None leaves it.
+    """
+    fitted: dict[str, Any] = {"neighbours": folder.info.get("neighbours", {}), **folder.info.get("fitted", {})}
+    fitted |= folder.spec["config"]
+    if rows is not None:
+        names, valid = ("neighbours", "triplets", "train"), setting_names()  # older versions had others
+        known = {
+            name: {key: value for key, value in fitted.get(name, {}).items() if f"{name}.{key}" in valid}
+            for name in names
+        }
+        resolved = Config.from_mapping({**known, "preset": "ivis"}).for_rows(rows, anchors=folder.info.get("anchors"))
+        sections = resolved.to_mapping()
+        fitted |= {name: {key: sections[name][key] for key in known[name]} for name in names}
+    if "preset" in folder.info:
+        fitted["preset"] = folder.info["preset"]
+    found = {}
+    for name, setting in settings().items():
+        section = fitted.get(setting.section, {}) if setting.section else fitted
+        if setting.name in section:
+            found[name] = section[setting.name]
+    return found
 
 
 def from_local(local: Ivis, info: dict[str, Any]) -> ModelFolder:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyspark.ml.base import Model
-from pyspark.ml.util import DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.ml.util import MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
@@ -15,9 +15,10 @@ from ivis_spark import storage
 from ivis_spark.config import listed
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
-from ivis_spark.ml.local import NEIGHBOURS, from_local, local_classes, to_local
+from ivis_spark.ml.local import NEIGHBOURS, fitted_settings, from_local, local_classes, to_local
 from ivis_spark.ml.output import OUTPUT_TYPE, VECTOR, returns_vectors, to_schema, with_outputs
 from ivis_spark.ml.params import (
+    ParamsWriter,
     add_accessors,
     add_params,
     camel,
@@ -92,8 +93,8 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
         >>> model.write().overwrite().save("cells-model")
         >>> IvisModel.load("cells-model").getClassCol()
         'class'
-        >>> model.summary.epochs, model.summary.rows
-        (1, 60)
+        >>> model.summary.epochs, model.summary.rows, model.settings["k"]
+        (1, 60, 5)
     """
 
     outputType = OUTPUT_TYPE
@@ -120,6 +121,14 @@ class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
     def summary(self) -> Summary:
         """Summary of the training."""
         return Summary(**self._folder.info[_SUMMARY])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the model was fitted with, by the names of the estimator's Params: `k`, `embeddingDims`, `epochs`, ...
+
+        `auto` stands resolved. A model of `from_local` has those that an `Ivis` has.
+        """
+        return fitted_settings(self._folder, rows=self.summary.rows)
 
     @property
     def classes(self) -> list[Any]:
@@ -311,37 +320,21 @@ def with_summary(uri: str, folder: ModelFolder, *, temporary: bool = False) -> M
         run_folder=None if temporary else run.root,
     )
     info = {**folder.info, _SUMMARY: asdict(summary)}
-    if "neighbours" in published:
-        settings = published["neighbours"].spec["config"]["neighbours"]
+    info["fitted"] = {name: value for manifest in published.values() for name, value in manifest.spec["config"].items()}
+    if "neighbours" in info["fitted"]:
+        settings = info["fitted"]["neighbours"]
         info["neighbours"] = {name: settings[name] for name in NEIGHBOURS if name in settings}
     return ModelFolder(folder.spec, info, folder.files)
 
 
-class _ModelWriter(MLWriter):
+class _ModelWriter(ParamsWriter):
     """Writes Spark ML's metadata and, beside it, the model's folder."""
 
-    def __init__(self, instance: IvisModel) -> None:
-        super().__init__()
-        self._instance = instance
+    _names = frozenset({"metadata", "model"})
 
-    def _handleOverwrite(self, path: str) -> None:
-        """Let Spark remove what stands at a path if it is a saved model and nothing else."""
-        uri = storage.normalise_uri(path)
-        names = set(storage.children(*storage.filesystem(uri)))
-        foreign = sorted(names - {"metadata", "model", storage.MARK})
-        if names and (foreign or not {"metadata", "model"} <= names):
-            raise InputError(
-                f"{uri} is not a saved model; it holds {', '.join(foreign or sorted(names))}. Choose another path"
-            )
-        super()._handleOverwrite(path)
-
-    def saveImpl(self, path: str) -> None:
-        uri = storage.normalise_uri(path)
-        fs, plain = storage.filesystem(uri)
-        if storage.exists(fs, plain):
-            raise InputError(f"{uri} exists; save with model.write().overwrite().save(...), or choose another path")
-        write_model(uri, self._instance.to_folder())
-        DefaultParamsWriter.saveMetadata(self._instance, uri, self.sc)
+    def _save(self, uri: str) -> None:
+        write_model(uri, cast(IvisModel, self._instance).to_folder())
+        super()._save(uri)
 
 
 class ModelReader(MLReader["IvisModel"]):

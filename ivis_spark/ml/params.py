@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import numbers
 import re
+import time
 import typing
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import pyspark
 from pyspark.ml.param import Param, Params
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader
+from pyspark.ml.util import DefaultParamsReader, MLReadable, MLReader, MLWritable, MLWriter
 
 from ivis_spark import storage
 from ivis_spark.config import Config, check_value, did_you_mean, top_settings
@@ -91,6 +95,13 @@ def set_defaults(instance: Params, chosen: Mapping[str, Setting]) -> None:
     instance._setDefault(**{name: setting.default for name, setting in chosen.items()})
 
 
+# What stages of Spark ML call these.
+_SPARKS_NAMES = {
+    **{"seed": "randomState", "maxIter": "epochs", "stepSize": "learningRate", "inputCol": "featuresCol"},
+    **{"predictionCol": "classCol", "probabilityCol": "scoresCol", "handleInvalid": "embedInvalid"},
+}
+
+
 def set_params(instance: Params, values: Mapping[str, Any]) -> None:
     """Set Params by name.
 
@@ -100,7 +111,10 @@ def set_params(instance: Params, values: Mapping[str, Any]) -> None:
     valid = [param.name for param in instance.params]
     unknown = sorted(set(values) - set(valid))
     if unknown:
-        hint = "".join(did_you_mean(name, valid) for name in unknown) or f"; valid: {', '.join(valid)}"
+        hint = (
+            "".join(did_you_mean(_SPARKS_NAMES.get(name, name), valid) for name in unknown)
+            or f"; valid: {', '.join(valid)}"
+        )
         raise ConfigError(f"{type(instance).__name__} has no {', '.join(unknown)}{hint}")
     instance._set(**values)
 
@@ -159,13 +173,19 @@ def _in_params(text: str, pattern: re.Pattern[str]) -> str:
 
 def _convert(value: Any, *, full_name: str) -> Any:
     """Return a value as its setting's type, tuples as lists."""
+    if full_name == "data.unlabelled" and type(value) is not bool and isinstance(value, numbers.Real):
+        value = str(value)  # of a column of numbers
     with naming_params():
         value = check_value(full_name, value)
     return list(value) if isinstance(value, tuple) else value
 
 
-class ParamsReader(DefaultParamsReader[Any]):
+class ParamsReader(MLReader[Any]):
     """Reads saved Params. Spark's own reader takes *, ?, [ and commas in a path for a pattern of several paths."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        super().__init__()
+        self._cls = cls
 
     def load(self, path: str) -> Any:
         """Read an instance.
@@ -173,13 +193,64 @@ class ParamsReader(DefaultParamsReader[Any]):
         Raises:
             ArtifactError: if there is none.
         """
-        instance: Any = self.cls()
+        instance = self._cls()
         restore(instance, path)
         return instance
 
 
-class ReadableParams(DefaultParamsReadable[Any]):
-    """Gives a class of Params `load` and `read`."""
+class ParamsWriter(MLWriter):
+    """Writes Params as Spark's own writer does, through the filesystem: Spark Connect offers no other way."""
+
+    _names = frozenset({"metadata"})  # in a folder that was saved
+
+    def __init__(self, instance: Params) -> None:
+        super().__init__()
+        self._instance = instance
+
+    def _handleOverwrite(self, path: str) -> None:
+        """Remove what stands at a path if it was saved by this class and nothing else."""
+        uri = storage.normalise_uri(path)
+        names = set(storage.children(*storage.filesystem(uri)))
+        foreign = sorted(names - self._names - {storage.MARK})
+        if names and (foreign or not self._names <= names):
+            raise InputError(
+                f"{uri} is not a saved {type(self._instance).__name__}; it holds {', '.join(foreign or sorted(names))}."
+                " Choose another path"
+            )
+        storage.remove_folder(uri)
+
+    def saveImpl(self, path: str) -> None:
+        """Write below a path.
+
+        Raises:
+            InputError: if something is there.
+        """
+        uri = storage.normalise_uri(path)
+        if storage.exists(*storage.filesystem(uri)):
+            raise InputError(f"{uri} exists; save with write().overwrite().save(...), or choose another path")
+        self._save(uri)
+
+    def _save(self, uri: str) -> None:
+        instance = self._instance
+        metadata = {
+            "class": f"{type(instance).__module__}.{type(instance).__name__}",
+            "timestamp": int(time.time() * 1000),
+            "sparkVersion": pyspark.__version__,
+            "uid": instance.uid,
+            "paramMap": {param.name: value for param, value in instance._paramMap.items()},
+            "defaultParamMap": {param.name: value for param, value in instance._defaultParamMap.items()},
+        }
+        folder = storage.join(uri, "metadata")  # as a job of Spark leaves it, whose readers take no indented JSON
+        storage.write_bytes(storage.join(folder, "part-00000"), json.dumps(metadata).encode() + b"\n")
+        storage.write_bytes(storage.join(folder, "_SUCCESS"), b"")
+
+
+class StoredParams(MLWritable, MLReadable[Any]):
+    """Gives a class of Params `save`, `write`, `load` and `read`."""
+
+    def write(self) -> ParamsWriter:
+        """Return a writer for `save`."""
+        return ParamsWriter(cast(Params, self))
 
     @classmethod
     def read(cls) -> ParamsReader:

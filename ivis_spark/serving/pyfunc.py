@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from typing import Any
 
@@ -10,28 +12,40 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ivis_spark.config import listed
-from ivis_spark.errors import DependencyError, InputError
+from ivis_spark.errors import DependencyError, ExistsError, InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 
 
-def save_pyfunc(model: ModelFolder, path: str, **options: Any) -> None:
+def save_pyfunc(model: ModelFolder, path: str, *, overwrite: bool = False, **options: Any) -> None:
     """Write a model so that `mlflow.pyfunc.load_model` and `mlflow.pyfunc.spark_udf` read it. Runs on: driver.
 
     Args:
         model: The model's files.
         path: Local folder, which is created.
+        overwrite: Whether a model of MLflow that is there is replaced.
         options: Options of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`. The signature is made
             from the names of the features if it is not given, so that MLflow and `predict` find columns by name.
 
     Raises:
         DependencyError: if mlflow is not installed.
+        ExistsError: if something is there, and it is not a model of MLflow or `overwrite` is False.
 
     Example:
         >>> from ivis_spark.serving.pyfunc import save_pyfunc
         >>> save_pyfunc(model.to_folder(), "cells-pyfunc")
     """
-    _write("save_model", model, path=path, **options)
+    if not os.path.isdir(path) or not os.listdir(path):
+        _write("save_model", model, path=path, **options)
+        return
+    if not os.path.isfile(os.path.join(path, "MLmodel")):
+        raise ExistsError(f"{path!r} exists and is not a model of MLflow: choose another path")
+    if not overwrite:
+        raise ExistsError(f"{path!r} exists: pass overwrite=True, or choose another path")
+    with tempfile.TemporaryDirectory(prefix="ivis-spark-", dir=os.path.dirname(os.path.abspath(path))) as folder:
+        _write("save_model", model, path=os.path.join(folder, "new"), **options)
+        shutil.rmtree(path)
+        os.rename(os.path.join(folder, "new"), path)
 
 
 def log_pyfunc(model: ModelFolder, name: str, **options: Any) -> Any:

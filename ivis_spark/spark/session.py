@@ -13,10 +13,10 @@ import threading
 from collections.abc import Iterator
 
 from pyspark import TaskContext
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark.core.sizes import BATCH_BYTES
-from ivis_spark.errors import ConfigError, IvisError
+from ivis_spark.errors import ConfigError, InputError, IvisError
 from ivis_spark.progress import step
 from ivis_spark.spark.environment import check_variables, ensure_java
 from ivis_spark.spark.watching import described
@@ -166,7 +166,7 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
 
 
-CONNECT_CAN = "Spark Connect supports IvisModel.transform and Pipeline.evaluate"
+CONNECT_CAN = "Spark Connect supports IvisModel (transform, save, load), EmbeddingEvaluator and Pipeline.evaluate"
 
 
 def is_connect(spark: SparkSession) -> bool:
@@ -186,6 +186,21 @@ def refuse_connect(spark: SparkSession, what: str) -> SparkSession:
             f"{CONNECT_CAN}"
         )
     return spark
+
+
+def check_batch(frame: DataFrame, what: str) -> None:
+    """Check that a DataFrame can be fitted on.
+
+    Raises:
+        ConfigError: if it is one of Spark Connect.
+        InputError: if it is a stream.
+    """
+    refuse_connect(frame.sparkSession, what)
+    if frame.isStreaming:
+        raise InputError(
+            f"{what} takes a batch table, not a stream: write rows of the stream to a table, fit on that, and embed "
+            "the stream with the model's transform"
+        )
 
 
 def is_local(spark: SparkSession) -> bool:

@@ -36,7 +36,7 @@ def publish(run: Run) -> Manifest:
     def build(stage: StageBuild) -> None:
         from ivis_spark.serving.folder import add_serving_files
 
-        stage.info["anchors"] = _anchors(triplets)
+        stage.info |= {"anchors": _anchors(triplets), "preset": run.config.preset}
         with step("start", "model: start TensorFlow"):
             job = _job(run, rows, triplets, stage.uri, checkpoints)
         with step("train", "model: train"):

@@ -45,9 +45,36 @@ def test_trustworthiness_by_hand() -> None:
     assert metrics.trustworthiness(LINE, Z, 1) == pytest.approx(1 - 2 * 10 / (6 * 1 * (12 - 3 - 1)))
 
 
-def test_equal_rows_cost_nothing() -> None:
-    assert metrics.trustworthiness(np.ones((20, 30)), rng().normal(size=(20, 2)), 5) == 1.0
-    assert metrics.continuity(rng().normal(size=(20, 30)), np.ones((20, 2)), 5) == 1.0
+@pytest.mark.parametrize("width", [2, 30])
+def test_ties_are_not_preserved(width: int) -> None:
+    """Equal rows have no neighbours to keep, on either side: chance."""
+    X, Z, same = rng(1).normal(size=(300, width)), rng(2).normal(size=(300, 2)), np.full((300, width), 0.1)
+    y = np.arange(300) % 3 % 2  # two thirds are 0
+    for measure, chance in ((metrics.trustworthiness, 0.5), (metrics.continuity, 0.5), (metrics.knn_recall, 15 / 299)):
+        for pair in ((X, same), (same, Z), (same, same)):
+            assert measure(*pair, 15) == pytest.approx(chance, abs=0.02)
+    assert metrics.trust_and_continuity(X, [same], 15)[0] == pytest.approx((0.5, 0.5), abs=0.02)
+    test, predicted = metrics.knn_predictions(same, y, k=1, rng=rng())
+    assert (predicted == 0).all() and len(test) == 75
+
+
+def test_ties_in_part_are_the_mean_of_random_orders() -> None:
+    """X on a line with repeated values, Z with others: the mean over tiny random shifts of both."""
+    X, Z = rng(3).integers(0, 12, size=(60, 1)).astype(float), rng(4).integers(0, 12, size=(60, 1)).astype(float)
+    shifted = [[p + 1e-6 * rng(seed + s).normal(size=p.shape) for s, p in enumerate((X, Z))] for seed in range(400)]
+    for measure in (metrics.trustworthiness, metrics.continuity, metrics.knn_recall):
+        expected = np.mean([measure(*pair, 5) for pair in shifted])
+        assert measure(X, Z, 5) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("width", [2, 30])
+def test_duplicates_at_one_point_are_preserved(width: int) -> None:
+    X = np.repeat(rng(1).normal(size=(4, width)), 30, axis=0)
+    for Z in (X, X[:, :2]):
+        assert metrics.trust_and_continuity(X, [Z], 5)[0] == (1.0, 1.0)
+        assert metrics.knn_recall(X, Z, 5) == pytest.approx(1)
+    scattered = X[:, :2] + 1e-3 * rng(2).normal(size=(120, 2))
+    assert 0.5 < metrics.trustworthiness(X, scattered, 5) < 1
 
 
 @pytest.mark.parametrize("k", [0, 3, 100])
@@ -208,7 +235,7 @@ def test_figures_are_finite_in_range_and_best_for_the_same_points(X: np.ndarray,
         (-1.0, metrics.centroid_correlation(X, Z, y)),
     ]:
         assert low <= value <= 1.0
-    assert metrics.trustworthiness(X, X, 3) == 1.0
+    assert metrics.trustworthiness(X, X, 3) == 1.0 or (X == X[0]).all()
     assert metrics.random_triplet_accuracy(X, X, n_triplets=40, rng=rng(seed)) in {0.5, 1.0}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel, storage
+from ivis_spark import Config, EmbeddingEvaluator, IvisEstimator, IvisModel, Pipeline, storage
 from ivis_spark.core.dense import DenseLayer, DenseNetwork
 from ivis_spark.errors import ArtifactError, ConfigError, InputError
 from ivis_spark.ml import params
+from ivis_spark.ml.evaluator import METRIC_NAMES
 from ivis_spark.serving.folder import ModelFolder, write_model
+from ivis_spark.spark.rows import columns, ingest, sparse
+from ivis_spark.spark.rows.columns import Source
 
 CLASSES = "sparse_categorical_crossentropy"
 SCHEMA = T.StructType(
@@ -157,3 +162,126 @@ def test_errors_say_where_models_are(tmp_path: Path) -> None:
     for look in (IvisModel.from_run, IvisModel.load):
         with pytest.raises(ArtifactError, match=r"holds a saved IvisEstimator: load it with IvisEstimator\.load"):
             look(str(tmp_path / "estimator"))
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize("metric", ["trustworthiness", "knn_accuracy", "toy_metrics:kept_order"])
+def test_the_evaluator_leaves_out_rows_with_nulls(spark: SparkSession, metric: str) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    rows = [(Vectors.dense(x), Vectors.dense(x), float(x[0]), float(x[1]), 1) for x in X]
+    nulls = [(Vectors.dense(5, 5), None, 1.0, 1.0, 1), (None, Vectors.dense(9, 9), 1.0, None, 1)]
+    kinds = [VectorUDT(), VectorUDT(), T.DoubleType(), T.DoubleType(), T.IntegerType()]
+    schema = T.StructType([T.StructField(name, kind) for name, kind in zip("xzaby", kinds, strict=True)])
+    frame = spark.createDataFrame([*rows, *nulls], schema)
+    evaluator = EmbeddingEvaluator(metricName=metric, featuresCol="x", embeddingCol="z", labelCol="y", k=3)
+    assert evaluator.evaluate(frame) == evaluator.evaluate(frame, {evaluator.featureCols: ["a", "b"]}) == 1
+    with pytest.raises(InputError, match=r"the DataFrame has 0 rows .*without nulls.*; at least 3 are needed"):
+        evaluator.evaluate(frame.where("z IS NULL"))
+
+
+@pytest.mark.spark
+def test_vectors_that_are_null_become_null_arrays(spark: SparkSession) -> None:
+    frame = spark.createDataFrame([(Vectors.dense(1, 2),), (None,)], T.StructType([T.StructField("x", VectorUDT())]))
+    found = frame.select(columns.as_array(frame, ["x"]).alias("x"), F.lit(1)).collect()
+    assert [row["x"] for row in found] == [[1.0, 2.0], None]
+
+
+def test_all_metrics_are_explained() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs/explanation/metrics.md").read_text()
+    assert [name for name in METRIC_NAMES if f"`{name}" not in text] == []
+
+
+@pytest.mark.spark
+def test_a_collapsed_embedding_is_reported(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
+    frame = spark.range(30).selectExpr("array(id, id * id) AS features", "array(0.5, 1.0) AS embedding")
+    assert EmbeddingEvaluator(metricName="continuity", k=3).evaluate(frame) == pytest.approx(0.5, abs=0.03)
+    assert "the embedding collapsed: all rows" in caplog.text
+
+
+def test_saving_needs_no_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", lambda _: pytest.fail("a session"))
+    for stage in (
+        IvisModel(folder(), outputCol="z"),
+        IvisEstimator(outputCol="z"),
+        EmbeddingEvaluator(embeddingCol="z"),
+    ):
+        path = str(tmp_path / type(stage).__name__)
+        stage.save(path)
+        with pytest.raises(InputError, match=r"exists; save with write\(\).overwrite"):
+            stage.save(path)
+        stage.write().overwrite().save(path)
+        loaded = type(stage).load(path)
+        assert loaded.uid == stage.uid and loaded.extractParamMap() == stage.extractParamMap()
+        with pytest.raises(InputError, match=r"is not a saved .*; it holds .*Choose another path"):
+            stage.write().overwrite().save(str(tmp_path))
+
+
+@pytest.mark.spark
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"preset": "ivis", "components": 10},
+            r"^param map 2 of 2 \(.*components=10\): components=10 keeps .*, not metric=angular \(of preset=ivis\):",
+        ),
+        ({"featuresCol": "x"}, r"^param map 2 of 2 \(featuresCol='x'\): featuresCol='x' is not in the table; it has"),
+        ({"k": 0}, r"^param map 2 of 2 \(k=0\): k=0 is out of range: it must be at least 1"),
+        ({"k": 40}, r"^param map 2 of 2 \(k=40\): k=40 needs at least 42 rows.* the input has 40\. Pass k=38 or less"),
+    ],
+)
+def test_all_param_maps_are_checked_before_the_first_fit(
+    spark: SparkSession, params: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IvisEstimator, "_fit", lambda *_: pytest.fail("a fit began"))
+    frame = spark.range(40).selectExpr("id", "array(id, id * id) AS features")
+    estimator = IvisEstimator(idCol="id")
+    grid = [{estimator.k: 5}, {estimator.getParam(name): value for name, value in params.items()}]
+    with pytest.raises((ConfigError, InputError), match=message):
+        estimator.fit(frame, grid)
+
+
+@pytest.mark.spark
+def test_streams_are_refused_where_they_cannot_be_used(spark: SparkSession) -> None:
+    stream = spark.readStream.format("rate").load().selectExpr("array(value) AS features", "array(value) AS embedding")
+    for use in (IvisEstimator().fit, EmbeddingEvaluator().evaluate):
+        with pytest.raises(InputError, match=r"takes a batch table, not a stream: write rows of"):
+            use(stream)
+    with pytest.raises(InputError, match=r"^Pipeline\(source=\.\.\.\) takes a batch table, not a stream"):
+        Pipeline("run", Config(), get_spark=lambda: spark, source=stream)
+
+
+def test_other_names_of_spark_are_understood() -> None:
+    with pytest.raises(ConfigError, match=r"^IvisEstimator has no seed; did you mean randomState\?$"):
+        IvisEstimator(seed=1)
+    assert IvisEstimator(unlabelled=10).getUnlabelled() == "10"
+    assert IvisEstimator(unlabelled=np.int64(-1)).config().data.unlabelled == "-1"
+    with pytest.raises(ConfigError, match="unlabelled=True"):
+        IvisEstimator(unlabelled=True)
+
+
+def test_advice_of_logs_names_params(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source(None, 2_000, ("features",), sparse=True)  # type: ignore[arg-type]
+    with params.naming_params():
+        ingest._components(source, Config(data={"components": None}).data)
+    assert ", 8 kB per row: components=50 keeps them sparse" in caplog.text
+    caplog.clear()
+    ingest._components(dataclasses.replace(source, width=64), Config(data={"components": None}).data)
+    assert not caplog.text
+
+
+@pytest.mark.spark
+def test_vectors_are_sparse_by_what_they_hold(spark: SparkSession) -> None:
+    schema = T.StructType([T.StructField("x", VectorUDT())])
+    dense = [Vectors.sparse(4, [1], [1.0]), *[Vectors.dense(1, 2, 3, 4)] * 5]
+    for vectors, expected in ((dense, False), ([Vectors.sparse(4, [1], [1.0])] * 3, True)):
+        frame = spark.createDataFrame([(vector,) for vector in vectors], schema).coalesce(1)
+        assert sparse.width_of_vectors(frame, F.col("x"), "x") == (4, expected)
+
+
+@pytest.mark.spark
+def test_a_fit_that_fails_at_once_leaves_no_empty_folder(spark: SparkSession, tmp_path: Path) -> None:
+    frame = spark.range(8).selectExpr("id", "array(id, id * id) AS features")
+    with pytest.raises(InputError, match=r"^k=7 needs at least 9 rows"):
+        IvisEstimator(idCol="id", k=7, runFolder=str(tmp_path)).fit(frame)
+    assert list(tmp_path.iterdir()) == []

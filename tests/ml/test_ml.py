@@ -103,6 +103,17 @@ def test_keras_encoder_and_local_agree(fitted: IvisModel, digits_frame: DataFram
     assert len(local.loss_history_) == 3 and local.loss_history_[2] < before[0]
 
 
+def test_settings(fitted: IvisModel, digits_frame: DataFrame, tmp_path: Path) -> None:
+    wanted = {**FAST, "preset": "fast", "randomState": 7, "scaling": "minmax", "distance": "infonce", "anchors": 200}
+    assert {name: fitted.settings.get(name) for name in wanted} == wanted
+    assert isinstance(fitted.settings["batchSize"], int)  # auto, resolved
+    assert fitted.settings["supervisionMetric"] == "sparse_categorical_crossentropy"
+    back = IvisModel.from_local(fitted.to_local()).settings
+    assert {name: back.get(name) for name in ("k", "epochs", "embeddingDims", "randomState")} == {
+        name: wanted[name] for name in ("k", "epochs", "embeddingDims", "randomState")
+    }
+
+
 def test_summary(fitted: IvisModel) -> None:
     summary = fitted.summary
     assert len(summary.loss) == summary.epochs == 2 and summary.rows == 200
@@ -194,7 +205,8 @@ def test_model_is_saved_and_read(fitted: IvisModel, digits_frame: DataFrame, tmp
     renamed = fitted.copy({fitted.outputCol: "z"})
     renamed.save(str(path))
     loaded = IvisModel.load(str(path))
-    assert loaded.uid == fitted.uid and loaded.summary == fitted.summary and loaded.getOutputCol() == "z"
+    assert loaded.uid == fitted.uid and loaded.summary == fitted.summary and loaded.settings == fitted.settings
+    assert loaded.getOutputCol() == "z"
     np.testing.assert_array_equal(
         points(loaded.transform(digits_frame), "z"), points(renamed.transform(digits_frame), "z")
     )
@@ -261,7 +273,7 @@ def test_tuning(digits_frame: DataFrame) -> None:
     tuned = split.fit(digits_frame)
     assert len(tuned.validationMetrics) == 2 and all(0 < value <= 1 for value in tuned.validationMetrics)
     best = grid[int(np.argmax(tuned.validationMetrics))][estimator.embeddingDims]
-    assert tuned.bestModel.to_encoder().network.n_outputs == best
+    assert tuned.bestModel.to_encoder().network.n_outputs == best == tuned.bestModel.settings["embeddingDims"]
 
 
 def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
@@ -280,7 +292,7 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
     for name in ("knn_accuracy", "linear_svm_accuracy", "centroid_correlation"):
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(frame) == pytest.approx(1)
         assert EmbeddingEvaluator(metricName=name, embeddingCol="same").evaluate(partly) == pytest.approx(1)
-    with pytest.raises(InputError, match="0 embedded rows with a label; at least 3"):
+    with pytest.raises(InputError, match="0 rows with embedding, features and a label without nulls; at least 3"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same").evaluate(partly.where("label IS NULL"))
     with pytest.raises(InputError, match="labelCol='y' is not in the DataFrame; it has: features, same"):
         EmbeddingEvaluator(metricName="knn_accuracy", embeddingCol="same", labelCol="y").evaluate(frame)

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from ivis_spark.core.dense import ACTIVATIONS, DenseLayer, DenseNetwork
 from ivis_spark.core.projection import Projection
 from ivis_spark.core.scaling import FeatureStatistics, Scaler
-from ivis_spark.errors import ArtifactError, InputError
+from ivis_spark.errors import ArtifactError, ExistsError, InputError
 from ivis_spark.serving.encoder import Encoder
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 from ivis_spark.serving.pyfunc import PyfuncModel
@@ -168,6 +168,11 @@ def test_mlflow_loads_without_pickle(tmp_path: Path) -> None:
     model = folder()
     path = tmp_path / "pyfunc"
     save_pyfunc(model, str(path))
+    with pytest.raises(ExistsError, match=r"pyfunc' exists: pass overwrite=True"):
+        save_pyfunc(folder(), str(path))
+    save_pyfunc(model, str(path), overwrite=True)
+    with pytest.raises(ExistsError, match="exists and is not a model of MLflow: choose another path"):
+        save_pyfunc(model, str(tmp_path), overwrite=True)
     assert not [file for file in path.rglob("*") if file.suffix in (".pkl", ".pickle")]
     loaded = mlflow.pyfunc.load_model(str(path))
     expected = model.encoder()(X)

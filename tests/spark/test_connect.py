@@ -27,7 +27,7 @@ PROGRAM = """
 import json, sys
 import numpy as np
 from pyspark.sql import SparkSession
-from ivis_spark import IvisEstimator, IvisModel
+from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel
 from ivis_spark.config import load_config
 from ivis_spark.errors import ConfigError
 from ivis_spark.pipeline import Pipeline
@@ -45,10 +45,23 @@ frame = spark.createDataFrame([(i, x.tolist()) for i, x in enumerate(X)], "id lo
 model = IvisModel(small_model())
 rows = model.transform(frame).orderBy("id").collect()
 np.testing.assert_allclose([row["embedding"] for row in rows], model.to_encoder()(X), atol=1e-5)
+for _ in range(2):
+    model.write().overwrite().save(sys.argv[1] + "/model")
+model = IvisModel.load(sys.argv[1] + "/model")
+assert model.to_encoder()(X).shape == (50, 2)
+IvisEstimator(k=7).save(sys.argv[1] + "/estimator")
+assert IvisEstimator.load(sys.argv[1] + "/estimator").getK() == 7
+assert EmbeddingEvaluator(k=5).evaluate(model.transform(frame)) > 0.5
 pipeline = Pipeline(sys.argv[2], load_config(None, ["evaluate.k=5"]), get_spark=lambda: spark)
 report = pipeline.evaluate()
 refused = []
-for call in (lambda: IvisEstimator().fit(frame), lambda: get_session("stage"), lambda: pipeline.embed("again")):
+config = load_config(None, [])
+for call in (
+    lambda: IvisEstimator().fit(frame),
+    lambda: get_session("stage"),
+    lambda: pipeline.embed("again"),
+    lambda: Pipeline(sys.argv[1] + "/new", config, get_spark=lambda: spark, source=frame).run(),
+):
     try:
         call()
     except ConfigError as err:
@@ -72,11 +85,11 @@ def test_a_model_embeds_through_a_connect_server(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     found = json.loads(line.removeprefix("RESULT "))
-    assert found["rows"] == 50 and len(found["refused"]) == 3
+    assert found["rows"] == 50 and len(found["refused"]) == 4
     assert found["report"]["trustworthiness"] > 0.5 and (run / "report" / "manifest.json").exists()
-    assert all("Spark Connect" in each and "IvisModel.transform" in each for each in found["refused"])
+    assert all("Spark Connect" in each and "IvisModel (transform" in each for each in found["refused"])
 
 
 def test_a_connect_master_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"sc://host:15002 is Spark Connect.*classic master.*IvisModel.transform"):
+    with pytest.raises(ConfigError, match=r"sc://host:15002 is Spark Connect.*classic master.*IvisModel \(transform"):
         get_session("stage", master="sc://host:15002")

@@ -13,7 +13,7 @@ from ivis_spark.core.metrics.points import (
     centred_pair,
     centred_points,
     distances_between,
-    nearest,
+    near_chances,
     pearson,
     row_blocks,
     squared_distances,
@@ -32,7 +32,8 @@ def knn_predictions(
 ) -> tuple[Ints, NDArray[Any]]:
     """Return the rows that a k-nearest-neighbours vote is tested on, and the label that it predicts for each.
 
-    The vote is fitted on the other rows. A tied one goes to the smallest label, as in scikit-learn.
+    The vote is fitted on the other rows. A tied one goes to the smallest label, as in scikit-learn. Rows as far as the
+    k-th neighbour share the votes that are left.
 
     Runs on: driver. Deterministic for a given `rng`. Arguments and errors as in `knn_accuracy`.
 
@@ -46,12 +47,11 @@ def knn_predictions(
     if not 1 <= k <= n_train:
         raise ConfigError(f"k={k} must be between 1 and the {n_train} fitted rows; lower k or pass more rows")
     predicted = np.empty(len(test), np.int64)
+    voters = codes[train]
     for start, stop in row_blocks(len(test), max(n_train, len(labels))):
-        rows = test[start:stop]
-        votes = codes[train[nearest(squared_distances(points[rows], points[train]), k)]]
-        bins = np.arange(len(rows))[:, np.newaxis] * len(labels) + votes
-        counts = np.bincount(bins.ravel(), minlength=len(rows) * len(labels)).reshape(len(rows), len(labels))
-        predicted[start:stop] = counts.argmax(axis=1)
+        weights = near_chances(squared_distances(points[test[start:stop]], points[train]), k)
+        votes = [np.bincount(voters, weight, minlength=len(labels)) for weight in weights]
+        predicted[start:stop] = np.round(votes, 9).argmax(axis=1)  # sums of shares are not exact
     return test, labels[predicted]
 
 
@@ -66,8 +66,8 @@ def knn_accuracy(
 ) -> float:
     """Return the accuracy of a k-nearest-neighbours vote, fitted on a random share of the rows, on the other rows.
 
-    A tied vote goes to the smallest label, as in scikit-learn. Constant `Z` gives about the share of the commonest
-    label, a single label gives 1.0; 1 is best.
+    A tied vote goes to the smallest label, as in scikit-learn. Rows as far as the k-th neighbour share the votes that
+    are left: constant `Z` gives the share of the commonest label. A single label gives 1.0; 1 is best.
 
     Runs on: driver. Deterministic for a given `rng`.
 

@@ -32,6 +32,8 @@ def centred_points(values: ArrayLike, name: str, *, least: int) -> Floats:
     points = finite_points(values, name)
     if len(points) < least:
         raise InputError(f"{name} has {len(points)} rows; at least {least} are needed")
+    if (points == points[0]).all():  # exactly 0, as rounding would put an order into equal distances
+        return np.zeros_like(points)
     return np.ascontiguousarray(points - points.mean(axis=0))
 
 
@@ -71,9 +73,15 @@ def squared_distances(A: Floats, B: Floats) -> Floats:
     return np.maximum(total, 0.0, out=total)
 
 
-def nearest(distances: Floats, k: int) -> Ints:
-    """Return the k columns with the smallest values of each row, shape (n, k), in no order."""
-    return np.argpartition(distances, k - 1, axis=1)[:, :k]
+def near_chances(distances: Floats, k: int) -> Floats:
+    """Return for each distance the chance, shape (n, m), to be among the k smallest of its row.
+
+    0 or 1, but for those equal to the k-th smallest: which of them count is drawn at random.
+    """
+    cut = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
+    closer, tied = distances < cut, distances == cut
+    left = k - closer.sum(axis=1)
+    return np.asarray(closer + tied * (left / tied.sum(axis=1))[:, np.newaxis])
 
 
 def distances_between(points: Floats, first: Ints, second: Ints) -> Floats:

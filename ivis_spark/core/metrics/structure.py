@@ -16,7 +16,7 @@ from ivis_spark.core.metrics.points import (
     check_count,
     distances_between,
     finite_points,
-    nearest,
+    near_chances,
     pearson,
     row_blocks,
     squared_distances,
@@ -78,9 +78,9 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return how far the k nearest rows in the embedding `Z` are also near in `X`; 1 is best, about .5 is chance.
 
     The metric of Venna and Kaski (2001): 1 - 2 / (n k (2n - 3k - 1)) * sum of (rank in X - k) over neighbours in Z that
-    are not among the k nearest in X. Ranks count strictly closer rows, so duplicates are never penalised: constant `X`
-    gives 1.0. Which of equally near rows of `Z` are neighbours depends on the order of the rows: shuffle them if it has
-    a meaning.
+    are not among the k nearest in X. Equally near rows have no order: the value is the mean over random ones. Rows that
+    are equally near in both spaces, like duplicates embedded at one point, keep their rank; constant `X` or `Z` keeps
+    nothing, and gives chance.
 
     Runs on: driver. Memory: O(n d) plus blocks of 64 MiB; time O(n^2 (d + log n)).
 
@@ -104,8 +104,7 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
 def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return how far the k nearest rows in `X` are also near in the embedding `Z`; 1 is best, about .5 is chance.
 
-    `trustworthiness` with the two spaces exchanged: it decreases if the embedding separates neighbours. A constant `Z`
-    gives 1.0, because it separates nothing.
+    `trustworthiness` with the two spaces exchanged: it decreases if the embedding separates neighbours.
 
     Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
     """
@@ -120,7 +119,7 @@ def trust_and_continuity(X: ArrayLike, embeddings: Sequence[ArrayLike], k: int) 
     pairs = [centred_pair(X, Z) for Z in embeddings]
     features = pairs[0][0]
     n = _checked_rows(features, k)
-    excess = np.zeros((len(pairs), 2), np.int64)
+    excess = np.zeros((len(pairs), 2))
     for block in row_blocks(n, n):
         original = _Block(features, *block, k)
         for place, (_, embedding) in enumerate(pairs):
@@ -133,47 +132,64 @@ class _Block:
     """Distances of some rows to all others."""
 
     def __init__(self, points: Floats, start: int, stop: int, k: int) -> None:
-        self.distances, self.k = _without_self(points, start, stop), k
+        self.distances, self.k, self.constant = _without_self(points, start, stop), k, not points.any()
 
     @functools.cached_property
-    def near(self) -> Ints:
-        """The k nearest rows of each, in no order."""
-        return nearest(self.distances, self.k)
+    def near(self) -> Floats:
+        """The chance of each row to be among the k nearest."""
+        return near_chances(self.distances, self.k)
 
     @functools.cached_property
     def ranked(self) -> Floats:
         """The distances in order."""
         return np.sort(self.distances, axis=1)
 
-    def excess(self, other: _Block) -> int:
-        """Return by how much the ranks here of the nearest rows of `other` exceed k, in total."""
-        found, reached = 0, np.take_along_axis(self.distances, other.near, axis=1)
-        for row, values in zip(self.ranked, reached, strict=True):
-            found += int(np.maximum(np.searchsorted(row, values, side="left") + 1 - self.k, 0).sum())
+    def excess(self, other: _Block) -> float:
+        """Return by how much the ranks here of the nearest rows of `other` exceed k: the expected total."""
+        found, shared = 0.0, not (self.constant or other.constant)
+        for row, values, others, chances in zip(self.ranked, self.distances, other.distances, other.near, strict=True):
+            chosen = np.flatnonzero(chances)
+            first, last = (np.searchsorted(row, values[chosen], side=side) for side in ("left", "right"))
+            tied = last - first
+            if shared and tied.max() > 1:
+                tied -= _repeats(values, others)[chosen] - 1
+            # The ranks first + 1 to first + tied are equally likely.
+            total = _sum_to(first + tied - self.k) - _sum_to(first - self.k)
+            found += float(chances[chosen] @ (total / tied))
         return found
 
 
-def _trust(excess: int, n: int, k: int) -> float:
+def _sum_to(n: Ints) -> Ints:
+    """Return 1 + 2 + ... + n; 0 if n is negative."""
+    return np.maximum(n, 0) * (np.maximum(n, 0) + 1) // 2
+
+
+def _repeats(a: Floats, b: Floats) -> Ints:
+    """Return how often each pair of values of two arrays of shape (n,) occurs."""
+    pairs = np.empty(len(a), np.complex128)
+    pairs.real, pairs.imag = a, b
+    _, inverse, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return counts[inverse].astype(np.int64)
+
+
+def _trust(excess: float, n: int, k: int) -> float:
     return 1.0 - 2.0 * excess / (n * k * (2 * n - 3 * k - 1))
 
 
 def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     """Return the share of the k nearest rows in `X` that are among the k nearest in the embedding `Z`; 1 is best.
 
-    Chance is k / (n - 1). Which of equally near rows count depends on their order.
+    Chance is k / (n - 1), which constant `X` or `Z` gives. Equally near rows have no order, as in `trustworthiness`.
 
     Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
     """
     features, embedding = centred_pair(X, Z)
     n = _checked_rows(features, k)
-    hits = 0
-    for start, stop in row_blocks(n, n):
-        true_neighbours, neighbours = (
-            nearest(_without_self(points, start, stop), k) for points in (features, embedding)
-        )
-        hits += sum(
-            len(np.intersect1d(a, b, assume_unique=True)) for a, b in zip(true_neighbours, neighbours, strict=True)
-        )
+    hits = 0.0
+    for block in row_blocks(n, n):
+        original, embedded = _Block(features, *block, k), _Block(embedding, *block, k)
+        both = np.multiply if original.constant or embedded.constant else np.minimum
+        hits += float(both(original.near, embedded.near).sum())
     return hits / (n * k)
 
 

@@ -18,7 +18,7 @@ from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig, listed
 from ivis_spark.core.knn.recall import Recall
 from ivis_spark.core.knn.search import keys_of_pairs
-from ivis_spark.errors import InputError
+from ivis_spark.errors import InputError, advice
 from ivis_spark.spark.neighbours.stage import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, packed_rows
 from ivis_spark.spark.neighbours.truth import RowSample
@@ -75,7 +75,7 @@ def take_neighbours(
             recall = _recall(facts, lists)
     if recall.low < config.target_recall:
         log.warning(
-            "neighbours: the recall of neighbours.table is %.4f (%.4f to %.4f), neighbours.target_recall=%s",
+            advice("neighbours: the recall of neighbours.table is %.4f (%.4f to %.4f), neighbours.target_recall=%s"),
             recall.value,
             recall.low,
             recall.high,

@@ -38,7 +38,7 @@ from ivis_spark.core.knn.search import (
 )
 from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
 from ivis_spark.core.scaling import SCALER, Scaler
-from ivis_spark.errors import IvisError
+from ivis_spark.errors import IvisError, advice
 from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
 from ivis_spark.spark.anchors import Anchors
 from ivis_spark.spark.causes import task_errors
@@ -331,17 +331,20 @@ class _Build:
         rows = np.array([record["rows"] for record in records])
         if rows.max() > _UNEVEN * rows.mean():
             log.warning(
-                "the largest region holds %d rows, %.0f times the mean, and one task holds it: if memory is short, "
-                "learn fewer regions, from more rows each: raise neighbours.region_rows",
+                advice(
+                    "the largest region holds %d rows, %.0f times the mean, and one task holds it: if memory is short, "
+                    "learn fewer regions, from more rows each: raise neighbours.region_rows"
+                ),
                 rows.max(),
                 rows.max() / rows.mean(),
             )
         short = sum(row["short"] for row in self.written)
         if short:
             log.warning(
-                "%d rows have fewer than k=%d neighbours, because their regions hold fewer rows: lower neighbours.k, "
-                "or "
-                "raise neighbours.region_rows",
+                advice(
+                    "%d rows have fewer than k=%d neighbours, because their regions hold fewer rows: lower "
+                    "neighbours.k, or raise neighbours.region_rows"
+                ),
                 short,
                 self.config.k,
             )

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ivis_spark.config import DataConfig, listed
-from ivis_spark.errors import InputError
+from ivis_spark.errors import InputError, advice
 from ivis_spark.spark.rows.columns import FEATURES, feature_names
 from ivis_spark.spark.rows.identity import files_of
 
@@ -81,8 +81,10 @@ def _warn_of_partitions(table: DataFrame, features: Sequence[str]) -> None:
     partition_columns = [name for name in features if name.lower() in folders]
     if partition_columns:
         log.warning(
-            "%s: partition columns of the table are used as features. If this is not intended, set the features with "
-            "--feature-cols",
+            advice(
+                "%s: partition columns of the table are used as features. If this is not intended, set the features "
+                "with --feature-cols"
+            ),
             listed(partition_columns),
         )
 
@@ -102,8 +104,10 @@ def _warn_of_ids(table: DataFrame, features: Sequence[str]) -> None:
     ]
     if unique:
         log.warning(
-            "%s: columns of distinct whole numbers, possibly ids, are used as features. If they are ids, set the id "
-            "with --id-col, or the features with --feature-cols",
+            advice(
+                "%s: columns of distinct whole numbers, possibly ids, are used as features. If they are ids, set the "
+                "id with --id-col, or the features with --feature-cols"
+            ),
             listed(unique),
         )
 

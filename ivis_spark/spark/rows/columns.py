@@ -104,8 +104,8 @@ def feature_names(schema: T.StructType, config: DataConfig) -> tuple[str, ...]:
     return _features(_kinds(schema), config)[0]
 
 
-def as_array(frame: DataFrame, names: Sequence[str]) -> Column:
-    """Return a column of arrays or Spark ML vectors, or several of numbers, as array<float>.
+def as_array(frame: DataFrame, names: Sequence[str], number: str = "float") -> Column:
+    """Return a column of arrays or Spark ML vectors, or several of numbers, as an array of `number`.
 
     Raises:
         InputError: if one is of another type.
@@ -113,7 +113,7 @@ def as_array(frame: DataFrame, names: Sequence[str]) -> Column:
     kinds = _kinds(frame.schema)
     single = len(names) == 1 and not isinstance(kinds.get(names[0]), T.NumericType)
     config = DataConfig(features_col=names[0]) if single else DataConfig(feature_cols=tuple(names))
-    return _features(kinds, config)[1].cast("array<float>")
+    return _features(kinds, config)[1].cast(f"array<{number}>")
 
 
 def resolve(frame: DataFrame, config: DataConfig) -> Source:
@@ -278,7 +278,8 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
         kind = kinds[single]
         column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
-            return (single,), vector_to_array(column)
+            # Spark's function fails on null.
+            return (single,), F.when(column.isNotNull(), vector_to_array(column))
         if config.indices_col:
             _require_column(config.indices_col, kinds, "data.indices_col")
             sparse.check_types(single, kind, config.indices_col, kinds[config.indices_col])

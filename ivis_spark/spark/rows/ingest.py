@@ -24,7 +24,7 @@ from ivis_spark.config import DataConfig, listed
 from ivis_spark.config.sections import AUTO_COMPONENTS
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures
 from ivis_spark.core.scaling import SCALER, FeatureStatistics, Scaler
-from ivis_spark.errors import InputError
+from ivis_spark.errors import InputError, advice
 from ivis_spark.progress import step
 from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.partitioning import cores, repartition_by_group
@@ -55,6 +55,7 @@ _FAULTS = {
     "indices": INDICES_FAULT,
 }
 _MOST_FOLDS = 64
+_WIDE = 1_000  # features, from which storing sparse rows densely is worth a warning
 _SPARSE_ROW_BYTES = 32 << 10
 
 
@@ -233,10 +234,12 @@ def _components(source: Source, config: DataConfig) -> int | None:
     count = config.components_of(source.width, sparse=source.sparse, images=source.images is not None)
     if count is not None and source.images is not None:
         raise InputError(f"data.components={count} projects numbers, and {source.features_text} holds images: set none")
-    if count is None and source.sparse and source.width > AUTO_COMPONENTS:
+    if count is None and source.sparse and source.width >= _WIDE:
         log.warning(
-            "%s holds sparse rows, and they are stored with all %d numbers, %.3g kB a row: "
-            "--set data.components=%d keeps them sparse and searches and trains on principal components (euclidean)",
+            advice(
+                "%s holds sparse rows, and they are stored with all %d numbers, %.3g kB per row: --set "
+                "data.components=%d keeps them sparse and searches and trains on principal components (euclidean)"
+            ),
             *(source.features_text, source.width, source.width * 4e-3, AUTO_COMPONENTS),
         )
     return count
@@ -311,8 +314,10 @@ def _check_range(source: Source, config: DataConfig, statistics: FeatureStatisti
     coarse = np.flatnonzero(statistics.coarse)
     if len(coarse):
         log.warning(
-            "%d features vary little around a large value and keep fewer than 1,000 distinct values in float32: %s. "
-            "Scale them: --set data.scaling=minmax",
+            advice(
+                "%d features vary little around a large value and keep fewer than 1,000 distinct values in float32: "
+                "%s. Scale them: --set data.scaling=minmax"
+            ),
             len(coarse),
             source.names_of(coarse),
         )

@@ -14,7 +14,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.errors import InputError
+from ivis_spark.errors import InputError, advice
 from ivis_spark.spark.rows.columns import FEATURES, ID, LABEL
 from ivis_spark.spark.session import describe_job
 
@@ -84,9 +84,9 @@ def check_unlabelled(facts: dict[str, Any], name: str, unlabelled: str | None) -
         return
     alike = [v for v in facts["values"] or () if isinstance(v, str) and v.strip().lower() == unlabelled.strip().lower()]
     if alike:
-        log.warning("label %r of column %r is a class; data.unlabelled is %r", alike[0], name, unlabelled)
+        log.warning(advice("label %r of column %r is a class; data.unlabelled is %r"), alike[0], name, unlabelled)
     elif not facts["unlabelled"]:
-        log.warning("no row has data.unlabelled=%r in column %r: all rows are labelled", unlabelled, name)
+        log.warning(advice("no row has data.unlabelled=%r in column %r: all rows are labelled"), unlabelled, name)
 
 
 def _array_facts(table: DataFrame, name: str) -> dict[str, Any]:

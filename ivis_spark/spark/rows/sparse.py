@@ -9,6 +9,7 @@ from pyspark.sql import types as T
 
 from ivis_spark.errors import InputError
 
+_SAMPLE, _SPARSE_SHARE = 100, 1 / 3  # vectors that are looked at; numbers that are not 0, at most, in sparse ones
 _MOST_FEATURES = 2**31 - 1  # indices are kept as int32
 
 
@@ -26,13 +27,19 @@ def check_types(values: str, kind: T.DataType, indices: str, places: T.DataType)
 
 
 def width_of_vectors(frame: DataFrame, column: Column, name: str) -> tuple[int, bool]:
-    """Return the size of the first Spark ML vector that is not null, and whether it is sparse. Runs on: driver."""
-    first = frame.select(column.alias("vector")).where(F.col("vector").isNotNull()).first()
-    if first is None:
+    """Return the size of Spark ML vectors, and whether they are sparse. Runs on: driver.
+
+    A few tell, by what they hold: VectorAssembler stores single rows of dense data as sparse vectors.
+    """
+    rows = frame.select(column.alias("vector")).where(F.col("vector").isNotNull()).limit(_SAMPLE).collect()
+    if not rows:
         raise InputError(f"the input has no row with features in column {name!r}; at least 3 rows are needed")
-    if not len(first["vector"]):
+    vectors = [row["vector"] for row in rows]
+    if not len(vectors[0]):
         raise InputError(f"features column {name!r} holds an empty vector; every row needs the same number >= 1")
-    return len(first["vector"]), isinstance(first["vector"], SparseVector)
+    stored = sum(len(vector.values) for vector in vectors)
+    is_sparse = any(isinstance(vector, SparseVector) for vector in vectors)
+    return len(vectors[0]), is_sparse and stored <= _SPARSE_SHARE * sum(map(len, vectors))
 
 
 def largest_index(frame: DataFrame, places: Column, name: str) -> int:
