@@ -170,9 +170,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     ) -> Ivis:
         """Train on rows, and on their labels when given.
 
-        Training resumes for a loaded model, and with `warm_start` for any model. A fit that fails leaves the model as
-        it was. One that is interrupted while it trains (Ctrl-C, or a notebook's stop button) keeps what was learnt so
-        far, with a warning; before the end of the first epoch, what there was.
+        Training resumes for a loaded model, and with `warm_start` for any model; classes are then matched by name. A
+        fit that fails leaves the model as it was. One that is interrupted while it trains (Ctrl-C, or a notebook's stop
+        button) keeps what was learnt so far, with a warning; before the end of the first epoch, what there was.
 
         Args:
             X: Rows, shape (n, d), or (n, ...) with a backbone that accepts it.
@@ -189,6 +189,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         """
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
+        if shuffle_mode not in (True, False, "batch"):
+            raise ConfigError(f"shuffle_mode={shuffle_mode!r} is not known; use True, False or 'batch'")
         before, history = dict(vars(self)), list(self.loss_history_)
         restore = restorer(self.model_) if self.model_ is not None and (self.warm_start or self._loaded) else None
         try:
@@ -225,7 +227,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         settings = settings.for_rows(len(rows))
         config = settings.train
         check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)
-        read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight)
+        resumed = self.classes_ if goes_on and self.head_ is not None else None
+        read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight, resumed)
         if not goes_on:
             self._forget()
             self.n_features_in_ = rows.shape[1]
