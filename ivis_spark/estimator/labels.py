@@ -144,6 +144,8 @@ def _renumbered(labels: NDArray[Any], classes: Classes | None, resumed: Classes)
         raise InputError("no row has a label, all are -1, None or NaN: label some rows, or train without labels")
     if resumed.dtype.kind == "M" == names.dtype.kind:  # dates of another unit are the same dates
         names = names.astype(resumed.dtype)
+    if names.dtype.kind == "f" and (names == np.round(names)).all():
+        names = names.astype(np.int64)
     places = {name: place for place, name in enumerate(resumed.tolist())}
     given = names.tolist()
     if any(name not in places for name in given):
