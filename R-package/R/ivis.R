@@ -4,8 +4,8 @@
 #' \code{reticulate::py_help(reticulate::import("ivis_spark")$Ivis)}. Omitted arguments keep their
 #' defaults. Whole numbers are passed as integers. Names are written in full.
 #'
-#' An argument of a model is changed by \code{model$epochs <- 50}, which the next \code{fit} follows. It changes the model
-#' itself, under every name that it has.
+#' An argument of a model is changed by \code{model$epochs <- 50}, which the next \code{fit} follows. It changes the
+#' model itself, under every name that it has.
 #'
 #' @param embedding_dims Dimensions of the embedding.
 #' @param k Neighbours per row, 150 by default (15 with \code{preset = "fast"}); at most the number of rows minus 2.
@@ -58,9 +58,8 @@ ivis <- function(..., embedding_dims, k, distance, batch_size, epochs, n_epochs_
 
 # What an unknown argument is called here, which Python knows.
 meant <- function(name) {
-  call <- function() do.call(python_package()$Ivis, stats::setNames(list(1L), name))
-  hint <- tryCatch(call(), error = function(err) regmatches(err$message, regexpr("; did you mean [^;?]+\\?", err$message)))
-  if (is.character(hint)) sub("\\?$", "", hint)
+  said <- tryCatch(do.call(python_package()$Ivis, stats::setNames(list(1L), name)), error = conditionMessage)
+  if (is.character(said)) sub("\\?$", "", regmatches(said, regexpr("; did you mean [^;?]+\\?", said)))
 }
 
 #' List the arguments of ivis()
@@ -72,7 +71,8 @@ meant <- function(name) {
 #' }
 #' @export
 ivis_arguments <- function() {
-  signature <- reticulate::import("inspect")$signature(python_package()$Ivis)
+  package <- python_package()
+  signature <- reticulate::import("inspect")$signature(package$Ivis)
   unlist(reticulate::iterate(signature$parameters$keys(), as.character))
 }
 
@@ -87,9 +87,9 @@ ivis_arguments <- function() {
 #' @param object A model made by \code{\link{ivis}} or loaded by \code{\link{load_ivis}}.
 #' @param X Matrix, sparse matrix or data frame of numeric columns: one row per observation. All values must be finite.
 #'   If the columns have names, those of new rows are matched by name.
-#' @param Y Labels, optional: a factor or character vector of classes (\code{NA} is unlabelled, \code{""} is a class of its
-#'   own, levels without rows are dropped), dates, each of which is a class, or numbers, as \code{supervision_metric} needs
-#'   them (\code{NA} is missing).
+#' @param Y Labels, optional: a factor or character vector of classes (\code{NA} is unlabelled, \code{""} is a class of
+#'   its own, levels without rows are dropped), dates, each of which is a class, or numbers, as
+#'   \code{supervision_metric} needs them (\code{NA} is missing).
 #' @param ... \code{shuffle_mode} of the Python method: \code{TRUE}, \code{FALSE} or \code{"batch"}.
 #' @return The fitted model, a new object.
 #' @examples
@@ -114,8 +114,10 @@ fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
   check_neighbours(object, rows)
   model <- copy_of(object)
   names <- if (!goes_on && !is_python(rows)) colnames(rows)
+  given <- with_names(rows, names)
+  values <- with_names(labels$numbers, colnames(Y))
   tryCatch(
-    from_python(model$fit(with_names(rows, names), labels$numbers, ...), function(text) in_words(text, rows, labels)),
+    from_python(model$fit(given, values, ...), function(text) in_words(text, labels$classes)),
     interrupt = function(stopped) {
       if (length(model$loss_history_) > length(object$loss_history_) * goes_on) return()  # with Python's warning
       signalCondition(stopped)
@@ -140,22 +142,22 @@ copy_of <- function(model) {
 
 # A dense matrix whose columns Python knows by name, as it knows those of a data frame.
 with_names <- function(rows, names) {
-  if (is.null(names) || !is.matrix(rows)) return(rows)
+  dense <- is.matrix(rows) || inherits(rows, "numpy.ndarray")
+  if (is.null(names) || !dense) return(rows)
   table <- reticulate::py_eval("type('Table', (__import__('numpy').ndarray,), {})", convert = FALSE)
-  view <- reticulate::np_array(rows)$view(table)
+  view <- (if (is_python(rows)) rows else reticulate::np_array(rows))$view(table)
   reticulate::py_set_attr(view, "columns", text_array(names))
   view
 }
 
 # Columns without names count from 1, and a single class has its name.
-in_words <- function(text, rows, labels) {
+in_words <- function(text, classes) {
   text <- in_r(text)
   places <- gregexpr("\\[[0-9]+(, [0-9]+)*\\]", text)
-  regmatches(text, places) <- lapply(regmatches(text, places), function(lists) {
-    vapply(lists, function(list) paste(as.integer(strsplit(gsub("[][]", "", list), ", ")[[1]]) + 1L, collapse = ", "), "")
-  })
+  from_one <- function(list) toString(as.integer(strsplit(gsub("[][]", "", list), ", ")[[1]]) + 1L)
+  regmatches(text, places) <- lapply(regmatches(text, places), function(lists) vapply(lists, from_one, ""))
   text <- gsub("\\[('[^]]*)\\]", "\\1", text)
-  if (length(labels$classes) == 1) text <- sub("of one class, 0:", paste0("of one class, ", labels$classes, ":"), text)
+  if (length(classes) == 1) text <- sub("of one class, 0:", paste0("of one class, ", classes, ":"), text)
   text
 }
 
@@ -165,8 +167,8 @@ in_words <- function(text, rows, labels) {
 #' @param X Rows with the columns that the model was fitted on, in any order if they have names.
 #' @param newdata Another name of \code{X}.
 #' @param ... Not used.
-#' @return Matrix with one row per row of \code{X}, with its row names, and \code{embedding_dims} columns, \code{"ivis1"},
-#'   \code{"ivis2"}, ...
+#' @return Matrix with one row per row of \code{X}, with its row names, and \code{embedding_dims} columns,
+#'   \code{"ivis1"}, \code{"ivis2"}, ...
 #' @rdname transform
 #' @rawNamespace S3method(base::transform, ivis_spark.estimator.ivis.Ivis)
 transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, newdata, ...) {
@@ -195,7 +197,9 @@ transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, newdata, ...) {
 plot.ivis_spark.estimator.ivis.Ivis <- function(x, X, labels = NULL, dims = c(1, 2), ...) {
   if (missing(X)) refuse("pass the rows to plot: plot(model, X), or plot(model, X, labels)")
   embedding <- transform(x, X)
-  if (max(dims) > ncol(embedding)) refuse("dims is ", toString(dims), ", and the embedding has ", ncol(embedding), " dimensions")
+  if (length(dims) != 2 || !all(dims %in% seq_len(ncol(embedding)))) {
+    refuse("dims is ", toString(dims), "; pass two of the ", ncol(embedding), " dimensions of the embedding")
+  }
   if (!is.null(labels) && length(labels) != nrow(embedding)) {
     refuse("labels has ", length(labels), " values for ", nrow(embedding), " rows of X")
   }
@@ -237,8 +241,8 @@ plot.ivis_spark.estimator.ivis.Ivis <- function(x, X, labels = NULL, dims = c(1,
 #' @param type "prob" for probabilities, or "class" for the most probable class of each row.
 #' @param newdata Another name of \code{X}.
 #' @param ... Not used.
-#' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression; for
-#'   \code{type = "class"} a factor.
+#' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression, with
+#'   the column names of \code{Y}; for \code{type = "class"} a factor.
 #' @rdname predict
 #' @rawNamespace S3method(stats::predict, ivis_spark.estimator.ivis.Ivis)
 predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "class"), newdata, ...) {
@@ -248,7 +252,8 @@ predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "
   scores <- from_python(object$score_samples(rows))
   rownames(scores) <- row_names(rows)
   classes <- as.character(unlist(object$classes_))
-  if (length(classes) == ncol(scores)) colnames(scores) <- classes
+  outputs <- if (length(classes) > 0) classes else as.character(unlist(object$output_names_))
+  if (length(outputs) == ncol(scores)) colnames(scores) <- outputs
   if (type == "prob") return(scores)
   if (length(classes) != ncol(scores)) {
     refuse("the model was not fitted on classes, so that it predicts numbers: omit type = \"class\"")
@@ -261,8 +266,8 @@ predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "
 #' Save and load a model
 #'
 #' A saved model is a folder of arrays, JSON and Keras files; loading one runs no code from it. Models saved by ivis 2
-#' in Python are read too. \code{fit} of a loaded model resumes its training. \code{saveRDS}, \code{save} and the image of a session do not hold a model: it is an object
-#' of Python, and is lost with the session.
+#' in Python are read too. \code{fit} of a loaded model resumes its training. \code{saveRDS}, \code{save} and the image
+#' of a session do not hold a model: it is an object of Python, and is lost with the session.
 #'
 #' @param model A fitted model.
 #' @param path Folder.
@@ -284,7 +289,8 @@ save_ivis <- function(model, path, overwrite = FALSE) {
 #' @rdname save_ivis
 #' @export
 load_ivis <- function(path) {
-  from_python(python_package()$Ivis()$load_model(path.expand(path)))
+  package <- python_package()
+  from_python(package$Ivis()$load_model(path.expand(path)))
 }
 
 dots_names <- function(...) {

@@ -131,6 +131,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         neighbour_matrix_: The neighbours that the last fit used.
         classes_: Labels in the order of the columns of `score_samples`, if labels are classes; otherwise None.
         n_classes_: Outputs of the supervised model; None without one.
+        output_names_: Names of the columns of Y, if it was a data frame of several; otherwise None.
         n_features_in_: Size of a row's first axis: the features.
         feature_names_in_: Names of the columns, if X was a data frame.
 
@@ -235,6 +236,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
             if names is not None:
                 self.feature_names_in_ = names
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
+        self.output_names_ = names_of(Y) if labels is not None and labels.ndim == 2 else None
         if self.n_components is not None and not goes_on:
             self.projection_ = learn_projection(rows, self.n_components, seed=self._seed)
             warn_of_components(self.n_components, self.projection_, config.embedding_dims, len(rows))

@@ -38,7 +38,7 @@ wheel <- function(name, modules, needs = character()) {
 }
 
 # A program that answers as a Python of some version would.
-python_named <- function(name, version, lacks = ";") {
+python_named <- function(name, version, lacks = "") {
   path <- file.path(folder, name)
   writeLines(c("#!/bin/sh", paste("echo", version), paste("echo", path), paste0("echo '", lacks, "'")), path)
   Sys.chmod(path, "755")
@@ -84,7 +84,8 @@ test_that("what reticulate takes decides on Python and NumPy", {
   config <- list(python = "/p/python", version = "3.12", numpy = list(version = numeric_version("2.1")))
   expect_null(misfit(list(python = "/p", version = "3.11", numpy = list(version = numeric_version("1.26")))))
   if (!limits()$numpy2) {
-    expect_match(misfit(utils::modifyList(config, list(version = "3.11"))), "takes NumPy 1, and /p/python has NumPy 2.1")
+    config$version <- "3.11"
+    expect_match(misfit(config), "takes NumPy 1, and /p/python has NumPy 2.1")
   }
 })
 
@@ -94,15 +95,16 @@ test_that("a Python that fits is found, and another is refused by name", {
   on.exit(back())
   old <- limits(package_version("1.28"))
   python_named("python3.13", "3.13.0")
-  expect_error(find_python(limits = old), "Python 3.10 to 3.11 .*; this machine has .*python3.13 \\(3.13.0\\).*python3.11-venv")
-  python_named("python3.11", "3.11.2", "no shared library;no venv")
-  expect_error(find_python(limits = old), "3.11.2 with no shared library and no venv")
+  expect_error(find_python(limits = old),
+               "Python 3.10 to 3.11 .*; this machine has .*python3.13 \\(3.13.0\\).*python3.11-venv")
+  python_named("python3.11", "3.11.2", "shared library;venv")
+  expect_error(find_python(limits = old), "3.11.2 without shared library, venv")
   expect_error(find_python(python = file.path(folder, "python3.13"), limits = old), "python is .*3.13.0")
   expect_error(find_python(python = "no_such_python", limits = old), "does not run")
   expect_error(find_python(version = "3.12", limits = old), "python_version is 3.12")
   python_named("python3.10", "3.10.9")
   expect_equal(find_python(limits = old)$path, file.path(folder, "python3.10"))
-  expect_error(find_python(version = "3.11", limits = old), "3.11.2 with no shared")
+  expect_error(find_python(version = "3.11", limits = old), "3.11.2 without shared")
   python_named("python3.11", "3.11.2")
   expect_equal(find_python(limits = old)$path, file.path(folder, "python3.11"))
   expect_equal(find_python(version = "3.10", limits = old)$path, file.path(folder, "python3.10"))

@@ -268,6 +268,15 @@ test_that("whole numbers with NA are classes or values, and the others are unlab
   expect_error(predict(model, X, type = "class"), "not fitted on classes")
 })
 
+test_that("several values to predict keep their names, also in a saved model", {
+  skip_without_python()
+  model <- fit(quick(supervision_metric = "mae"), X, X[, 2:3])
+  expect_equal(colnames(predict(model, X)), colnames(X)[2:3])
+  path <- tempfile()
+  save_ivis(model, path)
+  expect_equal(predict(load_ivis(path), X), predict(model, X), tolerance = 1e-5)
+})
+
 test_that("dates are classes in their order", {
   skip_without_python()
   day <- as.Date("2026-01-30") + as.integer(iris$Species)
