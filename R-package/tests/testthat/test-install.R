@@ -2,12 +2,13 @@
 folder <- tempfile("install")
 dir.create(folder)
 with_environment <- function(values) {
-  old <- Sys.getenv(names(values), unset = NA, names = TRUE)
-  do.call(Sys.setenv, as.list(values))
-  function() {
-    Sys.unsetenv(names(old)[is.na(old)])
-    if (any(!is.na(old))) do.call(Sys.setenv, as.list(old[!is.na(old)]))
+  set <- function(values) {
+    Sys.unsetenv(names(values)[is.na(values)])
+    if (any(!is.na(values))) do.call(Sys.setenv, as.list(values[!is.na(values)]))
   }
+  old <- Sys.getenv(names(values), unset = NA, names = TRUE)
+  set(values)
+  function() set(old)
 }
 
 skip_without_interpreter <- function() {
@@ -22,7 +23,7 @@ wheel <- function(name, modules, needs = character()) {
   place <- file.path(folder, name)
   info <- file.path(place, paste0(name, "-1.0.dist-info"))
   dir.create(info, recursive = TRUE)
-  for (module in modules) writeLines("__version__ = '1.0'\nIvis = 1", file.path(place, paste0(module, ".py")))
+  for (module in modules) writeLines("__version__ = '1.26'\nIvis = 1", file.path(place, paste0(module, ".py")))
   writeLines(c("Metadata-Version: 2.1", paste("Name:", name), "Version: 1.0", "Provides-Extra: cpu",
                sprintf("Requires-Dist: %s; extra == 'cpu'", needs)), file.path(info, "METADATA"))
   writeLines(c("Wheel-Version: 1.0", "Root-Is-Purelib: true", "Tag: py3-none-any"), file.path(info, "WHEEL"))
@@ -44,6 +45,29 @@ python_named <- function(name, version, lacks = "") {
   Sys.chmod(path, "755")
   path
 }
+
+# What an interactive session prints, on whose machine R finds Python by itself.
+session <- function(line) {
+  back <- with_environment(c(RETICULATE_PYTHON = NA, PYTHONPATH = NA, HOME = folder, PATH = "/usr/bin:/bin",
+                             R_LIBS = paste(.libPaths(), collapse = ":")))
+  on.exit(back())
+  old <- setwd(folder)
+  on.exit(setwd(old), add = TRUE)
+  lines <- c("suppressMessages(library(ivisspark))", line)
+  flags <- c("--vanilla", "--interactive", "--no-readline", "--quiet")
+  paste(suppressWarnings(system2(file.path(R.home("bin"), "R"), flags, input = lines, stdout = TRUE, stderr = TRUE)),
+        collapse = "\n")
+}
+
+test_that("a session without the package says so, and neither installs nor asks", {
+  skip_without_interpreter()
+  back <- with_environment(c(WORKON_HOME = file.path(folder, "none")))
+  on.exit(back())
+  said <- session("ivis(k = 15)")
+  expect_match(said, "install_ivis\\(\\), then restart R")
+  expect_no_match(said, "Miniconda|pip")
+  expect_false(any(grepl("reticulate:", readLines(system.file("DESCRIPTION", package = "ivisspark")))))
+})
 
 test_that("the extra of fitting belongs to every package", {
   text <- function(package) requirement_of(package)$text
@@ -124,6 +148,8 @@ test_that("an installation is complete, or is removed with what it lacks", {
   complete <- wheel("ivis_spark", "ivis_spark", needs = "stubstack")
   install(complete)
   expect_true(reticulate::virtualenv_exists("r-ivis"))
+  used <- session("cat('It is', reticulate::py_discover_config()$python)")
+  expect_match(used, "It is .*environments/r-ivis/bin/python")
   install(complete, python_version = format(minor(python_of("r-ivis", NULL, NULL)$version)))
   broken <- wheel("halfivis", "ivis_spark")
   expect_error(expect_message(install(broken, envname = "half"), "half was not completed and is removed"),
