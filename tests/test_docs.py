@@ -154,7 +154,7 @@ def run_steps(page: str) -> None:
 @pytest.mark.tf
 @pytest.mark.slow
 def test_the_page_of_r_runs(tmp_path: Path) -> None:
-    """With the R package from here, and this Python instead of the one that install_ivis() makes."""
+    """Twice, with the R package from here, and this Python instead of the one that install_ivis() makes."""
     here = {**os.environ, "R_LIBS": str(tmp_path), "RETICULATE_PYTHON": sys.executable}
     here["PYTHONPATH"] = str(DOCS.parent)
     look = ["Rscript", "-e", "reticulate::py_config()"]
@@ -163,7 +163,7 @@ def test_the_page_of_r_runs(tmp_path: Path) -> None:
             "needs R with a reticulate that knows this Python (Debian: apt-get install r-base-core r-cran-reticulate)"
         )
     install = ["R", "CMD", "INSTALL", f"--library={tmp_path}", str(DOCS.parent / "R-package")]
-    for command in (install, ["Rscript", "-e", "\n".join(blocks("howto/r.md", "r"))]):
+    for command in (install, ["Rscript", "-e", "\n".join(2 * blocks("howto/r.md", "r"))]):
         done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
 

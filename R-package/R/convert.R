@@ -13,6 +13,7 @@ as_argument <- function(value, name) {
   if (is.atomic(value) && length(value) == 1 && is.na(value)) {
     refuse(name, " is NA; omit it for its default, or pass NULL for None of Python")
   }
+  if (name == "neighbour_matrix" && !is.null(value)) return(from_zero(value))
   whole <- is.numeric(value) && length(value) == 1 && is.finite(value) && value == round(value)
   if (whole && abs(value) <= .Machine$integer.max) as.integer(value) else value
 }
@@ -121,16 +122,18 @@ in_order <- function(rows, fitted) {
   rows[, match(fitted, given), drop = FALSE]
 }
 
-# Labels as numbers, and the classes that the numbers 0, 1, 2, ... stand for, NULL if Y holds numbers.
-as_labels <- function(Y, metric) {
+# Labels as numbers, and the classes that the numbers 0, 1, 2, ... stand for, NULL if Y holds numbers. Classes that a
+# resumed model knows are matched by name in Python.
+as_labels <- function(Y, metric, resumed = NULL) {
   if (is_python(Y)) return(list(numbers = Y))
   if (is.data.frame(Y) || is.list(Y)) {
     refuse("Y is a ", class(Y)[1],
            "; pass a vector or factor, as Y$label or Y[[1]], or as.matrix(Y) for several outputs")
   }
   if (inherits(Y, "Matrix")) Y <- methods::as(Y, "matrix")
+  if (inherits(Y, c("Date", "POSIXt"))) Y <- as.character(Y)
   if (!is.factor(Y) && !is.character(Y) && !is.numeric(Y) && !is.logical(Y)) {
-    refuse("Y is of class ", class(Y)[1], "; pass a factor or character vector of classes, or numbers")
+    refuse("Y is of class ", class(Y)[1], "; pass a factor, text or dates of classes, or numbers")
   }
   # How many classes the loss takes as one number per row: Inf, 2 or 0.
   most <- reticulate::import("ivis_spark.nn.supervision")$most_classes(metric)
@@ -143,16 +146,22 @@ as_labels <- function(Y, metric) {
       refuse("Y holds ", nlevels(Y), " classes, but supervision_metric is ", loss, ", which takes ",
              if (most == 0) "numbers" else "2 classes", ": omit supervision_metric for classes, or pass numbers")
     }
+    words <- levels(Y)[tolower(trimws(levels(Y))) %in% c("", "na", "n/a", "<na>", "nan", "none", "null")]
+    if (length(words) > 0) {
+      warning("the text ", quoted(words), " is a class of its own; a missing label is NA", call. = FALSE)
+    }
+    if (is.infinite(most) && !is.null(resumed)) return(list(numbers = text_array(Y)))
     numbers <- as.integer(Y) - 1
     numbers[is.na(numbers)] <- if (is.infinite(most)) -1 else NaN
     return(list(numbers = reticulate::np_array(numbers), classes = if (is.infinite(most)) levels(Y)))
   }
   numbers <- as_doubles(Y)
+  if (length(numbers) > 0 && all(is.na(numbers))) refuse("all labels are NA: label some rows, or omit Y")
   if (any(is.infinite(numbers))) refuse("Y has infinity in row ", which(is.infinite(numbers))[1])
   if (is.infinite(most)) {
     known <- unique(as.vector(numbers[!is.na(numbers) & numbers != -1]))
     if (length(known) == 0) refuse("no row has a label: label some rows, or omit Y")
-    if (!setequal(known, seq_len(max(known, 0) + 1) - 1)) {
+    if (is.null(resumed) && !setequal(known, seq_len(max(known, 0) + 1) - 1)) {
       refuse("Y holds numbers that are not the classes 0, 1, 2, ...: for classes pass factor(Y), ",
              "for numbers to predict make the model with ivis(supervision_metric = \"mae\")")
     }

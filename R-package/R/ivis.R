@@ -2,10 +2,13 @@
 #'
 #' All arguments are those of the Python class \code{ivis_spark.Ivis}, which also documents them:
 #' \code{reticulate::py_help(reticulate::import("ivis_spark")$Ivis)}. Omitted arguments keep their
-#' defaults. Whole numbers are passed as integers.
+#' defaults. Whole numbers are passed as integers. Names are written in full.
+#'
+#' An argument of a model is changed by \code{model$epochs <- 50}, which the next \code{fit} follows. It changes the
+#' model itself, under every name that it has.
 #'
 #' @param embedding_dims Dimensions of the embedding.
-#' @param k Neighbours per row, 150 by default; at most the number of rows minus 2.
+#' @param k Neighbours per row, 150 by default (15 with \code{preset = "fast"}); at most the number of rows minus 2.
 #' @param distance Loss: for example "pn", "euclidean", "cosine_pn", "softmax_ratio" or "infonce".
 #' @param batch_size Triplets per training step.
 #' @param epochs Maximum number of passes over the rows.
@@ -32,26 +35,31 @@
 #' \dontrun{
 #' X <- scale(as.matrix(iris[, 1:4]))
 #' model <- fit(ivis(k = 15, epochs = 20), X)
-#' plot(transform(model, X), col = iris$Species)
+#' plot(model, X, iris$Species)
 #' }
 #' @export
-ivis <- function(embedding_dims, k, distance, batch_size, epochs, n_epochs_without_progress, n_trees, ntrees,
+ivis <- function(..., embedding_dims, k, distance, batch_size, epochs, n_epochs_without_progress, n_trees, ntrees,
                  knn_distance_metric, search_k, precompute, model, supervision_metric, supervision_weight,
-                 annoy_index_path, callbacks, build_index_on_disk, neighbour_matrix, verbose, ...) {
-  # Only what was given is passed on: the defaults are those of Python and stand there alone.
+                 annoy_index_path, callbacks, build_index_on_disk, neighbour_matrix, verbose) {
+  # Only what was given is passed on: the defaults are those of Python and stand there alone. The dots are first, so
+  # that no name is completed.
   given <- as.list(match.call(expand.dots = TRUE))[-1]
-  unnamed <- names(given) == ""
-  if (any(unnamed)) refuse("every argument of ivis() needs a name")
+  if (length(given) > 0 && (is.null(names(given)) || any(names(given) == ""))) {
+    refuse("every argument of ivis() needs a name, as ivis(k = 15)")
+  }
   arguments <- lapply(given, eval, envir = parent.frame())
   unknown <- setdiff(names(arguments), ivis_arguments())
   if (length(unknown) > 0) {
-    refuse("ivis() has no argument ", quoted(unknown), "; it has: ", paste(ivis_arguments(), collapse = ", "))
+    refuse("ivis() has no argument ", quoted(unknown), meant(unknown[1]), "; it has: ",
+           paste(ivis_arguments(), collapse = ", "))
   }
-  arguments <- Map(as_argument, arguments, names(arguments))
-  if (!is.null(arguments$neighbour_matrix)) {
-    arguments$neighbour_matrix <- from_zero(arguments$neighbour_matrix)
-  }
-  do.call(python_package()$Ivis, arguments)
+  from_python(do.call(python_package()$Ivis, Map(as_argument, arguments, names(arguments))))
+}
+
+# What an unknown argument is called here, which Python knows.
+meant <- function(name) {
+  said <- tryCatch(do.call(python_package()$Ivis, stats::setNames(list(1L), name)), error = conditionMessage)
+  if (is.character(said)) sub("\\?$", "", regmatches(said, regexpr("; did you mean [^;?]+\\?", said)))
 }
 
 #' List the arguments of ivis()
@@ -63,19 +71,27 @@ ivis <- function(embedding_dims, k, distance, batch_size, epochs, n_epochs_witho
 #' }
 #' @export
 ivis_arguments <- function() {
-  signature <- reticulate::import("inspect")$signature(python_package()$Ivis)
+  package <- python_package()
+  signature <- reticulate::import("inspect")$signature(package$Ivis)
   unlist(reticulate::iterate(signature$parameters$keys(), as.character))
 }
 
 #' Fit a model
 #'
-#' @param object A model made by \code{\link{ivis}}.
+#' Returns a new model and leaves its argument as it was. A model from \code{\link{load_ivis}} and one with
+#' \code{warm_start = TRUE} are fitted further, on a copy: training resumes where it stopped, and classes are matched by
+#' name. Any other model is fitted from scratch with its arguments, whether it was fitted before or not.
+#'
+#' A fit that is interrupted returns, with a warning, what it learnt so far.
+#'
+#' @param object A model made by \code{\link{ivis}} or loaded by \code{\link{load_ivis}}.
 #' @param X Matrix, sparse matrix or data frame of numeric columns: one row per observation. All values must be finite.
 #'   If the columns have names, those of new rows are matched by name.
-#' @param Y Labels, optional: a factor or character vector of classes (\code{NA} is unlabelled, levels without rows are
-#'   dropped), or numbers, as \code{supervision_metric} needs them (\code{NA} is missing).
-#' @param ... \code{shuffle_mode} of the Python method.
-#' @return The fitted model.
+#' @param Y Labels, optional: a factor or character vector of classes (\code{NA} is unlabelled, \code{""} is a class of
+#'   its own, levels without rows are dropped), dates, each of which is a class, or numbers, as
+#'   \code{supervision_metric} needs them (\code{NA} is missing).
+#' @param ... \code{shuffle_mode} of the Python method: \code{TRUE}, \code{FALSE} or \code{"batch"}.
+#' @return The fitted model, a new object.
 #' @examples
 #' \dontrun{
 #' X <- scale(as.matrix(iris[, 1:4]))
@@ -92,19 +108,57 @@ fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
   check_alive(object)
   check_no_others("fit()", setdiff(dots_names(...), "shuffle_mode"), "X, Y, shuffle_mode")
   rows <- as_rows(X)
-  labels <- if (!is.null(Y)) as_labels(Y, object$supervision_metric)
-  goes_on <- !is.null(object$encoder_) && (object$warm_start || object$`_loaded`)
-  if (goes_on) {
-    rows <- in_order(rows, names_at_fit(object))
-  } else {
-    check_shape(object, rows)
-    names <- if (!is_python(rows)) colnames(rows)
-    on.exit(remember_names(object, names))  # an interrupted fit leaves a model too
-  }
+  goes_on <- resumes(object)
+  labels <- if (!is.null(Y)) as_labels(Y, object$supervision_metric, if (goes_on) object$classes_)
+  if (goes_on) rows <- in_order(rows, names_at_fit(object)) else check_shape(object, rows)
   check_neighbours(object, rows)
-  without_names_warning(rows, object$fit(rows, labels$numbers, ...))
-  if (!is.null(labels$classes)) object$classes_ <- text_array(labels$classes)
-  object
+  model <- copy_of(object)
+  names <- if (!goes_on && !is_python(rows)) colnames(rows)
+  given <- with_names(rows, names)
+  values <- with_names(labels$numbers, colnames(Y))
+  tryCatch(
+    from_python(model$fit(given, values, ...), function(text) in_words(text, labels$classes)),
+    interrupt = function(stopped) {
+      if (length(model$loss_history_) > length(object$loss_history_) * goes_on) return()  # with Python's warning
+      signalCondition(stopped)
+      invokeRestart("abort")
+    }
+  )
+  remember_names(model, names)
+  if (!is.null(labels$classes)) reticulate::py_set_attr(model, "classes_", text_array(labels$classes))
+  model
+}
+
+resumes <- function(model) !is.null(model$encoder_) && (model$warm_start || model$`_loaded`)
+
+# Another model with the same arguments, and with what was learnt if training resumes.
+copy_of <- function(model) {
+  if (!resumes(model)) return(reticulate::py_eval("lambda model: type(model)(**model.get_params(deep=False))")(model))
+  copied <- from_python(reticulate::import("copy")$copy(model))  # without callbacks, as a pickle
+  values <- "callbacks=model.callbacks, loss_history_=list(model.loss_history_)"
+  reticulate::py_eval(paste0("lambda copied, model: vars(copied).update(", values, ")"))(copied, model)
+  copied
+}
+
+# A dense matrix whose columns Python knows by name, as it knows those of a data frame.
+with_names <- function(rows, names) {
+  dense <- is.matrix(rows) || inherits(rows, "numpy.ndarray")
+  if (is.null(names) || !dense) return(rows)
+  table <- reticulate::py_eval("type('Table', (__import__('numpy').ndarray,), {})", convert = FALSE)
+  view <- (if (is_python(rows)) rows else reticulate::np_array(rows))$view(table)
+  reticulate::py_set_attr(view, "columns", text_array(names))
+  view
+}
+
+# Columns without names count from 1, and a single class has its name.
+in_words <- function(text, classes) {
+  text <- in_r(text)
+  places <- gregexpr("\\[[0-9]+(, [0-9]+)*\\]", text)
+  from_one <- function(list) toString(as.integer(strsplit(gsub("[][]", "", list), ", ")[[1]]) + 1L)
+  regmatches(text, places) <- lapply(regmatches(text, places), function(lists) vapply(lists, from_one, ""))
+  text <- gsub("\\[('[^]]*)\\]", "\\1", text)
+  if (length(classes) == 1) text <- sub("of one class, 0:", paste0("of one class, ", classes, ":"), text)
+  text
 }
 
 #' Embed rows with a fitted model
@@ -113,17 +167,71 @@ fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
 #' @param X Rows with the columns that the model was fitted on, in any order if they have names.
 #' @param newdata Another name of \code{X}.
 #' @param ... Not used.
-#' @return Matrix with one row per row of \code{X}, with its row names, and \code{embedding_dims} columns.
+#' @return Matrix with one row per row of \code{X}, with its row names, and \code{embedding_dims} columns,
+#'   \code{"ivis1"}, \code{"ivis2"}, ...
 #' @rdname transform
 #' @rawNamespace S3method(base::transform, ivis_spark.estimator.ivis.Ivis)
 transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, newdata, ...) {
   check_no_others("transform()", dots_names(...), "X, newdata")
   rows <- new_rows(`_data`, X, newdata)
-  embedding <- without_names_warning(rows, `_data`$transform(rows))
-  if (is.matrix(embedding)) {
-    dimnames(embedding) <- list(row_names(rows), as.character(unlist(`_data`$get_feature_names_out())))
-  }
+  embedding <- from_python(`_data`$transform(rows))
+  if (is.matrix(embedding)) dimnames(embedding) <- list(row_names(rows), paste0("ivis", seq_len(ncol(embedding))))
   embedding
+}
+
+#' Plot an embedding
+#'
+#' @param x A fitted model.
+#' @param X Rows to embed, as in \code{\link{transform.ivis_spark.estimator.ivis.Ivis}}.
+#' @param labels Optional: one value per row. Factors, text and logicals are coloured by class, with a legend; numbers
+#'   by a scale.
+#' @param dims The two dimensions that are shown.
+#' @param ... Passed to \code{plot}, for example \code{cex} or \code{main}.
+#' @return The embedding, invisibly.
+#' @rdname plot
+#' @rawNamespace S3method(base::plot, ivis_spark.estimator.ivis.Ivis)
+#' @examples
+#' \dontrun{
+#' plot(model, X, iris$Species)
+#' }
+plot.ivis_spark.estimator.ivis.Ivis <- function(x, X, labels = NULL, dims = c(1, 2), ...) {
+  if (missing(X)) refuse("pass the rows to plot: plot(model, X), or plot(model, X, labels)")
+  embedding <- transform(x, X)
+  if (length(dims) != 2 || !all(dims %in% seq_len(ncol(embedding)))) {
+    refuse("dims is ", toString(dims), "; pass two of the ", ncol(embedding), " dimensions of the embedding")
+  }
+  if (!is.null(labels) && length(labels) != nrow(embedding)) {
+    refuse("labels has ", length(labels), " values for ", nrow(embedding), " rows of X")
+  }
+  if (is.numeric(labels)) {
+    colours <- grDevices::hcl.colors(64)[cut(labels, 64, labels = FALSE)]
+    shown <- range(labels, na.rm = TRUE)
+    legend <- list(format(shown), grDevices::hcl.colors(64)[c(1, 64)])
+  } else if (!is.null(labels)) {
+    classes <- factor(labels)
+    palette <- grDevices::hcl.colors(max(2, nlevels(classes)), "Dark 3")[seq_len(nlevels(classes))]
+    colours <- palette[classes]
+    legend <- list(levels(classes), palette)
+  } else {
+    colours <- "black"
+    legend <- NULL
+  }
+  colours[is.na(colours)] <- "grey70"
+  shown <- list(embedding[, dims], col = colours, pch = 16, cex = 0.7, asp = 1)
+  do.call(graphics::plot, utils::modifyList(shown, list(...)))
+  if (!is.null(legend)) graphics::legend("topright", legend = legend[[1]], col = legend[[2]], pch = 16, bty = "n")
+  invisible(embedding)
+}
+
+#' @rawNamespace S3method("$<-", ivis_spark.estimator.ivis.Ivis)
+`$<-.ivis_spark.estimator.ivis.Ivis` <- function(x, name, value) {
+  check_alive(x)
+  if (!reticulate::py_has_attr(x, name)) {
+    refuse("a model has no ", dQuote(name, FALSE), meant(name), "; its arguments are: ",
+           paste(ivis_arguments(), collapse = ", "))
+  }
+  reticulate::py_set_attr(x, name, if (name %in% ivis_arguments()) as_argument(value, name) else value)
+  x
 }
 
 #' Predict labels with a supervised model
@@ -133,18 +241,19 @@ transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, newdata, ...) {
 #' @param type "prob" for probabilities, or "class" for the most probable class of each row.
 #' @param newdata Another name of \code{X}.
 #' @param ... Not used.
-#' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression; for
-#'   \code{type = "class"} a factor.
+#' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression, with
+#'   the column names of \code{Y}; for \code{type = "class"} a factor.
 #' @rdname predict
 #' @rawNamespace S3method(stats::predict, ivis_spark.estimator.ivis.Ivis)
 predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "class"), newdata, ...) {
   type <- match.arg(type)
   check_no_others("predict()", dots_names(...), "X, type, newdata")
   rows <- new_rows(object, X, newdata)
-  scores <- without_names_warning(rows, object$score_samples(rows))
+  scores <- from_python(object$score_samples(rows))
   rownames(scores) <- row_names(rows)
   classes <- as.character(unlist(object$classes_))
-  if (length(classes) == ncol(scores)) colnames(scores) <- classes
+  outputs <- if (length(classes) > 0) classes else as.character(unlist(object$output_names_))
+  if (length(outputs) == ncol(scores)) colnames(scores) <- outputs
   if (type == "prob") return(scores)
   if (length(classes) != ncol(scores)) {
     refuse("the model was not fitted on classes, so that it predicts numbers: omit type = \"class\"")
@@ -157,8 +266,8 @@ predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "
 #' Save and load a model
 #'
 #' A saved model is a folder of arrays, JSON and Keras files; loading one runs no code from it. Models saved by ivis 2
-#' in Python are read too. \code{saveRDS}, \code{save} and the image of a session do not hold a model: it is an object
-#' of Python, and is lost with the session.
+#' in Python are read too. \code{fit} of a loaded model resumes its training. \code{saveRDS}, \code{save} and the image
+#' of a session do not hold a model: it is an object of Python, and is lost with the session.
 #'
 #' @param model A fitted model.
 #' @param path Folder.
@@ -173,14 +282,15 @@ predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "
 save_ivis <- function(model, path, overwrite = FALSE) {
   check_alive(model)
   if (is.null(model$encoder_)) refuse("the model is not fitted: call fit() before save_ivis()")
-  model$save_model(path.expand(path), overwrite = overwrite)
+  from_python(model$save_model(path.expand(path), overwrite = overwrite))
   invisible(path)
 }
 
 #' @rdname save_ivis
 #' @export
 load_ivis <- function(path) {
-  python_package()$Ivis()$load_model(path.expand(path))
+  package <- python_package()
+  from_python(package$Ivis()$load_model(path.expand(path)))
 }
 
 dots_names <- function(...) {
@@ -233,17 +343,12 @@ names_at_fit <- function(model) {
 
 remember_names <- function(model, names) {
   known <- is.null(model$encoder_) || reticulate::py_has_attr(model, "feature_names_in_")
-  if (!known && !is.null(names)) model$feature_names_in_ <- text_array(names)
+  if (!known && !is.null(names)) reticulate::py_set_attr(model, "feature_names_in_", text_array(names))
 }
 
-text_array <- function(text) reticulate::import("numpy", convert = FALSE)$array(as.list(text), dtype = "object")
-
-# The columns of rows of R are in the order of the fit already, so that their lack of names in Python is no news.
-without_names_warning <- function(rows, call) {
-  if (is_python(rows)) return(call)
-  warnings <- reticulate::import("warnings")
-  with(warnings$catch_warnings(), {
-    warnings$filterwarnings("ignore", message = "X does not have valid feature names")
-    call
-  })
+# An array of objects, where NA is None.
+text_array <- function(text) {
+  values <- as.list(as.character(text))
+  values[is.na(text)] <- list(NULL)
+  reticulate::import("numpy", convert = FALSE)$array(values, dtype = "object")
 }

@@ -1,30 +1,100 @@
-python_package <- function() {
-  tryCatch(
-    reticulate::import("ivis_spark"),
-    error = function(err) {
-      stop("the Python package ivis_spark cannot be loaded by ", reticulate::py_config()$python, " (",
-           conditionMessage(err), "). Install it with install_ivis(), then restart R", call. = FALSE)
-    }
-  )
+# The Python that R uses: found, and called so that its errors and warnings are those of R.
+
+.onLoad <- function(libname, pkgname) {
+  chosen <- nzchar(Sys.getenv(c("RETICULATE_PYTHON", "RETICULATE_PYTHON_ENV", "RETICULATE_PYTHON_FALLBACK")))
+  if (!any(chosen) && reticulate::virtualenv_exists("r-ivis")) reticulate::use_virtualenv("r-ivis", required = FALSE)
 }
 
-#' Install the Python package
-#'
-#' Installs \code{ivis_spark} and the packages for fitting on one machine into a virtual environment, and uses that
-#' environment in this session if no Python is in use yet.
-#'
-#' @param envname Virtual environment, created if missing.
-#' @param package What pip installs: a requirement, or a path to the source.
-#' @param ... Passed to \code{reticulate::py_install}.
-#' @return The name of the environment, invisibly.
-#' @examples
-#' \dontrun{
-#' install_ivis()
-#' }
-#' @export
-install_ivis <- function(envname = "r-ivis", package = "ivis_spark[cpu]", ...) {
-  if (!reticulate::virtualenv_exists(envname)) reticulate::virtualenv_create(envname)
-  reticulate::py_install(package, envname = envname, method = "virtualenv", pip = TRUE, ...)
-  if (!reticulate::py_available(initialize = FALSE)) reticulate::use_virtualenv(envname, required = TRUE)
-  invisible(envname)
+python_package <- function() {
+  if (!reticulate::py_available() && is.na(Sys.getenv("RETICULATE_MINICONDA_ENABLED", NA))) {
+    Sys.setenv(RETICULATE_MINICONDA_ENABLED = "FALSE")  # whose question is not ours
+    on.exit(Sys.unsetenv("RETICULATE_MINICONDA_ENABLED"))
+  }
+  package <- tryCatch({
+    package <- reticulate::import("ivis_spark")
+    package$Ivis  # which imports what it needs
+    package
+  }, error = function(err) refuse(why_not(conditionMessage(err))))
+  problem <- misfit(reticulate::py_config())
+  if (!is.null(problem)) refuse(problem)
+  package
+}
+
+# Why Python has no model for us, and what to do.
+why_not <- function(message) {
+  config <- tryCatch(
+    if (reticulate::py_available()) reticulate::py_config() else reticulate::py_discover_config("ivis_spark"),
+    error = function(err) NULL
+  )
+  if (is.null(config)) {  # a Python that reticulate cannot even ask
+    python <- setdiff(c(Sys.getenv("RETICULATE_PYTHON"), Sys.which("python3")), "")[1]
+    found <- if (!is.na(python)) probe(python)
+    if (is.null(found)) return("R finds no Python. Install one with install_ivis(), then restart R")
+    config <- list(python = python, version = format(minor(found$version)))
+  }
+  problem <- misfit(config)
+  if (!is.null(problem)) return(problem)
+  missing <- regmatches(message, regexec("No module named '([^']+)'", message))[[1]][2]
+  paste0(if (is.na(missing)) paste0("ivis_spark cannot be loaded by ", config$python, " (", in_r(message), ")")
+         else paste0("the Python ", config$python, " has no package ", missing),
+         ". Install it with install_ivis(), then restart R")
+}
+
+# What this reticulate cannot do with a Python, NULL if all is well.
+misfit <- function(config) {
+  limits <- limits()
+  numpy <- config$numpy$version
+  advice <- "Install a Python that fits with install_ivis(), then restart R; or update reticulate"
+  if (numeric_version(config$version) > limits$python) {
+    return(paste0(reticulate_name(), " takes Python up to ", limits$python, ", and ", config$python, " is ",
+                  config$version, ". ", advice))
+  }
+  if (!is.null(numpy) && !limits$numpy2 && numpy >= "2") {
+    paste0(reticulate_name(), " takes NumPy 1, and ", config$python, " has NumPy ", numpy, ". ", advice)
+  }
+}
+
+reticulate_name <- function() paste("reticulate", utils::packageVersion("reticulate"))
+
+# The newest Python of ivis_spark and of a version of reticulate, and whether that knows NumPy 2.
+limits <- function(reticulate = utils::packageVersion("reticulate")) {
+  python <- if (reticulate < "1.33") "3.11" else if (reticulate < "1.40") "3.12" else "3.13"
+  list(python = numeric_version(python), numpy2 = reticulate >= "1.39")
+}
+
+# Calls Python: its errors, warnings and log become those of R, in words of R.
+from_python <- function(call, words = in_r) {
+  catching <- reticulate::import("warnings", convert = FALSE)$catch_warnings(record = TRUE)
+  caught <- catching$`__enter__`()
+  log <- reticulate::import("logging")$getLogger("ivis_spark")
+  listener <- reticulate::import("logging.handlers")$BufferingHandler(1000000L)
+  listener$setLevel("WARNING")
+  propagates <- log$propagate
+  log$addHandler(listener)
+  reticulate::py_set_attr(log, "propagate", FALSE)
+  on.exit({
+    log$removeHandler(listener)
+    reticulate::py_set_attr(log, "propagate", propagates)
+    catching$`__exit__`(NULL, NULL, NULL)
+    texts <- c(vapply(listener$buffer, function(record) record$getMessage(), ""),
+               unlist(reticulate::iterate(caught, function(each) as.character(reticulate::py_str(each$message)))))
+    # the columns of rows of R are in the order of the fit already
+    texts <- unique(texts[!grepl("X does not have valid feature names", texts)])
+    for (text in texts) warning(words(text), call. = FALSE)
+  })
+  tryCatch(call, error = function(err) {
+    interrupt <- structure(class = c("interrupt", "condition"), list())
+    if (startsWith(conditionMessage(err), "KeyboardInterrupt")) stop(interrupt)
+    refuse(words(conditionMessage(err)))
+  })
+}
+
+in_r <- function(text) {
+  text <- sub("^ivis_spark[A-Za-z0-9_.]*: ", "", text)
+  text <- sub("\\s*(Run `?reticulate::py_last_error\\(\\)`? for details\\.)?\\s*$", "", text)
+  text <- gsub("\\b([a-z_]+)=True\\b", "\\1 = TRUE", text)
+  text <- gsub("\\b([a-z_]+)=False\\b", "\\1 = FALSE", text)
+  text <- gsub("for example with sklearn\\.preprocessing\\.\\w+", "for example with scale(X)", text)
+  text <- gsub("scale it with sklearn\\.preprocessing", "scale it with scale(X)", text)
+  gsub("a new Ivis\\b", "a new model with ivis()", text)
 }

@@ -132,6 +132,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         neighbour_matrix_: The neighbours that the last fit used.
         classes_: Labels in the order of the columns of `score_samples`, if labels are classes; otherwise None.
         n_classes_: Outputs of the supervised model; None without one.
+        output_names_: Names of the columns of Y, if it was a data frame of several; otherwise None.
         n_features_in_: Size of a row's first axis: the features.
         feature_names_in_: Names of the columns, if X was a data frame.
 
@@ -171,9 +172,9 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
     ) -> Ivis:
         """Train on rows, and on their labels when given.
 
-        Training resumes for a loaded model, and with `warm_start` for any model. A fit that fails leaves the model as
-        it was. One that is interrupted while it trains (Ctrl-C, or a notebook's stop button) keeps what was learnt so
-        far, with a warning; before the end of the first epoch, what there was.
+        Training resumes for a loaded model, and with `warm_start` for any model; classes are then matched by name. A
+        fit that fails leaves the model as it was. One that is interrupted while it trains (Ctrl-C, or a notebook's stop
+        button) keeps what was learnt so far, with a warning; before the end of the first epoch, what there was.
 
         Args:
             X: Rows, shape (n, d), or (n, ...) with a backbone that accepts it.
@@ -190,6 +191,8 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         """
         if Y is not None and y is not None:
             raise ConfigError("Y and y are two names for the labels: pass one of them")
+        if shuffle_mode not in (True, False, "batch"):
+            raise ConfigError(f"shuffle_mode={shuffle_mode!r} is not known; use True, False or 'batch'")
         before, history = dict(vars(self)), list(self.loss_history_)
         restore = restorer(self.model_) if self.model_ is not None and (self.warm_start or self._loaded) else None
         try:
@@ -226,13 +229,15 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         settings = settings.for_rows(len(rows))
         config = settings.train
         check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)
-        read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight)
+        resumed = self.classes_ if goes_on and self.head_ is not None else None
+        read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight, resumed)
         if not goes_on:
             self._forget()
             self.n_features_in_ = rows.shape[1]
             if names is not None:
                 self.feature_names_in_ = names
         labels, self.classes_, self.n_classes_ = read or (None, None, None)
+        self.output_names_ = names_of(Y) if labels is not None and labels.ndim == 2 else None
         if self.n_components is not None and not goes_on:
             self.projection_ = learn_projection(rows, self.n_components, seed=self._seed)
             warn_of_components(self.n_components, self.projection_, config.embedding_dims, len(rows))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ivis_spark.config import listed
 from ivis_spark.data.labels import is_missing, warn_of_words, with_plain_text
 from ivis_spark.data.rows import as_labels
 from ivis_spark.errors import InputError
@@ -32,7 +33,9 @@ _ADVICE_WITH_MISSING = _ADVICE.replace(
 )
 
 
-def labels_for(Y: Any, n_rows: int, metric: Any, weight: float) -> tuple[NDArray[Any], Classes | None, int] | None:
+def labels_for(
+    Y: Any, n_rows: int, metric: Any, weight: float, resumed: Classes | None = None
+) -> tuple[NDArray[Any], Classes | None, int] | None:
     """Return labels as `read_labels` does; None without labels, or if their weight is 0 and they do not fit.
 
     Warns of labels that cannot teach anything: a single class, or text like "nan" that is taken as a class.
@@ -40,7 +43,7 @@ def labels_for(Y: Any, n_rows: int, metric: Any, weight: float) -> tuple[NDArray
     if Y is None:
         return None
     try:
-        labels, classes, n_outputs = read_labels(Y, n_rows, metric)
+        labels, classes, n_outputs = read_labels(Y, n_rows, metric, resumed)
     except InputError as err:
         if weight > 0:
             raise
@@ -62,7 +65,9 @@ def _warn_of_classes(classes: Classes) -> None:
     warn_of_words(classes.tolist(), stacklevel=4)
 
 
-def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], Classes | None, int]:
+def read_labels(
+    Y: ArrayLike, n_rows: int, metric: Any, resumed: Classes | None = None
+) -> tuple[NDArray[Any], Classes | None, int]:
     """Return labels as the network takes them.
 
     If the metric takes one class per row, text, booleans, dates and mixed types are numbered in sorted order, and
@@ -72,16 +77,20 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
         Y: Shape (n,) or (n, c).
         n_rows: n.
         metric: Keras loss of the labels.
+        resumed: Classes of the model whose training resumes, which keep their numbers; None for a new model.
 
     Returns:
         Labels, float32 or int64, of the shape of Y; the classes in the order of their numbers, None where the metric
         takes values; and the outputs of the network that they need.
 
     Raises:
-        InputError: if there is not one label per row, or they do not fit the metric.
+        InputError: if there is not one label per row, no row has one, or they do not fit the metric or the classes of
+            the model.
     """
     if not takes_classes(metric):
         labels = as_labels(Y, n_rows)
+        if labels.dtype.kind == "f" and np.isnan(labels).reshape(n_rows, -1).any(axis=1).all():
+            raise InputError("no row has a label, all are None or NaN: label some rows, or train without labels")
         return labels, None, count_outputs(metric, labels)
     labels = with_plain_text(np.asarray(Y))
     if isinstance(Y, (list, tuple)) and labels.dtype.kind in "US":  # text, or numbers among text, which became text
@@ -91,6 +100,8 @@ def read_labels(Y: ArrayLike, n_rows: int, metric: Any) -> tuple[NDArray[Any], C
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     labels, classes = _numbered(labels) if labels.ndim == 1 else (labels, None)
+    if resumed is not None and labels.ndim == 1:
+        return _renumbered(labels, classes, resumed), resumed, len(resumed)
     try:
         n_classes = count_outputs(metric, labels)
     except InputError as err:
@@ -122,6 +133,29 @@ def _numbered(labels: NDArray[Any]) -> tuple[NDArray[Any], Classes | None]:
     numbered = np.full(len(labels), UNLABELLED, np.int64)
     numbered[slice(None) if missing is None else ~missing] = codes
     return numbered, classes
+
+
+def _renumbered(labels: NDArray[Any], classes: Classes | None, resumed: Classes) -> NDArray[np.int64]:
+    """Return the numbers that classes have in the model whose training resumes, which are matched by name."""
+    known = labels != UNLABELLED
+    names = np.unique(labels[known]) if classes is None else classes
+    if len(names) == 0:
+        raise InputError("no row has a label, all are -1, None or NaN: label some rows, or train without labels")
+    if resumed.dtype.kind == "M" == names.dtype.kind:  # dates of another unit are the same dates
+        names = names.astype(resumed.dtype)
+    if names.dtype.kind == "f" and (names == np.round(names)).all():
+        names = names.astype(np.int64)
+    places = {name: place for place, name in enumerate(resumed.tolist())}
+    given = names.tolist()
+    if any(name not in places for name in given):
+        raise InputError(
+            f"labels are of the classes {listed([repr(name) for name in given])}; training resumes a model of the "
+            f"classes {listed([repr(name) for name in places])}: label rows with these, or fit a new model"
+        )
+    codes = np.searchsorted(names, labels[known]) if classes is None else labels[known]
+    numbered = np.full(len(labels), UNLABELLED, np.int64)
+    numbered[known] = np.array([places[name] for name in given])[codes.astype(np.int64)]
+    return numbered
 
 
 def _is_number(label: Any) -> bool:

@@ -51,6 +51,7 @@ class Saving(Parameters):
     _seed: int
     n_classes_: int | None = None
     classes_: NDArray[Any] | None = None
+    output_names_: NDArray[Any] | None = None
     _loaded = False
     _made_with: Mapping[str, Any] = {}
 
@@ -162,6 +163,8 @@ class Saving(Parameters):
         self.classes_ = _restored(extra.get("classes"))
         if extra.get("feature_names"):
             self.feature_names_in_ = np.array(extra["feature_names"], dtype=object)
+        if extra.get("output_names"):
+            self.output_names_ = np.array(extra["output_names"], dtype=object)
         if extra.get("projection"):
             self.projection_ = Scaler.from_text(extra["projection"]).projection
         if loaded is not None:
@@ -177,6 +180,7 @@ class Saving(Parameters):
             params["random_state"] = self._seed
         facts: dict[str, Any] = {"loss_history": list(self.loss_history_), "n_classes": self.n_classes_}
         facts |= {"classes": _kept(self.classes_), "feature_names": list(getattr(self, "feature_names_in_", ()))}
+        facts["output_names"] = None if self.output_names_ is None else self.output_names_.tolist()
         facts["projection"] = None if self.projection_ is None else Scaler.of_projection(self.projection_).to_text()
         return {"params": params, **facts}
 

@@ -24,6 +24,7 @@ from sklearn.base import clone  # noqa: E402
 from ivis_spark.data.arrays import warn_of_other_order  # noqa: E402
 from ivis_spark.estimator import Ivis, predicting  # noqa: E402
 from ivis_spark.estimator.arguments import FOLLOWED, naming_arguments  # noqa: E402
+from ivis_spark.estimator.labels import read_labels  # noqa: E402
 from ivis_spark.estimator.settings import with_preset  # noqa: E402
 
 X = np.random.default_rng(0).random((40, 12)).astype(np.float32)
@@ -167,6 +168,46 @@ def test_labels_that_are_no_classes_are_answered_with_what_helps(labels: np.ndar
         small().fit(X, labels)
     model = make_pipeline(small(supervision_weight=0), LinearRegression()).fit(X, labels)
     np.testing.assert_array_equal(model[0].transform(X), small().fit_transform(X))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_classes_keep_their_numbers_where_training_resumes(loaded: bool, tmp_path: Path) -> None:
+    """In the model's order, also if some have no rows now; other classes are refused before the head learns them."""
+    model = small(warm_start=True).fit(X, np.array(["a", "b", "c"], object)[CLASSES])
+    if loaded:
+        model.save_model(str(tmp_path / "m"))
+        model = Ivis().load_model(str(tmp_path / "m"))
+    before = model.score_samples(X)
+    model.set_params(learning_rate=1e-9).fit(X, np.array(["c", None, "a"], object)[CLASSES])
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    np.testing.assert_allclose(model.score_samples(X), before, atol=1e-4)
+    for others in (np.array(["b", "c", "d"])[CLASSES], CLASSES):
+        with pytest.raises(
+            InputError, match=r"of the classes ('b', 'c', 'd'|0, 1, 2); .* model of the classes 'a', 'b', 'c'"
+        ):
+            model.fit(X, others)
+    with pytest.raises(InputError, match="no row has a label"):
+        model.fit(X, [None] * 40)
+
+
+@pytest.mark.parametrize("resumed", [[0, 1, 2], (np.arange(3) + np.datetime64("2026-01-01")).astype("datetime64[ns]")])
+def test_numbers_and_dates_are_matched_by_value(resumed: Any) -> None:
+    resumed = np.asarray(resumed)
+    labels = resumed[[2, 0, 2]]
+    labels = labels.astype("datetime64[D]") if labels.dtype.kind == "M" else labels
+    numbers, classes, outputs = read_labels(labels, 3, "sparse_categorical_crossentropy", resumed)
+    assert numbers.tolist() == [2, 0, 2] and classes is resumed and outputs == 3
+
+
+@pytest.mark.parametrize("labels", [np.full(40, np.nan), np.where(np.eye(40, 2, dtype=bool)[::-1], 1, np.nan)])
+def test_values_of_which_all_are_missing_are_refused(labels: np.ndarray) -> None:
+    with pytest.raises(InputError, match="no row has a label, all are None or NaN"):
+        small(supervision_metric="mae").fit(X, labels)
+
+
+def test_an_unknown_order_of_the_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shuffle_mode='batchy' is not known; use True, False or 'batch'"):
+        small().fit(X, shuffle_mode="batchy")
 
 
 @pytest.mark.parametrize(

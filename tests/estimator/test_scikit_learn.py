@@ -171,6 +171,14 @@ def test_labels_of_every_kind(labels: Any, classes: list[Any], tmp_path: Path) -
     assert loaded.classes_.tolist() == classes and loaded.classes_.dtype == model.classes_.dtype
 
 
+def test_names_of_several_values_to_predict_are_kept(tmp_path: Path) -> None:
+    model = small(supervision_metric="mae").fit(FRAME, FRAME.iloc[:, :2])
+    model.save_model(str(tmp_path / "m"))
+    for each in (model, Ivis().load_model(str(tmp_path / "m"))):
+        assert list(each.output_names_) == list(FRAME.columns[:2])
+    assert model.fit(FRAME, LABELS).output_names_ is None
+
+
 def test_labels_that_cannot_be_used() -> None:
     with pytest.raises(InputError, match="cannot be sorted together"):
         small().fit(FRAME, with_missing(NAMES, 3))

@@ -19,7 +19,8 @@ test_that("arguments are those of Python", {
   expect_error(ivis(no_such = 1), "no argument .no_such.; it has: embedding_dims, k")
   expect_error(ivis(k = NA), "k is NA")
   expect_identical(ivis(k = 15)$k, 15L)
-  expect_identical(ivis()$k, 150L, info = "which ?ivis says")
+  arguments <- reticulate::import("ivis_spark.estimator.settings")$with_preset(ivis()$get_params())
+  expect_identical(arguments$k, 150L, info = "which ?ivis says")
   expect_identical(ivis(knn_distance_metric = "euclidean")$knn_distance_metric, "euclidean")
 })
 
@@ -76,25 +77,118 @@ test_that("columns are matched by name", {
   expect_silent(transform(fit(quick(), unname(X)), X))
 })
 
-test_that("a fit that is refused or interrupted leaves the names of the columns that the network has", {
+test_that("a fit that is refused or interrupted leaves the model as it was", {
   skip_without_python()
   other <- X
   colnames(other) <- letters[1:4]
   model <- fit(quick(), X)
-  expect_error(fit(model, other, iris$Species[1:5]), "5 labels")
+  expect_error(fit(model, other, iris$Species[1:5]), "^Y has 5 labels for 150 rows of X; pass one label per row$")
   expect_equal(dim(transform(model, X)), c(150, 2))
-  interrupt <- function(epoch, logs) stop("interrupted")
-  callback <- reticulate::import("keras")$callbacks$LambdaCallback(on_epoch_end = interrupt)
-  model <- quick(callbacks = list(callback))
-  expect_error(fit(model, other), "interrupted")
-  expect_error(transform(model, X), "lacks the columns .a.")
+  interrupted <- function(source) {
+    on_epoch_end <- reticulate::py_eval(source)
+    quick(callbacks = list(reticulate::import("keras")$callbacks$LambdaCallback(on_epoch_end = on_epoch_end)))
+  }
+  model <- interrupted("lambda epoch, logs: 1 / 0")
+  expect_error(fit(model, other), "division")
+  expect_error(transform(model, X), "not")
+  model <- interrupted("lambda epoch, logs: (_ for _ in ()).throw(KeyboardInterrupt())")
+  expect_warning(stopped <- fit(model, other), "interrupted after 1 epochs: the model keeps")
+  expect_error(transform(stopped, X), "lacks the columns .a.")
+  expect_null(model$encoder_)
+})
+
+test_that("fit returns a new model and leaves its argument as it was", {
+  skip_without_python()
+  base <- quick()
+  first <- fit(base, X)
+  embedding <- transform(first, X)
+  second <- fit(base, X[, 1:2], iris$Species)
+  third <- fit(first, X[, 1:3])
+  expect_null(base$encoder_)
+  expect_identical(transform(first, X), embedding)
+  expect_equal(lengths(list(first$loss_history_, second$loss_history_, third$loss_history_)), c(2, 2, 2))
+  expect_identical(transform(fit(first, X), X), embedding)
+  path <- tempfile()
+  save_ivis(first, path)
+  loaded <- load_ivis(path)
+  warm <- fit(quick(warm_start = TRUE), X)
+  for (start in list(loaded, warm)) {
+    before <- transform(start, X)
+    longer <- fit(start, X)
+    expect_identical(transform(start, X), before)
+    expect_equal(lengths(list(start$loss_history_, longer$loss_history_)), c(2, 4))
+    expect_gt(max(abs(transform(longer, X) - before)), 1e-3)
+  }
+  start <- load_ivis(path)
+  start$learning_rate <- 1e-12
+  expect_equal(transform(fit(start, X), X), embedding, tolerance = 1e-4, info = "training resumes where it was")
+})
+
+test_that("classes are matched by name where training resumes", {
+  skip_without_python()
+  path <- tempfile()
+  save_ivis(fit(quick(epochs = 20), X, factor(iris$Species, c("virginica", "setosa", "versicolor"))), path)
+  model <- load_ivis(path)
+  model$learning_rate <- 1e-12
+  labels <- as.character(iris$Species)
+  labels[c(3, 99)] <- NA
+  again <- fit(model, X, replace(labels, labels == "setosa", NA))
+  expect_equal(colnames(predict(again, X)), c("virginica", "setosa", "versicolor"))
+  expect_equal(predict(again, X), predict(model, X), tolerance = 1e-3)
+  others <- factor(iris$Species, labels = c("a", "b", "c"))
+  expect_error(fit(model, X, others), "classes 'a', 'b', 'c'; .*classes 'virginica', 'setosa', 'versicolor'")
+  expect_error(fit(model, X, as.integer(iris$Species) - 1), "classes 0, 1, 2; .*'virginica'")
+})
+
+test_that("names of arguments and attributes are written in full and are checked", {
+  skip_without_python()
+  expect_error(ivis(n_epochs = 50), "no argument .n_epochs.; did you mean epochs; it has")
+  expect_error(ivis(neighbour = 15), "no argument .neighbour.; did you mean neighbour")
+  expect_error(ivis(list(k = 15)), "needs a name")
+  expect_error(ivis(15, k = 2), "needs a name")
+  model <- quick()
+  expect_error(model$epoch <- 3, "no .epoch.; did you mean epochs")
+  model$epochs <- 3
+  expect_identical(model$epochs, 3L)
+  expect_error(fit(model, X, shuffle_mode = "batchy"), "^shuffle_mode='batchy' is not known")
+  expect_equal(dim(transform(fit(quick(epochs = 1), X, shuffle_mode = FALSE), X)), c(150, 2))
+})
+
+test_that("errors and warnings of Python are those of R", {
+  skip_without_python()
+  path <- tempfile()
+  save_ivis(named_model(), path)
+  expect_error(save_ivis(named_model(), path), "pass overwrite = TRUE to replace it, or another path$")
+  save_ivis(named_model(), path, overwrite = TRUE)
+  expect_error(fit(ivis(k = 0), X), "^k")
+  wide <- X
+  wide[, 3] <- 1e4 * wide[, 3]
+  unscaled <- "by these alone: 'Petal.Length'. Scale X, for example with scale(X), unless"
+  expect_warning(fit(quick(epochs = 1), wide), unscaled, fixed = TRUE)
+  expect_warning(fit(quick(epochs = 1), as.data.frame(wide)), unscaled, fixed = TRUE)
+  expect_warning(fit(quick(epochs = 1), unname(wide)), "by these alone: 3. Scale X", fixed = TRUE)
+  expect_silent(suppressWarnings(fit(quick(epochs = 1), wide)))
+})
+
+test_that("a model is plotted with a legend", {
+  skip_without_python()
+  file <- tempfile(fileext = ".pdf")
+  grDevices::pdf(file)
+  on.exit(grDevices::dev.off())
+  expect_equal(plot(named_model(), X), transform(named_model(), X))
+  expect_silent(plot(named_model(), X, iris$Species, main = "iris", cex = 1))
+  expect_silent(plot(named_model(), X, replace(iris$Sepal.Width, 3, NA)))
+  expect_silent(plot(named_model(), X, factor(replace(as.character(iris$Species), 1:99, NA))))
+  expect_error(plot(named_model()), "plot\\(model, X")
+  expect_error(plot(named_model(), X, 1:3), "3 values for 150 rows")
+  expect_error(plot(named_model(), X, dims = 2:3), "2 dimensions")
 })
 
 test_that("an embedding keeps the names of rows, and names its columns", {
   skip_without_python()
   named <- X
   rownames(named) <- paste("plant", seq_len(150))
-  expect_equal(dimnames(transform(named_model(), named)), list(rownames(named), c("ivis0", "ivis1")))
+  expect_equal(dimnames(transform(named_model(), named)), list(rownames(named), c("ivis1", "ivis2")))
   expect_equal(rownames(transform(named_model(), as.data.frame(named))), rownames(named))
   expect_equal(dim(transform(named_model(), X[1, , drop = FALSE])), c(1, 2))
 })
@@ -103,7 +197,7 @@ test_that("missing values are refused with the row and the column, whatever thei
   skip_without_python()
   frame <- as.data.frame(matrix(as.integer(100 * X), 150, dimnames = dimnames(X)))
   frame$flag <- frame[[1]] > 0
-  model <- fit(quick(), frame)
+  expect_warning(model <- fit(quick(), frame), "scale\\(X\\)")
   expect_error(fit(quick(), replace(X, 7, Inf)), "in 1 of 150 rows, the first is row 7 in column .Sepal.Length.")
   expect_error(transform(named_model(), replace(X, 8, 1e39)), "row 8 in column .Sepal.Length.")
   for (column in c("Petal.Width", "flag")) {
@@ -131,7 +225,7 @@ test_that("integer64 is read as its numbers", {
   as_long <- getExportedValue("bit64", "as.integer64")
   long <- frame
   long[] <- lapply(frame, as_long)
-  model <- fit(quick(), frame)
+  model <- suppressWarnings(fit(quick(), frame))
   expect_equal(transform(model, long), transform(model, frame))
   long[4, 2] <- NA
   expect_error(transform(model, long), "row 4 in column .Sepal.Width.")
@@ -174,6 +268,23 @@ test_that("whole numbers with NA are classes or values, and the others are unlab
   expect_error(predict(model, X, type = "class"), "not fitted on classes")
 })
 
+test_that("several values to predict keep their names, also in a saved model", {
+  skip_without_python()
+  model <- fit(quick(supervision_metric = "mae"), X, X[, 2:3])
+  expect_equal(colnames(predict(model, X)), colnames(X)[2:3])
+  path <- tempfile()
+  save_ivis(model, path)
+  expect_equal(predict(load_ivis(path), X), predict(model, X), tolerance = 1e-5)
+})
+
+test_that("dates are classes in their order", {
+  skip_without_python()
+  day <- as.Date("2026-01-30") + as.integer(iris$Species)
+  day[5] <- NA
+  expect_equal(colnames(predict(fit(quick(), X, day), X)), c("2026-01-31", "2026-02-01", "2026-02-02"))
+  expect_error(fit(quick(supervision_metric = "mae"), X, day), "3 classes")
+})
+
 test_that("labels that do not fit the loss are refused", {
   skip_without_python()
   expect_error(fit(quick(supervision_metric = "mae"), X, iris$Species), "3 classes, .*\"mae\", which takes numbers")
@@ -184,6 +295,10 @@ test_that("labels that do not fit the loss are refused", {
   expect_error(fit(quick(), X, X[, 1]), "mae")
   expect_error(fit(quick(), X, iris["Species"]), "data.frame; pass a vector or factor")
   expect_error(fit(quick(), X, rep(NA, 150)), "all labels are NA")
+  expect_error(fit(quick(supervision_metric = "mae"), X, rep(NA_real_, 150)), "all labels are NA")
+  expect_error(fit(quick(supervision_metric = "mae"), X, rep(NA, 150)), "all labels are NA")
+  expect_warning(fit(quick(epochs = 1), X, rep(c("", "a", "b"), 50)), "the text .. is a class of its own")
+  suppressWarnings(expect_warning(fit(quick(epochs = 1), X, rep("only", 150)), "of one class, only"))
   expect_error(fit(quick(), X, y = iris$Species), "no argument .y.; it has: X, Y")
   two <- factor(iris$Species == "setosa")
   two[1] <- NA
