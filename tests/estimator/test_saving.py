@@ -94,7 +94,9 @@ def test_without_the_state_of_the_optimizer_training_would_differ(tmp_path: Path
 
 def test_supervised_labels_must_fit_what_was_trained(tmp_path: Path) -> None:
     model = small(warm_start=True).fit(X, Y)
-    assert model.fit(X, Y % 2).score_samples(X).shape == (60, 2)
+    assert model.fit(X, Y % 2).score_samples(X).shape == (60, 3)  # of which one has no rows now
+    with pytest.raises(InputError, match="classes 1, 2, 3; training resumes a model of the classes 0, 1, 2"):
+        model.fit(X, Y + 1)
     with pytest.raises(InputError, match="X has 3 features, but Ivis is expecting 4"):
         model.fit(X[:, :3], Y)
 
