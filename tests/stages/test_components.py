@@ -135,7 +135,7 @@ def test_sparse_rows_that_are_stored_densely_are_said(
 ) -> None:
     source = columns.Source(None, width, ("count",), (), (), sparse=sparse)  # type: ignore[arg-type]
     assert ingest._components(source, DataConfig(components=None)) is None
-    assert ("54 kB a row: --set data.components=50" in caplog.text) == warned
+    assert ("54 kB per row: --set data.components=50" in caplog.text) == warned
 
 
 def test_a_sample_keeps_its_features() -> None:
