@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import posixpath
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
@@ -46,7 +44,7 @@ def publish(run: Run) -> Manifest:
         from ivis_spark.report.evaluate import evaluate
 
         embeddings, predicted = _numbered(run, needed["rows"], needed["embeddings"])
-        with _scratch_folder() as folder:
+        with tempfile.TemporaryDirectory(prefix="ivis-spark-", ignore_cleanup_errors=True) as folder:
             figures = evaluate(
                 run.get_spark(),
                 rows=_labelled(run, needed["rows"]),
@@ -169,15 +167,6 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     for manifest in manifests.values():
         merged.update(manifest.spec["config"])
     return merged
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="ivis-spark-")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Mapping[str, Any]) -> Estimate:
