@@ -15,7 +15,7 @@ from ivis_spark.errors import IvisError, speak_python
 
 if TYPE_CHECKING:
     from ivis_spark.estimator import Ivis
-    from ivis_spark.ml import EmbeddingEvaluator, IvisEstimator, IvisModel, embed_udf
+    from ivis_spark.ml import EmbeddingEvaluator, IvisEstimator, IvisModel, embed_udf, pyfunc_input
     from ivis_spark.pipeline import Pipeline
     from ivis_spark.report.plotting import plot
 
@@ -30,6 +30,7 @@ __all__ = [
     "embed_udf",
     "load_config",
     "plot",
+    "pyfunc_input",
 ]
 
 _LAZY = {
@@ -40,6 +41,7 @@ _LAZY = {
     "Pipeline": "ivis_spark.pipeline",
     "embed_udf": "ivis_spark.ml",
     "plot": "ivis_spark.report.plotting",
+    "pyfunc_input": "ivis_spark.ml",
 }
 
 

@@ -43,7 +43,7 @@ embed = mlflow.pyfunc.spark_udf(spark, uri, result_type="array<float>", env_mana
 
 # COMMAND ----------
 
-from ivis_spark.ml import pyfunc_input
+from ivis_spark import pyfunc_input
 
 kind, source = dbutils.widgets.get("format"), dbutils.widgets.get("input")
 table = spark.table(source) if kind == "table" else spark.read.format(kind).load(source)

@@ -30,12 +30,12 @@ ENTRY_POINTS = (
     "ivis_spark.data.neighbour_retrieval.LabeledNeighbourMap",
     "ivis_spark.serving.export.export_onnx",
     "ivis_spark.serving.pyfunc.save_pyfunc",
-    "ivis_spark.ml.pyfunc_input",
+    "ivis_spark.pyfunc_input",
 )
 NEEDS = {
     "ivis_spark.serving.export.export_onnx": "onnx",
     "ivis_spark.serving.pyfunc.save_pyfunc": "mlflow",
-    "ivis_spark.ml.pyfunc_input": "mlflow",
+    "ivis_spark.pyfunc_input": "mlflow",
 }
 
 

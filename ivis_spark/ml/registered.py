@@ -28,7 +28,7 @@ def pyfunc_input(table: DataFrame, signature: Any) -> Column:
 
     Example:
         >>> import mlflow
-        >>> from ivis_spark.ml import pyfunc_input
+        >>> from ivis_spark import pyfunc_input
         >>> from ivis_spark.serving.pyfunc import save_pyfunc
         >>> save_pyfunc(model.to_folder(), "registered-pyfunc", overwrite=True)
         >>> signature = mlflow.models.get_model_info("registered-pyfunc").signature
