@@ -115,10 +115,7 @@ in_order <- function(rows, fitted) {
                if (length(extra) > 0) paste("has the columns", quoted(extra), "that the fit had not"))
     refuse("X ", paste(parts, collapse = " and "), "; columns are matched by name")
   }
-  if (anyDuplicated(fitted) || anyDuplicated(given)) {
-    refuse("X has duplicate column names, in another order than in the fit: ", quoted(unique(given[duplicated(given)])),
-           ". Give each column a name of its own, and fit again")
-  }
+  if (anyDuplicated(given)) refuse("X has duplicate column names: ", quoted(unique(given[duplicated(given)])))
   rows[, match(fitted, given), drop = FALSE]
 }
 

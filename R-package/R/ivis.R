@@ -111,6 +111,10 @@ fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
   goes_on <- resumes(object)
   labels <- if (!is.null(Y)) as_labels(Y, object$supervision_metric, if (goes_on) object$classes_)
   if (goes_on) rows <- in_order(rows, names_at_fit(object)) else check_shape(object, rows)
+  if (!is_python(rows) && anyDuplicated(colnames(rows))) {
+    refuse("X has duplicate column names: ", quoted(unique(colnames(rows)[duplicated(colnames(rows))])),
+           ". Columns are matched by name: drop or rename them, as make.unique(colnames(X)) does")
+  }
   check_neighbours(object, rows)
   model <- copy_of(object)
   names <- if (!goes_on && !is_python(rows)) colnames(rows)
