@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import __version__, storage
 from ivis_spark.cli.options import make_config, parse, spark_settings
-from ivis_spark.config import Config, command_without_secrets
+from ivis_spark.config import Config, command_without_secrets, load_config
 from ivis_spark.errors import DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
@@ -216,6 +216,7 @@ def _summary(pipeline: Pipeline, report: Manifest) -> str:
 
 
 def _set_up_logging(arguments: argparse.Namespace, path: str | None = None) -> None:
+    again = logs.path() is not None
     logs.set_up(
         level=logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO,
         form=arguments.log_format,
@@ -224,7 +225,8 @@ def _set_up_logging(arguments: argparse.Namespace, path: str | None = None) -> N
         all_warnings=arguments.verbose,
     )
     command = command_without_secrets(["ivis-spark", *arguments.words])
-    logs.to_file(logging.INFO, f"{command} (version {__version__}, process {os.getpid()}, run id {logs.run_id()})")
+    text = f"{command} (version {__version__}, process {os.getpid()}, run id {logs.run_id()})"
+    logs.to_file(logging.INFO, text, again=again)
 
 
 def _log_file(arguments: argparse.Namespace) -> str | None:
@@ -237,12 +239,19 @@ def _log_file(arguments: argparse.Namespace) -> str | None:
 
 
 def _log_to_run(arguments: argparse.Namespace) -> None:
-    """Let what ends a command before its work stand in the log of a run folder that is there already."""
-    if logs.is_temporary() and arguments.command not in operations.COMMANDS:
-        with contextlib.suppress(OSError, IvisError):
-            path = None if arguments.log_file or not RunFolder(arguments.output).is_run() else _log_file(arguments)
-            if path is not None:
-                _set_up_logging(arguments, path)
+    """Let what ends a command before its work stand in the named log, or that of a local run folder."""
+    if not logs.is_temporary() or arguments.command in operations.COMMANDS:
+        return
+    with contextlib.suppress(Exception):  # whatever it is must not hide why the command ended
+        if arguments.log_file:
+            read, target = (getattr(arguments, name, None) for name in ("input", "target"))
+            table = getattr(arguments, "neighbours_table", None)
+            for glob in (False, True):  # the settings may be what is wrong
+                config = load_config(settings={"data.glob": glob, "neighbours.table": table})
+                check_places(config, arguments.log_file, input_uri=read, target=target, config_file=arguments.config)
+        elif storage.local_path(arguments.output) is None or not RunFolder(arguments.output).is_run():
+            return
+        _set_up_logging(arguments, _log_file(arguments))
 
 
 def _exit_code(err: Exception) -> int:

@@ -34,9 +34,17 @@ def run_id() -> str:
     return _context["run_id"] or start_run()
 
 
-def to_file(level: int, message: str) -> None:
-    """Write a line to the file of the log; to a console of JSON too unless it is an error, which ends there as text."""
-    logging.getLogger(__name__).log(level, "%s", message, extra={"file_only": True})
+def to_file(level: int, message: str, *, again: bool = False) -> None:
+    """Write a line to the file of the log; to a console of JSON too unless it is an error, which ends there as text.
+
+    Args:
+        level: Of the line.
+        message: The line.
+        again: Whether the console has it already.
+    """
+    logging.getLogger(__name__).log(
+        level, "%s", message, extra={"console": None if again or level >= logging.ERROR else "json"}
+    )
 
 
 def enter_stage(stage: str) -> None:
@@ -92,9 +100,7 @@ def set_up(
     console.setFormatter(
         JsonFormatter() if form == "json" else logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
     )
-    console.addFilter(
-        lambda record: not hasattr(record, "file_only") or (form == "json" and record.levelno < logging.ERROR)
-    )
+    console.addFilter(lambda record: getattr(record, "console", form) == form)
     package.addHandler(console)
     if temporary:
         path = _temporary_path()

@@ -92,6 +92,54 @@ def test_a_mistake_leaves_no_log_behind_in_the_temporary_folder(
     assert not list((tmp_path / "tmp").iterdir())
 
 
+@pytest.mark.parametrize("output", ["out", "memory://endings/out"])
+def test_a_folder_that_cannot_be_looked_at_leaves_the_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    """Without credentials, say; nothing remote is looked at once a command has failed."""
+    monkeypatch.chdir(tmp_path)
+    looked = []
+
+    def is_run(_: RunFolder) -> bool:
+        looked.append(output)
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr(RunFolder, "is_run", is_run)
+    assert main(["triplets", "--output", output, "--config", "no.yaml"]) == 2
+    assert "no.yaml' cannot be read" in only_line(capsys)
+    assert looked == ([output] if output == "out" else [])
+
+
+@pytest.mark.parametrize("output", ["out", "memory://endings/out"])
+def test_a_log_that_is_named_has_wrong_settings_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    """Unless it is one of the files that are read."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["triplets", "--output", output, "--set", "train.k=1", "--log-file", "own.log"]) == 2
+    assert only_line(capsys).endswith("(log: " + str(tmp_path / "own.log") + ")")
+    assert len(re.findall(r" ERROR .*failed with exit code 2: ", Path("own.log").read_text())) == 1
+    Path("wrong.yaml").write_text("trian: {}")
+    assert main(["triplets", "--output", output, "--config", "wrong.yaml", "--log-file", "wrong.yaml"]) == 2
+    words = ["--input", "table/day=*", "--neighbours-table", "near", "--set", "train.k=1"]
+    for log in ("table/day=1/log", "near/log"):
+        Path(log).parent.mkdir(parents=True)
+        assert main(["neighbours", "--output", output, *words, "--log-file", log]) == 2
+        assert not Path(log).exists()
+    assert Path("wrong.yaml").read_text() == "trian: {}"
+
+
+def test_a_console_of_json_says_the_command_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output in (str(tmp_path / "out"), "memory://endings/out"):
+        ends_with(monkeypatch, raising(KeyError("x")), output)
+        capsys.readouterr()
+        assert main(["triplets", "--output", output, "--log-format", "json"]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len([line for line in lines if "(version " in line]) == 1
+
+
 def test_what_java_explains_is_in_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
