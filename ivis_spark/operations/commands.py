@@ -28,10 +28,14 @@ COMMANDS = {
         "status runs/digits",
     ),
     "verify": (
-        "Compare every published file with its digest; of a table of embed --target, look that its files are there.",
+        "Compare every published file with its digest; of a table of embed --target, check that its files exist.",
         "verify runs/digits",
     ),
     "clean": ("Remove what killed runs left behind, and the stages you name.", "clean runs/digits --stages triplets"),
+}
+_OF_TABLES: dict[str, Callable[[str], table.TableStatus | table.TableFiles]] = {
+    "status": table.status,
+    "verify": table.verify,
 }
 
 
@@ -67,11 +71,10 @@ def run(arguments: argparse.Namespace, get_spark: Callable[[], Any]) -> tuple[st
         return _plan(arguments), 0
     if arguments.command == "doctor":
         return _doctor(arguments, get_spark)
-    if arguments.command in ("status", "verify") and table.is_table(arguments.output):
-        found = getattr(table, arguments.command)(arguments.output)
-        if arguments.json:
-            return _json(found if isinstance(found, dict) else dataclasses.asdict(found)), 0
-        return (table.show_verified(found) if isinstance(found, dict) else table.show(found)), 0
+    look = _OF_TABLES.get(arguments.command)
+    if look is not None and table.is_table(arguments.output):
+        found = look(arguments.output)
+        return (_json(dataclasses.asdict(found)) if arguments.json else found.show()), 0
     if arguments.command == "status":
         state = status(arguments.output)
         return (_json(dataclasses.asdict(state)) if arguments.json else show(state)), 0

@@ -154,7 +154,7 @@ class RunLock:
         wait = STALE_S - (time.time() - owner.heartbeat)
         rest = f"if it is dead, restart{f' in {wait:.0f} s, when its lock can be taken over' * (wait > 0)}"
         if owner.is_here():
-            rest = f"restart when process {owner.pid} has ended, which takes over its lock at once"
+            rest = f"restart after process {owner.pid} has ended; the new run takes over the lock at once"
         return BusyError(
             f"{self._place} is being written by {owner}. Wait for it, choose another {self._option}, or {rest}"
         )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ivis_spark import storage
 from ivis_spark.cli import main
+from ivis_spark.runtime.lock import RunLock
 from ivis_spark.spark.embedding.history import Origin
-from ivis_spark.spark.embedding.target import Target
+from ivis_spark.spark.embedding.target import Table, Target
 from ivis_spark.spark.embedding.units import Unit
 
 RUN, TRAINED = "file:///runs/cells", "2026-11-28T01:00:00Z"
@@ -47,7 +51,7 @@ def test_the_jobs_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     first, second = text.splitlines()[3:]
     assert code == 0 and text.startswith(f"file://{tmp_path}: table of `embed --target`, 2 files")
     assert re.fullmatch(r" +1  20\S+Z  append +6 +2  digest", first)
-    assert re.fullmatch(rf" +2  20\S+Z  replace +3 +1  that of {RUN}, trained {TRAINED}", second)
+    assert re.fullmatch(rf" +2  20\S+Z  replace +3 +1  digest, that of {RUN}, trained {TRAINED}", second)
     last = json.loads(run(capsys, "status", str(tmp_path), "--json")[1])["jobs"][1]
     assert (last["run"], last["trained"], last["rows"]) == (RUN, TRAINED, 3)
 
@@ -72,6 +76,37 @@ def test_a_job_that_died_while_moving(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "unfinished: job 000002-x; the next `embed`" in run(capsys, "status", str(tmp_path))[1]
     code, text = run(capsys, "verify", str(tmp_path))
     assert code == 2 and "job 000002-x has not finished moving its files" in text
+
+
+def test_a_table_that_is_being_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "append", {"a": "1"})
+    with RunLock(Target(str(tmp_path), "append", ()).lock_folder, "embed"):
+        (tmp_path / "day=1" / "a.parquet").unlink()  # a live job may have moved it
+        code, text = run(capsys, "verify", str(tmp_path))
+        assert code == 75 and f"being written by process {os.getpid()} of" in text and "gone" not in text
+        assert "running: process" in run(capsys, "status", str(tmp_path))[1]
+
+
+@pytest.mark.parametrize("at", ["data_files", "read_json"])
+@pytest.mark.parametrize("mode", ["replace", "overwrite"])
+def test_a_job_that_ends_while_the_table_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: str, mode: str
+) -> None:
+    """Its files and records take the place of those that were listed before."""
+    for command in ("status", "verify"):
+        put(tmp_path, "append", {"a": "1"})
+        owner, looked = (Table, Table.data_files) if at == "data_files" else (storage, storage.read_json)
+
+        def job_ends(*given: Any, looked: Any = looked, **options: Any) -> Any:
+            monkeypatch.undo()
+            put(tmp_path, mode, {"b": "1"})
+            return looked(*given, **options)
+
+        monkeypatch.setattr(owner, at, job_ends)
+        code, text = run(capsys, command, str(tmp_path))
+        assert code == 0 and "1 files" in text
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
 
 
 def test_a_table_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,7 +69,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_second_run_is_refused_and_the_first_keeps_its_lock(root: str) -> None:
     with RunLock(root) as first:
         with pytest.raises(
-            BusyError, match=rf"written by process {os.getpid()} of .* or restart when .* at once"
+            BusyError, match=rf"written by process {os.getpid()} of .* or restart after .* at once"
         ) as refused:
             RunLock(root).__enter__()
         assert refused.value.exit_code == os.EX_TEMPFAIL
@@ -113,7 +113,7 @@ def test_silent_owner_elsewhere_is_taken_over_and_hears_of_it(root: str) -> None
 
 
 def test_a_process_of_this_machine_is_waited_for(root: str) -> None:
-    said = rf"^--target here is .*another --target, or restart when process {os.getpid()} has ended, .* at once$"
+    said = rf"^--target here is .*another --target, or restart after process {os.getpid()} has ended; .* at once$"
     with RunLock(root), pytest.raises(ArtifactError, match=said):
         RunLock(root, option="--target", place="here").__enter__()
 

@@ -130,21 +130,22 @@ def _parts(record: dict[str, Any], replaced: set[str], same: Origin | None) -> l
 
 def current_files(done: Sequence[dict[str, Any]]) -> set[str]:
     """Return the files that the jobs of a table, oldest first, wrote and that no later one replaced."""
-    again, replaced, files = set[tuple[str, str]](), set[str](), set[str]()
+    again, replaced, files, keys = set[tuple[str, str]](), set[str](), set[str](), set[str]()
     for record in reversed(done):
-        for part in _parts(record, replaced, None):
-            if not part.input or not again.issuperset(part.input):
+        for part in _parts(record, replaced, None):  # of an earlier version without input: only the whole job is known
+            if not (again.issuperset(part.input) if part.input else part.key in keys):
                 files |= part.files
             again |= set(part.input)
+        keys.add(record["key"])
         if record["mode"] == "replace":
             replaced |= {posixpath.dirname(name) for name in record["files"]}
     return files
 
 
 def name_model(record: Mapping[str, Any]) -> str:
-    """Return how a message names the model of a job: by its run folder and training if they are known."""
-    named = record.get("run") and record.get("trained")
-    return f"that of {record['run']}, trained {record['trained']}" if named else str(record.get("model") or "unknown")
+    """Return how a message names the model of a job: by its digest, and its run folder and training if known."""
+    digest, named = str(record.get("model") or "unknown"), record.get("run") and record.get("trained")
+    return f"{digest}, that of {record['run']}, trained {record['trained']}" if named else digest
 
 
 def _moved(uri: str, parts: set[_Part], there: set[str], origin: Origin) -> bool:

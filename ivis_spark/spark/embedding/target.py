@@ -80,19 +80,23 @@ class Table:
 
     def unfinished(self) -> list[str]:
         """Return the names of the journals whose job is not done, oldest first."""
-        names = self._records()
+        names = self.records()
         done = {name[:-5] for name in names if name.endswith(".done")}
         return [name[:-5] for name in names if name.endswith(".json") and name[:-5] not in done]
 
     def done(self) -> list[dict[str, Any]]:
         """Return what finished jobs say of themselves, oldest first."""
-        return [
-            storage.read_json(self._own(name), read_done, remedy=_REMEDY)
-            for name in self._records()
-            if name.endswith(".done")
-        ]
+        names = self.records()
+        uris = [self._own(name) for name in names if name.endswith(".done")]
+        try:
+            return [storage.read_json(uri, read_done, remedy=_REMEDY) for uri in uris]
+        except ArtifactError:
+            if names == self.records():
+                raise
+        return self.done()  # an overwrite removed records meanwhile
 
-    def _records(self) -> list[str]:
+    def records(self) -> list[str]:
+        """Return the names of all records and work folders of jobs, which every job changes."""
         names = storage.children(*storage.filesystem(self._own()))
         return [name for name in names if not name.startswith(".")]  # there is a lock, too
 

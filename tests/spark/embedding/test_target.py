@@ -18,8 +18,8 @@ import pytest
 from ivis_spark import storage
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.spark.embedding import units
-from ivis_spark.spark.embedding.history import Origin, Todo
-from ivis_spark.spark.embedding.target import Target
+from ivis_spark.spark.embedding.history import Origin, Todo, current_files
+from ivis_spark.spark.embedding.target import Table, Target
 
 Job = dict[int, list[int]]  # rows by file of the input: those of file 1 are of day 1, those of file 201 of days 1 and 2
 
@@ -214,7 +214,7 @@ def test_the_files_of_a_table_are_of_one_model(tmp_path: Path, caplog: pytest.Lo
     with pytest.raises(InputError, match=said):
         put(tmp_path, mode, "b", {1: [2]}, "second")
     named = Origin("second", {"1": "2"}, None, "file:///runs/cells", "2026-11-28T01:00:00Z")
-    with pytest.raises(InputError, match=r"\(first; .* is that of file:///runs/cells, trained 2026-11-28T01:00:00Z\)"):
+    with pytest.raises(InputError, match=r"\(first; .* is second, that of file:///runs/cells, trained \S+Z\)"):
         Target(str(tmp_path), mode, ("day",)).put("b", embed({1: [2]}), named)
     assert rows(tmp_path) == {1: [0], 2: [1]}
     remove(tmp_path, 1, 2)
@@ -342,6 +342,8 @@ def test_records_of_an_earlier_version_know_their_own_job(tmp_path: Path) -> Non
     assert append(tmp_path, job) == []
     remove(tmp_path, 1)
     assert append(tmp_path, job) == ["1", "2"] and rows(tmp_path) == job
+    table = Table(str(tmp_path))
+    assert current_files(table.done()) == set(table.data_files())
     assert append(tmp_path, {**job, 3: [2]}) == ["3"]
 
 
