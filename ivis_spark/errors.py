@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import re
+import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ _IN_PYTHON: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"--(format|id-col|label-col|features?-cols?)\b", lambda found: "data." + found.group(1).replace("-", "_")),
     (r"--neighbours-table\b", "neighbours.table"),
     (r"--set (?=\w+\.\w)", ""),
+    (r"--set ('\w+\.\w[^']*'(?:\"'\"'[^']*')*)", lambda found: shlex.split(found.group(1))[0]),
     (r"--overwrite\b", "overwrite=True"),
     (r"--input\b( TABLE)?", "input_uri"),
     (r"--(mode|name) (\w+)", r"\1='\2'"),

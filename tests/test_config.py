@@ -21,6 +21,7 @@ from ivis_spark.config import (
     command_without_secrets,
     describe,
     load_config,
+    without_secrets,
 )
 from ivis_spark.config.checks import RENAMED
 from ivis_spark.errors import ConfigError
@@ -270,6 +271,14 @@ def test_a_file_of_settings_that_is_wrong(tmp_path: Path) -> None:
     assert "unicode" not in str(caught.value)
 
 
+def test_options_of_a_table_are_kept_without_secrets() -> None:
+    assert without_secrets({"dbpass": 1, "bypass_cache": 1, "passage": 1, "sep": ";"}) == {
+        "bypass_cache": 1,
+        "passage": 1,
+        "sep": ";",
+    }
+
+
 def test_a_command_is_shown_without_secrets() -> None:
     for word, shown in {
         "--set=data.options.password=x": "--set=...",
@@ -278,6 +287,13 @@ def test_a_command_is_shown_without_secrets() -> None:
         "s3a://key:x@bucket/day=1": "=...",
         "jdbc:x?password=x": "'jdbc:x?password=...'",
         "runs/tokens": "runs/tokens",
+        "data.id_col=token_id": "data.id_col=token_id",
+        "s3a://b/tokens/day=1": "s3a://b/tokens/day=1",
+        "--input=s3a://b/tokens/day=1": "--input=s3a://b/tokens/day=1",
+        "data.options={user: me, dbpass: hunter2}": "data.options=...",
+        'data.options={"dbpass":hunter2}': "data.options=...",
+        "data.options.passphrase=x": "data.options.passphrase=...",
+        "data.options={compass: north}": "'data.options={compass: north}'",
         "data.options={sep: ;}": "'data.options={sep: ;}'",
     }.items():
         assert command_without_secrets([word]) == shown

@@ -31,6 +31,8 @@ def _language() -> Iterator[None]:
         ("Pass --set neighbours.k=4 or less", "Pass neighbours.k=4 or less"),
         ("set the label column with --label-col", "set the label column with data.label_col"),
         ("choose another name with --set embed.output_col", "choose another name with embed.output_col"),
+        ("pass --set 'data.options.basePath=\"/a b\"', or", 'pass data.options.basePath="/a b", or'),
+        ("pass --set 'data.options.basePath=\"/a'\"'\"'b\"'", 'pass data.options.basePath="/a\'b"'),
         ("make it first: ivis-spark neighbours --output ...", "make it first: Pipeline(...).neighbours()"),
         ("make it first: ivis-spark train --output 's3://a b'; x", "make it first: Pipeline(...).train(); x"),
         ("ivis-spark train --output /a --overwrite, then", "Pipeline(...).train() with overwrite=True, then"),

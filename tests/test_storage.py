@@ -193,6 +193,7 @@ def test_unwritable_output_is_an_input_error(tmp_path: Path) -> None:
 def test_schemes() -> None:
     assert storage.normalise_uri("/a/b/") == "file:///a/b"
     assert storage.normalise_uri("s3://bucket/x/") == "s3://bucket/x"
+    assert storage.normalise_uri("hdfs:///") == "hdfs:///" and storage.normalise_uri("s3://b/") == "s3://b"
     assert storage.filesystem("dbfs:/a/b")[1] == "/dbfs/a/b"
     assert storage.filesystem("dbfs:/Volumes/main/x")[1] == "/Volumes/main/x"
     with pytest.raises(ArtifactError, match="nosuch"):

@@ -289,7 +289,8 @@ def parse_yaml(text: str, what: str) -> Any:
 
 # As Spark's own default for what it keeps out of its pages (spark.redaction.regex), and a few words more.
 _SECRET = re.compile(
-    r"secret|passw|passphrase|pwd|\bpass\b|token|credential|(access|account|api|private|encryption)[._-]?key|^sas|[._]sas",
+    r"secret|passw|passphrase|pwd|(?<!by|om)pass(?![a-z])|token|credential"  # dbpass, but neither bypass nor compass
+    r"|(access|account|api|private|encryption)[._-]?key|^sas|[._]sas",
     re.IGNORECASE,
 )
 _SECRET_IN_VALUE = re.compile(r"(password|pwd|secret|token)=|://[^/@\s]+:[^/@\s]+@", re.IGNORECASE)
@@ -305,11 +306,11 @@ def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_without_secrets(words: Sequence[str]) -> str:
-    """Return a command line without the values of what may hold a password."""
+    """Return a command line without values whose names look like passwords or keys, or that hold one in a URL."""
     shown = []
     for word in words:
         name, equals, _ = word.partition("=")
-        named = equals and any(map(_SECRET.search, re.findall(r"[\w.-]+", word)))
+        named = equals and any(map(_SECRET.search, re.findall(r"[\w.-]+(?=[\"']?\s*[=:])", word)))
         if named or _SECRET_IN_VALUE.search(word):
             word = f"{name if equals and not _SECRET_IN_VALUE.search(name) else ''}{equals}..."
         shown.append(word)

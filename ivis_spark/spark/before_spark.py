@@ -82,12 +82,13 @@ def look_at_input(uri: str | None, data: DataConfig) -> DataConfig:
     return data
 
 
-def in_folders(name: str, uris: Iterable[str]) -> str:
+def in_folders(name: str, uris: Iterable[str], *, opened: bool = False) -> str:
     """Return the end of a message that a table lacks a column: that a folder like day=1 in its path holds it.
 
     Args:
         name: The column.
         uris: What the table was opened by.
+        opened: Whether it may be a DataFrame, which settings come too late for.
 
     Returns:
         What to pass, so that the folder counts; empty if there is none.
@@ -100,9 +101,11 @@ def in_folders(name: str, uris: Iterable[str]) -> str:
             while first and names[first - 1] is not None:
                 first -= 1
             base = "/".join(parts[:first]) or ("/" if first else ".")
+            base += "/" * (parts[0].endswith(":") and base.rstrip("/") == parts[0])  # the root of a file system
             value = base if re.fullmatch(r"[\w./:@-]*[\w/.]", base) else json.dumps(base, ensure_ascii=False)
             setting = shlex.quote(f"data.options.basePath={value}")
-            return f"; to have it from the folder {parts[number]} of the path, pass --set {setting}"
+            frame = f', or read a DataFrame with .option("basePath", {json.dumps(base, ensure_ascii=False)})' * opened
+            return f"; to have it from the folder {parts[number]} of the path, pass --set {setting}{frame}"
     return ""
 
 

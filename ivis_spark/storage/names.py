@@ -15,12 +15,18 @@ def normalise_uri(uri: str) -> str:
         path = uri[len("file:") :]
         return "file://" + os.path.abspath(path[2:] if path.startswith("//") else path)
     if "://" in uri:
-        return uri.rstrip("/")
+        return _without_slash(uri)
     if uri.startswith("/Volumes/") and "DATABRICKS_RUNTIME_VERSION" in os.environ:
         uri = "dbfs:" + uri
     if uri.startswith("dbfs:/"):
-        return uri.rstrip("/")
+        return _without_slash(uri)
     return "file://" + os.path.abspath(os.path.expanduser(uri))
+
+
+def _without_slash(uri: str) -> str:
+    """Return a URI without slashes at its end, unless it is the root of a file system, like hdfs:///."""
+    stripped = uri.rstrip("/")
+    return stripped if "/" in stripped else uri
 
 
 def join(uri: str, *parts: str) -> str:

@@ -110,9 +110,16 @@ def test_a_column_that_is_a_folder_of_the_path(table: Path, tmp_path: Path) -> N
         "/day=1": "/",
         "s3a://lake/a=b/new/month=1/day=*/x": "s3a://lake/a=b/new",
         "my: folder #/day=1/hour=2/": "my: folder #",
+        "file:///day=1/x": "file:///",
+        "file:/day=1/x": "file:/",
+        "hdfs:///month=1/day=1": "hdfs:///",
+        "s3a://lake/day=1": "s3a://lake",
     }.items():
         setting = shlex.split(in_folders("day", ["elsewhere", path]).partition(" of the path, pass --set ")[2])
         assert load_config(None, setting).data.options == {"basePath": base}
+    assert in_folders("day", ["file:/new/day=1"], opened=True).endswith(
+        'read a DataFrame with .option("basePath", "file:/new")'
+    )
     assert in_folders("day", ["new/days=1", "new/day", "new"]) == ""
 
 

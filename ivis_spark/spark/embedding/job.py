@@ -202,7 +202,8 @@ def check_same_columns(
     ]
     if faults:
         roots = tables.roots_of(source.read([]))
-        remedy = next(filter(None, (in_folders(name, roots) for name in old if name not in new)), "")
+        hints = (in_folders(name, roots, opened=not source.files) for name in old if name not in new)
+        remedy = next(filter(None, hints), "")
         raise InputError(
             f"{target.uri} has different columns: {'; '.join(faults)}{remedy or '. Choose another --target'}"
         )
@@ -238,5 +239,6 @@ def _check_columns(source: Input, outputs: Outputs, config: EmbedConfig) -> None
     )
     missing = [name for name in config.partition_by if name not in source.columns]
     if missing:
-        hint = in_folders(missing[0], tables.roots_of(source.read([]))) or what_it_has(missing[0], source.columns)
+        hint = in_folders(missing[0], tables.roots_of(source.read([])), opened=not source.files)
+        hint = hint or what_it_has(missing[0], source.columns)
         raise InputError(f"embed.partition_by={missing[0]!r} is not in the embedded table{hint}")

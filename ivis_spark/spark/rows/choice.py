@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,10 +147,11 @@ def _text_faults(table: DataFrame, names: Sequence[str]) -> dict[str, str]:
         faults[name] = "text, although all its cells are numbers: cast it"
         if counted[1]:
             text = str(counted[2])[:40]
+            setting = shlex.quote(f"data.options={{nullValue: {json.dumps(text, ensure_ascii=False)}}}")
             verb = "is" if counted[1] == 1 else "are"
             faults[name] = (
                 f"text, since {counted[1]:,} of {counted[0]:,} cells {verb} not a number, for example {text!r}. "
-                f"Correct them, or read them as null: --set 'data.options={{nullValue: {text!r}}}'"
+                f"Correct them, or read them as null: --set {setting}"
             )
     return faults
 

@@ -125,7 +125,6 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     kinds = _kinds(frame.schema)
     named_columns = {"id_col" if config.id_col else "id_cols": config.keys, "label_col": (config.label_col,)}
     named_columns |= {"keep_columns": config.keep_columns, "drop_columns": config.drop_columns}
-    named_columns |= {"features_col": (config.features_col,), "feature_cols": config.feature_cols or ()}
     for option, named in named_columns.items():
         for name in named:
             if name is not None:
@@ -141,7 +140,7 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
             f"label column {config.label_col!r} is {kinds[config.label_col].simpleString()}; a label must be a "
             f"number, an array of numbers, text, a boolean or a date"
         )
-    names, features = _features(kinds, config)
+    names, features = _features(kinds, config, frame)
     kept = _kept(kinds, (*names, *([config.indices_col] if config.indices_col else [])), config)
     is_sparse, column = config.indices_col is not None, F.col(quoted(names[0]))
     if type(kinds[names[0]]).__name__ == "VectorUDT":
@@ -195,7 +194,6 @@ def kept_column(kept: Sequence[str], name: str) -> Column:
 def _kept(kinds: dict[str, T.DataType], features: tuple[str, ...], config: DataConfig) -> tuple[str, ...]:
     """Return which columns are kept beside the features: the keys, and what the settings leave of the rest."""
     for name in config.keep_columns:
-        _require_column(name, kinds, "data.keep_columns")
         if not _storable(kinds[name]):
             raise InputError(f"data.keep_columns: column {name!r} is {kinds[name].simpleString()} and cannot be kept")
     others = [name for name in kinds if name not in features and name not in config.drop_columns]
@@ -268,20 +266,22 @@ def unused(name: str, names: Sequence[str]) -> str:
     return name
 
 
-def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[str, ...], Column]:
+def _features(
+    kinds: dict[str, T.DataType], config: DataConfig, frame: DataFrame | None = None
+) -> tuple[tuple[str, ...], Column]:
     """Return the names of the feature columns and the expression that makes them one array<float>."""
     single = config.features_col
     if single is None and not config.feature_cols and FEATURES in kinds:
         single = FEATURES
     if single is not None:
-        _require_column(single, kinds, "data.features_col")
+        _require_column(single, kinds, "data.features_col", frame)
         kind = kinds[single]
         column = F.col(quoted(single))
         if type(kind).__name__ == "VectorUDT":
             # Spark's function fails on null.
             return (single,), F.when(column.isNotNull(), vector_to_array(column))
         if config.indices_col:
-            _require_column(config.indices_col, kinds, "data.indices_col")
+            _require_column(config.indices_col, kinds, "data.indices_col", frame)
             sparse.check_types(single, kind, config.indices_col, kinds[config.indices_col])
         if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.NumericType):
             return (single,), column.cast(f"array<{_number([kind.elementType])}>")
@@ -301,7 +301,7 @@ def _features(kinds: dict[str, T.DataType], config: DataConfig) -> tuple[tuple[s
             f"Set the features with data.features_col or data.feature_cols"
         )
     for name in names:
-        _require_column(name, kinds, "data.feature_cols")
+        _require_column(name, kinds, "data.feature_cols", frame)
         if not isinstance(kinds[name], (T.NumericType, T.BooleanType)):
             raise InputError(
                 f"feature column {name!r} is {kinds[name].simpleString()}; it must be numeric. Remove it from "
@@ -372,7 +372,7 @@ def _kinds(schema: T.StructType) -> dict[str, T.DataType]:
 
 def _require_column(name: str, kinds: dict[str, T.DataType], setting: str, frame: DataFrame | None = None) -> None:
     if name not in kinds:
-        hint = in_folders(name, [] if frame is None else roots_of(frame))
+        hint = "" if frame is None else in_folders(name, roots_of(frame), opened=True)
         hint = hint or did_you_mean(name, kinds) or f"; it has: {_listed(kinds)}"
         raise InputError(f"{setting}={name!r} is not in the table{hint}")
 

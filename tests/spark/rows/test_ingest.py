@@ -173,6 +173,15 @@ def test_columns_that_cannot_be_used(spark: SparkSession, tmp_path: Path, config
         ingest(frame, DataConfig(**config), tmp_path)
 
 
+def test_a_folder_that_an_open_frame_does_not_have_as_a_column(spark: SparkSession, tmp_path: Path) -> None:
+    table(spark, [(1, [1.0])]).write.parquet(str(tmp_path / "day=1"))
+    for config in (DataConfig(label_col="day"), DataConfig(features_col="day")):
+        with pytest.raises(
+            InputError, match=r"='day' is not .*, or read a DataFrame with \.option\(\"basePath\", \"file:"
+        ):
+            frames.resolve(spark.read.parquet(str(tmp_path / "day=1")), config)
+
+
 def test_no_features_at_all(spark: SparkSession, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'features' and no numeric column"):
         ingest(spark.createDataFrame([("x",)], "text string"), RAW, tmp_path)
