@@ -139,7 +139,7 @@ class RunLock:
                 fs.rm_file(path)
 
     def check(self) -> None:
-        """Look whether the lock is still this run's; call it before something is published.
+        """Check whether the lock is still this run's; call it before something is published.
 
         Raises:
             BusyError: if another run took it over, as happens after a pause longer than `STALE_S`.

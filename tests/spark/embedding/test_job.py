@@ -212,7 +212,7 @@ def test_append_writes_what_is_missing_and_only_of_one_model(
     last = network.layers[-1]
     again = DenseNetwork((*network.layers[:-1], DenseLayer(2 * last.kernel, last.bias, last.activation)))
     write_model(str(run), dataclasses.replace(content, files={**content.files, "dense.npz": again.to_bytes()}))
-    with pytest.raises(InputError, match=r"7 files embedded by another model \(that of \S+/run, trained \S+; the"):
+    with pytest.raises(InputError, match=r"7 files embedded by another model \(\w+, that of \S+/run, trained \S+; the"):
         put()
     assert put("overwrite")["rows"] == pq.read_table(target).num_rows == 60
 
