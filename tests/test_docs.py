@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -257,3 +258,15 @@ def test_commands_are_those_of_the_parser(page: str) -> None:
     for command in commands_of((DOCS / page).read_text()):
         arguments = make_parser().parse_args(command)
         load_config(None, getattr(arguments, "set", None) or [])
+
+
+def test_the_page_of_results_is_made_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And explains only what has some."""
+    monkeypatch.syspath_prepend(str(DOCS.parent / "tests" / "bench"))
+    bench = importlib.import_module("bench_quality")
+    rows = [json.loads(line) for line in Path(bench.results_file("quality")).read_text().splitlines()]
+    assert bench.page(rows) == (DOCS / "explanation" / "results.md").read_text()
+    page = bench.page([row for row in rows if row["system"] == "fast"])
+    assert "System fast" in page and "System ivis" not in page and "`Ivis" not in page and "eld-out 10-NN" not in page
+    held = bench.page([rows[0] | {"held-out 10-NN": 0.9, "system": "Ivis"}])
+    assert "System Ivis is `Ivis(" in held and "| held-out 10-NN |" in held

@@ -148,6 +148,16 @@ def test_labels_of_pandas_and_of_files(caplog: pytest.LogCaptureFixture) -> None
     ):
         axes = plot(Z, labels)
         assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    days = pd.to_datetime(["2021-02-03", "2020-01-01", None])
+    for labels, names in (
+        (pd.Categorical([1, 2, None], [2, 1], ordered=True), ["no label", "2", "1"]),
+        (pd.Series(pd.Categorical(days, ordered=True)), ["no label", "2020-01-01", "2021-02-03"]),
+        (days, ["no label", "2020-01-01", "2021-02-03"]),
+        (pd.Categorical([b"b", b"a", None], [b"b", b"a"], ordered=True), ["no label", "b", "a"]),
+        (pd.Categorical([None, None, None], [1], ordered=True), None),
+    ):
+        legend = plot(Z[:3], labels).get_legend()
+        assert (legend and [text.get_text() for text in legend.get_texts()]) == names
     with pytest.warns(UserWarning, match="the text 'nan' is a class of its own"):
         plot(Z, np.where(NAMES == "a", "nan", NAMES))
     with caplog.at_level(logging.WARNING, "ivis_spark"):

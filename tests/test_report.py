@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -503,6 +504,29 @@ def test_many_classes_get_distinct_colours_and_the_rare_share_one() -> None:
     assert np.ptp(channels, axis=1).min() > 60  # grey is of rows without a label
 
 
+# What is seen of linear RGB with all cones, and without those for long, middle and short waves: Machado, Oliveira and
+# Fernandes, "A physiologically-based model for simulation of color vision deficiency" (2009), severity 1.
+VISIONS = (
+    [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+)
+XYZ_OF_RGB = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+def test_colours_differ_with_every_common_colour_vision() -> None:
+    """By 18 in CIE 1976."""
+    hexes = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in PALETTE]
+    shares = np.array(hexes) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    for seen in VISIONS:
+        xyz = np.clip(linear @ np.transpose(seen), 0, 1) @ np.transpose(XYZ_OF_RGB) / [0.95047, 1, 1.08883]
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+        assert pdist(lab).min() > 18
+
+
 def test_shortened_names_stay_apart() -> None:
     assert shortened(["a\nb" + "x" * 100, " "]) == ["a b" + "x" * 26 + "…" + "x" * 30, "(empty)"]
     assert shortened(["a b", "a  b", "c"]) == ["'a b'", "'a  b'", "c"]
@@ -514,6 +538,20 @@ def test_shortened_names_stay_apart() -> None:
     backwards = [name[::-1] for name in stages]
     assert shortened(backwards, 30) == ["cigreABAG… gnol a", "cigrenilohc… gnol a"]
     assert shortened(["short", *names], 200) == ["short", *names]
+    random = ["".join(chars) for chars in np.random.default_rng(0).choice(list("abcd"), (3000, 300))]
+    middle = [f"{'x' * 3000}{number}{'y' * 3000}" for number in range(2)]
+    started = time.process_time()
+    short = shortened(["b" * 3000, *middle, *random])
+    assert time.process_time() - started < 1.5
+    assert len(set(short)) == 3003 and max(map(len, short)) <= 120
+    assert short[1].endswith(" (1)") and short[2].endswith(" (2)")
+
+
+def test_names_that_are_not_shown_leave_the_others_alone() -> None:
+    """Which are cut as if they were all there is."""
+    names = ("s" * 200, "u", "t" * 100 + "a" * 20, "t" * 100 + "b" * 20)
+    confusion = Confusion(names, np.array([2, 3]), np.array([3, 3]), "model")
+    assert confusion.pairs() == [("t" * 15 + "…" + "a" * 20, "t" * 15 + "…" + "b" * 20, 1, 1.0)]
 
 
 def test_a_colour_scale_is_cut_into_named_steps() -> None:

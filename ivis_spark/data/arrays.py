@@ -54,12 +54,13 @@ def shape_message(shape: tuple[int, ...]) -> str:
     return f"X has 0 {empty}(s) (shape={shape}) while a minimum of 1 is required: pass an array of shape (n, d)"
 
 
-def warn_of_range(rows: Floats, names: NDArray[np.object_] | None = None) -> None:
+def warn_of_range(rows: Floats, names: NDArray[np.object_] | None = None, *, counts: bool = False) -> None:
     """Warn of columns whose values float32 is too coarse for, or that outweigh the others; refuse too large ones.
 
     Args:
         rows: Shape (n, ...); looked at if they are flat.
         names: Of the columns, if they have any.
+        counts: Whether `warn_of_counts` warned, whose advice scales them: then too large ones are refused, no more.
 
     Raises: InputError: if distances between rows exceed float32.
     """
@@ -77,6 +78,8 @@ def warn_of_range(rows: Floats, names: NDArray[np.object_] | None = None) -> Non
             f"distances between rows of X exceed float32, because of columns {listed(large)}: scale X, or check "
             f"for placeholders of missing values"
         )
+    if counts:
+        return
     if len(coarse):
         log.warning(
             "%d columns of X vary little around a large value and keep fewer than 1,000 distinct values in float32: "

@@ -113,8 +113,8 @@ def warn_of_rows(rows: Rows, names: NDArray[np.object_] | None, *, searched: boo
     totals = np.asarray(sample.sum(axis=1)).ravel()
     largest = sample.max(axis=0).toarray().ravel() if sparse else sample.max(axis=0)
     counts = warn_of_counts(values[values != 0], totals, largest)
-    if isinstance(rows, np.ndarray) and not counts:
-        warn_of_range(rows, names)
+    if isinstance(rows, np.ndarray):
+        warn_of_range(rows, names, counts=counts)
     if sparse and searched and rows.shape[1] > _WIDE and rows.shape[0] * rows.shape[1] > _SLOW_CELLS:
         log.warning(
             "the neighbours of sparse rows of %s columns are searched among all columns, which takes long; "

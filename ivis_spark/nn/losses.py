@@ -37,6 +37,8 @@ def register_loss(loss_fn: None = None, *, name: str | None = None) -> Callable[
 def register_loss(loss_fn: Any = None, *, name: str | None = None) -> Any:
     """Register a function, or a class whose instances are one, as a loss `(y_true, y_pred)`; also a decorator.
 
+    It may branch and loop over tensors, as in a `tf.function`.
+
     Args:
         loss_fn: The loss. A class is instantiated with the name as argument `name`.
         name: Key of the loss; by default the name of the function or class.
@@ -95,17 +97,27 @@ def triplet_loss(
 get_loss = triplet_loss
 
 
+def with_autograph(function: Callable[..., Any], owner: Any) -> Callable[..., Any]:
+    """Return a function with its `if` and `for` over tensors converted, if its owner is neither ours nor Keras's.
+
+    Training is traced without AutoGraph, which takes a second and which ours do not need.
+    """
+    module = str(getattr(owner, "__module__", ""))
+    return function if module.partition(".")[0] in ("ivis_spark", "keras") else tf.function(function)
+
+
 def row_loss(loss: Loss) -> RowLoss:
     """Return the loss of each triplet, `(anchor, positive, negative) -> (b,)`, of any loss `(y_true, y_pred)`.
 
     A loss that returns a single number for the batch counts as that number for each row.
     """
     if hasattr(loss, "rows"):
-        return loss.rows
+        return with_autograph(loss.rows, loss)
+    compiled = with_autograph(loss, loss)
 
     def rows(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         batch = tf.shape(anchor)[0]
-        values = loss(tf.zeros([batch]), tf.stack([anchor, positive, negative]))
+        values = compiled(tf.zeros([batch]), tf.stack([anchor, positive, negative]))
         if values.shape.rank == 0:
             return tf.fill([batch], values)
         return tf.reduce_mean(tf.reshape(values, [batch, -1]), axis=1)

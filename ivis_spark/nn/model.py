@@ -66,7 +66,7 @@ class TripletModel(keras.Model):  # type: ignore[misc]
         # Early exaggeration, which the loop sets; only losses with the negatives of a batch know it.
         self.exaggeration = tf.Variable(1.0, trainable=False)
         options = {"gather": gather, "exaggeration": self.exaggeration}
-        self._row_loss = functools.partial(loss.rows, **options) if self._in_batch else row_loss(loss)
+        self._row_loss = functools.partial(row_loss(loss), **(options if self._in_batch else {}))
         self._sees_batch = self._in_batch or not hasattr(loss, "rows")
         self._supervised_loss = None if supervision_metric is None else make_supervised_loss_fn(supervision_metric)
         self.compile(optimizer=optimizer or FusedAdam(learning_rate), jit_compile=False)

@@ -16,6 +16,7 @@ from ivis_spark.config import did_you_mean
 from ivis_spark.config.imports import import_named
 from ivis_spark.errors import ConfigError, InputError
 from ivis_spark.nn.distances import Tensor
+from ivis_spark.nn.losses import with_autograph
 from ivis_spark.nn.seeds import seeded_layers
 
 _SPARSE = "sparse_categorical_crossentropy"
@@ -115,7 +116,7 @@ def make_supervised_loss_fn(metric: Metric) -> Callable[[Tensor, Tensor], tuple[
     """
     name = _loss_name(metric)
     loss = keras_loss(metric)
-    function = loss.call if isinstance(loss, keras.losses.Loss) else loss
+    function = with_autograph(loss.call if isinstance(loss, keras.losses.Loss) else loss, loss)
 
     def row_losses(labels: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
         labels = tf.reshape(labels, [tf.shape(labels)[0], -1])

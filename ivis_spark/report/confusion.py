@@ -62,12 +62,13 @@ class Confusion:
 
     def pairs(self) -> list[tuple[str, str, int, float]]:
         """Return the most confused pairs: label, predicted label, rows, and their share of the label's rows."""
-        names = shortened(self.names)
         wrong = self.true != self.predicted
         confused, rows = np.unique(np.stack([self.true[wrong], self.predicted[wrong]]), axis=1, return_counts=True)
         total = np.bincount(self.true, minlength=len(self.names))
         most = np.argsort(-rows, kind="stable")[:MOST_PAIRS]
         named = [(int(confused[0, at]), int(confused[1, at]), int(rows[at])) for at in most]
+        shown = sorted({code for first, second, _ in named for code in (first, second)})
+        names = dict(zip(shown, shortened([self.names[code] for code in shown]), strict=True))
         return [(names[a], names[b], n, n / float(total[a])) for a, b, n in named]
 
     def to_mapping(self) -> dict[str, Any]:

@@ -133,7 +133,8 @@ def _facts(findings: Findings) -> str:
     table = posixpath.basename((findings.table or "").rstrip("/"))
     facts = [("Table", f"{table}: {sizes}" if table else sizes), ("Date", findings.date)]
     if labels is not None and labels.names:
-        shown = listed(shortened(labels.names), _MOST_CLASS_NAMES)
+        first = shortened(labels.names[:_MOST_CLASS_NAMES])
+        shown = listed([*first, *labels.names[_MOST_CLASS_NAMES:]], _MOST_CLASS_NAMES)
         facts.append((f"{len(labels.names)} {_plural(len(labels.names), 'class', 'classes')}", shown))
     elif labels is not None:
         facts.append(("Label", "a quantity"))

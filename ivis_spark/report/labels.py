@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-# Petroff's ten colours (arXiv 2107.02270), told apart with every common colour vision, without the two greys, which
-# stand for missing and rare labels; then again with other markers.
-PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#2a28e0", "#a96b59", "#e76300", "#b9ac70", "#f0329b", "#92dadd")
+# Eight of Petroff's ten colours (arXiv 2107.02270), and two dark ones for his greys, which stand for missing and rare
+# labels. The closest two differ by 18 (CIE 1976), also without red, green or blue cones; then again with other markers.
+PALETTE = ("#3f90da", "#bd1f01", "#ffa90e", "#832db6", "#003c64", "#a96b59", "#e76300", "#b9ac70", "#780028", "#92dadd")
 MARKERS = ("circle", "square", "triangle-up", "diamond")
 PLAIN_COLOUR = "#3f6fa8"
 MISSING_COLOUR = "#c9c9c9"
@@ -23,7 +23,7 @@ UNLABELLED = "no label"
 
 _MOST_NUMERIC_CLASSES = 100
 MOST_LAYERS = len(PALETTE) * len(MARKERS)
-_MOST_LABEL_CHARS = 60
+_MOST_LABEL_CHARS, _MOST_APART_CHARS = 60, 120
 _SCALE_STEPS = 10
 
 
@@ -122,21 +122,29 @@ def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
 def shortened(names: Sequence[str], most: int = _MOST_LABEL_CHARS) -> list[str]:
     """Return names on one line, cut to `most` characters, or to as many as keep different ones apart.
 
-    They are cut where all long ones begin or end alike, and in the middle.
+    They are cut where all long ones begin or end alike, and in the middle. Those that 120 characters do not keep apart
+    end in a number.
     """
     flat = [" ".join(name.split()) or "(empty)" for name in names]
     alike = Counter(flat)
     flat = [name if alike[name] == 1 else repr(text) for name, text in zip(flat, names, strict=True)]
     longer = [name for name in flat if len(name) > most]
     shared = [_alike(longer), _alike([name[::-1] for name in longer])]
-    sizes = np.full(len(flat), most)
-    while True:
-        cut = [_cut(name, int(size), *shared) for name, size in zip(flat, sizes, strict=True)]
-        same = Counter(cut)
-        close = np.array([same[short] > 1 and short != name for short, name in zip(cut, flat, strict=True)], bool)
-        if not close.any():
-            return cut
-        sizes[close] += 8
+    cut = [_cut(name, most, *shared) for name in flat]
+    for size in range(most + 8, _MOST_APART_CHARS + 1, 8):
+        for place in _places_alike(cut, flat):
+            cut[place] = _cut(flat[place], size, *shared)
+    for number, place in enumerate(_places_alike(cut, flat), start=1):
+        cut[place] = f"{_cut(flat[place], _MOST_APART_CHARS - 10, *shared)} ({number})"
+    return cut
+
+
+def _places_alike(cut: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Return where names were cut so that they are like another one."""
+    same = Counter(cut)
+    return [
+        place for place, (short, name) in enumerate(zip(cut, names, strict=True)) if short != name and same[short] > 1
+    ]
 
 
 def _alike(names: Sequence[str]) -> int:

@@ -168,9 +168,13 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
             raise InputError("values must be numbers; pass classes as labels") from err
         numbers[~np.isfinite(numbers)] = np.nan
         return Labels((), np.full(n_rows, -1, np.int64), numbers)
-    items = [None if is_missing(item) else item for item in with_plain_text(array).tolist()]
+    items, order = _plain_items(array), None
     whole = all(item is None or (isinstance(item, (int, float)) and float(item).is_integer()) for item in items)
-    order = list(labels.dtype.categories) if getattr(getattr(labels, "dtype", None), "ordered", False) else None  # type: ignore[union-attr]
+    if getattr(getattr(labels, "dtype", None), "ordered", False):
+        categorical: Any = getattr(labels, "cat", labels)
+        order = [str(item) for item in _plain_items(np.asarray(categorical.categories))]
+        # not those of the array, where integers beside missing ones are floats
+        items = [order[code] if code >= 0 else None for code in np.asarray(categorical.codes)]
     if order or any(isinstance(item, str) for item in items) or array.dtype.kind not in "iuf":
         found = read_labels([None if item is None else str(item) for item in items], order=order)
         warn_of_words(found.names if found else (), stacklevel=3)
@@ -187,6 +191,13 @@ def _read_colours(labels: ArrayLike | None, values: ArrayLike | None, n_rows: in
             *(len(found.names), MOST_LAYERS - 1),
         )
     return dataclasses.replace(found, numbers=None)  # every number is a class where labels are asked for
+
+
+def _plain_items(labels: NDArray[Any]) -> list[Any]:
+    """Return labels as Python's values: None where they are missing, bytes and dates as text."""
+    if labels.dtype.kind == "M":  # which would be integers where the unit is nanoseconds
+        return [None if day == "NaT" else day for day in np.datetime_as_string(labels, unit="auto").tolist()]
+    return [None if is_missing(item) else item for item in with_plain_text(labels).tolist()]
 
 
 def _shade(embedding: NDArray[np.float64], labels: Labels | None) -> Shaded | None:

@@ -321,7 +321,7 @@ def _make_run_steps_fn(model: TripletModel) -> Callable[..., Any]:
     """Return a compiled function that trains on the next `steps` batches and returns sums of figures by weight.
 
     The sums are over all ranks. AutoGraph, which Keras's own training does not use either, would take a second to
-    rewrite what needs no rewriting.
+    rewrite what needs no rewriting; losses of the user's own have it, see `nn.losses.with_autograph`.
     """
     names = (*model.metric_names, SQUARED_RADIUS)
     # Two steps of a ring at once would send two sums of the same name. 10 is TensorFlow's own choice.

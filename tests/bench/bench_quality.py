@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,11 +86,9 @@ DOCS = os.path.join(os.path.dirname(__file__), "..", "..", "docs")
 HEAD = """# Results
 
 All runs of the comparison with other programs: wall time in seconds, and figures of the embedding (what they mean is
-in {doc}`metrics`). Systems fast, components and ivis are the whole command, from starting Python and Spark to the
-report, with `preset=fast`, the same with `data.components=auto`, and `preset=ivis`; of the others, and of `Ivis` in
-memory, only the fit is timed. 10-NN is the accuracy of the 10 nearest rows, each left out of its own vote; held-out
-10-NN that of rows which were not in the fit, by the fitted ones. Dots are runs with one seed each; tables give mean
-and standard deviation.
+in {{doc}}`metrics`). Dots are runs with one seed each; tables give mean and standard deviation.
+
+{meanings}
 
 ```console
 $ python tests/bench/bench_quality.py --data DIR --ivis-python PYTHON --rivals-python PYTHON
@@ -99,6 +98,16 @@ results_cytometry.png  results_mnist.png
 
 The command appends its runs to `tests/bench/results/quality.jsonl`, which has those of all days, and makes this page.
 """
+# What the page says of systems and figures that have rows.
+MEANINGS = {
+    "fast": "System fast is the whole command with `preset=fast`, from starting Python and Spark to the report.",
+    "components": "System components is the whole command with `preset=fast` and `data.components=auto`.",
+    "ivis": "System ivis is the whole command with `preset=ivis`.",
+    "Ivis": "System Ivis is `Ivis(preset='fast', n_components=50)` in memory.",
+    "seconds": "Of programs that are not the whole command, only the fit is timed.",
+    "10-NN": "10-NN is the accuracy of the 10 nearest rows, each left out of its own vote.",
+    "held-out 10-NN": "Held-out 10-NN is that of rows which were not in the fit, by the fitted ones.",
+}
 FIGURES = ("seconds", "trustworthiness@15", "triplets", "kNN", "10-NN", "held-out 10-NN", "centroids")
 
 
@@ -179,14 +188,17 @@ def embed_ours(preset: str, seed: int, folder: str, options: argparse.Namespace)
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Return a page with a picture and a table a case: mean and standard deviation of each system's runs."""
-    parts = [HEAD]
+    named = {row["system"] for row in rows} | {name for row in rows for name in row}
+    meanings = " ".join(meaning for name, meaning in MEANINGS.items() if name in named)
+    parts = [HEAD.format(meanings=textwrap.fill(meanings, 116, break_on_hyphens=False))]
     for case, title in TITLES.items():
         own = [row for row in rows if row["case"] == case]
-        rule = "|---" * (4 + len(FIGURES))
+        shown = [name for name in FIGURES if any(name in row for row in own)]
+        rule = "|---" * (4 + len(shown))
         parts.append(f"\n## {title}\n\n![Figures of every run](../_static/results_{case}.png)\n\n")
-        parts.append(f"| system | version | runs | {' | '.join(FIGURES)} | date |\n{rule}|\n")
+        parts.append(f"| system | version | runs | {' | '.join(shown)} | date |\n{rule}|\n")
         for key, runs in by_system(own).items():
-            cells = [spread(run[name] for run in runs if run.get(name) is not None) for name in FIGURES]
+            cells = [spread(run[name] for run in runs if run.get(name) is not None) for name in shown]
             parts.append(f"| {' | '.join(key)} | {len(runs)} | {' | '.join(cells)} | {runs[-1]['date']} |\n")
     return "".join([*parts, "\nMachines: ", "; ".join(dict.fromkeys(row["machine"] for row in rows)), ".\n"])
 

@@ -219,17 +219,6 @@ def test_labels_that_teach_nothing_are_warned_of(labels: Any, message: str) -> N
     assert not any("softmax" in str(each.message) for each in caught)
 
 
-@pytest.mark.parametrize("missing", [np.nan, -1])
-def test_advice_on_labels_keeps_missing_ones(missing: float) -> None:
-    pd = pytest.importorskip("pandas")
-    y = np.where(np.arange(40) % 4, CLASSES + 1.0, missing)
-    with pytest.raises(InputError, match=r"labels start at 1\. ") as caught:
-        small().fit(X, y)
-    (advice,) = re.findall(r"pass text that keeps missing labels, pandas\.(.*?);", str(caught.value))
-    labels = eval(f"pd.{advice}", {"pd": pd, "y": y})
-    assert small().fit(X, labels).classes_.tolist() == ["1.0", "2.0", "3.0"]
-
-
 def test_text_of_hdf5_and_of_numpy_is_text() -> None:
     names = np.array(["a", "b", "c"])
     for labels in ([name.encode() for name in names[CLASSES]], np.array(names[CLASSES], "S"), list(names[CLASSES])):
@@ -337,6 +326,25 @@ def counts(n: int = 60, d: int = 50) -> np.ndarray:
     rng = np.random.default_rng(0)
     rates = rng.lognormal(-1.5, 1.5, d) * np.array([1, 3, 9])[np.arange(n) % 3, None]
     return rng.poisson(rates).astype(np.float32)
+
+
+@pytest.mark.parametrize("labels", [[3, 5, -1], np.array([3, 5, -1]), [3.0, 5.0, -1.0], [3.0, 5.0, np.nan]])
+def test_the_advice_on_labels_of_other_numbers_with_missing_ones_works(labels: Any) -> None:
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(InputError, match="text that keeps missing labels") as caught:
+        read_labels(labels, 3, "sparse_categorical_crossentropy")
+    found = re.search(r"keeps missing labels, (.+\)); to train", str(caught.value))
+    assert found is not None
+    advised = eval(found[1], {"pandas": pandas, "y": labels})
+    numbers, classes, _ = read_labels(advised, 3, "sparse_categorical_crossentropy")
+    assert numbers.tolist() == [0, 1, -1] and classes is not None and classes.tolist() == ["3", "5"]
+
+
+def test_a_placeholder_among_counts_is_refused() -> None:
+    rows = counts()
+    rows[7, 3] = 3.4e38
+    with pytest.raises(InputError, match=r"exceed float32, because of columns \[3\]: .*placeholders"):
+        small(neighbour_matrix=[[1, 2]] * 60).fit(rows)
 
 
 def test_raw_counts_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from ivis_spark.config import TrainConfig
 from ivis_spark.errors import ConfigError
 
 keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
+from ivis_spark.nn.model import TripletModel  # noqa: E402
 from ivis_spark.nn.networks import build_encoder  # noqa: E402
 from ivis_spark.nn.supervision import build_head, make_supervised_loss_fn  # noqa: E402
 
@@ -35,6 +38,30 @@ class Loss:
 
 def double_error(y_true, y_pred):
     return 2 * tf.reduce_mean(tf.abs(y_true - y_pred), axis=-1)
+
+def branching(y_true, y_pred):
+    total = 0 * tf.reduce_sum(y_pred)
+    if tf.reduce_all(y_pred < 1e9):
+        for _ in tf.range(4):
+            total += 2
+    return total
+
+def branching_error(y_true, y_pred):
+    return 0 * y_pred + branching(y_true, y_pred) / 2
+
+class Branching:
+    def __call__(self, y_true, y_pred):
+        return branching(y_true, y_pred)
+
+class Rows(Branching):
+    def rows(self, anchor, positive, negative):
+        return 0 * anchor[:, 0] + branching(None, anchor)
+
+class InBatch(Branching):
+    in_batch = True
+
+    def rows(self, anchor, positive, gather, exaggeration):
+        return 0 * anchor[:, 0] + branching(None, gather(anchor)) * exaggeration
 """
 
 
@@ -56,6 +83,20 @@ def test_names_are_imported(module: str) -> None:
     np.testing.assert_array_equal(values, np.full(4, 2))
     np.testing.assert_array_equal(mask, np.ones(4))
     assert build_head(f"{module}:double_error", 1, 2).layers[-1].activation.__name__ == "linear"
+
+
+@pytest.mark.parametrize("name", ["branching", "Branching", "Rows", "InBatch"])
+def test_losses_may_branch_and_loop_over_tensors(module: str, name: str) -> None:
+    """As AutoGraph allows, without which the step is traced: with an `if` on a tensor, and its gradient."""
+    encoder = build_encoder("szubert", (12,), 2, seed=1)
+    head, metric = build_head("mae", 1, 2), f"{module}:branching_error"
+    loss = triplet_loss(f"{module}:{name}")
+    model = TripletModel(encoder, loss, head=head, supervision_metric=metric, supervision_weight=0.5)
+    step = tf.function(functools.partial(model.train_step), autograph=False)
+    rows = np.ones((10 if name == "InBatch" else 15, 12), np.float32)
+    figures = step({"stacked": tf.constant(rows), "label": tf.zeros(5)})
+    assert float(figures["triplet_loss"]) == 8 and float(figures["supervised_loss"]) == 4
+    assert model.loss["stacked_triplets"] is loss
 
 
 @pytest.mark.parametrize("name", ["no_such_module_here:f", "json:no_such_function"])
