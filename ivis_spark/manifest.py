@@ -150,6 +150,8 @@ def _sizes(*tables: Mapping[str, Any]) -> str:
     """Return the files and bytes of a table then and now."""
     counts = [(table.get("files", 0), table.get("bytes", 0)) for table in tables]
     then, now = (f"{files:,} file{'s' * (files != 1)} of {size:,} bytes" for files, size in counts)
+    if not any(map(any, counts)):
+        return "its data, or how it is made"
     return f"{then} then, {now} now" if then != now else f"{then} then and now, whose times or query differ"
 
 

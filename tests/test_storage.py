@@ -308,6 +308,13 @@ def test_changed_input_is_said_in_words(new: dict[str, Any], changes: str | None
     assert found == ([] if changes is None else [changes]) and not replaced
 
 
+def test_changed_frame_is_said_in_words() -> None:
+    then, now = ({"uri": None, "digest": each} for each in "ab")
+    manifest = Manifest("rows", {"config": {}, "inputs": {"source": then}}, {}, [], {}, "")
+    found, _ = manifest.changes({"config": {}, "inputs": {"source": now}}, Defaults())
+    assert found == [CHANGED + "its data, or how it is made"]
+
+
 def test_only_what_was_set_is_compared() -> None:
     then = Defaults({"train": {"k": 1, "gone": 2, "set": 0, "moved": 5, "rate": 1}})
     now = Defaults({"train": {"k": 1, "new": "x", "set": 0, "moved": 6, "rate": 1}}, {"train": {"new": "by preset"}})

@@ -231,6 +231,11 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         check_components(self.n_components, settings.neighbours.metric, searched=self.neighbour_matrix is None)
         resumed = self.classes_ if goes_on and self.head_ is not None else None
         read = labels_for(Y, len(rows), self.supervision_metric, config.supervision_weight, resumed)
+        if read is None and goes_on and self.head_ is not None:
+            raise InputError(
+                "training resumes a model that was trained on labels, which it would lose without them: pass y (with "
+                "-1, None or NaN for rows without), or fit a new model, sklearn.base.clone(model).fit(X)"
+            )
         if not goes_on:
             self._forget()
             self.n_features_in_ = rows.shape[1]

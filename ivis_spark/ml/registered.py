@@ -30,7 +30,7 @@ def pyfunc_input(table: DataFrame, signature: Any) -> Column:
         >>> import mlflow
         >>> from ivis_spark import pyfunc_input
         >>> from ivis_spark.serving.pyfunc import save_pyfunc
-        >>> save_pyfunc(model.to_folder(), "registered-pyfunc", overwrite=True)
+        >>> save_pyfunc(model, "registered-pyfunc", overwrite=True)
         >>> signature = mlflow.models.get_model_info("registered-pyfunc").signature
         >>> frame.select(pyfunc_input(frame, signature).alias("features")).dtypes
         [('features', 'array<double>')]

@@ -8,14 +8,14 @@ import numpy as np
 
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.errors import ArtifactError, DependencyError
-from ivis_spark.serving.folder import ModelFolder
+from ivis_spark.serving.folder import HasFolder, ModelFolder, folder_of
 
 # linear needs no node
 _OPERATORS = {"relu": "Relu", "selu": "Selu", "elu": "Elu", "tanh": "Tanh", "sigmoid": "Sigmoid", "softmax": "Softmax"}
 _OPSET, _IR_VERSION = 17, 9  # what onnxruntime 1.17 reads
 
 
-def export_onnx(model: ModelFolder, path: str) -> None:
+def export_onnx(model: HasFolder | ModelFolder, path: str) -> None:
     """Write a dense encoder, its scaling and its head as one ONNX file.
 
     Input `features`, unscaled rows, (n, d): float64 if the model scales them, because float32 would lose precision,
@@ -24,18 +24,19 @@ def export_onnx(model: ModelFolder, path: str) -> None:
 
     Raises:
         DependencyError: if onnx is not installed.
+        InputError: if `model` is no model that can be exported; says what to pass.
         ArtifactError: if the encoder is not a chain of dense layers.
 
     Example:
         >>> from ivis_spark.serving.export import export_onnx
-        >>> export_onnx(model.to_folder(), "cells.onnx")
+        >>> export_onnx(model, "cells.onnx")
     """
     try:
         import onnx
         from onnx import TensorProto, helper
     except ImportError as err:
         raise DependencyError("ONNX export needs the package onnx: pip install 'ivis_spark[onnx]'") from err
-    encoder = model.encoder()
+    encoder = folder_of(model).encoder()
     if not isinstance(encoder.network, DenseNetwork):
         raise ArtifactError(
             "the encoder is not a chain of dense layers; export its Keras model: IvisModel.encoder.export(path, "

@@ -19,12 +19,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ivis_spark import storage
 from ivis_spark.core.dense import DenseNetwork
 from ivis_spark.core.scaling import FORMER_SCALER, SCALER, Scaler
-from ivis_spark.errors import ArtifactError
+from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.serving.encoder import Encoder, KerasNetwork, Network
 from ivis_spark.storage import Manifest, RunFolder
@@ -33,6 +33,29 @@ STAGE = "model"
 DENSE, HEAD, SERVING, KERAS = "dense.npz", "head.npz", "serving.json", "encoder.keras"
 _FORMAT = 1
 _REMEDY = "copy the model's folder again, or train again with --overwrite"
+
+
+class HasFolder(Protocol):
+    """A model that gives its files, as `IvisModel` does."""
+
+    def to_folder(self) -> ModelFolder:
+        """Return its files."""
+
+
+def folder_of(model: HasFolder | ModelFolder) -> ModelFolder:
+    """Return the files of a model.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if isinstance(model, ModelFolder):
+        return model
+    if hasattr(model, "to_folder"):
+        return model.to_folder()
+    raise InputError(
+        f"cannot export a {type(model).__name__}: pass an IvisModel, like IvisModel.from_run('runs/digits'), "
+        "IvisModel.load(path), or IvisModel.from_local(ivis) of an Ivis"
+    )
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from ivis_spark.config import listed
 from ivis_spark.errors import DependencyError, ExistsError, InputError
 from ivis_spark.serving.encoder import Encoder
-from ivis_spark.serving.folder import ModelFolder, read_model, write_model
+from ivis_spark.serving.folder import HasFolder, ModelFolder, folder_of, read_model, write_model
 
 
-def save_pyfunc(model: ModelFolder, path: str, *, overwrite: bool = False, **options: Any) -> None:
+def save_pyfunc(model: HasFolder | ModelFolder, path: str, *, overwrite: bool = False, **options: Any) -> None:
     """Write a model so that `mlflow.pyfunc.load_model` and `mlflow.pyfunc.spark_udf` read it. Runs on: driver.
 
     Args:
-        model: The model's files.
+        model: The model, or its files.
         path: Local folder, which is created.
         overwrite: Whether a model of MLflow that is there is replaced.
         options: Options of `mlflow.pyfunc.save_model`, like `signature` or `pip_requirements`. The signature is made
@@ -29,11 +29,12 @@ def save_pyfunc(model: ModelFolder, path: str, *, overwrite: bool = False, **opt
 
     Raises:
         DependencyError: if mlflow is not installed.
+        InputError: if `model` is no model that can be exported; says what to pass.
         ExistsError: if something is there, and it is not a model of MLflow or `overwrite` is False.
 
     Example:
         >>> from ivis_spark.serving.pyfunc import save_pyfunc
-        >>> save_pyfunc(model.to_folder(), "cells-pyfunc")
+        >>> save_pyfunc(model, "cells-pyfunc")
     """
     if not os.path.isdir(path) or not os.listdir(path):
         _write("save_model", model, path=path, **options)
@@ -48,28 +49,30 @@ def save_pyfunc(model: ModelFolder, path: str, *, overwrite: bool = False, **opt
         os.rename(os.path.join(folder, "new"), path)
 
 
-def log_pyfunc(model: ModelFolder, name: str, **options: Any) -> Any:
+def log_pyfunc(model: HasFolder | ModelFolder, name: str, **options: Any) -> Any:
     """Log a model to the active MLflow run, and register it with `registered_model_name=...`. Runs on: driver.
 
     Args:
-        model: The model's files.
+        model: The model, or its files.
         name: Name of the artifact.
         options: Options of `mlflow.pyfunc.log_model`.
 
     Raises:
         DependencyError: if mlflow is not installed.
+        InputError: if `model` is no model that can be exported; says what to pass.
     """
     return _write("log_model", model, name, **options)
 
 
-def _write(function: str, model: ModelFolder, *arguments: Any, **options: Any) -> Any:
+def _write(function: str, model: HasFolder | ModelFolder, *arguments: Any, **options: Any) -> Any:
     try:
         import mlflow.pyfunc
     except ImportError as err:
         raise DependencyError("MLflow's flavour needs the package mlflow: pip install 'ivis_spark[mlflow]'") from err
     with tempfile.TemporaryDirectory(prefix="ivis-spark-") as folder:
-        write_model(folder, model)
-        options = {"pip_requirements": ["ivis_spark"], "signature": _signature(model), **options}
+        files = folder_of(model)
+        write_model(folder, files)
+        options = {"pip_requirements": ["ivis_spark"], "signature": _signature(files), **options}
         return getattr(mlflow.pyfunc, function)(*arguments, loader_module=__name__, data_path=folder, **options)
 
 

@@ -188,6 +188,9 @@ def test_classes_keep_their_numbers_where_training_resumes(loaded: bool, tmp_pat
             model.fit(X, others)
     with pytest.raises(InputError, match="no row has a label"):
         model.fit(X, [None] * 40)
+    with pytest.raises(InputError, match=r"would lose without them: pass y .* sklearn\.base\.clone"):
+        model.fit(X)
+    np.testing.assert_allclose(model.score_samples(X), before, atol=1e-4)
 
 
 @pytest.mark.parametrize("resumed", [[0, 1, 2], (np.arange(3) + np.datetime64("2026-01-01")).astype("datetime64[ns]")])

@@ -151,6 +151,8 @@ def test_onnx_without_scaling_and_head(tmp_path: Path) -> None:
     from ivis_spark.serving.export import export_onnx
 
     model = folder(scaled=False, head=None)
+    with pytest.raises(InputError, match=r"cannot export a str: pass an IvisModel, .* IvisModel\.from_local\(ivis\)"):
+        export_onnx("m", str(tmp_path / "m.onnx"))  # type: ignore[arg-type]
     export_onnx(model, str(tmp_path / "m.onnx"))
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["embedding"]
