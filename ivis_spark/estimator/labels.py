@@ -29,7 +29,7 @@ _ADVICE = (
 # The same where some are missing: text of these would be a class.
 _ADVICE_WITH_MISSING = _ADVICE.replace(
     "pass text, y.astype(str), or number them with sklearn.preprocessing.LabelEncoder",
-    "pass text that keeps missing labels, pandas.Series(y, dtype='Int64').replace(-1, pandas.NA).astype('string')",
+    "pass text that keeps missing labels, pandas.Series(y).convert_dtypes().replace(-1, pandas.NA).astype('string')",
 )
 
 

@@ -331,7 +331,9 @@ def counts(n: int = 60, d: int = 50) -> np.ndarray:
     return rng.poisson(rates).astype(np.float32)
 
 
-@pytest.mark.parametrize("labels", [[3, 5, -1], np.array([3, 5, -1]), [3.0, 5.0, -1.0], [3.0, 5.0, np.nan]])
+@pytest.mark.parametrize(
+    "labels", [[3, 5, -1], np.array([3, 5, -1]), [3.0, 5.0, -1.0], [3.0, 5.0, np.nan], [3, 4.5, -1]]
+)
 def test_the_advice_on_labels_of_other_numbers_with_missing_ones_works(labels: Any) -> None:
     pandas = pytest.importorskip("pandas")
     with pytest.raises(InputError, match="text that keeps missing labels") as caught:
@@ -340,7 +342,8 @@ def test_the_advice_on_labels_of_other_numbers_with_missing_ones_works(labels: A
     assert found is not None
     advised = eval(found[1], {"pandas": pandas, "y": labels})
     numbers, classes, _ = read_labels(advised, 3, "sparse_categorical_crossentropy")
-    assert numbers.tolist() == [0, 1, -1] and classes is not None and classes.tolist() == ["3", "5"]
+    assert numbers.tolist() == [0, 1, -1] and classes is not None
+    assert classes.tolist() == (["3.0", "4.5"] if 4.5 in labels else ["3", "5"])
 
 
 def test_a_placeholder_among_counts_is_refused() -> None:
