@@ -119,14 +119,14 @@ def test_a_log_that_is_named_has_wrong_settings_too(
     assert main(["triplets", "--output", output, "--set", "train.k=1", "--log-file", "own.log"]) == 2
     assert only_line(capsys).endswith("(log: " + str(tmp_path / "own.log") + ")")
     assert len(re.findall(r" ERROR .*failed with exit code 2: ", Path("own.log").read_text())) == 1
-    Path("wrong.yaml").write_text("trian: {}")
+    Path("wrong.yaml").write_text("trayn: {}")
     assert main(["triplets", "--output", output, "--config", "wrong.yaml", "--log-file", "wrong.yaml"]) == 2
     words = ["--input", "table/day=*", "--neighbours-table", "near", "--set", "train.k=1"]
     for log in ("table/day=1/log", "near/log"):
         Path(log).parent.mkdir(parents=True)
         assert main(["neighbours", "--output", output, *words, "--log-file", log]) == 2
         assert not Path(log).exists()
-    assert Path("wrong.yaml").read_text() == "trian: {}"
+    assert Path("wrong.yaml").read_text() == "trayn: {}"
 
 
 def test_a_console_of_json_says_the_command_once(
