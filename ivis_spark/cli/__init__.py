@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import __version__, storage
 from ivis_spark.cli.options import make_config, parse, spark_settings
 from ivis_spark.config import Config, command_without_secrets, load_config
-from ivis_spark.errors import DependencyError, IvisError, speak_python
+from ivis_spark.errors import ConfigError, DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.report.wording import NAMES
@@ -108,6 +108,7 @@ def _run(arguments: argparse.Namespace, guard: Guard) -> int:
                 config_file=arguments.config,
                 spark_conf=spark_settings(arguments),
             )
+            _check_log_file(arguments)
             _run_stages(arguments, config, get_spark)
             return 0
     finally:
@@ -238,6 +239,15 @@ def _log_file(arguments: argparse.Namespace) -> str | None:
     return None if local is None else os.path.join(local, logs.LOG_FILE)
 
 
+def _check_log_file(arguments: argparse.Namespace) -> None:
+    if arguments.log_file:
+        try:
+            with open(arguments.log_file, "a", encoding="utf-8"):
+                pass
+        except OSError as err:
+            raise ConfigError(f"--log-file {arguments.log_file} cannot be written: {err.strerror}") from err
+
+
 def _log_to_run(arguments: argparse.Namespace) -> None:
     """Let what ends a command before its work stand in the named log, or that of a local run folder."""
     if not logs.is_temporary() or arguments.command in operations.COMMANDS:
@@ -278,7 +288,8 @@ def _fail(arguments: argparse.Namespace, guard: Guard, err: BaseException, code:
         text = str(deepest_cause(err))
     text = " ".join(text.splitlines())
     _log_to_run(arguments)
-    log.debug("%s", text, exc_info=err)
+    if getattr(arguments, "verbose", False) or not isinstance(err, Exception) or _is_for_experts(err):
+        log.debug("%s", text, exc_info=err)
     logs.to_file(logging.ERROR, f"ivis-spark {arguments.command} failed with exit code {code}: {text}")
     where = logs.path() if keep or not logs.is_temporary() else None
     sys.stderr.write(f"ivis-spark {arguments.command}: {text}{f' (log: {where})' if where else ''}\n")

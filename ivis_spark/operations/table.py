@@ -89,7 +89,7 @@ def verify(uri: str) -> TableFiles:
     """
     table, records = Table(uri), None
     while records != (now := table.records()):  # at first, and after a job that ended meanwhile
-        records, done, there, unfinished = now, table.done(), set(table.data_files()), table.unfinished()
+        records, done, there, unfinished = now, table.done(), table.data_files(), table.unfinished()
         if alive := _running(table):
             raise BusyError(f"{table.uri} is being written by {alive[0]}: verify it when that job has ended")
     files = current_files(done)
@@ -98,13 +98,18 @@ def verify(uri: str) -> TableFiles:
             f"{table.uri}: job {unfinished[0]} has not finished moving its files; the next `embed` into the table "
             "finishes it"
         )
-    if gone := sorted(files - there):
+    if gone := sorted(files - there.keys()):
         raise ArtifactError(
             f"{table.uri}: {len(gone)} of {len(files)} files that `embed` wrote are gone, like {gone[0]}: repeat the "
             "command that made them, which writes them again"
         )
+    if empty := sorted(name for name in files if there[name] == 0):
+        raise ArtifactError(
+            f"{table.uri}: {len(empty)} of {len(files)} files that `embed` wrote are empty, like {empty[0]}: remove "
+            "them and repeat the command that made them, which writes them again"
+        )
     ours = {name for record in done for name in record["files"]}
-    return TableFiles(len(files), len(done), len(there - ours))
+    return TableFiles(len(files), len(done), len(there.keys() - ours))
 
 
 def _running(table: Table) -> list[str]:

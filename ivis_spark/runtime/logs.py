@@ -107,6 +107,7 @@ def set_up(
     if path is not None:
         file = logging.FileHandler(path, encoding="utf-8", delay=temporary)
         plain = logging.Formatter("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+        plain.converter, plain.default_msec_format = time.gmtime, "%s,%03dZ"
         file.setFormatter(JsonFormatter() if form == "json" else plain)
         package.addHandler(file)
     if not all_warnings:

@@ -47,9 +47,9 @@ appender.file.fileName = {path}
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = {layout}
 """
-_JAVA_LOG_TEXT = "%d{yyyy-MM-dd HH:mm:ss,SSS} PID %p %c{1}: %m%n%ex"
+_JAVA_LOG_TEXT = "%d{yyyy-MM-dd HH:mm:ss,SSS}{UTC}Z PID %p{WARN=WARNING} %c{1}: %m%n%ex"
 _JAVA_LOG_JSON = (
-    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p", "logger": "%c", "pid": PID, '
+    '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p{WARN=WARNING}", "logger": "%c", "pid": PID, '
     '"message": "%enc{%m}{JSON}", "traceback": "%enc{%ex}{JSON}"}%n'
 )
 
@@ -161,9 +161,16 @@ def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]
         return
     layout = (_JAVA_LOG_JSON if as_json else _JAVA_LOG_TEXT).replace("PID", str(os.getpid()))
     with tempfile.NamedTemporaryFile("w", suffix=".properties", prefix="ivis-spark-log4j2-", encoding="utf-8") as file:
-        file.write(_LOG4J2.format(path=os.path.abspath(path).replace("\\", "\\\\"), layout=layout))
+        file.write(_LOG4J2.format(path=_in_properties(os.path.abspath(path)), layout=layout))
         file.flush()
         yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
+
+
+def _in_properties(text: str) -> str:
+    """Return text as a file of Java properties has it, whose characters are those of Latin-1."""
+    units = text.replace("\\", "\\\\").encode("utf-16-be")
+    pairs = zip(units[::2], units[1::2], strict=True)
+    return "".join(chr(low) if high == 0 and low < 128 else f"\\u{high:02x}{low:02x}" for high, low in pairs)
 
 
 CONNECT_CAN = "Spark Connect supports IvisModel (transform, save, load), EmbeddingEvaluator and Pipeline.evaluate"

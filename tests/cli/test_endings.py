@@ -119,6 +119,8 @@ def test_a_log_that_is_named_has_wrong_settings_too(
     assert main(["triplets", "--output", output, "--set", "train.k=1", "--log-file", "own.log"]) == 2
     assert only_line(capsys).endswith("(log: " + str(tmp_path / "own.log") + ")")
     assert len(re.findall(r" ERROR .*failed with exit code 2: ", Path("own.log").read_text())) == 1
+    assert main(["triplets", "--output", output, "--log-file", "no/such.log"]) == 2
+    assert "--log-file no/such.log cannot be written: No such file or directory" in only_line(capsys)
     Path("wrong.yaml").write_text("trayn: {}")
     assert main(["triplets", "--output", output, "--config", "wrong.yaml", "--log-file", "wrong.yaml"]) == 2
     words = ["--input", "table/day=*", "--neighbours-table", "near", "--set", "train.k=1"]
@@ -174,7 +176,7 @@ def test_a_log_says_what_ran_and_how_it_ended(
     assert "--run-id night --spark-conf spark.hadoop.fs.s3a.secret.key=... --config no.yaml (version " in first
     assert first.endswith(f", process {os.getpid()}, run id night)") and "abc" not in "".join(log)
     assert re.search(r"exit code 2 after \d+\.\d s$", last)
-    assert all(re.match(rf"[\d-]+ [\d:,]+ {os.getpid()} [A-Z]+ ivis_spark", line) for line in (first, failed, last))
+    assert all(re.match(rf"[\d-]+ [\d:,]+Z {os.getpid()} [A-Z]+ ivis_spark", line) for line in (first, failed, last))
     monkeypatch.setattr("ivis_spark.cli._published", lambda *_: "done")
     assert ends_with(monkeypatch, raising(KeyError), str(tmp_path / "out")) == 0
     log = (tmp_path / "out" / "ivis-spark.log").read_text().splitlines()[len(log) :]

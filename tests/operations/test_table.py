@@ -63,6 +63,9 @@ def test_files_of_a_table_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFi
     code, text = run(capsys, "verify", str(tmp_path))
     assert code == 0 and text.startswith("2 files of 2 jobs are there; 1 other files, which `embed` did not write. Not")
     assert json.loads(run(capsys, "verify", str(tmp_path), "--json")[1])["files"] == 2
+    (tmp_path / "day=1" / "a.parquet").write_text("")
+    code, text = run(capsys, "verify", str(tmp_path))
+    assert code == 2 and "1 of 2 files that `embed` wrote are empty, like day=1/a.parquet: remove" in text
     (tmp_path / "day=1" / "a.parquet").unlink()
     code, text = run(capsys, "verify", str(tmp_path))
     assert code == 2 and "1 of 2 files that `embed` wrote are gone, like day=1/a.parquet: repeat" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,13 +130,27 @@ def test_spark_submit_logs_nothing_below_the_last_line(monkeypatch: pytest.Monke
     assert session.sparkContext.setLogLevel.mock_calls == ([mock.call("WARN")] if submitted else [])
 
 
-def test_a_log_that_cannot_be_written_is_not_said_on_the_console() -> None:
-    """As on a full disk: the command's own error says so in a line."""
+def log_a_line(path: str) -> str:
+    """Let Java log an error into a file, in a process of its own, and return what that says on the console."""
     program = (
         "from ivis_spark.spark.session import get_session\n"
-        "spark = get_session('log', master='local[1]', log_file='/dev/full')\n"
+        f"spark = get_session('log', master='local[1]', log_file={path!r})\n"
         "spark._jvm.org.apache.logging.log4j.LogManager.getLogger('x').error('a line')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert "/dev/full" not in done.stderr and "\tat " not in done.stderr
+    return done.stderr
+
+
+def test_a_log_that_cannot_be_written_is_not_said_on_the_console() -> None:
+    """As on a full disk: the command's own error says so in a line."""
+    said = log_a_line("/dev/full")
+    assert "/dev/full" not in said and "\tat " not in said
+
+
+def test_the_log_of_java_is_where_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "zürich \N{CRAB}" / "a=b.log"
+    path.parent.mkdir()
+    log_a_line(str(path))
+    assert re.search(r"^\S+ \S+Z \d+ ERROR x: a line$", path.read_text(), re.M)
+    assert list(tmp_path.iterdir()) == [path.parent]

@@ -73,10 +73,10 @@ class Table:
         """Where the lock of the table stands: in the folder that readers pass over."""
         return self._own()
 
-    def data_files(self) -> list[str]:
-        """Return the files of the table that readers see, relative to it."""
-        names = [name for name, _ in storage.list_files(self.uri)]
-        return [name for name in names if not any(map(_is_hidden, name.split("/")))]
+    def data_files(self) -> dict[str, int]:
+        """Return the files of the table that readers see, relative to it, and their bytes."""
+        files = storage.list_files(self.uri)
+        return {name: size for name, size in files if not any(map(_is_hidden, name.split("/")))}
 
     def unfinished(self) -> list[str]:
         """Return the names of the journals whose job is not done, oldest first."""
