@@ -16,14 +16,19 @@
 #'   \code{"ivis_spark[gpu]"}.
 #' @param python Python that the environment is made with; by default one that fits is searched on the path.
 #' @param python_version Version of that Python, for example \code{"3.11"}.
-#' @param ... Passed to \code{reticulate::py_install}, for example \code{pip_options}.
+#' @param ... Passed to \code{reticulate::py_install}, for example \code{pip_options}; unknown names are refused.
 #' @return The name of the environment, invisibly.
 #' @examples
 #' \dontrun{
 #' install_ivis()
+#' install_ivis(package = "path to the clone")  # of the repository
 #' }
 #' @export
 install_ivis <- function(envname = "r-ivis", package = "ivis_spark", python = NULL, python_version = NULL, ...) {
+  passed <- setdiff(names(c(formals(reticulate::py_install), formals(reticulate::virtualenv_install))),
+                    c("...", "packages", "method", "conda", "pip", names(formals(install_ivis))))
+  check_no_others("install_ivis()", setdiff(dots_names(...), passed),
+                  toString(c(setdiff(names(formals(install_ivis)), "..."), passed)))
   requirement <- requirement_of(package)
   existed <- reticulate::virtualenv_exists(envname)
   done <- FALSE
@@ -40,8 +45,10 @@ install_ivis <- function(envname = "r-ivis", package = "ivis_spark", python = NU
   if (!existed) reticulate::virtualenv_create(envname, python = base$path, packages = FALSE)
   options <- c("-c", constraints_for(requirement$source, base$version), list(...)$pip_options)
   others <- list(...)[setdiff(names(list(...)), "pip_options")]
-  do.call(reticulate::py_install, c(list(requirement$text, envname = envname, method = "virtualenv", pip = TRUE,
-                                         pip_options = options), others))
+  arguments <- list(requirement$text, envname = envname, method = "virtualenv", pip = TRUE, pip_options = options)
+  tryCatch(do.call(reticulate::py_install, c(arguments, others)), error = function(err) {
+    refuse(conditionMessage(err), ". If pip finds no matching distribution: ", from_clone)
+  })
   check_installed(envname)
   done <- TRUE
   use_environment(envname)

@@ -30,7 +30,11 @@
 #'   \code{margin}; \code{ivis_arguments()} lists all.
 #' @return A model: the Python object. Its methods, as \code{model$fit(X)}, can be called too, but miss what
 #'   \code{fit(model, X)} adds: they do not know \code{NA} of integers and logicals, factors or names of columns.
-#' @seealso \code{\link{fit}}, \code{\link{transform}}, \code{\link{save_ivis}}, \code{\link{install_ivis}}
+#' @seealso What models do: \code{\link{fit}},
+#'   \code{\link[=transform.ivis_spark.estimator.ivis.Ivis]{transform}},
+#'   \code{\link[=predict.ivis_spark.estimator.ivis.Ivis]{predict}},
+#'   \code{\link[=plot.ivis_spark.estimator.ivis.Ivis]{plot}}, \code{\link{save_ivis}} and \code{\link{load_ivis}}.
+#'   \code{\link{ivis_arguments}} lists all arguments, \code{\link{install_ivis}} installs the Python package.
 #' @examples
 #' \dontrun{
 #' X <- scale(as.matrix(iris[, 1:4]))
@@ -82,7 +86,8 @@ ivis_arguments <- function() {
 #' \code{warm_start = TRUE} are fitted further, on a copy: training resumes where it stopped, and classes are matched by
 #' name. Any other model is fitted from scratch with its arguments, whether it was fitted before or not.
 #'
-#' A fit that is interrupted returns, with a warning, what it learnt so far.
+#' A fit that is interrupted returns, with a warning, what it learnt so far; before the end of its first epoch it is an
+#' error.
 #'
 #' @param object A model made by \code{\link{ivis}} or loaded by \code{\link{load_ivis}}.
 #' @param X Matrix, sparse matrix or data frame of numeric columns: one row per observation. All values must be finite.
@@ -120,17 +125,25 @@ fit.ivis_spark.estimator.ivis.Ivis <- function(object, X, Y = NULL, ...) {
   names <- if (!goes_on && !is_python(rows)) colnames(rows)
   given <- with_names(rows, names)
   values <- with_names(labels$numbers, colnames(Y))
-  tryCatch(
-    from_python(model$fit(given, values, ...), function(text) in_words(text, labels$classes)),
-    interrupt = function(stopped) {
-      if (length(model$loss_history_) > length(object$loss_history_) * goes_on) return()  # with Python's warning
-      signalCondition(stopped)
-      invokeRestart("abort")
-    }
-  )
+  stopped <- from_python(interrupts(model$fit(given, values, ...)), function(text) in_words(text, labels$classes))
+  if (stopped && length(model$loss_history_) <= length(object$loss_history_) * goes_on) {
+    refuse("the fit was interrupted before the end of its first epoch: there is no new model")
+  }
   remember_names(model, names)
   if (!is.null(labels$classes)) reticulate::py_set_attr(model, "classes_", text_array(labels$classes))
   model
+}
+
+# Whether a call of Python is interrupted. Python handles that and keeps what it learnt, but R has the interrupt pending
+# too, and would jump out of whatever comes next: here it is given the time to deliver it.
+interrupts <- function(call) {
+  yes <- function(stopped) TRUE
+  early <- tryCatch({call; FALSE}, interrupt = yes, error = function(err) {
+    if (!startsWith(conditionMessage(err), "KeyboardInterrupt")) stop(err)
+    TRUE
+  })
+  late <- tryCatch({Sys.sleep(0.1); FALSE}, interrupt = yes)
+  early || late
 }
 
 resumes <- function(model) !is.null(model$encoder_) && (model$warm_start || model$`_loaded`)
@@ -171,6 +184,7 @@ in_words <- function(text, classes) {
 #' @param X Rows with the columns that the model was fitted on, in any order if they have names.
 #' @param newdata Another name of \code{X}.
 #' @param ... Not used.
+#' @aliases transform
 #' @return Matrix with one row per row of \code{X}, with its row names, and \code{embedding_dims} columns,
 #'   \code{"ivis1"}, \code{"ivis2"}, ...
 #' @rdname transform
@@ -183,48 +197,17 @@ transform.ivis_spark.estimator.ivis.Ivis <- function(`_data`, X, newdata, ...) {
   embedding
 }
 
-#' Plot an embedding
-#'
-#' @param x A fitted model.
-#' @param X Rows to embed, as in \code{\link{transform.ivis_spark.estimator.ivis.Ivis}}.
-#' @param labels Optional: one value per row. Factors, text and logicals are coloured by class, with a legend; numbers
-#'   by a scale.
-#' @param dims The two dimensions that are shown.
-#' @param ... Passed to \code{plot}, for example \code{cex} or \code{main}.
-#' @return The embedding, invisibly.
-#' @rdname plot
-#' @rawNamespace S3method(base::plot, ivis_spark.estimator.ivis.Ivis)
-#' @examples
-#' \dontrun{
-#' plot(model, X, iris$Species)
-#' }
-plot.ivis_spark.estimator.ivis.Ivis <- function(x, X, labels = NULL, dims = c(1, 2), ...) {
-  if (missing(X)) refuse("pass the rows to plot: plot(model, X), or plot(model, X, labels)")
-  embedding <- transform(x, X)
-  if (length(dims) != 2 || !all(dims %in% seq_len(ncol(embedding)))) {
-    refuse("dims is ", toString(dims), "; pass two of the ", ncol(embedding), " dimensions of the embedding")
-  }
-  if (!is.null(labels) && length(labels) != nrow(embedding)) {
-    refuse("labels has ", length(labels), " values for ", nrow(embedding), " rows of X")
-  }
-  if (is.numeric(labels)) {
-    colours <- grDevices::hcl.colors(64)[cut(labels, 64, labels = FALSE)]
-    shown <- range(labels, na.rm = TRUE)
-    legend <- list(format(shown), grDevices::hcl.colors(64)[c(1, 64)])
-  } else if (!is.null(labels)) {
-    classes <- factor(labels)
-    palette <- grDevices::hcl.colors(max(2, nlevels(classes)), "Dark 3")[seq_len(nlevels(classes))]
-    colours <- palette[classes]
-    legend <- list(levels(classes), palette)
-  } else {
-    colours <- "black"
-    legend <- NULL
-  }
-  colours[is.na(colours)] <- "grey70"
-  shown <- list(embedding[, dims], col = colours, pch = 16, cex = 0.7, asp = 1)
-  do.call(graphics::plot, utils::modifyList(shown, list(...)))
-  if (!is.null(legend)) graphics::legend("topright", legend = legend[[1]], col = legend[[2]], pch = 16, bty = "n")
-  invisible(embedding)
+#' @rawNamespace S3method(base::print, ivis_spark.estimator.ivis.Ivis)
+print.ivis_spark.estimator.ivis.Ivis <- function(x, ...) {
+  if (!reticulate::py_is_null_xptr(x)) return(NextMethod())
+  cat("<a model that was lost with its session: models are kept with save_ivis() and load_ivis()>\n")
+  invisible(x)
+}
+
+#' @rawNamespace S3method(base::summary, ivis_spark.estimator.ivis.Ivis)
+summary.ivis_spark.estimator.ivis.Ivis <- function(object, ...) {
+  print(object)
+  invisible(object)
 }
 
 #' @rawNamespace S3method("$<-", ivis_spark.estimator.ivis.Ivis)
@@ -247,6 +230,7 @@ plot.ivis_spark.estimator.ivis.Ivis <- function(x, X, labels = NULL, dims = c(1,
 #' @param ... Not used.
 #' @return Matrix of class probabilities, whose columns are named by the classes, or of values for a regression, with
 #'   the column names of \code{Y}; for \code{type = "class"} a factor.
+#' @aliases predict
 #' @rdname predict
 #' @rawNamespace S3method(stats::predict, ivis_spark.estimator.ivis.Ivis)
 predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "class"), newdata, ...) {
@@ -271,7 +255,8 @@ predict.ivis_spark.estimator.ivis.Ivis <- function(object, X, type = c("prob", "
 #'
 #' A saved model is a folder of arrays, JSON and Keras files; loading one runs no code from it. Models saved by ivis 2
 #' in Python are read too. \code{fit} of a loaded model resumes its training. \code{saveRDS}, \code{save} and the image
-#' of a session do not hold a model: it is an object of Python, and is lost with the session.
+#' of a session do not hold a model: it is an object of Python, and is lost with the session. A model that was fitted
+#' with labels needs them again: \code{fit(load_ivis(path), X, Y)}.
 #'
 #' @param model A fitted model.
 #' @param path Folder.

@@ -3,6 +3,12 @@
 .onLoad <- function(libname, pkgname) {
   chosen <- nzchar(Sys.getenv(c("RETICULATE_PYTHON", "RETICULATE_PYTHON_ENV", "RETICULATE_PYTHON_FALLBACK")))
   if (!any(chosen) && reticulate::virtualenv_exists("r-ivis")) reticulate::use_virtualenv("r-ivis", required = FALSE)
+  known_to_generics <- function(...) {
+    registerS3method("fit", "ivis_spark.estimator.ivis.Ivis", fit.ivis_spark.estimator.ivis.Ivis,
+                     envir = asNamespace("generics"))
+  }
+  setHook(packageEvent("generics", "onLoad"), known_to_generics)
+  if (isNamespaceLoaded("generics")) known_to_generics()
 }
 
 python_package <- function() {
@@ -29,7 +35,8 @@ why_not <- function(message) {
   if (is.null(config)) {  # a Python that reticulate cannot even ask
     python <- setdiff(c(Sys.getenv("RETICULATE_PYTHON"), Sys.which("python3")), "")[1]
     found <- if (!is.na(python)) probe(python)
-    if (is.null(found)) return("R finds no Python. Install one with install_ivis(), then restart R")
+    if (is.null(found)) return(paste0("R finds no Python", if (!is.na(python)) paste(" that runs:", python), ". ",
+                                      advice(python, "Install one")))
     config <- list(python = python, version = format(minor(found$version)))
   }
   problem <- misfit(config)
@@ -37,20 +44,41 @@ why_not <- function(message) {
   missing <- regmatches(message, regexec("No module named '([^']+)'", message))[[1]][2]
   paste0(if (is.na(missing)) paste0("ivis_spark cannot be loaded by ", config$python, " (", in_r(message), ")")
          else paste0("the Python ", config$python, " has no package ", missing),
-         ". Install it with install_ivis(), then restart R")
+         ". ", advice(config$python))
 }
+
+# How to get a Python that fits, if R uses another one now.
+advice <- function(python, install = "Install it") {
+  chosen <- Sys.getenv(c("RETICULATE_PYTHON", "RETICULATE_PYTHON_ENV"))
+  chosen <- chosen[nzchar(chosen)][1]
+  ours <- if (reticulate::virtualenv_exists("r-ivis")) reticulate::virtualenv_python("r-ivis")
+  folder <- function(path) normalizePath(dirname(path), mustWork = FALSE)
+  if (is.null(ours) || identical(folder(ours), folder(python))) {
+    unset <- if (is.null(ours) && !is.na(chosen)) paste0("unset ", names(chosen), " and ")
+    return(paste0(install, " with install_ivis(), ", unset, "then restart R. ", from_clone))
+  }
+  own <- "The environment r-ivis of install_ivis() is there, but "
+  if (is.na(chosen)) {
+    return(paste0(own, "this session uses ", python, ", chosen by reticulate::use_python() or the like: restart R ",
+                  "without that, or with reticulate::use_virtualenv(\"r-ivis\")"))
+  }
+  paste0(own, names(chosen), " is ", chosen, ": unset it, or set it to ",
+         if (names(chosen) == "RETICULATE_PYTHON") ours else "r-ivis", ", then restart R")
+}
+
+from_clone <- "From a clone of the repository: install_ivis(package = \"path to the clone\")"
 
 # What this reticulate cannot do with a Python, NULL if all is well.
 misfit <- function(config) {
   limits <- limits()
   numpy <- config$numpy$version
-  advice <- "Install a Python that fits with install_ivis(), then restart R; or update reticulate"
+  then <- function() paste("Update reticulate, or take another Python.", advice(config$python, "Install one"))
   if (numeric_version(config$version) > limits$python) {
     return(paste0(reticulate_name(), " takes Python up to ", limits$python, ", and ", config$python, " is ",
-                  config$version, ". ", advice))
+                  config$version, ". ", then()))
   }
   if (!is.null(numpy) && !limits$numpy2 && numpy >= "2") {
-    paste0(reticulate_name(), " takes NumPy 1, and ", config$python, " has NumPy ", numpy, ". ", advice)
+    paste0(reticulate_name(), " takes NumPy 1, and ", config$python, " has NumPy ", numpy, ". ", then())
   }
 }
 
@@ -96,5 +124,9 @@ in_r <- function(text) {
   text <- gsub("\\b([a-z_]+)=False\\b", "\\1 = FALSE", text)
   text <- gsub("for example with sklearn\\.preprocessing\\.\\w+", "for example with scale(X)", text)
   text <- gsub("scale it with sklearn\\.preprocessing", "scale it with scale(X)", text)
+  for (name in names(r_names)) text <- gsub(paste0("\\b", name, "\\b"), r_names[[name]], text)
   gsub("a new Ivis\\b", "a new model with ivis()", text)
 }
+
+# What methods of Python are called here.
+r_names <- c(load_model = "load_ivis", save_model = "save_ivis", score_samples = "predict")

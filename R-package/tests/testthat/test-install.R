@@ -69,6 +69,26 @@ test_that("a session without the package says so, and neither installs nor asks"
   expect_false(any(grepl("reticulate:", readLines(system.file("DESCRIPTION", package = "ivisspark")))))
 })
 
+test_that("the advice names what keeps R from the environment that is there", {
+  back <- with_environment(c(WORKON_HOME = file.path(folder, "advice"), RETICULATE_PYTHON = "/p/bin/python",
+                             RETICULATE_PYTHON_ENV = NA))
+  on.exit(back())
+  expect_match(advice("/p/bin/python"), "install_ivis\\(\\), unset RETICULATE_PYTHON and then restart R. From a clone")
+  ours <- file.path(folder, "advice", "r-ivis", "bin")
+  dir.create(ours, recursive = TRUE)
+  for (name in c("python", "activate_this.py", "pyvenv.cfg")) file.create(file.path(ours, name))
+  skip_if_not(reticulate::virtualenv_exists("r-ivis"))
+  expect_match(advice("/p/bin/python"), "RETICULATE_PYTHON is /p/bin/python: unset it, or set it to .*r-ivis")
+  expect_match(advice(file.path(ours, "python")), "^Install it with install_ivis\\(\\), then")
+  Sys.unsetenv("RETICULATE_PYTHON")
+  expect_match(advice("/p/bin/python"), "this session uses /p/bin/python, .*use_virtualenv\\(\"r-ivis\"\\)")
+})
+
+test_that("misspelt arguments of an installation are refused", {
+  expect_error(install_ivis(pakage = "a.whl"), "no argument .pakage.; it has: envname, package, .*pip_options")
+  expect_error(install_ivis("r-ivis", "a", NULL, NULL, "more"), "without a name")
+})
+
 test_that("the extra of fitting belongs to every package", {
   text <- function(package) requirement_of(package)$text
   expect_equal(text("ivis_spark"), "ivis_spark[cpu]")
@@ -155,7 +175,8 @@ test_that("an installation is complete, or is removed with what it lacks", {
   expect_error(expect_message(install(broken, envname = "half"), "half was not completed and is removed"),
                "half lacks numpy .*sklearn .*annoy .*tensorflow .*keras")
   expect_false(reticulate::virtualenv_exists("half"))
-  expect_error(expect_message(install("no_such_ivis", envname = "half"), "removed"), "Error installing")
+  expect_error(expect_message(install("no_such_ivis", envname = "half"), "removed"),
+               "Error installing.*no matching distribution: .*package = \"path to the clone\"")
   expect_false(reticulate::virtualenv_exists("half"))
   expect_error(install(complete, envname = "r-ivis", python_version = "3.9"), "python_version is 3.9|is there, but")
   expect_error(python_of("r-ivis", NULL, NULL, list(python = numeric_version("3.9"))), "is there, but its Python is")

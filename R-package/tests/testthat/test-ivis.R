@@ -48,6 +48,9 @@ test_that("a model that is lost, or not fitted, is named as such", {
   saveRDS(named_model(), file)
   lost <- readRDS(file)
   expect_error(transform(lost, X), "save_ivis")
+  expect_output(print(lost), "save_ivis")
+  expect_error(transform(ivis(), X), "`fit` or `load_ivis` before `transform`, `predict` and `plot`")
+  expect_output(expect_invisible(summary(named_model())), "^Ivis\\(")
   expect_error(predict(lost, X), "save_ivis")
   expect_error(fit(lost, X), "save_ivis")
   expect_error(save_ivis(lost, tempfile()), "save_ivis")
@@ -94,6 +97,9 @@ test_that("a fit that is refused or interrupted leaves the model as it was", {
   expect_warning(stopped <- fit(model, other), "interrupted after 1 epochs: the model keeps")
   expect_error(transform(stopped, X), "lacks the columns .a.")
   expect_null(model$encoder_)
+  on_epoch_begin <- reticulate::py_eval("lambda epoch, logs: (_ for _ in ()).throw(KeyboardInterrupt())")
+  early <- list(reticulate::import("keras")$callbacks$LambdaCallback(on_epoch_begin = on_epoch_begin))
+  expect_error(fit(quick(callbacks = early), other), "interrupted before the end of its first epoch")
 })
 
 test_that("fit returns a new model and leaves its argument as it was", {
@@ -178,9 +184,45 @@ test_that("a model is plotted with a legend", {
   expect_silent(plot(named_model(), X, iris$Species, main = "iris", cex = 1))
   expect_silent(plot(named_model(), X, replace(iris$Sepal.Width, 3, NA)))
   expect_silent(plot(named_model(), X, factor(replace(as.character(iris$Species), 1:99, NA))))
+  nothing <- rep(NA, 150)
+  expect_silent(plot(named_model(), X, nothing))
+  expect_silent(plot(named_model(), X, replace(nothing, 1, 2), legend = FALSE))
+  expect_silent(plot(named_model(), X, iris$Species, col = 1:3, las = 1))
+  expect_equal(graphics::par("mai")[4], 0.42, info = "margins are as before")
+  expect_error(plot(named_model(), X, lables = iris$Species), "no argument .lables.; it has: X, labels, dims, legend")
+  expect_error(plot(named_model(), X, iris$Species, col = "red"), "1 colours for 3 classes")
+  expect_error(plot(named_model(), X, legend = "topright"), "TRUE or FALSE")
   expect_error(plot(named_model()), "plot\\(model, X")
   expect_error(plot(named_model(), X, 1:3), "3 values for 150 rows")
   expect_error(plot(named_model(), X, dims = 2:3), "2 dimensions")
+})
+
+test_that("a legend has the room beside the map, and rows without a label", {
+  grDevices::pdf(NULL)
+  on.exit(grDevices::dev.off())
+  expect_equal(colours_of(nothing <- rep(NA, 3), NULL), list(rows = "grey70"))
+  key <- colours_of(c("a", NA, "b"), c("red", "blue"))
+  expect_equal(key, list(rows = c("red", "grey70", "blue"), text = c("a", "b", "no label"),
+                         col = c("red", "blue", "grey70")))
+  graphics::plot.new()
+  expect_equal(legend_that_fits(key)[c("text", "columns")], list(text = key$text, columns = 1))
+  many <- legend_that_fits(colours_of(c(sprintf("a class with a long name %d", 1:900), NA), NULL))
+  expect_lte(many$width, 0.45 * graphics::par("fin")[1])
+  expect_equal(utils::tail(many$text, 2), c("no label", paste("and", 901 - length(many$text) + 1, "more")))
+})
+
+test_that("an interrupt that R has pending after a call of Python is delivered there", {
+  skip_on_os("windows")
+  expect_false(interrupts(1))
+  expect_true(interrupts(tools::pskill(Sys.getpid(), tools::SIGINT)))
+  expect_error(interrupts(stop("other")), "other")
+})
+
+test_that("models are fitted by the generic of generics too", {
+  skip_if_not_installed("generics")
+  skip_without_python()
+  generic <- getExportedValue("generics", "fit")
+  expect_equal(dim(transform(generic(quick(epochs = 1), X), X)), c(150, 2))
 })
 
 test_that("an embedding keeps the names of rows, and names its columns", {
