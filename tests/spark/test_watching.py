@@ -43,4 +43,4 @@ def test_a_stage_that_ended_between_two_looks_is_shown_complete(caplog: pytest.L
         progress._show(tracker)
         stages[1].numCompletedTasks, active[:] = 1, [2]
         progress._show(tracker)
-    assert [text.partition(": ")[2] for text in caplog.messages] == ["1/1 tasks"]
+    assert [text.rpartition(": ")[2] for text in caplog.messages] == ["1/1 tasks"]
