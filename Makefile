@@ -92,8 +92,8 @@ docs: $(VENV)/.dev  ## build/docs/index.html; warnings are errors
 	$(PYTHON) docs/write_reference.py
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs build/docs
 
-test-r: $(VENV)/.dev  ## R CMD check of the R package; needs R with reticulate, testthat, knitr and rmarkdown
-	@command -v R >/dev/null || { echo "make test-r needs R (Debian: apt-get install r-base-core r-cran-reticulate r-cran-testthat r-cran-knitr r-cran-rmarkdown)" >&2; exit 1; }
+test-r: $(VENV)/.dev  ## R CMD check of the R package; needs R with reticulate, testthat, knitr, rmarkdown and generics
+	@command -v R >/dev/null || { echo "make test-r needs R (Debian: apt-get install r-base-core r-cran-reticulate r-cran-testthat r-cran-knitr r-cran-rmarkdown r-cran-generics)" >&2; exit 1; }
 	@mkdir -p build/r && cd build/r && R CMD build ../../R-package
 	cd build/r && RETICULATE_PYTHON=$(abspath $(PYTHON)) R CMD check --no-manual ivisspark_*.tar.gz
 

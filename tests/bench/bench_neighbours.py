@@ -118,6 +118,7 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
     taken, cpu = time.perf_counter() - started, processor_seconds() - cpu
     table = pq.read_table(run.data("neighbours").removeprefix("file://")).sort_by("id")
     found = table["neighbour_ids"].combine_chunks().flatten().to_numpy().reshape(-1, k)
+    info = run.require("neighbours", "neighbours").info
     kept = ("n_regions", "largest_region", "median_region", "replicas", "recall", "backend", "step_seconds")
     return taken, cpu, found, {name: info[name] for name in kept}
 
