@@ -85,7 +85,7 @@ test_that("the advice names what keeps R from the environment that is there", {
 })
 
 test_that("misspelt arguments of an installation are refused", {
-  expect_error(install_ivis(pakage = "a.whl"), "no argument .pakage.; it has: envname, package, .*pip_options")
+  expect_error(install_ivis(pkg = "a.whl"), "no argument .pkg.; it has: envname, package, .*pip_options")
   expect_error(install_ivis("r-ivis", "a", NULL, NULL, "more"), "without a name")
 })
 

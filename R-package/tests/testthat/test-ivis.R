@@ -189,7 +189,7 @@ test_that("a model is plotted with a legend", {
   expect_silent(plot(named_model(), X, replace(nothing, 1, 2), legend = FALSE))
   expect_silent(plot(named_model(), X, iris$Species, col = 1:3, las = 1))
   expect_equal(graphics::par("mai")[4], 0.42, info = "margins are as before")
-  expect_error(plot(named_model(), X, lables = iris$Species), "no argument .lables.; it has: X, labels, dims, legend")
+  expect_error(plot(named_model(), X, labelz = iris$Species), "no argument .labelz.; it has: X, labels, dims, legend")
   expect_error(plot(named_model(), X, iris$Species, col = "red"), "1 colours for 3 classes")
   expect_error(plot(named_model(), X, legend = "topright"), "TRUE or FALSE")
   expect_error(plot(named_model()), "plot\\(model, X")
