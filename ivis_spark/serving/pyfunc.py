@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from typing import Any
 
@@ -45,7 +44,7 @@ def save_pyfunc(model: HasFolder | ModelFolder, path: str, *, overwrite: bool = 
         raise ExistsError(f"{path!r} exists: pass overwrite=True, or choose another path")
     with tempfile.TemporaryDirectory(prefix="ivis-spark-", dir=os.path.dirname(os.path.abspath(path))) as folder:
         _write("save_model", model, path=os.path.join(folder, "new"), **options)
-        shutil.rmtree(path)
+        os.rename(path, os.path.join(folder, "old"))  # removed with the folder, once the new one is in its place
         os.rename(os.path.join(folder, "new"), path)
 
 
