@@ -1,5 +1,8 @@
 """Leaves: the rows of a region in groups of some hundred, each compared with query rows by one matrix product.
 
+Rows of many features are laid out and compared along the principal directions of the region, and the best of them
+ranked by all features.
+
 A query row is compared with its nearest leaf first. The distance to the k-th row found there bounds how far its
 neighbours can be: another leaf is searched if its boundary is closer than a share of that distance, the margin.
 """
@@ -17,11 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ivis_spark.core.knn.candidates import MOST_QUERIES, Candidates, Flags
 from ivis_spark.core.knn.kmeans import kmeans, nearest_numbers, split_rows
 from ivis_spark.core.knn.metrics import Floats, Ints, Space, Target, middle
-from ivis_spark.core.knn.topk import bits_to_keys, in_order, smallest_columns, sortable_bits
+from ivis_spark.core.knn.principal import principal_directions, project
+from ivis_spark.core.knn.topk import in_order, smallest_columns
 
-Flags = npt.NDArray[np.bool_]
 Leaf = tuple[Ints, Floats]
 
 _LEARN_PER_LEAF = 24
@@ -31,9 +35,9 @@ _SPLIT_ROUNDS = 6
 _PROBES = 64  # most leaves a row is searched in by a small margin, unless they hold too few rows
 _FIRST_PROBES = 4  # leaves, the nearest first, after which the bound of each row is drawn tighter
 _START_BYTES = 8  # of a file: how long its head is, and the checksum of that
-_ROW_BITS, _KEY_BITS = 14, 28  # of a packed candidate; the other bits number the rows
 _PAIRS = 1 << 21  # of rows and leaves that are ranked at once: about 70 bytes each, 200 if all leaves are searched
 _KEPT_BYTES = 1 << 30  # of rows in memory, whose leaves stay ready to be compared: as many bytes again
+_ORIGIN = np.zeros(1, np.float32)
 ALL = float("inf")  # the margin that searches every leaf
 
 
@@ -49,6 +53,8 @@ class Leaves:
         norm_bound: Largest norm of the rows, for dot; else 0.
         read: Returns the rows, prepared by the metric's `Space`, of a leaf: float32 (n, d).
         rows: All of them, float32 (n, d), if they are in memory.
+        directions: float32 (d, c), along which leaves are laid out; None for all features.
+        projected: float32 (n, c): the rows along these, if they are in memory.
     """
 
     metric: str
@@ -58,9 +64,13 @@ class Leaves:
     norm_bound: float
     read: Callable[[int], Floats]
     rows: Floats | None = None
+    directions: Floats | None = None
+    projected: Floats | None = None
 
     @classmethod
-    def build(cls, X: npt.NDArray[Any], metric: str, *, leaf_rows: int, seed: int) -> tuple[Leaves, Ints]:
+    def build(
+        cls, X: npt.NDArray[Any], metric: str, *, leaf_rows: int, seed: int, projects: bool = False
+    ) -> tuple[Leaves, Ints]:
         """Group rows; return the leaves and, int64 (n,), which row each number stands for.
 
         Args:
@@ -68,17 +78,19 @@ class Leaves:
             metric: Metric.
             leaf_rows: Rows per leaf.
             seed: Seed.
+            projects: Whether wide rows are compared along their principal directions first.
         """
-        space = Space(metric)
+        space, rng = Space(metric), np.random.default_rng(seed)
         rows = space.prepare(X)
-        bound = space.norm_bound(rows)
-        routed = space.route_rows(rows, bound)
-        centroids, leaf_of = _learn(routed, space.routing, leaf_rows, np.random.default_rng(seed))
+        centre, bound = middle(rows), space.norm_bound(rows)
+        directions = principal_directions(rows, centre, rng) if projects and space.projects else None
+        routed = space.route_rows(rows, bound) if directions is None else project(rows, centre, directions)
+        centroids, leaf_of = _learn(rows, routed, space.routing, leaf_rows, rng)
         order = np.argsort(leaf_of, kind="stable")
         starts = np.searchsorted(leaf_of[order], np.arange(len(centroids) + 1))
-        rows = rows[order]
+        rows, projected = rows[order], None if directions is None else routed[order]
         read = lambda leaf: rows[starts[leaf] : starts[leaf + 1]]  # noqa: E731
-        return cls(metric, centroids, starts, middle(rows), bound, read, rows), order
+        return cls(metric, centroids, starts, centre, bound, read, rows, directions, projected), order
 
     @classmethod
     def single(cls, X: npt.NDArray[Any], metric: str) -> Leaves:
@@ -104,6 +116,7 @@ class Leaves:
         room = io.BytesIO()
         arrays: dict[str, Any] = {"centroids": self.centroids, "starts": self.starts, "centre": self.centre}
         arrays |= {"sums": np.array(sums, np.uint32), "norm_bound": self.norm_bound, "metric": self.metric}
+        arrays |= {} if self.directions is None else {"directions": self.directions}
         np.savez(room, **arrays)
         head = room.getvalue()
         yield np.array([len(head), zlib.crc32(head)], "<u4").tobytes() + head
@@ -134,6 +147,7 @@ class Leaves:
         with np.load(io.BytesIO(body), allow_pickle=False) as head:
             centroids, starts, centre, sums = (head[name] for name in ("centroids", "starts", "centre", "sums"))
             metric, bound = str(head["metric"]), float(head["norm_bound"])
+            directions = head["directions"] if "directions" in head else None
         width = 8 + 4 * len(centre)
 
         def read(number: int) -> Leaf:
@@ -147,7 +161,8 @@ class Leaves:
         def kept(number: int) -> Leaf:
             return keep(number, lambda: read(number))
 
-        return cls(metric, centroids, starts, centre, bound, lambda number: kept(number)[1]), kept
+        leaves = cls(metric, centroids, starts, centre, bound, lambda number: kept(number)[1], directions=directions)
+        return leaves, kept
 
     def query(self, Q: npt.NDArray[Any], k: int, margin: float) -> tuple[Ints, Floats]:
         """Return the numbers int64 (q, k) and keys float32 (q, k) of near rows, nearest first, ties by number.
@@ -158,21 +173,25 @@ class Leaves:
             margin: As above, 0 to 1; `ALL` searches every leaf.
         """
         queries = Space(self.metric).prepare(Q)
-        step = min(1 << _ROW_BITS, max(256, _PAIRS // self._width(margin)))
+        step = min(MOST_QUERIES, max(256, _PAIRS // self._width(margin)))
         parts = [self._block(queries[at : at + step], k, margin) for at in range(0, len(queries), step)]
         if not parts:
             return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def _block(self, queries: Floats, k: int, margin: float) -> tuple[Ints, Floats]:
-        space = Space(self.metric)
         width = self._width(margin)
         probes = self._probes(queries, k, width)
-        extended = space.extend(queries, self.centre)
+        # Keys of products are rounded, and those along some directions too small: so more rows are ranked again
+        if self.projected is None or margin == ALL:
+            space, target, wide = Space(self.metric), self._target, k + 2 + k // 16
+            extended = space.extend(queries, self.centre)
+        else:
+            space, target = Space(self.metric).routing, functools.partial(self._projected_target, self.projected)
+            wide, extended = k + 8 + k // 2, space.extend(self._routed(queries), _ORIGIN)
         squares = space.squares(extended)
-        wide = min(k + 2 + k // 16, len(self))  # keys of products are rounded, so a few more are ranked again
-        candidates = _Candidates(len(queries), wide, len(self).bit_length())
-        self._search(extended, probes.leaves, probes.needed, candidates)
+        candidates = Candidates(len(queries), min(wide, len(self)), len(self).bit_length())
+        self._search(extended, probes.leaves, probes.needed, candidates, target)
         done = probes.needed
         for stop in (width,) if margin == ALL else (_FIRST_PROBES, width):
             chosen = ~done
@@ -180,7 +199,7 @@ class Leaves:
                 reach = space.reach(candidates.limit(k), squares, self.norm_bound)
                 chosen &= probes.depth < (reach * np.float32(margin))[:, None]
                 chosen[:, stop:] = False
-            self._search(extended, probes.leaves, chosen, candidates)
+            self._search(extended, probes.leaves, chosen, candidates, target)
             done = done | chosen
         return self._exact(queries, *candidates.best(), k)
 
@@ -194,8 +213,7 @@ class Leaves:
     def _probes(self, queries: Floats, k: int, width: int) -> _Probes:
         """Rank the leaves of each row, as many as are needed for k rows at least."""
         space = Space(self.metric)
-        routed = space.route_queries(queries, self.norm_bound)
-        keys = space.routing.distance_keys(routed, self.centroids)
+        keys = space.routing.distance_keys(self._routed(queries), self.centroids)
         sizes = np.diff(self.starts)
         while True:
             width = min(width, len(self.centroids))
@@ -211,6 +229,12 @@ class Leaves:
         depth[:, 1:][alike[:, 1:] == alike[:, :-1]] = np.inf
         return _Probes(leaves, depth, before < k)
 
+    def _routed(self, queries: Floats) -> Floats:
+        """Return queries in the space that leaves are laid out in."""
+        if self.directions is not None:
+            return project(queries, self.centre, self.directions)
+        return Space(self.metric).route_queries(queries, self.norm_bound)
+
     @functools.cached_property
     def _alike(self) -> Ints:
         """int64 (m,): equal numbers for leaves with equal centroids."""
@@ -223,7 +247,9 @@ class Leaves:
         table = space.distance_keys(self.centroids[first], self.centroids)
         return np.asarray(table[place[:, None], leaves])
 
-    def _search(self, extended: Floats, leaves: Ints, chosen: Flags, candidates: _Candidates) -> None:
+    def _search(
+        self, extended: Floats, leaves: Ints, chosen: Flags, candidates: Candidates, target: Callable[[int], Target]
+    ) -> None:
         """Compare rows with the leaves chosen for each, and keep those nearer than what they have."""
         row, place = np.nonzero(chosen)
         leaf = leaves[row, place]
@@ -235,7 +261,7 @@ class Leaves:
             if self.starts[number] == self.starts[number + 1]:
                 continue
             asking = row[start:stop]
-            candidates.add(asking, self._target(number).rank_keys(extended[asking]), int(self.starts[number]))
+            candidates.add(asking, target(number).rank_keys(extended[asking]), int(self.starts[number]))
         candidates.settle()
 
     def _target(self, number: int) -> Target:
@@ -245,6 +271,14 @@ class Leaves:
             target = Space(self.metric).target(self.read(number), self.centre)
             if self.rows is not None and self.rows.nbytes <= _KEPT_BYTES:
                 self._targets[number] = target
+        return target
+
+    def _projected_target(self, projected: Floats, number: int) -> Target:
+        target = self._targets.get(-1 - number)
+        if target is None:
+            part = slice(int(self.starts[number]), int(self.starts[number + 1]))
+            target = Space(self.metric).routing.target(projected[part], _ORIGIN)
+            self._targets[-1 - number] = target
         return target
 
     @functools.cached_property
@@ -279,73 +313,7 @@ class _Probes:
     needed: Flags
 
 
-class _Candidates:
-    """The nearest rows that a block of query rows has met.
-
-    They are packed as query row, key and number, so that one sort of integers ranks all of them.
-
-    Args:
-        rows: Query rows.
-        width: Candidates kept for each.
-        number_bits: Bits of the largest number.
-    """
-
-    def __init__(self, rows: int, width: int, number_bits: int) -> None:
-        self._rows, self._width, self._bits = rows, width, np.uint64(number_bits)
-        self._key_bits = min(_KEY_BITS, 64 - _ROW_BITS - number_bits)
-        self._parts: list[npt.NDArray[np.uint64]] = []
-        self._best = np.zeros(0, np.uint64)
-        self._counts = np.zeros(rows, np.int64)
-        self._limit = np.full(rows, np.inf, np.float32)
-
-    def add(self, row: Ints, keys: Floats, first: int) -> None:
-        """Take the keys (q, n) of query rows `row` and of the rows numbered from `first`."""
-        limit = self._limit[row]
-        if np.isinf(limit).all() and keys.shape[1] > self._width:
-            column = smallest_columns(keys, self._width)
-            candidate_keys, row = np.take_along_axis(keys, column, axis=1).reshape(-1), np.repeat(row, self._width)
-            column = column.reshape(-1)
-        else:
-            flat = np.flatnonzero(keys <= limit[:, None])
-            place = flat // keys.shape[1]
-            candidate_keys, row, column = keys.reshape(-1)[flat], row[place], flat - place * keys.shape[1]
-        packed = row.astype(np.uint64) << np.uint64(64 - _ROW_BITS)
-        bits = sortable_bits(candidate_keys, signed=True) >> np.uint32(32 - self._key_bits)
-        packed |= bits.astype(np.uint64) << self._bits
-        packed |= (column + first).astype(np.uint64)
-        self._parts.append(packed)
-
-    def settle(self) -> None:
-        """Keep the nearest of each query row."""
-        packed = np.concatenate([self._best, *self._parts])
-        self._parts.clear()
-        packed.sort()
-        row = (packed >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
-        place = np.arange(len(packed)) - np.searchsorted(row, np.arange(self._rows))[row]
-        kept = place < self._width
-        self._best, self._counts = packed[kept], np.bincount(row[kept], minlength=self._rows)
-        self._limit = self.limit(self._width)
-
-    def limit(self, k: int) -> Floats:
-        """Return, rounded up, the key of the k-th candidate of each row; infinity where there are fewer."""
-        starts = np.cumsum(self._counts) - self._counts
-        full = self._counts >= k
-        last = self._best[(starts + k - 1)[full]] >> self._bits
-        bits = (last & np.uint64((1 << self._key_bits) - 1)) + np.uint64(1)
-        bits = np.minimum(bits << np.uint64(32 - self._key_bits), np.uint64(2**32 - 1))
-        limit = np.full(self._rows, np.inf, np.float32)
-        limit[full] = bits_to_keys(bits.astype(np.uint32), signed=True)
-        return limit
-
-    def best(self) -> tuple[Ints, Flags]:
-        """Return the numbers kept, int64 (q, width), and which places hold none."""
-        missing = np.arange(self._width) >= self._counts[:, None]
-        numbers = np.zeros(missing.shape, np.int64)
-        numbers[~missing] = (self._best & np.uint64((1 << int(self._bits)) - 1)).astype(np.int64)
-        return numbers, missing
-
-
-def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
+def _learn(rows: Floats, routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generator) -> tuple[Floats, Ints]:
     """Return centroids and the leaf of each row; equal rows that fill more than some leaves are split by number."""
     n_leaves = max(1, round(len(routed) / leaf_rows))
     drawn = rng.choice(len(routed), min(len(routed), n_leaves * _LEARN_PER_LEAF), replace=False)
@@ -362,11 +330,12 @@ def _learn(routed: Floats, space: Space, leaf_rows: int, rng: np.random.Generato
     leaf_of = nearest_numbers(routed, centroids, space)
     counts = np.bincount(leaf_of, minlength=len(centroids))
     for leaf in np.flatnonzero(counts > _HEAVY * leaf_rows):
-        rows = np.flatnonzero(leaf_of == leaf)
-        values, repeats = np.unique(routed[rows[:: max(1, len(rows) // _HEAVY_SAMPLE)]], axis=0, return_counts=True)
-        common = values[repeats.argmax()]
-        equal = rows[(routed[rows] == common).all(axis=1)]
+        inside = np.flatnonzero(leaf_of == leaf)
+        few = inside[:: max(1, len(inside) // _HEAVY_SAMPLE)]
+        _, first, repeats = np.unique(rows[few], axis=0, return_index=True, return_counts=True)
+        common = few[first[repeats.argmax()]]
+        equal = inside[(rows[inside] == rows[common]).all(axis=1)]  # projections of equal rows may differ by rounding
         if len(equal) > leaf_rows:
             leaf_of[equal] = len(centroids) + np.arange(len(equal)) // leaf_rows
-            centroids = np.concatenate([centroids, np.repeat(common[None], -(-len(equal) // leaf_rows), axis=0)])
+            centroids = np.concatenate([centroids, np.repeat(routed[[common]], -(-len(equal) // leaf_rows), axis=0)])
     return np.ascontiguousarray(centroids), leaf_of

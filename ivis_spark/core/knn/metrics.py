@@ -64,6 +64,11 @@ class Space:
         return self.metric in ("euclidean", "hamming")
 
     @property
+    def projects(self) -> bool:
+        """Whether rows can be compared along some directions: where keys are squared euclidean distances."""
+        return self.metric in ("euclidean", "hamming", "angular")
+
+    @property
     def routing(self) -> Space:
         """The space in which routed rows are compared."""
         return Space("manhattan" if self.metric == "manhattan" else "euclidean")

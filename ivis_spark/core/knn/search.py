@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn.candidates import Flags
 from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.indexes import IndexSettings, RegionIndex, choose_backend, load_index
-from ivis_spark.core.knn.leaves import Flags
 from ivis_spark.core.knn.merge import without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.recall import check_recall, recall_at_k, shares_found

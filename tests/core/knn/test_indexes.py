@@ -212,6 +212,54 @@ def test_saved_and_loaded_index_answers_alike(backend: str, metric: str, tmp_pat
     assert np.isin(loaded.query(Q, 8, effort)[0], ids).all()
 
 
+def wide(n: int, d: int = 256, *, seed: int = 0) -> np.ndarray:
+    """Rows near a plane of 12 dimensions, with noise in all."""
+    plane = np.random.default_rng(7).normal(size=(12, d))
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, 12)) @ plane + 0.3 * rng.normal(size=(n, d)) + 100).astype(np.float32)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "angular"])
+def test_wide_rows_are_compared_along_principal_directions(metric: str, tmp_path: Path) -> None:
+    """Few of the true neighbours are lost, keys are of all features, also by a loaded index; one far row harms none."""
+    X, Q = wide(3000), wide(100, seed=1)
+    X[5] *= 1000
+    index = load_index("leaves").build(X, np.arange(3000), metric, SETTINGS)
+    directions = index.leaves.directions  # type: ignore[attr-defined]
+    np.testing.assert_allclose(directions.T @ directions, np.eye(directions.shape[1]), atol=1e-5)
+    assert directions.shape[1] == 16
+    truth = true_keys(Q, X, metric)
+    index.save(str(tmp_path / "r"))
+    for own in (index, load_index("leaves").load(Files(str(tmp_path / "r")), metric, 256)):
+        numbers, keys = own.query(Q, 10, 1.0)
+        exact = np.take_along_axis(truth, numbers, axis=1)
+        np.testing.assert_allclose(keys, exact, rtol=1e-4, atol=1e-6)
+        assert (exact <= np.sort(truth, axis=1)[:, 9:10]).mean() > 0.97
+        check(own.query(Q, 10, own.efforts[-1]), keys_within(truth, own.query(Q, 3000, own.efforts[-1])), 10)
+
+
+def keys_within(truth: np.ndarray, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Return all keys as found, after a check that they are the true ones within float32: cosines near 1 round."""
+    keys = np.empty_like(found[1])
+    np.put_along_axis(keys, found[0], found[1], axis=1)
+    np.testing.assert_allclose(keys, truth, rtol=1e-4, atol=1e-6)
+    return keys
+
+
+@pytest.mark.parametrize("X", [rows(3000, 40), rows(3000, 256), wide(60)], ids=["narrow", "noise", "few"])
+def test_rows_that_few_directions_do_not_hold_are_compared_by_all_features(X: np.ndarray) -> None:
+    assert load_index("leaves").build(X, np.arange(len(X)), "euclidean", SETTINGS).leaves.directions is None  # type: ignore[attr-defined]
+
+
+def test_equal_wide_rows_are_split_into_leaves_by_number() -> None:
+    X = wide(9000)
+    X[::2] = X[0]
+    index = load_index("leaves").build(X, np.arange(9000), "euclidean", SETTINGS)
+    assert index.leaves.directions is not None  # type: ignore[attr-defined]
+    assert np.diff(index.leaves.starts).max() <= 4 * SETTINGS.leaf_rows  # type: ignore[attr-defined]
+    assert (index.query(X[:200:2], 10, 1.0)[1] == 0).all()
+
+
 @pytest.mark.parametrize("place", [3, 40, -5])
 def test_a_harmed_file_of_leaves_is_refused(tmp_path: Path, place: int) -> None:
     X = rows(300)

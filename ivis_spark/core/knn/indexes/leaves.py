@@ -40,7 +40,7 @@ class Index(RegionIndex):
     @classmethod
     def build(cls, X: npt.NDArray[Any], ids: Ints, metric: str, settings: IndexSettings) -> Index:
         """Group rows, float32 (n, d), with ids int64 (n,)."""
-        leaves, order = Leaves.build(X, metric, leaf_rows=settings.leaf_rows, seed=settings.seed)
+        leaves, order = Leaves.build(X, metric, leaf_rows=settings.leaf_rows, seed=settings.seed, projects=True)
         ordered = ids[order]
         return cls(leaves, lambda numbers: ordered[numbers])
 
