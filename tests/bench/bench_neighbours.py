@@ -46,6 +46,7 @@ CASES |= {
     "kdd99": (kdd99, 15),
     "digits-300000": (lambda data: moved_digits(data, 300_000), 15),
     "digits-1000000": (lambda data: moved_digits(data, 1_000_000), 15),
+    "digits-2000000": (lambda data: moved_digits(data, 2_000_000), 15),
 }
 IVIS = """
 import json, sys, time
