@@ -7,7 +7,6 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from ivis_spark.config import NeighboursConfig, TrainConfig
 from ivis_spark.errors import ConfigError, InputError, NotFittedError
 
 pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.tf
+pytestmark = [pytest.mark.tf, pytest.mark.usefixtures("untraced")]
 
-from processes import untraced  # noqa: E402
 from sklearn.base import clone  # noqa: E402
 
 from ivis_spark.data.arrays import warn_of_other_order  # noqa: E402
@@ -31,12 +29,6 @@ from ivis_spark.estimator.settings import with_preset  # noqa: E402
 
 X = np.random.default_rng(0).random((40, 12)).astype(np.float32)
 CLASSES = np.arange(40) % 3
-
-
-@pytest.fixture(autouse=True)
-def _few_steps() -> Iterator[None]:
-    with untraced():
-        yield
 
 
 def small(**options: Any) -> Ivis:
