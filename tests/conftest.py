@@ -68,6 +68,15 @@ def spark(_session: SparkSession) -> Iterator[SparkSession]:
 
 
 @pytest.fixture
+def untraced() -> Iterator[None]:
+    """Train without compiling, for tests of many fits of a few steps."""
+    import processes
+
+    with processes.untraced():
+        yield
+
+
+@pytest.fixture
 def digits_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Go to a folder that holds digits.parquet, the table that README and docs speak of."""
     from ivis_spark.config import Config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ from ivis_spark.cli.options import make_parser
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+    from ivis_spark.config import TrainConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
@@ -118,6 +121,7 @@ def needs_spark(page: str) -> bool:
 
 @pytest.mark.tf
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_epochs")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and not needs_spark(page)])
 def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
@@ -130,10 +134,24 @@ def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.tf
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.usefixtures("tables_here")
+@pytest.mark.usefixtures("few_epochs", "tables_here")
 @pytest.mark.parametrize("page", [page for page in PAGES if needs_spark(page)])
 def test_pages_run_on_spark(page: str) -> None:
     run_steps(page)
+
+
+@pytest.fixture
+def few_epochs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fits end after a few epochs: those of pipelines, and those of pages that assert nothing of them."""
+    from ivis_spark.estimator import ivis
+    from ivis_spark.train import job, loop
+
+    def fit(*given: Any, config: TrainConfig, **more: Any) -> loop.History:
+        return loop.fit(*given, config=dataclasses.replace(config, epochs=min(config.epochs, 3)), **more)
+
+    monkeypatch.setattr(job, "fit", fit)
+    if not re.search("^ *assert ", "".join(blocks(page)), flags=re.M):
+        monkeypatch.setattr(ivis, "fit_model", fit)
 
 
 def run_steps(page: str) -> None:

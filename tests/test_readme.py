@@ -32,11 +32,11 @@ def test_python_blocks_run(block: str) -> None:
 @pytest.mark.usefixtures("digits_here")
 @pytest.mark.parametrize("block", blocks("bash"))
 def test_command_blocks_run(block: str, tmp_path: Path) -> None:
-    """As they stand, but for the epochs that `run` trains: three are enough to see whether the options are real."""
+    """As they stand, but for the epochs that `demo` trains: three are enough to see whether the options are real."""
     command = tmp_path / "bin" / "ivis-spark"
     command.parent.mkdir()
     python = f'exec "{sys.executable}" -m ivis_spark'
-    command.write_text(f'#!/bin/sh\n[ "$1" = run ] && set -- "$@" --set train.epochs=3\n{python} "$@"\n')
+    command.write_text(f'#!/bin/sh\n[ "$1" = demo ] && set -- "$@" --set train.epochs=3\n{python} "$@"\n')
     command.chmod(0o755)
     environment = {**os.environ, "PATH": os.pathsep.join([str(command.parent), os.environ["PATH"]])}
     subprocess.run(["bash", "-euc", block], check=True, env=environment)

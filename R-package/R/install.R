@@ -101,13 +101,21 @@ constraints_for <- function(source, version, limits = limits_now()) {
   shQuote(file)
 }
 
+# A default argument cannot call a function of its own name: limits = limits() would call itself.
 limits_now <- function() limits()
+
+# Lines that a script of Python prints; NULL if the Python does not run.
+run_python <- function(python, lines) {
+  script <- tempfile(fileext = ".py")
+  on.exit(unlink(script))
+  writeLines(lines, script)
+  tryCatch(suppressWarnings(system2(python, c("-E", shQuote(script)), stdout = TRUE, stderr = FALSE)),
+           error = function(err) NULL)
+}
 
 # Version and path of a Python, and what it lacks to be R's; NULL if it does not run, as the shims of pyenv.
 probe <- function(python) {
-  script <- tempfile(fileext = ".py")
-  on.exit(unlink(script))
-  writeLines(c(
+  found <- run_python(python, c(
     "import glob, importlib.util, os, sys, sysconfig",
     "print('%d.%d.%d' % sys.version_info[:3])",
     "print(getattr(sys, '_base_executable', None) or sys.executable)",
@@ -122,9 +130,7 @@ probe <- function(python) {
     "    ssl = None",
     "lacks = [name for name, has in (('shared library', shared), ('venv', makes), ('ssl', ssl)) if not has]",
     "print(*lacks, sep=';')"
-  ), script)
-  found <- tryCatch(suppressWarnings(system2(python, c("-E", shQuote(script)), stdout = TRUE, stderr = FALSE)),
-                    error = function(err) NULL)
+  ))
   if (length(found) != 3 || !is.null(attr(found, "status"))) return(NULL)
   list(version = numeric_version(found[1]), path = found[2], lacks = strsplit(found[3], ";")[[1]])
 }
@@ -192,9 +198,8 @@ python_of <- function(envname, python, version, limits = limits_now()) {
 
 # Imports what a fit needs, in the new environment.
 check_installed <- function(envname, limits = limits_now()) {
-  script <- tempfile(fileext = ".py")
-  on.exit(unlink(script))
-  writeLines(c(
+  python <- reticulate::virtualenv_python(envname)
+  lines <- run_python(python, c(
     "import importlib",
     "for name in ('numpy', 'sklearn', 'annoy', 'tensorflow', 'keras', 'ivis_spark'):",
     "    try:",
@@ -202,9 +207,7 @@ check_installed <- function(envname, limits = limits_now()) {
     "        print('checked', name, version)",
     "    except Exception as err:",
     "        print('lacks', name, '(' + str(err).splitlines()[0] + ')' if str(err) else '')"
-  ), script)
-  python <- reticulate::virtualenv_python(envname)
-  lines <- suppressWarnings(system2(python, c("-E", shQuote(script)), stdout = TRUE, stderr = FALSE))
+  ))
   lacks <- sub("^lacks ", "", grep("^lacks ", lines, value = TRUE))
   if (length(lacks) > 0) refuse("the installation is incomplete: ", envname, " lacks ", paste(lacks, collapse = ", "))
   if (!any(grepl("^checked ivis_spark", lines))) refuse("the installation cannot be checked: ", python, " does not run")

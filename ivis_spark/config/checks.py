@@ -287,13 +287,19 @@ def parse_yaml(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not valid YAML: {reason}") from err
 
 
-# As Spark's own default for what it keeps out of its pages (spark.redaction.regex), and a few words more.
+# Parts of names, as `access_key`, `accessKey` and `dbpass` have them. Spark's own default (spark.redaction.regex) finds
+# secret, password and token in any word, which tokenizer and secretary are too.
 _SECRET = re.compile(
-    r"secret|passw|passphrase|pwd|(?<!by|om)pass(?![a-z])|token|credential"  # dbpass, but neither bypass nor compass
-    r"|(access|account|api|private|encryption)[._-]?key|^sas|[._]sas",
+    r"(?<![a-z])([a-z]*(passw(or)?d|passphrase|credential)[a-z]*|[a-z]*(pwd|secret|token)s?|(db|key|store|user)?pass"
+    r"|[a-z]*(access|account|api|private|encryption|secret)[._-]?key|sas[a-z]*)(?![a-z])",
     re.IGNORECASE,
 )
+_WORD_STARTS = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SECRET_IN_VALUE = re.compile(r"(password|pwd|secret|token)=|://[^/@\s]+:[^/@\s]+@", re.IGNORECASE)
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(_WORD_STARTS.sub("_", name)))
 
 
 def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -301,7 +307,7 @@ def without_secrets(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in options.items()
-        if not _SECRET.search(name) and not _SECRET_IN_VALUE.search(str(value))
+        if not _is_secret(name) and not _SECRET_IN_VALUE.search(str(value))
     }
 
 
@@ -310,7 +316,7 @@ def command_without_secrets(words: Sequence[str]) -> str:
     shown = []
     for word in words:
         name, equals, _ = word.partition("=")
-        named = equals and any(map(_SECRET.search, re.findall(r"[\w.-]+(?=[\"']?\s*[=:])", word)))
+        named = equals and any(map(_is_secret, re.findall(r"[\w.-]+(?=[\"']?\s*[=:])", word)))
         if named or _SECRET_IN_VALUE.search(word):
             word = f"{name if equals and not _SECRET_IN_VALUE.search(name) else ''}{equals}..."
         shown.append(word)

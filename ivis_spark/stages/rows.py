@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -37,15 +38,13 @@ def publish(run: Run) -> Manifest:
     run.folder.claim()
     storage.check_writable(run.folder.root)
 
-    def fits(rows: int) -> None:
-        check_rows(rows, run.config)
-
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.rows import choice, columns, ingest
 
         left_out = choice.explain_columns(table, run.config.data)
         source = columns.resolve(table, run.config.data)
-        stage.info.update(ingest.ingest(source, run.config.data, stage, check_rows=fits))
+        check = functools.partial(check_rows, config=run.config)
+        stage.info.update(ingest.ingest(source, run.config.data, stage, check_rows=check))
         stage.info["left_out"] = left_out
         stage.info["table"] = run.input.uri
         check_fit(stage.info, run.config)

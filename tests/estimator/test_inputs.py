@@ -130,6 +130,7 @@ def test_positional_arguments_in_ivis_order() -> None:
     assert "k=15" in repr(model)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_grid_search_over_a_pipeline() -> None:
     pipeline = make_pipeline(small(epochs=1), KNeighborsClassifier(3))
     search = GridSearchCV(pipeline, {"ivis__k": [3, 5], "ivis__embedding_dims": [1, 2]}, cv=2).fit(X, Y)

@@ -74,6 +74,7 @@ def test_same_random_state_same_embedding() -> None:
     assert one.dtype == np.float32
 
 
+@pytest.mark.usefixtures("untraced")
 def test_random_states_of_every_kind() -> None:
     X, _ = iris()
     states = (lambda: np.random.RandomState(3), lambda: np.random.default_rng(3), lambda: np.int64(3))

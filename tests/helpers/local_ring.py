@@ -41,7 +41,7 @@ def run_ring(job: TrainingJob, folder: Path, *, ranks: range | None = None) -> l
         hosts = ["localhost"] * n_ranks
         place = Meeting(rank, hosts, share, config.stall_timeout_seconds, config.start_timeout_seconds)
         environment = rank_environment(rank, [], 1)
-        environment |= {"PYTHONPATH": os.pathsep.join([str(HELPERS), *filter(None, sys.path)])}
+        environment |= {"PYTHONPATH": os.pathsep.join([str(HELPERS / "lean"), str(HELPERS), *filter(None, sys.path)])}
         environment |= {"IVIS_TEST_FOLDER": str(folder)}
         result = run_rank(json.dumps(order), place, environment)
         if result.get("kind") == "lost":  # whoever starts ranks ends those that are still there, as Spark does

@@ -99,6 +99,13 @@ def test_losses_may_branch_and_loop_over_tensors(module: str, name: str) -> None
     assert model.loss["stacked_triplets"] is loss
 
 
+def test_keras_trains_without_autograph_too() -> None:
+    model = tf.keras.Sequential([tf.keras.Input((1,)), tf.keras.layers.Dense(1)])
+    model.compile("sgd", lambda truth, found: found if tf.reduce_sum(truth) > 0 else truth)
+    with pytest.raises(tf.errors.OperatorNotAllowedInGraphError):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0)
+
+
 @pytest.mark.parametrize("name", ["no_such_module_here:f", "json:no_such_function"])
 def test_names_that_lead_nowhere(name: str) -> None:
     with pytest.raises(ConfigError, match=f"distance='{name}' cannot be imported"):

@@ -92,7 +92,7 @@ def test_two_ranks_share_negatives_when_asked_to(tmp_path: Path, backend: str) -
 def test_a_rank_that_raises_or_dies_does_not_leave_the_other_waiting(tmp_path: Path, backend: str, end: str) -> None:
     started = time.monotonic()
     callbacks = (f"ring_callbacks:{end}",)
-    job = make_job(tmp_path, "end", backend=backend, rank_callbacks=callbacks, stall_timeout_seconds=20.0)
+    job = make_job(tmp_path, "end", backend=backend, rank_callbacks=callbacks, stall_timeout_seconds=10.0)
     first, second = run_ring(job, tmp_path)
     raised = {"kind": "raised", "error": "ZeroDivisionError: a fault of the user's own"}
     assert second == (raised if end == "raise_on_rank_one" else {"kind": "killed", "error": "was killed by signal 9"})
@@ -102,7 +102,7 @@ def test_a_rank_that_raises_or_dies_does_not_leave_the_other_waiting(tmp_path: P
 
 def test_a_stopped_rank_is_lost_soon(tmp_path: Path) -> None:
     callbacks = ("ring_callbacks:stop_rank_one", "ring_callbacks:note_sockets")
-    job = make_job(tmp_path, "stop", backend="tensorflow", stall_timeout_seconds=20.0, rank_callbacks=callbacks)
+    job = make_job(tmp_path, "stop", backend="tensorflow", stall_timeout_seconds=10.0, rank_callbacks=callbacks)
     started = time.monotonic()
     first, second = run_ring(job, tmp_path)
     assert first["kind"] == "lost" and second == {"kind": "killed", "error": "was killed by signal 9"}
