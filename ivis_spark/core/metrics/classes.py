@@ -13,7 +13,7 @@ from ivis_spark.core.metrics.points import (
     centred_pair,
     centred_points,
     distances_between,
-    near_chances,
+    nearest,
     pearson,
     row_blocks,
     squared_distances,
@@ -49,8 +49,9 @@ def knn_predictions(
     predicted = np.empty(len(test), np.int64)
     voters = codes[train]
     for start, stop in row_blocks(len(test), max(n_train, len(labels))):
-        weights = near_chances(squared_distances(points[test[start:stop]], points[train]), k)
-        votes = [np.bincount(voters, weight, minlength=len(labels)) for weight in weights]
+        rows, columns, shares = nearest(squared_distances(points[test[start:stop]], points[train]), k)
+        at = rows * len(labels) + voters[columns]
+        votes = np.bincount(at, shares, minlength=(stop - start) * len(labels)).reshape(-1, len(labels))
         predicted[start:stop] = np.round(votes, 9).argmax(axis=1)  # sums of shares are not exact
     return test, labels[predicted]
 

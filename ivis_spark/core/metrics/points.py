@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,7 @@ from ivis_spark.errors import ConfigError, InputError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
 _DIRECT_DIMS = 16
 
 
@@ -37,11 +37,20 @@ def centred_points(values: ArrayLike, name: str, *, least: int) -> Floats:
     return np.ascontiguousarray(points - points.mean(axis=0))
 
 
+def centred_spaces(X: ArrayLike, others: Sequence[ArrayLike], *, least: int = 2) -> list[Floats]:
+    """Return features, and embeddings of the same rows, as `centred_points`. Raises InputError if they differ."""
+    spaces = [centred_points(X, "X", least=least), *(centred_points(Z, "Z", least=least) for Z in others)]
+    for points in spaces[1:]:
+        if len(points) != len(spaces[0]):
+            raise InputError(
+                f"X has {len(spaces[0])} rows and Z has {len(points)}; pass the same rows in the same order"
+            )
+    return spaces
+
+
 def centred_pair(X: ArrayLike, Z: ArrayLike, *, least: int = 2) -> tuple[Floats, Floats]:
-    """Return features and embedding of the same rows, each as `centred_points`. Raises InputError if they differ."""
-    features, embedding = centred_points(X, "X", least=least), centred_points(Z, "Z", least=least)
-    if len(features) != len(embedding):
-        raise InputError(f"X has {len(features)} rows and Z has {len(embedding)}; pass the same rows in the same order")
+    """Return `centred_spaces` of features and one embedding."""
+    features, embedding = centred_spaces(X, [Z], least=least)
     return features, embedding
 
 
@@ -58,38 +67,49 @@ def row_blocks(n_rows: int, width: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, n_rows)
 
 
-def squared_distances(A: Floats, B: Floats) -> Floats:
-    """Return the squared distances of points of shape (a, d) and (b, d), shape (a, b)."""
+def squared_distances(A: Floats, B: Floats, squares: Floats | None = None) -> Floats:
+    """Return the squared distances of points of shape (a, d) and (b, d), shape (a, b).
+
+    Args:
+        A: Some points.
+        B: Others.
+        squares: Squared lengths of B, shape (b,), if they are known.
+    """
     if A.shape[1] <= _DIRECT_DIMS:
         # Differences are exact for equal rows, which a matrix product is not, and cheap for an embedding.
         total = np.zeros((len(A), len(B)))
         for column in range(A.shape[1]):
-            total += np.square(np.subtract.outer(A[:, column], B[:, column]))
+            difference = np.subtract.outer(A[:, column], B[:, column])
+            total += np.square(difference, out=difference)
         return total
     total = A @ B.T
     total *= -2.0
     total += np.square(A).sum(axis=1)[:, np.newaxis]
-    total += np.square(B).sum(axis=1)
+    total += np.square(B).sum(axis=1) if squares is None else squares
     return np.maximum(total, 0.0, out=total)
 
 
-def near_chances(distances: Floats, k: int) -> Floats:
-    """Return for each distance the chance, shape (n, m), to be among the k smallest of its row.
+def nearest(distances: Floats, k: int, kth: Floats | None = None) -> tuple[Ints, Ints, Floats]:
+    """Return rows, columns and chances, each of shape (p,), of what may be among the k smallest distances of its row.
 
-    0 or 1, but for those equal to the k-th smallest: which of them count is drawn at random.
+    By rows. The chance is 1, but for those equal to the k-th smallest, `kth` if it is known: which of them count is
+    drawn at random.
     """
-    cut = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
-    closer, tied = distances < cut, distances == cut
-    left = k - closer.sum(axis=1)
-    return np.asarray(closer + tied * (left / tied.sum(axis=1))[:, np.newaxis])
+    cut = np.partition(distances, k - 1, axis=1)[:, k - 1] if kth is None else kth
+    rows, columns = np.nonzero(distances <= cut[:, np.newaxis])
+    tied = distances[rows, columns] == cut[rows]
+    n_near, n_tied = (np.bincount(rows, weights, minlength=len(cut)) for weights in (None, tied))
+    shares = (k - (n_near - n_tied)) / n_tied
+    return rows, columns, np.where(tied, shares[rows], 1.0)
 
 
 def distances_between(points: Floats, first: Ints, second: Ints) -> Floats:
     """Return the distances of pairs of points by their numbers, shape (p,)."""
     out = np.empty(len(first))
-    for start, stop in row_blocks(len(first), points.shape[1]):
-        difference = points[first[start:stop]] - points[second[start:stop]]
-        out[start:stop] = np.sqrt(np.square(difference).sum(axis=1))
+    for start, stop in row_blocks(len(first), 16 * points.shape[1]):  # what a core's cache holds
+        difference = points[first[start:stop]]
+        difference -= points[second[start:stop]]
+        out[start:stop] = np.sqrt(np.square(difference, out=difference).sum(axis=1))
     return out
 
 

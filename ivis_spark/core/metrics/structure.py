@@ -13,10 +13,11 @@ from ivis_spark.core.metrics.points import (
     Floats,
     Ints,
     centred_pair,
+    centred_spaces,
     check_count,
     distances_between,
     finite_points,
-    near_chances,
+    nearest,
     pearson,
     row_blocks,
     squared_distances,
@@ -82,7 +83,7 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
     are equally near in both spaces, like duplicates embedded at one point, keep their rank; constant `X` or `Z` keeps
     nothing, and gives chance.
 
-    Runs on: driver. Memory: O(n d) plus blocks of 64 MiB; time O(n^2 (d + log n)).
+    Runs on: driver. Memory: O(n d) plus blocks of 16 MiB; time O(n^2 (d + log n)).
 
     Args:
         X: Features, shape (n, d).
@@ -95,10 +96,10 @@ def trustworthiness(X: ArrayLike, Z: ArrayLike, k: int) -> float:
         ConfigError: if k is not in [1, n / 2).
         InputError: if the arrays differ in rows, are not 2-d or hold NaN or infinity.
     """
-    features, embedding = centred_pair(X, Z)
-    n = _checked_rows(features, k)
+    features, embedding = map(_Space, centred_pair(X, Z))
+    n = _checked_rows(features.points, k)
     blocks = row_blocks(n, n)
-    return _trust(sum(_Block(features, *block, k).excess(_Block(embedding, *block, k)) for block in blocks), n, k)
+    return _trust(sum(features.block(*at, k).excess(embedding.block(*at, k)) for at in blocks), n, k)
 
 
 def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
@@ -114,30 +115,43 @@ def continuity(X: ArrayLike, Z: ArrayLike, k: int) -> float:
 def trust_and_continuity(X: ArrayLike, embeddings: Sequence[ArrayLike], k: int) -> list[tuple[float, float]]:
     """Return trustworthiness and continuity of each of several embeddings; distances in `X` are computed once.
 
-    Runs on: driver. Arguments and errors as in `trustworthiness`; memory: O(n d) and a dozen blocks of 64 MiB.
+    Runs on: driver. Arguments and errors as in `trustworthiness`; memory: O(n d) and a dozen blocks of 16 MiB.
     """
-    pairs = [centred_pair(X, Z) for Z in embeddings]
-    features = pairs[0][0]
-    n = _checked_rows(features, k)
-    excess = np.zeros((len(pairs), 2))
-    for block in row_blocks(n, n):
-        original = _Block(features, *block, k)
-        for place, (_, embedding) in enumerate(pairs):
-            embedded = _Block(embedding, *block, k)
+    features, *others = map(_Space, centred_spaces(X, embeddings))
+    n = _checked_rows(features.points, k)
+    excess = np.zeros((len(others), 2))
+    for at in row_blocks(n, n):
+        original = features.block(*at, k)
+        for place, embedding in enumerate(others):
+            embedded = embedding.block(*at, k)
             excess[place] += original.excess(embedded), embedded.excess(original)
     return [(_trust(trust, n, k), _trust(continuous, n, k)) for trust, continuous in excess.tolist()]
 
 
-class _Block:
-    """Distances of some rows to all others."""
+class _Space:
+    """Points, shape (n, d), whose distances are taken a block of rows at a time."""
 
-    def __init__(self, points: Floats, start: int, stop: int, k: int) -> None:
-        self.distances, self.k, self.constant = _without_self(points, start, stop), k, not points.any()
+    def __init__(self, points: Floats) -> None:
+        self.points, self.constant = points, not points.any()
+        self._squares = np.square(points).sum(axis=1)
+
+    def block(self, start: int, stop: int, k: int) -> _Block:
+        """Return the distances of some rows to all others."""
+        distances = squared_distances(self.points[start:stop], self.points, self._squares)
+        distances[np.arange(stop - start), np.arange(start, stop)] = np.inf
+        return _Block(distances, k, self.constant)
+
+
+class _Block:
+    """Distances of some rows to all others, infinite to themselves."""
+
+    def __init__(self, distances: Floats, k: int, constant: bool) -> None:
+        self.distances, self.k, self.constant = distances, k, constant
 
     @functools.cached_property
-    def near(self) -> Floats:
-        """The chance of each row to be among the k nearest."""
-        return near_chances(self.distances, self.k)
+    def near(self) -> tuple[Ints, Ints, Floats]:
+        """Rows and columns of those that may be among the k nearest, and their chances."""
+        return nearest(self.distances, self.k, self.ranked[:, self.k - 1])
 
     @functools.cached_property
     def ranked(self) -> Floats:
@@ -146,17 +160,27 @@ class _Block:
 
     def excess(self, other: _Block) -> float:
         """Return by how much the ranks here of the nearest rows of `other` exceed k: the expected total."""
-        found, shared = 0.0, not (self.constant or other.constant)
-        for row, values, others, chances in zip(self.ranked, self.distances, other.distances, other.near, strict=True):
-            chosen = np.flatnonzero(chances)
-            first, last = (np.searchsorted(row, values[chosen], side=side) for side in ("left", "right"))
-            tied = last - first
-            if shared and tied.max() > 1:
-                tied -= _repeats(values, others)[chosen] - 1
-            # The ranks first + 1 to first + tied are equally likely.
-            total = _sum_to(first + tied - self.k) - _sum_to(first - self.k)
-            found += float(chances[chosen] @ (total / tied))
-        return found
+        rows, columns, chances = other.near
+        values = self.distances[rows, columns]
+        first, last = (_places(self.ranked, rows, values, compare) for compare in (np.less, np.less_equal))
+        tied = last - first
+        if not (self.constant or other.constant):
+            for row in np.unique(rows[tied > 1]):
+                of_row = slice(*np.searchsorted(rows, [row, row + 1]))
+                tied[of_row] -= _repeats(self.distances[row], other.distances[row])[columns[of_row]] - 1
+        # The ranks first + 1 to first + tied are equally likely.
+        total = _sum_to(first + tied - self.k) - _sum_to(first - self.k)
+        return float(chances @ (total / tied))
+
+
+def _places(ranked: Floats, rows: Ints, values: Floats, compare: np.ufunc) -> Ints:
+    """Return how many values of a row, which is in order, compare so with each of `values`, shape (p,)."""
+    n, places = ranked.shape[1], np.zeros(len(rows), np.int64)
+    for step in 2 ** np.arange(n.bit_length())[::-1]:
+        further = places + step
+        passed = compare(ranked[rows, np.minimum(further, n) - 1], values) & (further <= n)
+        places[passed] = further[passed]
+    return places
 
 
 def _sum_to(n: Ints) -> Ints:
@@ -183,13 +207,16 @@ def knn_recall(X: ArrayLike, Z: ArrayLike, k: int) -> float:
 
     Runs on: driver. Arguments, memory and errors as in `trustworthiness`.
     """
-    features, embedding = centred_pair(X, Z)
-    n = _checked_rows(features, k)
+    features, embedding = map(_Space, centred_pair(X, Z))
+    n = _checked_rows(features.points, k)
     hits = 0.0
-    for block in row_blocks(n, n):
-        original, embedded = _Block(features, *block, k), _Block(embedding, *block, k)
-        both = np.multiply if original.constant or embedded.constant else np.minimum
-        hits += float(both(original.near, embedded.near).sum())
+    both = np.multiply if features.constant or embedding.constant else np.minimum
+    for at in row_blocks(n, n):
+        chances = np.zeros((2, at[1] - at[0], n))
+        for space, of_space in zip((features, embedding), chances, strict=True):
+            rows, columns, values = space.block(*at, k).near
+            of_space[rows, columns] = values
+        hits += float(both(*chances).sum())
     return hits / (n * k)
 
 
@@ -218,8 +245,7 @@ def random_triplet_accuracies(
     X: ArrayLike, embeddings: Sequence[ArrayLike], *, n_triplets: int, rng: np.random.Generator
 ) -> list[float]:
     """Return `random_triplet_accuracy` of several embeddings, by the same triples; those of `X` are computed once."""
-    pairs = [centred_pair(X, Z, least=3) for Z in embeddings]
-    features = pairs[0][0]
+    features, *others = centred_spaces(X, embeddings, least=3)
     check_count("n_triplets", n_triplets)
     a, b, c = draw_distinct(len(features), 3, n_triplets, rng)
 
@@ -229,8 +255,8 @@ def random_triplet_accuracies(
     wanted = nearer(features)
     ordered = wanted != 0
     if not ordered.any():
-        return [0.5] * len(pairs)
-    return [float(0.5 + 0.5 * np.mean(wanted[ordered] * nearer(embedding)[ordered])) for _, embedding in pairs]
+        return [0.5] * len(others)
+    return [float(0.5 + 0.5 * np.mean(wanted[ordered] * nearer(embedding)[ordered])) for embedding in others]
 
 
 def distance_correlation(X: ArrayLike, Z: ArrayLike, *, n_pairs: int, rng: np.random.Generator) -> tuple[float, float]:
@@ -281,12 +307,6 @@ def is_collapsed(Z: ArrayLike, *, tolerance: float = 1e-3) -> bool:
     centre = points.mean(axis=0)
     spread = float(np.sqrt(np.square(points - centre).sum(axis=1).mean()))
     return spread <= max(tolerance * float(np.linalg.norm(centre)), 1e-5)
-
-
-def _without_self(points: Floats, start: int, stop: int) -> Floats:
-    distances = squared_distances(points[start:stop], points)
-    distances[np.arange(stop - start), np.arange(start, stop)] = np.inf
-    return distances
 
 
 def draw_distinct(n: int, size: int, draws: int, rng: np.random.Generator) -> list[Ints]:
