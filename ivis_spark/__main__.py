@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
@@ -14,6 +15,8 @@ def start() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("ivis-spark: interrupted before anything was started\n")
         return 130
+    finally:
+        gc.freeze()  # what is left ends with the process; to search TensorFlow's for cycles takes a second
 
 
 if __name__ == "__main__":

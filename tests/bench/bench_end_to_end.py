@@ -102,7 +102,7 @@ def is_work(step: str) -> bool:
 
 def run_ours(table: str, output: str, settings: list[str], heap: str, *, command: str = "run") -> float:
     """Run a command and return its seconds."""
-    line = [sys.executable, "-m", "ivis_spark.cli", command, "--input", table, "--output", output, "--id-col", "id"]
+    line = [sys.executable, "-m", "ivis_spark", command, "--input", table, "--output", output, "--id-col", "id"]
     line += ["--label-col", "label"] if command == "run" else []
     line += [part for setting in settings for part in ("--set", setting)]
     line += ["--spark-conf", f"spark.driver.memory={heap}"]

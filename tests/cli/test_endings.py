@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ivis_spark import __main__ as program
 from ivis_spark.cli import main
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
@@ -294,3 +296,12 @@ def test_ctrl_c_while_modules_are_imported(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (130, "ivis-spark: interrupted before anything was started\n")
+
+
+def test_the_process_ends_without_a_search_for_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes a second where TensorFlow was imported."""
+    monkeypatch.setattr("ivis_spark.cli.main", lambda: 75)
+    try:
+        assert program.start() == 75 and gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
