@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
-from ivis_spark.core.sizes import SPLIT_BYTES
+from ivis_spark.core.sizes import BROADCAST_BYTES, SPLIT_BYTES
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
 from ivis_spark.spark.anchors import row_hash
@@ -151,8 +151,13 @@ def build_triplets(
 
 
 def _fetch(requests: DataFrame, rows: DataFrame, n_bytes: int) -> DataFrame:
-    """Join vectors to what asks for them, in tasks by bytes where the table is large: Spark's own number is fixed."""
+    """Join vectors to what asks for them.
+
+    Every task gets a small table whole; a large one's are fetched in tasks by bytes, as Spark's own number is fixed.
+    """
     others, tasks = rows.withColumnRenamed("id", "other"), n_bytes // SPLIT_BYTES
+    if n_bytes <= BROADCAST_BYTES and not any(kind.startswith("array") for _, kind in rows.dtypes):  # of labels
+        return requests.join(F.broadcast(others), "other").drop("other")
     usual = rows.sparkSession.conf.get("spark.sql.shuffle.partitions") or ""
     if usual.isdigit() and tasks > int(usual):  # Databricks has "auto"
         requests, others = requests.repartition(tasks, "other"), others.repartition(tasks, "other")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ivis_spark.config import Config
-from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
+from ivis_spark.core.sizes import BROADCAST_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.core.triplets.blocks import BlockPlan
 from ivis_spark.errors import ArtifactError
 from ivis_spark.progress import step
@@ -99,7 +99,8 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         row_bytes=int(per_anchor * vector),
         list_bytes=8 * k,
     )
-    ranks, tasks = config.train.num_ranks, max(plan.buckets, int(rows * (vector + 8)) // SPLIT_BYTES)
+    table = rows * (vector + 8)
+    ranks, tasks = config.train.num_ranks, max(plan.buckets, int(table) // SPLIT_BYTES)
     starved = ranks > 1 and anchors < plan.block_rows * settings.group_blocks * ranks
     return Estimate(
         stage="triplets",
@@ -112,7 +113,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         task_bytes=PYTHON_BYTES
         + _PACKED * plan.block_rows * per_anchor * vector
         + anchors / plan.buckets * (24 * k + 16),
-        driver_bytes=1024.0 * plan.buckets,
+        driver_bytes=1024.0 * plan.buckets + (2 * table if table <= BROADCAST_BYTES else 0.0),
         formula=f"A = {anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
         f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B and half a "
         "block a file; seconds v (a + b d) + N (c + e d)",

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
@@ -90,7 +91,17 @@ def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, monkeypat
     for cut in (1, 5):
         build(spark, tmp_path / str(cut), cut)
         monkeypatch.setattr(triplets, "SPLIT_BYTES", 300)
+        monkeypatch.setattr(triplets, "BROADCAST_BYTES", 0)
     assert content(tmp_path / "1") == content(tmp_path / "5")
+
+
+def test_small_tables_are_not_shuffled_to_fetch_their_vectors(spark: SparkSession) -> None:
+    """Unless their labels are arrays, whose bytes are not counted."""
+    requests, rows = spark.range(5).withColumnRenamed("id", "other"), spark.range(5).withColumn("label", F.lit(1))
+    arrays = rows.withColumn("label", F.array("label"))
+    for table, n_bytes, broadcast in ((rows, 99, True), (rows, 1 << 30, False), (arrays, 99, False)):
+        plan = triplets._fetch(requests.hint("merge"), table, n_bytes)._jdf.queryExecution().analyzed().toString()
+        assert ("strategy=broadcast" in plan) is broadcast
 
 
 def test_neighbours_outside_the_table_are_refused(spark: SparkSession, tmp_path: Path) -> None:
