@@ -35,6 +35,12 @@ _LOCAL_SETTINGS = {
     "spark.executorEnv.LC_ALL": "C.UTF-8",
 }
 
+# Java compiles with all optimisations what is called this often or loops this often, ten times its own numbers: it
+# spends most of a short run's CPU on that, for code that is then hardly used; in a long one it is done seconds later.
+_JAVA_COMPILES_LATER = (
+    "-XX:+IgnoreUnrecognizedVMOptions -XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
+    "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
+)
 
 # Java's log as lines like ours. What keeps it from being written, as a full disk, is not said on the console.
 _LOG4J2 = """\
@@ -113,8 +119,10 @@ def get_session(
     if master.startswith("local"):
         chosen = {**_LOCAL_SETTINGS, **chosen}
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
-    with _own_interrupts(), _java_logging(log_file, as_json=log_as_json) as java_option:
-        chosen |= java_option if "spark.driver.defaultJavaOptions" not in chosen else {}
+    with _own_interrupts(), _java_logging(log_file, as_json=log_as_json) as log_options:
+        options = [*log_options, *([_JAVA_COMPILES_LATER] if master.startswith("local") else [])]
+        if options:
+            chosen.setdefault("spark.driver.defaultJavaOptions", " ".join(options))
         session = _configured(builder.master(master), chosen).getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
@@ -154,16 +162,16 @@ def _own_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _java_logging(path: str | None, *, as_json: bool) -> Iterator[dict[str, str]]:
-    """Yield the Spark setting with which a Java that starts now appends its log to a file; none without a file."""
+def _java_logging(path: str | None, *, as_json: bool) -> Iterator[list[str]]:
+    """Yield the option with which a Java that starts now appends its log to a file; none without a file."""
     if path is None:
-        yield {}
+        yield []
         return
     layout = (_JAVA_LOG_JSON if as_json else _JAVA_LOG_TEXT).replace("PID", str(os.getpid()))
     with tempfile.NamedTemporaryFile("w", suffix=".properties", prefix="ivis-spark-log4j2-", encoding="utf-8") as file:
         file.write(_LOG4J2.format(path=_in_properties(os.path.abspath(path)), layout=layout))
         file.flush()
-        yield {"spark.driver.defaultJavaOptions": f'"-Dlog4j2.configurationFile={file.name}"'}
+        yield [f'"-Dlog4j2.configurationFile={file.name}"']
 
 
 def _in_properties(text: str) -> str:

@@ -131,11 +131,13 @@ def test_spark_submit_logs_nothing_below_the_last_line(monkeypatch: pytest.Monke
 
 
 def log_a_line(path: str) -> str:
-    """Let Java log an error into a file, in a process of its own, and return what that says on the console."""
+    """Let Java log an error and its options into a file, in a process of its own; return what that says."""
     program = (
         "from ivis_spark.spark.session import get_session\n"
         f"spark = get_session('log', master='local[1]', log_file={path!r})\n"
-        "spark._jvm.org.apache.logging.log4j.LogManager.getLogger('x').error('a line')\n"
+        "log = spark._jvm.org.apache.logging.log4j.LogManager.getLogger('x')\n"
+        "log.error('a line')\n"
+        "log.error(str(spark._jvm.java.lang.management.ManagementFactory.getRuntimeMXBean().getInputArguments()))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
@@ -153,4 +155,5 @@ def test_the_log_of_java_is_where_it_should_be(tmp_path: Path) -> None:
     path.parent.mkdir()
     log_a_line(str(path))
     assert re.search(r"^\S+ \S+Z \d+ ERROR x: a line$", path.read_text(), re.M)
+    assert "-XX:Tier4BackEdgeThreshold=400000" in path.read_text()  # or a short run compiles more than it does
     assert list(tmp_path.iterdir()) == [path.parent]
