@@ -198,6 +198,23 @@ def test_the_batch_follows_the_rows(rows: int, settings: list[str], batch_size: 
     assert load_config(None, settings).for_rows(rows).train.batch_size == batch_size
 
 
+@pytest.mark.parametrize(
+    ("rows", "settings", "warmup"),
+    [
+        (1_000_000, [], 1),
+        (70_000, [], 1),
+        (8_000, ["train.epochs=60"], 6),
+        (8_000, ["train.epochs=2"], 1),
+        (150, [], 20),
+        (8_000, ["train.warmup_epochs=2"], 2),
+        (8_000, ["preset=ivis"], 0),
+    ],
+)
+def test_the_warm_up_is_enough_steps(rows: int, settings: list[str], warmup: int) -> None:
+    """8,000 rows are 15 steps of 512 per epoch."""
+    assert load_config(None, settings).for_rows(rows).train.warmup_epochs == warmup
+
+
 def test_the_learning_rate_follows_the_network_and_the_batch() -> None:
     train = Config().for_rows(70_000).train
     assert [round(train.learning_rate_of(width), 6) for width in (64, 128, 512, 2000)] == [0.01, 0.01, 0.005, 0.00253]

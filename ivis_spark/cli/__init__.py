@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import __version__, storage
 from ivis_spark.cli.options import make_config, parse, spark_settings
 from ivis_spark.config import Config, command_without_secrets, load_config
+from ivis_spark.core.threads import own_process
 from ivis_spark.errors import ConfigError, DependencyError, IvisError, speak_python
 from ivis_spark.operations import commands as operations
 from ivis_spark.pipeline import Pipeline
@@ -45,6 +46,7 @@ _RESUMES = "are kept, and the same command resumes from there"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Runs on: driver."""
     speak_python(False)
+    own_process(True)
     arguments = parse(argv)
     arguments.words = sys.argv[1:] if argv is None else list(argv)
     code, guard, keep, started = 1, Guard(), False, time.monotonic()

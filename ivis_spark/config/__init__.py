@@ -42,7 +42,17 @@ from ivis_spark.config.sections import (
     QueryConfig,
     TripletsConfig,
 )
-from ivis_spark.config.training import BATCH_SIZES, EPOCHS, LEAST_STEPS, LOSSES, NETWORK_UNITS, STEPS, TrainConfig
+from ivis_spark.config.training import (
+    BATCH_SIZES,
+    EPOCHS,
+    LEAST_STEPS,
+    LOSSES,
+    NETWORK_UNITS,
+    STEPS,
+    WARMUP_SHARE,
+    WARMUP_STEPS,
+    TrainConfig,
+)
 from ivis_spark.errors import ConfigError, advice
 
 log = logging.getLogger(__name__)
@@ -113,7 +123,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": AUTO,
             "learning_rate": AUTO,
             "schedule": "cosine",
-            "warmup_epochs": 1,
+            "warmup_epochs": AUTO,
             "clipnorm": 4.0,
             "global_weight": 0.1,
         }
@@ -241,7 +251,7 @@ class Config(Checked):
 
 
 def _steps_for(anchors: int, train: TrainConfig) -> dict[str, int]:
-    """Return the epochs and the batch size that suit a number of anchors, each if it is `auto`."""
+    """Return the epochs, batch size and warm-up that suit a number of anchors, each if it is `auto`."""
     epochs: Any = train.epochs
     batch_size: Any = train.batch_size
     if epochs == AUTO:
@@ -251,7 +261,8 @@ def _steps_for(anchors: int, train: TrainConfig) -> dict[str, int]:
         enough = (size for size in BATCH_SIZES if epochs * (anchors // size) >= LEAST_STEPS)
         batch_size = next(enough, BATCH_SIZES[-1])
         batch_size = -(-batch_size // train.num_ranks) * train.num_ranks
-    return {"epochs": epochs, "batch_size": batch_size}
+    warmup = min(-(-WARMUP_STEPS // max(1, anchors // batch_size)), max(1, int(WARMUP_SHARE * epochs)))
+    return {"epochs": epochs, "batch_size": batch_size, "warmup_epochs": warmup}
 
 
 def _with_preset(section: type[SectionT], passed: SectionT | None, preset: Mapping[str, Any]) -> SectionT:

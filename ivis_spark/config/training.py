@@ -25,6 +25,9 @@ LOSSES: dict[str, bool] = {**dict.fromkeys(_TRIPLET_LOSSES, False), "infonce": T
 IVIS_BATCH_SIZE = 128
 # Steps that training needs, and the fewest and most epochs to make them in.
 STEPS, EPOCHS = 10_800, (5, 200)
+# Steps of the warm-up, and the largest share of the epochs it may take: with 15 steps the wide networks lose .03 kNN
+# accuracy on 8,000 digits.
+WARMUP_STEPS, WARMUP_SHARE = 90, 0.1
 # Batches that `auto` chooses from, and the steps that it makes them smaller for.
 BATCH_SIZES, LEAST_STEPS = (512, 256, 128, 64), 800
 # Learning rate of infonce, measured with layers of 128 and the largest of those batches.
@@ -155,7 +158,13 @@ class TrainConfig(Checked):
         "How a numeric learning rate scales with batch_size: not at all, or with batch_size / "
         f"{IVIS_BATCH_SIZE} or its square root.",
     )
-    warmup_epochs: int = option(0, "Number of initial epochs in which the learning rate rises from 0.", low=0)
+    warmup_epochs: int = option(
+        0,
+        "Number of initial epochs in which the learning rate rises from 0; auto is enough for "
+        f"{WARMUP_STEPS} steps, at most a tenth of the epochs.",
+        low=0,
+        auto=True,
+    )
     gradient_compression: Literal["none", "fp16"] = option(
         "none", "Compression of gradients sent between ranks: fp16 halves the bytes, for slow networks."
     )

@@ -6,6 +6,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_process = {"own": False}
+
+
+def own_process(own: bool) -> None:
+    """Set whether this process runs nothing but a command of ours, so that its libraries may be set up for that."""
+    _process["own"] = own
+
+
+def is_own_process() -> bool:
+    """Return whether threads of libraries may be limited; in a notebook they belong to the user."""
+    return _process["own"]
+
 
 def count_threads(n_jobs: int | None) -> int:
     """Return how many threads `n_jobs` means: -1 is one per core, -2 one less, and so on; None or 0 is one."""

@@ -112,7 +112,7 @@ class Ivis(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Saving):  # type: 
         optimizer: "adam", "adamw" or "sgd".
         schedule: "constant" learning rate until the loss stops falling, or "cosine", which falls over all epochs
             [constant; cosine].
-        warmup_epochs: First epochs, in which the learning rate rises from 0 [0; 1].
+        warmup_epochs: First epochs, in which the learning rate rises from 0 [0; auto].
         cooldown_epochs: Last epochs, in which a constant learning rate falls to 0 [0; 8].
         clipnorm: Maximum norm of the gradients of a layer's weights [None; 4.0]; None disables it.
         negatives: Negatives per anchor of the triplet losses.

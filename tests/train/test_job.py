@@ -16,6 +16,7 @@ pytestmark = pytest.mark.tf
 from triplet_blocks import write_blocks  # noqa: E402
 
 from ivis_spark.config import TrainConfig  # noqa: E402
+from ivis_spark.core import threads  # noqa: E402
 from ivis_spark.errors import ConfigError, DependencyError  # noqa: E402
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402
@@ -23,7 +24,7 @@ from ivis_spark.nn.persistence import load_model  # noqa: E402
 from ivis_spark.train import loop  # noqa: E402
 from ivis_spark.train.callbacks import make_callbacks  # noqa: E402
 from ivis_spark.train.checkpoints import Checkpoints  # noqa: E402
-from ivis_spark.train.job import TrainingJob, run_job  # noqa: E402
+from ivis_spark.train.job import TrainingJob, limit_threads, run_job  # noqa: E402
 from ivis_spark.train.loop import TrainingState  # noqa: E402
 
 EPOCHS = 5
@@ -50,6 +51,30 @@ def weights(job: TrainingJob) -> list[np.ndarray]:
 def test_a_job_survives_json(tmp_path: Path) -> None:
     job = make_job(tmp_path, callbacks=("csv",))
     assert TrainingJob.from_mapping(json.loads(json.dumps(job.to_mapping()))) == job
+
+
+@pytest.mark.parametrize(
+    ("own", "environment", "settings", "limited"),
+    [
+        (True, {}, {}, True),
+        (True, {}, {"batch_size": 2048}, False),
+        (True, {}, {"model": "maaten", "batch_size": 512}, False),
+        (True, {"TF_NUM_INTRAOP_THREADS": "2"}, {}, False),
+        (False, {}, {}, False),
+    ],
+)
+def test_small_steps_take_one_thread_if_the_process_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool, environment: dict, settings: dict, limited: bool
+) -> None:
+    """A notebook's TensorFlow, wide networks and large batches keep all threads."""
+    asked: list[int] = []
+    monkeypatch.setattr("tensorflow.config.threading.set_intra_op_parallelism_threads", asked.append)
+    monkeypatch.setitem(threads._process, "own", own)
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    limit_threads(make_job(tmp_path, **settings))
+    assert asked == [1] * limited
 
 
 class Interrupt(Exception):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -90,10 +91,13 @@ def _petastorm() -> Any:
     warnings.filterwarnings("ignore", module=r"petastorm\b")
     logging.getLogger("petastorm").setLevel(logging.ERROR)
     try:
-        from petastorm import make_batch_reader
+        from petastorm import make_batch_reader, reader
     except (ImportError, AttributeError) as err:
         raise DependencyError(
             f"Petastorm cannot be used ({err}): pip install 'ivis_spark[classic]' installs it with the pyarrow (14), "
             "NumPy (1) and setuptools (below 70) it needs, or read with train.reader=pyarrow"
         ) from err
+    # A reader without threads queues four row groups at a time, and sleeps 100 ms whenever it finds the queue empty:
+    # with small blocks about five times per epoch. So the row groups of a whole epoch are queued at once.
+    reader._VENTILATE_EXTRA_ROWGROUPS = sys.maxsize >> 1
     return make_batch_reader

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ivis_spark.errors import ArtifactError, ConfigError, DependencyError  # noq
 from ivis_spark.train import readers  # noqa: E402
 from ivis_spark.train.dataset.block_dataset import block_dataset  # noqa: E402
 from ivis_spark.train.dataset.blocks import Position, TripletBlocks  # noqa: E402
-from ivis_spark.train.dataset.sharding import Part, row_groups_of, whole_and_cut  # noqa: E402
+from ivis_spark.train.dataset.sharding import Part, deal, row_groups_of, whole_and_cut  # noqa: E402
 from ivis_spark.train.readers import installed_readers, make_reader  # noqa: E402
 
 
@@ -221,3 +222,16 @@ def test_a_reader_that_is_missing_or_broken_is_refused_or_passed_over(
     monkeypatch.undo()
     sys.modules.update(loaded)
     assert module_names("ivis_spark.train.readers") == ["petastorm", "pyarrow"]
+
+
+@pytest.mark.skipif("petastorm" not in USABLE, reason="needs Petastorm")
+def test_petastorm_does_not_sleep_between_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks every 100 ms whether there is another row group; one look may come before the first."""
+    from petastorm.workers_pool import dummy_pool
+
+    blocks, slept = write_blocks(tmp_path, [30, 30]), []
+    monkeypatch.setattr(dummy_pool, "sleep", lambda seconds: (slept.append(seconds), time.sleep(seconds)))
+    parts = deal(blocks.file_blocks, 0, 1, np.random.default_rng(0))
+    groups = list(make_reader("petastorm").read(blocks, parts, ["anchor", "positive_0"], seed=1))
+    assert sum(len(group["anchor"]) for group in groups) == 60
+    assert len(slept) <= 1
