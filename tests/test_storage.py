@@ -239,6 +239,7 @@ def test_a_run_of_an_earlier_version_is_read_as_it_is(kept: RunFolder) -> None:
     assert verify(kept.root)["neighbours"] == 6
     assert kept.data("rows") == kept.path("rows", "data") and kept.outdated("embeddings") == {}
     train = ["train.epochs=2", "train.learning_rate=0.01", "train.batch_size=16", "train.model=small_networks:tiny"]
+    train.append("train.warmup_epochs=1")  # the default of that version
     config = load_config(None, ["neighbours.k=5", "data.id_col=id", "data.label_col=label", *train])
     pipeline = Pipeline(kept.root, config, get_spark=lambda: pytest.fail("a stage would be built again"))
     for step in (pipeline.neighbours, pipeline.triplets, pipeline.train, pipeline.embed):

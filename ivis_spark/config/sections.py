@@ -172,7 +172,7 @@ class NeighboursConfig(Checked):
     region_rows: int | None = option(
         None,
         "Rows per region, which one task holds and searches; none: a tenth of the table, at least 16,384 rows and at "
-        "most 96 MiB.",
+        "most 88 MiB.",
         low=2,
     )
     leaf_rows: int = option(

@@ -271,7 +271,7 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--rows", "1e9", "--dims", "128", "--executors", "50x16", "--executor-memory", "64g"]) == 0
     text = capsys.readouterr().out
     for part in (
-        "7,629 regions",
+        "5,549 regions",
         "core-hours",
         "shuffles c N (4 d + 9)",
         "fixed s",

@@ -26,7 +26,7 @@ from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 
 MOST_REGIONS = 10_000
-REGION_BYTES = 96 << 20  # of the rows that a region is home to
+REGION_BYTES = 88 << 20  # of the rows that a region is home to
 REGION_ROWS = (16_384, 250_000)  # fewest, unless bytes ask for fewer, and most
 _REGIONS = 10  # that a table is cut into, so that some tasks can share it, if its regions are then not too small
 SAMPLE_BYTES = 256 << 20

@@ -202,7 +202,7 @@ def test_sizes_of_regions_and_samples() -> None:
     config = NeighboursConfig()
     assert region_rows(config, 10_000, 10) == 16_384 and sample_size(10_000, 10, 16_384) == 0
     assert region_rows(config, 1_000_000, 32) == 100_000 and sample_size(1_000_000, 32, 100_000) == 1024
-    assert region_rows(config, 10**7, 784) == (96 << 20) // (4 * 784)
+    assert region_rows(config, 10**7, 784) == (88 << 20) // (4 * 784)
     assert 10**10 / region_rows(config, 10**10, 32) <= MOST_REGIONS
     assert region_rows(NeighboursConfig(k=150, region_rows=10), 10**6, 8) == 604
     rows = region_rows(config, 10**9, 128)
