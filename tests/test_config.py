@@ -299,6 +299,9 @@ def test_options_of_a_table_are_kept_without_secrets() -> None:
         "sas",
         "SASToken",
         "credentials",
+        "truststorepass",
+        "api_keys",
+        "secretvalue",
     ]
     kept = [
         "bypass_cache",

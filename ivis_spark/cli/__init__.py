@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logs.to_file(logging.INFO, ending)
         logging.getLogger().removeFilter(says_more)
         logs.close(keep=keep)
+        own_process(False)
     return code
 
 

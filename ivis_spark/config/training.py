@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +16,13 @@ NETWORK_UNITS: dict[str, tuple[int, ...]] = {
     "hinton": (2000, 1000, 500),
     "maaten": (500, 500, 2000),
 }
+
+
+def multiplications(dims: int, units: Sequence[int], embedding_dims: int) -> int:
+    """Return the multiplications of one row's way through layers of these units."""
+    return sum(a * b for a, b in itertools.pairwise([dims, *units, embedding_dims]))
+
+
 _NETWORKS = ", ".join(f"{name} {'-'.join(map(str, units))}" for name, units in NETWORK_UNITS.items())
 # The losses, and whether their negatives are the other rows of a batch, so that none are drawn: `in_batch` of a loss.
 _TRIPLET_LOSSES = (

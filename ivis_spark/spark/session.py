@@ -38,7 +38,7 @@ _LOCAL_SETTINGS = {
 # Java compiles with all optimisations what is called this often or loops this often, ten times its own numbers: it
 # spends most of a short run's CPU on that, for code that is then hardly used; in a long one it is done seconds later.
 _JAVA_COMPILES_LATER = (
-    "-XX:+IgnoreUnrecognizedVMOptions -XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
+    "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 "
     "-XX:Tier4CompileThreshold=150000 -XX:Tier4BackEdgeThreshold=400000"
 )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import NETWORK_UNITS, Config
+from ivis_spark.config.training import multiplications
 from ivis_spark.core.sizes import TENSORFLOW_BYTES
 from ivis_spark.errors import ConfigError
 from ivis_spark.progress import step
@@ -137,4 +137,4 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
 def encoder_flops(dims: int, config: Config) -> float:
     """Return the floating-point operations of one row's way through the encoder."""
     units = NETWORK_UNITS.get(config.train.model) or NETWORK_UNITS["szubert"]
-    return 2.0 * sum(a * b for a, b in itertools.pairwise([dims, *units, config.train.embedding_dims]))
+    return 2.0 * multiplications(dims, units, config.train.embedding_dims)

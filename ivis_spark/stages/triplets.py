@@ -100,6 +100,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         list_bytes=8 * k,
     )
     table = rows * (vector + 8)
+    broadcast = table <= BROADCAST_BYTES
     ranks, tasks = config.train.num_ranks, max(plan.buckets, int(table) // SPLIT_BYTES)
     starved = ranks > 1 and anchors < plan.block_rows * settings.group_blocks * ranks
     return Estimate(
@@ -108,15 +109,15 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         slots=min(cluster.slots, tasks),
         fixed_seconds=_FIXED,
         core_seconds=vectors * (_VECTOR + _VALUE * dims) + rows * (_ROW + _ROW_VALUE * dims),
-        shuffle_bytes=anchors * (8 * k + 16) + vectors * (vector + _REQUEST_BYTES) + rows * (vector + 8),
+        shuffle_bytes=anchors * (8 * k + 16) + vectors * (vector + _REQUEST_BYTES) + (0.0 if broadcast else table),
         storage_bytes=(anchors + plan.padding) * per_anchor * vector,
         task_bytes=PYTHON_BYTES
         + _PACKED * plan.block_rows * per_anchor * vector
         + anchors / plan.buckets * (24 * k + 16),
-        driver_bytes=1024.0 * plan.buckets + (2 * table if table <= BROADCAST_BYTES else 0.0),
+        driver_bytes=1024.0 * plan.buckets + (2 * table if broadcast else 0.0),
         formula=f"A = {anchors:,.0f} anchors, F = {plan.buckets:,} files, v = A (1 + positives_per_anchor) vectors; "
-        f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}) + N (4 d + 8) B; stores 4 v d B and half a "
-        "block a file; seconds v (a + b d) + N (c + e d)",
+        f"shuffles A (8 k + 16) + v (4 d + {_REQUEST_BYTES}){' + N (4 d + 8)' * (not broadcast)} B; stores 4 v d B "
+        "and half a block a file; seconds v (a + b d) + N (c + e d)",
         remedy="lower triplets.block_rows",
         advice=["too few row groups for the ranks: lower triplets.block_rows or triplets.group_blocks"] * starved,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import tempfile
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from ivis_spark import storage
 from ivis_spark.config import NETWORK_UNITS, TrainConfig, section_from_mapping
+from ivis_spark.config.training import multiplications
 from ivis_spark.core.threads import is_own_process
 from ivis_spark.errors import raised_remotely
 from ivis_spark.nn.callbacks import FitProgress
@@ -117,8 +117,7 @@ def limit_threads(job: TrainingJob) -> None:
     units = NETWORK_UNITS.get(job.config.model)
     if not units or not is_own_process() or "TF_NUM_INTRAOP_THREADS" in os.environ:
         return
-    products = sum(a * b for a, b in itertools.pairwise([job.blocks.dims, *units, job.config.embedding_dims]))
-    if 2 * job.config.batch_size * products <= _SMALL_STEP:
+    if 2 * job.config.batch_size * multiplications(job.blocks.dims, units, job.config.embedding_dims) <= _SMALL_STEP:
         with contextlib.suppress(RuntimeError):  # TensorFlow keeps the threads that it began with
             tf.config.threading.set_intra_op_parallelism_threads(1)
 

@@ -1,7 +1,7 @@
 """Leaves: the rows of a region in groups of some hundred, each compared with query rows by one matrix product.
 
-Rows of many features are laid out and compared along the principal directions of the region, and the best of them
-ranked by all features.
+Rows of many features are laid out and, in memory, compared along the principal directions of the region, and the best
+of them ranked by all features.
 
 A query row is compared with its nearest leaf first. The distance to the k-th row found there bounds how far its
 neighbours can be: another leaf is searched if its boundary is closer than a share of that distance, the margin.

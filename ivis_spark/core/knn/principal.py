@@ -27,8 +27,11 @@ def principal_directions(rows: Floats, centre: Floats, rng: np.random.Generator)
         return None
     drawn = np.sort(rng.choice(len(rows), min(len(rows), _SAMPLE_ROWS), replace=False))
     sample = rows[drawn] - centre
+    if not sample.any():
+        return None
+    sample /= np.abs(sample).max()  # directions do not depend on it, and squares do not overflow
     norms = np.sqrt(np.einsum("ij,ij->i", sample, sample))
-    limit = _FAR * np.median(norms[norms > 0]) if norms.any() else np.inf
+    limit = _FAR * np.median(norms[norms > 0])
     far = norms > limit
     sample[far] *= (limit / norms[far])[:, None]
     directions = sample.T @ rng.standard_normal((len(sample), most + _EXTRA), dtype=np.float32)

@@ -6,6 +6,7 @@ and key infinity.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _ONE_BLOCK_ROWS = 4096  # up to here comparing all rows with all is faster than leaving any out
 CALIBRATION_ROWS = 512  # of all regions, but some of each
 _QUERY_ROWS = 1 << 14
+_HIGH = 4  # of the last efforts
 _MOST_LEAVES = 4096  # of rows in memory, which are one region however many they are
 ROUNDS = 3  # of the search, each with more effort, while the recall is too low
 
@@ -102,7 +104,11 @@ def search_region(
     k = min(config.k, len(rows) - 1)
     candidates = np.flatnonzero(is_primary & ~np.isin(ids, held_out))
     drawn = np.argsort(hash_ids(ids[candidates], seed), kind="stable")[:calibration_rows]
-    effort = calibrate(index, rows, ids, np.sort(candidates[drawn]), k, target)
+    sample = np.sort(candidates[drawn])
+    effort = calibrate(index, rows, ids, sample, k, target)
+    if index.projected and target < 1 and effort in index.efforts[-_HIGH:]:  # directions do not tell neighbours apart
+        index = load_index(backend).build(rows, ids, config.metric, dataclasses.replace(settings, projects=False))
+        effort = calibrate(index, rows, ids, sample, k, target)
     asking = np.flatnonzero(is_primary if query is None else is_primary & query)
     neighbour_ids = np.empty((len(asking), config.k), np.int64)
     keys = np.empty((len(asking), config.k), np.float32)

@@ -48,8 +48,12 @@ class Reader(BlockReader):
 def _open_reader(folder: str, names: list[str], columns: list[str], **options: Any) -> Iterator[Any]:
     """Open a Petastorm reader for one pass. Petastorm takes seed 0 for no seed."""
     make_batch_reader = _petastorm()
+    from petastorm import reader as readers
     from petastorm.errors import NoDataAvailableError
 
+    # A reader without threads queues four row groups at a time, and sleeps 100 ms whenever it finds the queue empty:
+    # with small blocks about five times per epoch. So the row groups of a whole epoch are queued at once.
+    usual, readers._VENTILATE_EXTRA_ROWGROUPS = readers._VENTILATE_EXTRA_ROWGROUPS, sys.maxsize >> 1
     try:
         reader = make_batch_reader(
             [storage.join(folder, name) for name in names],
@@ -63,6 +67,8 @@ def _open_reader(folder: str, names: list[str], columns: list[str], **options: A
         )
     except NoDataAvailableError as err:
         raise too_few_row_groups(folder, names[0]) from err
+    finally:
+        readers._VENTILATE_EXTRA_ROWGROUPS = usual  # other readers of this process are not ours
     try:
         yield reader
     finally:
@@ -91,13 +97,10 @@ def _petastorm() -> Any:
     warnings.filterwarnings("ignore", module=r"petastorm\b")
     logging.getLogger("petastorm").setLevel(logging.ERROR)
     try:
-        from petastorm import make_batch_reader, reader
+        from petastorm import make_batch_reader
     except (ImportError, AttributeError) as err:
         raise DependencyError(
             f"Petastorm cannot be used ({err}): pip install 'ivis_spark[classic]' installs it with the pyarrow (14), "
             "NumPy (1) and setuptools (below 70) it needs, or read with train.reader=pyarrow"
         ) from err
-    # A reader without threads queues four row groups at a time, and sleeps 100 ms whenever it finds the queue empty:
-    # with small blocks about five times per epoch. So the row groups of a whole epoch are queued at once.
-    reader._VENTILATE_EXTRA_ROWGROUPS = sys.maxsize >> 1
     return make_batch_reader

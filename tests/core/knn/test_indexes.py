@@ -251,6 +251,12 @@ def test_rows_that_few_directions_do_not_hold_are_compared_by_all_features(X: np
     assert load_index("leaves").build(X, np.arange(len(X)), "euclidean", SETTINGS).leaves.directions is None  # type: ignore[attr-defined]
 
 
+def test_large_wide_rows_keep_their_neighbours() -> None:
+    X = wide(3000) * np.float32(1e16)
+    found = load_index("leaves").build(X, np.arange(3000), "euclidean", SETTINGS).query(X[:50], 5, 1.0)
+    assert np.isfinite(found[1]).all() and (found[0][:, 0] == np.arange(50)).all()
+
+
 def test_equal_wide_rows_are_split_into_leaves_by_number() -> None:
     X = wide(9000)
     X[::2] = X[0]

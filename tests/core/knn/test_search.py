@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn import exact, merge
 from ivis_spark.core.knn.exact import exact_neighbours
+from ivis_spark.core.knn.indexes import IndexSettings, load_index
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, ties_by_id, without_self
 from ivis_spark.core.knn.search import all_neighbours, search_region
 from ivis_spark.errors import InputError, IvisError
@@ -171,6 +172,18 @@ def test_rows_at_home_find_guests(backend: str) -> None:
     )
     assert np.array_equal(found.ids, ids[home])
     assert np.array_equal(found.neighbour_ids, ids[np.argsort(true_distances(X, "euclidean")[home], axis=1)[:, :4]])
+
+
+def test_directions_that_do_not_tell_neighbours_apart_are_left_out() -> None:
+    """They hold the variance between clusters; within these, neighbours differ by what they leave out."""
+    rng = np.random.default_rng(0)
+    X = (3 * rng.normal(size=(20, 100)))[rng.integers(20, size=6000)] + rng.normal(size=(6000, 100))
+    X = X.astype(np.float32)
+    settings = {"backend": "leaves", "held_out": np.arange(0), "seed": 0, "calibration_rows": 128}
+    ids, home = np.arange(6000), np.ones(6000, bool)
+    searched = search_region(X, ids, home, NeighboursConfig(), target=0.96, **settings)  # type: ignore[arg-type]
+    assert not searched.index.projected and searched.effort < 0.5
+    assert load_index("leaves").build(X, ids, "euclidean", IndexSettings(256, 1)).projected
 
 
 def test_a_region_smaller_than_k_gives_what_it_has() -> None:

@@ -32,12 +32,14 @@ class IndexSettings:
         n_trees: Annoy's trees.
         search_k: Minimum nodes that Annoy inspects; -1 is n_trees * k.
         seed: Seed.
+        projects: Whether an index may compare wide rows along some directions first.
     """
 
     leaf_rows: int
     n_trees: int
     search_k: int = -1
     seed: int = 0
+    projects: bool = True
 
 
 class RegionFiles(Protocol):
@@ -62,10 +64,12 @@ class RegionIndex(abc.ABC):
     Attributes:
         metric: Metric of the rows.
         efforts: Efforts in ascending order; the last one inspects everything.
+        projected: Whether rows are compared along some directions first, which may not tell neighbours apart.
     """
 
     metric: str
     efforts: Sequence[float]
+    projected = False
 
     @classmethod
     def check(cls) -> None:

@@ -36,11 +36,14 @@ class Index(RegionIndex):
         self.leaves, self._ids = leaves, ids
         self.metric: str = leaves.metric
         self.efforts: Sequence[float] = _MARGINS
+        self.projected = leaves.projected is not None
 
     @classmethod
     def build(cls, X: npt.NDArray[Any], ids: Ints, metric: str, settings: IndexSettings) -> Index:
         """Group rows, float32 (n, d), with ids int64 (n,)."""
-        leaves, order = Leaves.build(X, metric, leaf_rows=settings.leaf_rows, seed=settings.seed, projects=True)
+        leaves, order = Leaves.build(
+            X, metric, leaf_rows=settings.leaf_rows, seed=settings.seed, projects=settings.projects
+        )
         ordered = ids[order]
         return cls(leaves, lambda numbers: ordered[numbers])
 
