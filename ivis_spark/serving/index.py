@@ -31,7 +31,7 @@ from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 from ivis_spark.manifest import check_fields, check_record
 
 INDEX_FILE = "index.json"
-INDEX_FORMAT = 4
+INDEX_FORMAT = 5
 _REMEDY = "rebuild the neighbours"
 _QUERY_ROWS = 4096
 _CACHE_BYTES = 256 << 20  # of leaves that were read; the least recently used are dropped first

@@ -32,7 +32,7 @@ _REGIONS = 10  # that a table is cut into, so that some tasks can share it, if i
 SAMPLE_BYTES = 256 << 20
 _SAMPLE_ROWS, _LEAST_SAMPLE_ROWS = 48, 16  # of a region: wanted, and refused below
 FLAT_REGIONS = 512  # up to here one product with all centroids is cheaper than finding near ones by an index
-_ROUTING_MARGIN = 0.7
+_ROUTING_EFFORT = 4.0
 _BLOCK_VALUES = 1 << 24  # of distances to all regions
 _HEAVY, _LIGHT = 2.0, 0.1  # of the mean rows of a region: such are split, or their rows left to others
 _ROUNDS = 6
@@ -198,7 +198,7 @@ class Regions:
     def _nearest(self, routed: Floats, width: int) -> tuple[Ints, Floats]:
         """Return the nearest centroids int64 (n, w) and keys: independent of the other rows of a batch."""
         flat = len(self.centroids) <= FLAT_REGIONS
-        return self._index().query(routed, width, ALL if flat else _ROUTING_MARGIN)
+        return self._index().query(routed, width, ALL if flat else _ROUTING_EFFORT)
 
     def _index(self) -> Any:
         if "_made" not in self.__dict__:

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 _ONE_BLOCK_ROWS = 4096  # up to here comparing all rows with all is faster than leaving any out
 CALIBRATION_ROWS = 512  # of all regions, but some of each
 _QUERY_ROWS = 1 << 14
-_HIGH = 4  # of the last efforts
 _MOST_LEAVES = 4096  # of rows in memory, which are one region however many they are
 ROUNDS = 3  # of the search, each with more effort, while the recall is too low
 
@@ -106,7 +105,7 @@ def search_region(
     drawn = np.argsort(hash_ids(ids[candidates], seed), kind="stable")[:calibration_rows]
     sample = np.sort(candidates[drawn])
     effort = calibrate(index, rows, ids, sample, k, target)
-    if index.projected and target < 1 and effort in index.efforts[-_HIGH:]:  # directions do not tell neighbours apart
+    if target < 1 and np.isfinite(index.high_effort) and effort >= index.high_effort:
         index = load_index(backend).build(rows, ids, config.metric, dataclasses.replace(settings, projects=False))
         effort = calibrate(index, rows, ids, sample, k, target)
     asking = np.flatnonzero(is_primary if query is None else is_primary & query)

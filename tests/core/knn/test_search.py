@@ -182,8 +182,8 @@ def test_directions_that_do_not_tell_neighbours_apart_are_left_out() -> None:
     settings = {"backend": "leaves", "held_out": np.arange(0), "seed": 0, "calibration_rows": 128}
     ids, home = np.arange(6000), np.ones(6000, bool)
     searched = search_region(X, ids, home, NeighboursConfig(), target=0.96, **settings)  # type: ignore[arg-type]
-    assert not searched.index.projected and searched.effort < 0.5
-    assert load_index("leaves").build(X, ids, "euclidean", IndexSettings(256, 1)).projected
+    assert np.isinf(searched.index.high_effort) and searched.effort < 2
+    assert load_index("leaves").build(X, ids, "euclidean", IndexSettings(256, 1)).high_effort < np.inf
 
 
 def test_a_region_smaller_than_k_gives_what_it_has() -> None:

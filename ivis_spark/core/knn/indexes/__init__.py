@@ -8,6 +8,7 @@ tests/core/knn/test_indexes.py.
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -64,12 +65,13 @@ class RegionIndex(abc.ABC):
     Attributes:
         metric: Metric of the rows.
         efforts: Efforts in ascending order; the last one inspects everything.
-        projected: Whether rows are compared along some directions first, which may not tell neighbours apart.
+        high_effort: From here on it is built again without `IndexSettings.projects`: the directions along which rows
+            are compared first do not tell neighbours apart. Infinity if there are none.
     """
 
     metric: str
     efforts: Sequence[float]
-    projected = False
+    high_effort = math.inf
 
     @classmethod
     def check(cls) -> None:

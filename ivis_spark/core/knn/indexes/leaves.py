@@ -13,11 +13,8 @@ from ivis_spark.core.knn.leaves import ALL, Leaves
 from ivis_spark.core.knn.merge import ties_by_id
 from ivis_spark.core.knn.metrics import Floats, Ints
 
-# fmt: off
-_MARGINS = (
-    0.03, 0.06, 0.09, 0.12, 0.15, 0.18, 0.21, 0.24, 0.27, 0.3, 0.34, 0.38, 0.44, 0.5, 0.6, 0.7, 0.85, 1, ALL,
-)
-# fmt: on
+_HIGH_EFFORT = 4.0
+_EFFORTS = (*(round(0.1 * 1.15**step, 3) for step in range(45)), ALL)  # of `Leaves.query`, up to 47
 # Microseconds on one core of a 2020s server: tests/bench/bench_index_costs.py measures them again.
 _ROW, _PAIRS, _PAIR, _PAIR_VALUE, _NEIGHBOUR = 15.0, 5.0, 0.004, 0.00004, 0.2
 
@@ -35,8 +32,8 @@ class Index(RegionIndex):
     def __init__(self, leaves: Leaves, ids: Callable[[Ints], Ints]) -> None:
         self.leaves, self._ids = leaves, ids
         self.metric: str = leaves.metric
-        self.efforts: Sequence[float] = _MARGINS
-        self.projected = leaves.projected is not None
+        self.efforts: Sequence[float] = _EFFORTS
+        self.high_effort = ALL if leaves.projected is None else _HIGH_EFFORT
 
     @classmethod
     def build(cls, X: npt.NDArray[Any], ids: Ints, metric: str, settings: IndexSettings) -> Index:
