@@ -34,10 +34,11 @@ _LEARN_PER_LEAF = 24
 _HEAVY = 4  # times the wanted rows: such leaves are split again
 _HEAVY_SAMPLE = 512  # rows of a heavy leaf among which the most frequent one is looked for
 _SPLIT_ROUNDS = 6
-_PROBES = 64  # most leaves a row is searched in by an effort of 1 or less, unless they hold too few rows
+_PROBES, _LEAST_PROBES = 64, 16  # most leaves a row is searched in by an effort of 1, and by any, if rows suffice
 _FIRST_PROBES = 4  # leaves, the nearest first, after which the bound of each row is drawn tighter
 _START_BYTES = 8  # of a file: how long its head is, and the checksum of that
 _PAIRS = 1 << 21  # of rows and leaves that are ranked at once: about 70 bytes each, 200 if all leaves are searched
+_KEYS = 1 << 19  # of a product: 2 MB, which stay in the cache
 _KEPT_BYTES = 1 << 30  # of rows in memory, whose leaves stay ready to be compared: as many bytes again
 _ORIGIN = np.zeros(1, np.float32)
 ALL = float("inf")  # the effort that searches every leaf
@@ -207,7 +208,7 @@ class Leaves:
 
     def _width(self, effort: float) -> int:
         """Return among how many leaves a row's are chosen: those further away hardly ever are."""
-        return len(self.centroids) if effort == ALL else max(_PROBES, round(_PROBES * effort))
+        return len(self.centroids) if effort == ALL else max(_LEAST_PROBES, round(_PROBES * effort))
 
     def _probes(self, queries: Floats, k: int, width: int) -> _Probes:
         """Rank the leaves of each row, as many as are needed for k rows at least."""
@@ -260,8 +261,10 @@ class Leaves:
             number = int(leaf[start])
             if self.starts[number] == self.starts[number + 1]:
                 continue
-            asking = row[start:stop]
-            candidates.add(asking, target(number).rank_keys(extended[asking]), int(self.starts[number]))
+            rows, step = target(number), max(64, _KEYS // int(self.starts[number + 1] - self.starts[number]))
+            for at in range(start, stop, step):
+                asking = row[at : min(at + step, stop)]
+                candidates.add(asking, rows.rank_keys(extended[asking]), int(self.starts[number]))
         candidates.settle()
 
     def _target(self, number: int) -> Target:
@@ -306,8 +309,7 @@ class Leaves:
 
 @dataclass(frozen=True)
 class _Probes:
-    """Leaves near rows, (q, w), nearest first; how far behind the border each is, times the root of its rank; and
-    whether its rows are needed."""
+    """Leaves near rows, (q, w), nearest first; how far behind the border each is, by rank; whether it is needed."""
 
     leaves: Ints
     depth: Floats
