@@ -27,11 +27,11 @@ def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> 
 
 
 def test_by_hand() -> None:
-    """12 million rows of 10 features: 40-byte vectors; regions of 250,000 rows, 15 neighbours, 4 draws."""
+    """12 million rows of 10 features: 40-byte vectors; regions of 20 times the root of the rows, 15 neighbours, 4 draws."""
     stages = plan(12e6, 10)
     assert stages["rows"].storage_bytes == 12e6 * (40 + 16)
     assert stages["rows"].shuffle_bytes == 12e6 * 5
-    assert "48 regions" in stages["neighbours"].formula
+    assert "167 regions" in stages["neighbours"].formula
     assert stages["neighbours"].shuffle_bytes == 2 * 12e6 * (40 + 9)
     assert stages["neighbours"].storage_bytes == 12e6 * (2 * 48 + 12 * 15)
     assert stages["triplets"].tasks == 64

@@ -28,7 +28,8 @@ from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
 MOST_REGIONS = 10_000
 REGION_BYTES = 88 << 20  # of the rows that a region is home to
 REGION_ROWS = (16_384, 250_000)  # fewest, unless bytes ask for fewer, and most
-_REGIONS = 10  # that a table is cut into, so that some tasks can share it, if its regions are then not too small
+_REGION_ROOT, _WIDE = 20, 256  # rows of a region by the root of all rows, twice as many with so many features
+_REGIONS = 10  # at least, so that some tasks can share a table, if its regions are then not too small
 SAMPLE_BYTES = 256 << 20
 _SAMPLE_ROWS, _LEAST_SAMPLE_ROWS = 48, 16  # of a region: wanted, and refused below
 FLAT_REGIONS = 512  # up to here one product with all centroids is cheaper than finding near ones by an index
@@ -260,19 +261,26 @@ class _Ordered:
     leaves: Leaves
     order: Ints
 
-    def query(self, Q: Floats, k: int, margin: float) -> tuple[Ints, Floats]:
-        numbers, keys = self.leaves.query(Q, k, margin)
+    def query(self, Q: Floats, k: int, effort: float) -> tuple[Ints, Floats]:
+        numbers, keys = self.leaves.query(Q, k, effort)
         return self.order[numbers], keys
 
 
-def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> int:
-    """Return the rows per region: by their bytes, with some regions at least, but not too many."""
+def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> list[int]:
+    """Return the rows per region to try, ascending: the first of which copies few enough rows is taken.
+
+    A row is compared with fewer rows in a small region, and copied to fewer large ones. By measurement the work is
+    least near a multiple of the square root of all rows, more for wide rows, which cost more to copy.
+    """
     least, most = REGION_ROWS
-    rows = config.region_rows
-    if rows is None:
-        rows = min(max(least, n_rows // _REGIONS), most, max(1024, REGION_BYTES // (4 * dims)))
     sampled = max(1, SAMPLE_BYTES // (4 * dims) // _LEAST_SAMPLE_ROWS)
-    return max(rows, 4 * (config.k + 1), math.ceil(n_rows / min(MOST_REGIONS, sampled)))
+    bound = max(4 * (config.k + 1), math.ceil(n_rows / min(MOST_REGIONS, sampled)))
+    if config.region_rows is not None:
+        return [max(config.region_rows, bound)]
+    most = max(bound, min(max(least, n_rows // _REGIONS), most, max(1024, REGION_BYTES // (4 * dims))))
+    rows = max(bound, least, round(_REGION_ROOT * (1 + dims / _WIDE) * n_rows**0.5))
+    sizes = [rows * 2**step for step in range(max(1, math.ceil(math.log2(max(1, most / rows)))))]
+    return [min(size, most) for size in sizes if size < most] + [most]
 
 
 def sample_size(n_rows: int, dims: int, rows: int) -> int:
@@ -281,6 +289,11 @@ def sample_size(n_rows: int, dims: int, rows: int) -> int:
     return (
         0 if n_regions == 1 else min(n_rows, max(1024, _SAMPLE_ROWS * n_regions), max(1024, SAMPLE_BYTES // (4 * dims)))
     )
+
+
+def shared_target(aim: float) -> float:
+    """Return the share of neighbours to find in one region: half of those missed are missed where regions meet."""
+    return 1 - (1 - aim) / 2
 
 
 def choose_margin(depths: Floats, target: float) -> tuple[float, float]:

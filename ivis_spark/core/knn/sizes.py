@@ -20,7 +20,7 @@ class BuildSizes:
 
     Attributes:
         regions: Regions.
-        region_rows: Rows per region, without copies.
+        region_rows: Rows per region, without copies, in the smallest regions that are tried.
         tasks: Tasks that search them, if none is sent more than `TASK_BYTES`.
         sample: Rows that regions are learnt from, on the driver.
         quantiser: Regions, on the driver and broadcast.
@@ -64,11 +64,12 @@ def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: flo
         config: Settings of the stage.
         copies: Mean regions that hold a row.
     """
-    rows_per_region = region_rows(config, int(rows), dims)
+    sizes = region_rows(config, int(rows), dims)
+    rows_per_region = sizes[0]  # the most regions, and below the largest
     regions = max(1, round(rows / rows_per_region))
     vector, queries, k = 4.0 * dims, config.recall_sample + CHOOSING_ROWS, config.k
     copies = copies if regions > 1 else 1.0
-    large = min(rows, _SPREAD * rows_per_region)
+    large = min(rows, _SPREAD * sizes[-1])
     return BuildSizes(
         regions=regions,
         region_rows=rows_per_region,

@@ -25,7 +25,7 @@ from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
-from ivis_spark.core.knn.regions import Regions, choose_margin, region_rows, sample_size
+from ivis_spark.core.knn.regions import Regions, choose_margin, region_rows, sample_size, shared_target
 from ivis_spark.core.knn.search import (
     ROUNDS,
     aimed_recall,
@@ -51,6 +51,7 @@ from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
+_MOST_COPIES = 3.0  # of a row, on average: larger regions copy fewer
 _UNEVEN = 5  # times the mean rows of a region; the plan of a task expects 3
 
 
@@ -176,9 +177,9 @@ class _Build:
         facts, config = self.facts, self.config
         with arrow_batch_rows(self.spark, RECORDS_PER_BATCH):
             facts.count()
-            rows_per_region = region_rows(config, facts.n_rows, facts.dims)
-            backend = pick_backend(config, min(rows_per_region, facts.n_rows), facts.dims)
-            self._learn(rows_per_region, backend)
+            sizes = region_rows(config, facts.n_rows, facts.dims)
+            backend = pick_backend(config, min(sizes[0], facts.n_rows), facts.dims)
+            self._learn(sizes, backend)
             target = config.target_recall
             for attempt in range(ROUNDS):
                 aim = aimed_recall(target, len(facts.held_out.ids))
@@ -193,38 +194,50 @@ class _Build:
             self._publish_index(backend, recall, scaler)
         return self._facts(backend, recall)
 
-    def _learn(self, rows_per_region: int, backend: str) -> None:
-        """Learn regions, and the boundary margins of the neighbours of some rows."""
+    def _learn(self, sizes: list[int], backend: str) -> None:
+        """Learn regions of the first of some sizes that copies few enough rows, and how far they have to overlap."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
-        size, measure = sample_size(facts.n_rows, facts.dims, rows_per_region), facts.measured_rows
+        size, measure = sample_size(facts.n_rows, facts.dims, sizes[0]), facts.measured_rows
         if not size:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
             return
         choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
-        with facts.step("regions", "learn regions"):
-            self.regions = Regions.learn(
-                self.learnt.rows,
-                facts.n_rows,
-                config.metric,
-                region_rows=rows_per_region,
-                least_rows=2 * (config.k + 1),
-                seed=self.random_state,
-            )
-        neighbours = facts.find_truth(choosing)
+        exact = facts.find_truth(choosing)
         places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
         # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
-        counts = neighbours.keys[:, places] < neighbours.keys[:, config.k :]
+        counts = exact.keys[:, places] < exact.keys[:, config.k :]
         with facts.step("choose", "locate neighbours"):
-            self.depths = np.where(counts, self._depths(choosing, neighbours.ids[:, places]), np.float32(np.nan))
+            neighbours = self._rows(exact.ids[:, places])
+        wanted = shared_target(aimed_recall(config.target_recall, measure))
+        for rows_per_region in sizes:
+            with facts.step("regions", f"learn regions of {rows_per_region} rows"):
+                self.regions = Regions.learn(
+                    self.learnt.rows,
+                    facts.n_rows,
+                    config.metric,
+                    region_rows=rows_per_region,
+                    least_rows=2 * (config.k + 1),
+                    seed=self.random_state,
+                )
+                depths = self._depths(choosing, neighbours, exact.ids[:, places])
+                self.depths = np.where(counts, depths, np.float32(np.nan))
+                self.margin, self.shared = choose_margin(self.depths, wanted)
+            copies = self._expected_rows().sum() / facts.n_rows
+            log.info("neighbours: %d regions: copies %.2f, shared %.4f", len(self.regions), copies, self.shared)
+            if self.shared >= wanted and copies <= _MOST_COPIES:
+                break
 
-    def _depths(self, choosing: RowSample, neighbour_ids: Ints) -> Floats:
-        """Return the boundary margins of neighbours, int64 (q, m), towards the primary region of their row."""
-        ids = self.spark.createDataFrame([(int(number),) for number in np.unique(neighbour_ids)], "id long")
-        records = self.rows.join(F.broadcast(ids), "id", "left_semi").collect()
+    def _rows(self, ids: Ints) -> RowSample:
+        """Return the rows of some ids."""
+        wanted = self.spark.createDataFrame([(int(number),) for number in np.unique(ids)], "id long")
+        records = self.rows.join(F.broadcast(wanted), "id", "left_semi").collect()
         records.sort(key=lambda row: row["id"])
-        neighbours = RowSample.of(records, self.facts.dims)
+        return RowSample.of(records, self.facts.dims)
+
+    def _depths(self, choosing: RowSample, neighbours: RowSample, neighbour_ids: Ints) -> Floats:
+        """Return the boundary margins of neighbours, int64 (q, m), towards the primary region of their row."""
         regions, depths = self.regions.depths(neighbours.rows, neighbours.ids, self.config.max_regions)
         # By centroid: of equal rows, dealt to several regions, any does.
         centroid_of = self.regions.centroid_of
@@ -237,8 +250,7 @@ class _Build:
         """Search all regions and write lists and indexes, in one job."""
         facts, config = self.facts, self.config
         if len(self.depths):
-            # Neighbours are missed in two places: half of them where regions meet
-            self.margin, self.shared = choose_margin(self.depths, 1 - (1 - aim) / 2)
+            self.margin, self.shared = choose_margin(self.depths, shared_target(aim))
             log.info("neighbours: margin %.3f reaches %.4f of the neighbours", self.margin, self.shared)
         expected = self._expected_rows()
         n_tasks = self._tasks(float(expected.sum()) * (4 * facts.dims + 9))

@@ -200,26 +200,27 @@ def test_hashes_are_spread_and_depend_on_the_seed() -> None:
 
 def test_sizes_of_regions_and_samples() -> None:
     config = NeighboursConfig()
-    assert region_rows(config, 10_000, 10) == 16_384 and sample_size(10_000, 10, 16_384) == 0
-    assert region_rows(config, 1_000_000, 32) == 100_000 and sample_size(1_000_000, 32, 100_000) == 1024
-    assert region_rows(config, 10**7, 784) == (88 << 20) // (4 * 784)
-    assert 10**10 / region_rows(config, 10**10, 32) <= MOST_REGIONS
-    assert region_rows(NeighboursConfig(k=150, region_rows=10), 10**6, 8) == 604
-    rows = region_rows(config, 10**9, 128)
+    assert region_rows(config, 10_000, 10) == [16_384] and sample_size(10_000, 10, 16_384) == 0
+    assert region_rows(config, 1_000_000, 32) == [22_500, 45_000, 90_000, 100_000]
+    assert sample_size(1_000_000, 32, 100_000) == 1024
+    assert region_rows(config, 10**7, 784) == [(88 << 20) // (4 * 784)]
+    assert 10**10 / region_rows(config, 10**10, 32)[0] <= MOST_REGIONS
+    assert region_rows(NeighboursConfig(k=150, region_rows=10), 10**6, 8) == [604]
+    rows = region_rows(config, 10**9, 128)[0]
     assert sample_size(10**9, 128, rows) * 128 * 4 <= module.SAMPLE_BYTES
 
 
 @pytest.mark.parametrize(("rows", "dims"), [(10**9, 128), (10**8, 784), (3 * 10**9, 64)])
 def test_samples_are_large_enough_for_their_regions(rows: int, dims: int) -> None:
-    wanted = region_rows(NeighboursConfig(), rows, dims)
+    wanted = region_rows(NeighboursConfig(), rows, dims)[0]
     assert sample_size(rows, dims, wanted) >= 16 * round(rows / wanted)
 
 
 def test_a_small_sample_makes_larger_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """They grow until the sample tells them apart; rows are not dealt by number in its place."""
-    usual = region_rows(NeighboursConfig(), 10**6, 784)
+    usual = region_rows(NeighboursConfig(), 10**6, 784)[0]
     monkeypatch.setattr(module, "SAMPLE_BYTES", module.SAMPLE_BYTES // 1000)
-    wanted = region_rows(NeighboursConfig(), 10**6, 784)
+    wanted = region_rows(NeighboursConfig(), 10**6, 784)[0]
     assert wanted > usual and sample_size(10**6, 784, wanted) >= 16 * round(10**6 / wanted)
 
 
