@@ -225,7 +225,7 @@ class _Build:
                 self.depths = np.where(counts, depths, np.float32(np.nan))
                 self.margin, self.shared = choose_margin(self.depths, wanted)
             copies = self._expected_rows().sum() / facts.n_rows
-            log.info("neighbours: %d regions: copies %.2f, shared %.4f", len(self.regions), copies, self.shared)
+            log.info("neighbours: %d regions hold a row %.2f times on average", len(self.regions), copies)
             if self.shared >= wanted and copies <= _MOST_COPIES:
                 break
 

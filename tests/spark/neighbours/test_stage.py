@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from sklearn.neighbors import NearestNeighbors
 
 from ivis_spark.config import NeighboursConfig, load_config
+from ivis_spark.core.knn import regions as quantiser
 from ivis_spark.core.knn.regions import MOST_REGIONS
 from ivis_spark.core.knn.sizes import TASK_BYTES, build_sizes
 from ivis_spark.errors import ConfigError, InputError, IvisError
@@ -77,6 +78,20 @@ def test_anchors_alone_get_the_lists_they_would_get_among_all(spark: SparkSessio
         assert table.equals(full.take(ids))
         assert PartitionedIndex.load(str(tmp_path / str(anchors) / "index")).rows == 5000
     assert abs(np.mean(ids) - 2500) < 200  # drawn from all over
+
+
+@pytest.mark.parametrize(("dims", "regions"), [(2, 32), (16, 8)])
+def test_regions_grow_until_they_copy_few_enough_rows(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: int, regions: int
+) -> None:
+    """In two dimensions small regions meet few others, in sixteen most of them."""
+    monkeypatch.setattr(quantiser, "REGION_ROWS", (125, 1000))
+    monkeypatch.setattr(quantiser, "_REGION_ROOT", 1)
+    monkeypatch.setattr(quantiser, "_REGIONS", 4)
+    X = np.random.default_rng(0).normal(size=(4096, dims)).astype(np.float32)
+    monkeypatch.setattr(stage, "leaves_nothing_out", lambda *_: False)
+    info, _ = build(spark, X, tmp_path, k=5, target_recall=0.7)
+    assert regions / 1.5 < info["n_regions"] < 1.5 * regions and info["replicas"] < 3.2
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "dot"])  # all five in tests/core/knn/test_regions.py
