@@ -171,8 +171,8 @@ class NeighboursConfig(Checked):
     )
     region_rows: int | None = option(
         None,
-        "Rows per region, which one task holds and searches; none: at least 16,384, and from 20 times the square root of "
-        "the rows of the table, twice as many until rows are copied to few regions; at most a tenth of the table, "
+        "Rows per region, which one task holds and searches; none: at least 16,384, and from 20 times the square root "
+        "of the rows of the table, twice as many until rows are copied to few regions; at most a tenth of the table, "
         "250,000 rows and 88 MiB.",
         low=2,
     )

@@ -27,7 +27,7 @@ def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> 
 
 
 def test_by_hand() -> None:
-    """12 million rows of 10 features: 40-byte vectors; regions of 20 times the root of the rows, 15 neighbours, 4 draws."""
+    """12 million rows of 10 features: 40-byte vectors; regions of 20 sqrt(rows), 15 neighbours, 4 draws."""
     stages = plan(12e6, 10)
     assert stages["rows"].storage_bytes == 12e6 * (40 + 16)
     assert stages["rows"].shuffle_bytes == 12e6 * 5
