@@ -51,7 +51,7 @@ from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
-_MOST_COPIES = 3.0  # of a row, on average: larger regions copy fewer
+_MOST_COPIES = 3.5  # of a row, on average: larger regions copy fewer
 _UNEVEN = 5  # times the mean rows of a region; the plan of a task expects 3
 
 
