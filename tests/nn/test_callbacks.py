@@ -67,7 +67,7 @@ def test_fits_in_one_process_do_not_warn_of_retracing() -> None:
     logging.getLogger("tensorflow").addHandler(handler)
     try:
         for _ in range(7):
-            Ivis(k=5, epochs=1, batch_size=16, verbose=0).fit(iris_like()[0])
+            Ivis(model="small_networks:tiny", k=5, epochs=1, batch_size=16, verbose=0).fit(iris_like()[0])
     finally:
         logging.getLogger("tensorflow").removeHandler(handler)
     assert not [message for message in seen if "retracing" in message]
