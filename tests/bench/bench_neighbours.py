@@ -115,6 +115,7 @@ def run_ours(spark: Any, folder: str, k: int, settings: list[str]) -> tuple[floa
     with run.build("neighbours", {}) as stage:
         rows = spark.read.parquet(run.data("rows")).select("id", "features")
         info = build_neighbours(rows, config.neighbours, random_state=0, folder=stage.uri)
+        stage.digests.update(info.pop("digests"))
         stage.info.update(info)
     taken, cpu = time.perf_counter() - started, processor_seconds() - cpu
     table = pq.read_table(run.data("neighbours").removeprefix("file://")).sort_by("id")
