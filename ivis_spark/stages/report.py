@@ -180,7 +180,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         fixed_seconds=_FIXED,
         core_seconds=rows * _ROW,
         shuffle_bytes=sample,
-        storage_bytes=8e6,
+        storage_bytes=5e6,
         task_bytes=PYTHON_BYTES + 4 * sample,
         driver_bytes=2 * sample,
         formula="samples of one size for any N; seconds to count all rows N a",
