@@ -22,7 +22,7 @@ from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving import index as partitioned
-from ivis_spark.serving.index import PartitionedIndex
+from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
 from ivis_spark.spark.neighbours.query import query
 from ivis_spark.spark.neighbours.stage import build_neighbours
 
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str
         query(table, uri)
     shutil.copytree(uri, tmp_path / "index")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ArtifactError, match=r"index of format 99; this version reads 4: rebuild"):
+    with pytest.raises(ArtifactError, match=rf"index of format 99; this version reads {INDEX_FORMAT}: rebuild"):
         PartitionedIndex.load(str(tmp_path / "index"))
 
 
