@@ -340,13 +340,18 @@ def test_index_of_any_json(tmp_path: Path, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda head: head.pop("quantiser"), lambda head: head["regions"][0].update(region=9)]
+    "spoil",
+    [
+        lambda head: head.pop("quantiser"),
+        lambda head: head["regions"][0].update(region=9),
+        lambda head: head["regions"].clear(),
+    ],
 )
 def test_index_that_lacks_something_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:
     head = write_index(tmp_path)
     spoil(head)
     (tmp_path / "index.json").write_text(json.dumps(head))
-    with pytest.raises(ArtifactError, match=r"index\.json .*rebuild the neighbours"):
+    with pytest.raises(ArtifactError, match=r"index\.json .*remove the neighbours"):
         PartitionedIndex.load(str(tmp_path))
 
 

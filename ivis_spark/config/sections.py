@@ -171,9 +171,10 @@ class NeighboursConfig(Checked):
     )
     region_rows: int | None = option(
         None,
-        "Rows per region, which one task holds and searches; none: at least 16,384, and from 20 times the square root "
-        "of the rows of the table, twice as many until rows are copied to few regions; at most a tenth of the table, "
-        "250,000 rows and 88 MiB.",
+        "Rows per region, which one task holds and searches; none: chosen. It starts at 20 (1 + features / 256) times "
+        "the square root of the rows, at least 16,384, and doubles while a row lies in more than 3.5 regions on "
+        "average; no more than 16,384 or a tenth of the table, 250,000 rows and 88 MiB, unless there would be too many "
+        "regions.",
         low=2,
     )
     leaf_rows: int = option(

@@ -52,7 +52,7 @@ def measure(root: str, cores: int) -> tuple[dict[str, float], dict[str, dict[str
 
 def _facts(info: dict[str, Any]) -> dict[str, Any]:
     """Return the facts of a stage, without what is none: one region has no copies, which larger tables will have."""
-    return {name: value for name, value in info.items() if name != "replicas" or info.get("regions", 2) > 1}
+    return {name: value for name, value in info.items() if name != "replicas" or info.get("n_regions", 2) > 1}
 
 
 def plan_of_run(manifests: dict[str, Manifest], cores: int) -> list[Estimate]:

@@ -24,7 +24,7 @@ from ivis_spark.core.knn.indexes import RegionIndex, load_index
 from ivis_spark.core.knn.leaves import Leaf
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k, without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
-from ivis_spark.core.knn.regions import Regions
+from ivis_spark.core.knn.regions import REBUILD, Regions
 from ivis_spark.core.projection import is_sparse
 from ivis_spark.core.scaling import Scaler
 from ivis_spark.errors import UNREADABLE, ArtifactError, InputError
@@ -32,10 +32,9 @@ from ivis_spark.manifest import check_fields, check_record
 
 INDEX_FILE = "index.json"
 INDEX_FORMAT = 5
-_REMEDY = "rebuild the neighbours"
 _QUERY_ROWS = 4096
 _CACHE_BYTES = 256 << 20  # of leaves that were read; the least recently used are dropped first
-_OPEN_REGIONS = 64  # whose heads are kept
+_OPEN_REGIONS = 256  # whose heads are kept, of at most 2 MB each
 
 
 class PartitionedIndex:
@@ -85,14 +84,16 @@ class PartitionedIndex:
             ArtifactError: if there is no index, a file is corrupt or modified, or it has another format.
         """
         uri = _index_folder(storage.normalise_uri(uri))
-        head = storage.read_json(storage.join(uri, INDEX_FILE), read_head, remedy=_REMEDY)
+        head = storage.read_json(storage.join(uri, INDEX_FILE), read_head, remedy=REBUILD)
         with tempfile.TemporaryDirectory(prefix="ivis-spark-regions-") as folder:
             paths = [_fetch(uri, record, folder) for record in head["quantiser"]]
             regions = Regions.load(os.path.dirname(paths[0]))
             saved = _fetch(uri, head["scaler"], folder) if head.get("scaler") else None
             scaler = None if saved is None else storage.read_bytes(saved, Scaler.from_bytes)
         if max((record["region"] for record in head["regions"]), default=0) >= len(regions):
-            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that are not in its quantiser; {_REMEDY}")
+            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions that are not in its quantiser; {REBUILD}")
+        if (listed := sum(record["home"] for record in head["regions"])) != head["rows"]:
+            raise ArtifactError(f"{uri}/{INDEX_FILE} lists regions of {listed} rows, not {head['rows']}; {REBUILD}")
         return cls(uri, head, regions, scaler, load_index(_checked_backend(uri, head["backend"], backend)))
 
     @property
@@ -214,12 +215,12 @@ class PartitionedIndex:
         """Return a region's index, opened on first access."""
         if number not in self._open:
             if number not in self._records:
-                raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {_REMEDY}")
+                raise ArtifactError(f"{self.uri}/{INDEX_FILE} has no region {number}; {REBUILD}")
             files = _Files(self, self._records[number])
             try:
                 index = self._kind.load(files, self.metric, self._dims)
             except UNREADABLE as err:
-                raise ArtifactError(f"index file {files.names} cannot be read ({err}); {_REMEDY}") from err
+                raise ArtifactError(f"index file {files.names} cannot be read ({err}); {REBUILD}") from err
             self._open[number] = index
             while len(self._open) > _OPEN_REGIONS:
                 self._open.popitem(last=False)
@@ -263,13 +264,13 @@ class _Files:
             with open(path, "rb") as file:
                 return os.pread(file.fileno(), stop - start, start)
         except OSError as err:
-            raise ArtifactError(f"index file {source} cannot be read ({err}); {_REMEDY}") from err
+            raise ArtifactError(f"index file {source} cannot be read ({err}); {REBUILD}") from err
 
     def leaf(self, number: int, read: Callable[[], Leaf]) -> Leaf:
         try:
             return self._index.kept_leaf((self._region, number), read)
         except ValueError as err:
-            raise ArtifactError(f"index file {self.names} cannot be read ({err}); {_REMEDY}") from err
+            raise ArtifactError(f"index file {self.names} cannot be read ({err}); {REBUILD}") from err
 
 
 def read_head(value: Any) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def read_head(value: Any) -> dict[str, Any]:
     """
     version = value.get("format") if isinstance(value, dict) else None
     if version != INDEX_FORMAT:
-        raise ArtifactError(f"it holds an index of format {version}; this version reads {INDEX_FORMAT}: {_REMEDY}")
+        raise ArtifactError(f"it holds an index of format {version}; this version reads {INDEX_FORMAT}: {REBUILD}")
     head = check_fields(
         value, backend=str, metric=str, quantiser=list, regions=list, dims=int, rows=int, k=int, recall=(int, float)
     )
@@ -295,7 +296,7 @@ def read_head(value: Any) -> dict[str, Any]:
     if sorted(check_record(record, "the index")["path"] for record in head["quantiser"]) != sorted(Regions.FILES):
         raise ValueError(f"quantiser is not {' and '.join(Regions.FILES)}")
     for value in head["regions"]:
-        record = check_fields(value, region=int, rows=int, effort=(int, float, type(None)), files=dict)
+        record = check_fields(value, region=int, rows=int, home=int, effort=(int, float, type(None)), files=dict)
         for file in record["files"].values():
             check_record(file, "the index")
         if record["region"] < 0 or record["rows"] < 1 or not record["files"]:
@@ -335,10 +336,10 @@ def _fetch(uri: str, record: dict[str, Any], folder: str) -> str:
             fs.get_file(remote, path)
         digest = storage.digest_file(path)
     except OSError as err:
-        raise ArtifactError(f"index file {source} cannot be read ({err}); {_REMEDY}") from err
+        raise ArtifactError(f"index file {source} cannot be read ({err}); {REBUILD}") from err
     if digest["sha256"] != record["sha256"]:
         raise ArtifactError(
             f"index file {source} is not what was written: {digest['bytes']} bytes with sha256 "
-            f"{digest['sha256'][:12]}, not {record['bytes']} with {record['sha256'][:12]}; {_REMEDY}"
+            f"{digest['sha256'][:12]}, not {record['bytes']} with {record['sha256'][:12]}; {REBUILD}"
         )
     return path

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # neighbour in a list, and a row whose list is sought, and a value of it, for the square root of the rows of its region.
 _FIXED, _LEARN, _LEARN_VALUE, _ROW, _VALUE, _ROUTED = 3.5, 2e-9, 2.5e-10, 8e-6, 1.5e-7, 1.5e-5
 _LISTED, _QUERY, _QUERY_VALUE = 4e-7, 2.2e-7, 7e-10
-_REPLICAS = 1.7  # regions that hold a row, assumed: 1 to 2 in tables looked at, more in noise of many dimensions
+_REPLICAS = 2.5  # regions that hold a row, assumed: 1 to 3.5 in tables looked at
 
 
 def publish(run: Run, *, for_training: bool = False) -> Manifest:

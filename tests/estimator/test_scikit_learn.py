@@ -37,7 +37,7 @@ FRAME = FRAME / FRAME.max()
 NAMES = np.array(["setosa", "versicolor", "virginica"])[LABELS]
 
 
-# Most of the time of a fit of few rows is spent on building the network, which the checks do not look at.
+# Most of the time of a fit of few rows is spent on building the network: the checks take a small one.
 CHECKED = {"k": 2, "epochs": 1, "verbose": 0, "batch_size": 16, "model": "small_networks:tiny"}
 
 

@@ -193,7 +193,7 @@ def test_one_region_tells_no_copies(tmp_path: Path) -> None:
     manifest = Path(root) / "neighbours" / "manifest.json"
     content = json.loads(manifest.read_text())
     for regions, known in ((1, False), (8, True)):
-        content["info"]["regions"] = regions
+        content["info"]["n_regions"] = regions
         storage.write_json(str(manifest), content)
         assert ("replicas" in measure(root, 2)[1]["neighbours"]) is known
 

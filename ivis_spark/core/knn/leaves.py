@@ -5,8 +5,8 @@ of them ranked by all features.
 
 A query row is compared with its nearest leaf first. The distance to the k-th row found there bounds how far its
 neighbours can be: another leaf is searched if its boundary is closer than that distance times the effort, divided by
-the square root of how many leaves are as near. By boundaries alone dense places take too many leaves, by rank alone
-sparse ones: with both a recall takes a fifth to a third fewer comparisons.
+the square root of its rank by distance. By boundaries alone dense places take too many leaves, by rank alone sparse
+ones.
 """
 
 from __future__ import annotations

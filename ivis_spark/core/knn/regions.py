@@ -10,6 +10,7 @@ Only equal rows, which no boundary separates, are hash-sharded over several regi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -40,6 +41,7 @@ _ROUNDS = 6
 _EQUAL_GUESTS = 32  # one of so many equal rows is enough in another region
 _MARGIN_ERRORS = 1.0  # standard errors by which the sample's recall must pass the one wanted
 _FORMAT = 1
+REBUILD = "remove the neighbours (ivis-spark clean RUN --stages neighbours) and build them again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +253,7 @@ class Regions:
                 raise ValueError(f"shapes {first} and {others} do not match")
             return cls(metric, **arrays_read)
         except UNREADABLE as err:
-            raise ArtifactError(f"{folder} holds no usable regions ({err}); rebuild the neighbours") from err
+            raise ArtifactError(f"{folder} holds no usable regions ({err}); {REBUILD}") from err
 
 
 @dataclass(frozen=True)
@@ -279,8 +281,8 @@ def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> list[int]:
         return [max(config.region_rows, bound)]
     most = max(bound, min(max(least, n_rows // _REGIONS), most, max(1024, REGION_BYTES // (4 * dims))))
     rows = max(bound, least, round(_REGION_ROOT * (1 + dims / _WIDE) * n_rows**0.5))
-    sizes = [rows * 2**step for step in range(max(1, math.ceil(math.log2(max(1, most / rows)))))]
-    return [min(size, most) for size in sizes if size < most] + [most]
+    sizes = itertools.takewhile(lambda size: 1.5 * size < most, (rows * 2**step for step in itertools.count()))
+    return [*sizes, most]
 
 
 def sample_size(n_rows: int, dims: int, rows: int) -> int:

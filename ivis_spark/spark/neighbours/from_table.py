@@ -19,7 +19,7 @@ from ivis_spark.config import NeighboursConfig, listed
 from ivis_spark.core.knn.recall import Recall
 from ivis_spark.core.knn.search import keys_of_pairs
 from ivis_spark.errors import InputError, advice
-from ivis_spark.spark.neighbours.stage import RowFacts
+from ivis_spark.spark.neighbours.row_facts import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, packed_rows
 from ivis_spark.spark.neighbours.truth import RowSample
 from ivis_spark.spark.rows.columns import INTEGERS

@@ -12,41 +12,36 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.metrics import Floats, Ints
-from ivis_spark.core.knn.recall import Recall, check_recall, recall_at_k
+from ivis_spark.core.knn.recall import Recall, check_recall
 from ivis_spark.core.knn.regions import Regions, choose_margin, region_rows, sample_size, shared_target
 from ivis_spark.core.knn.search import (
     ROUNDS,
     aimed_recall,
-    check_k,
     leaves_nothing_out,
     pick_backend,
     raised_target,
     remedy,
-    sample_rows,
 )
 from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
 from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.errors import IvisError, advice
 from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
-from ivis_spark.spark.anchors import Anchors
-from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.neighbours import tasks
+from ivis_spark.spark.neighbours.row_facts import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan
-from ivis_spark.spark.neighbours.truth import ExactLists, RowSample, draw_rows, exact_lists
+from ivis_spark.spark.neighbours.truth import RowSample
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import arrow_batch_rows, job_step
+from ivis_spark.spark.session import arrow_batch_rows
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
@@ -89,75 +84,6 @@ def build_neighbours(
     return _Build(rows.select("id", "features"), config, random_state, folder, anchors).run(scaler)
 
 
-class RowFacts:
-    """Rows of a build: their number and width, and the exact neighbours of a sample of them. Lives on the driver.
-
-    Args:
-        rows: Columns `id` and `features`.
-        config: Settings of the stage.
-        random_state: Seed.
-        n_anchors: Rows that get a list; None for all.
-    """
-
-    def __init__(
-        self, rows: DataFrame, config: NeighboursConfig, random_state: int, n_anchors: int | None = None
-    ) -> None:
-        self.rows, self.config, self.random_state = rows, config, random_state
-        self._n_anchors, self.anchors = n_anchors, Anchors(0, None, random_state)
-        self.spark: SparkSession = rows.sparkSession
-        self.n_rows = self.dims = 0
-        self.held_out = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
-        self.true_keys: Floats | None = None
-
-    @contextmanager
-    def step(self, name: str, text: str) -> Iterator[None]:
-        """Name Spark's jobs, time them, and raise what a task raised on purpose."""
-        with job_step(self.spark, name, f"neighbours: {text}"), task_errors():
-            yield
-
-    def count(self) -> None:
-        """Count the rows and look at their width."""
-        with self.step("count", "count rows"):
-            self.n_rows = self.rows.count()
-            first = self.rows.select(F.length("features").alias("bytes")).first()  # not of all: those are large
-        self.dims = 0 if first is None else int(first["bytes"]) // 4
-        check_k(self.config.k, self.n_rows)
-        with self.step("anchors", f"draw {self._n_anchors or 'all'} anchors"):
-            self.anchors = Anchors.draw(self.rows, self._n_anchors, n_rows=self.n_rows, random_state=self.random_state)
-        log.info("neighbours: searching for the neighbours of %d rows among %d", self.anchors.count, self.n_rows)
-
-    @property
-    def measured_rows(self) -> int:
-        """How many anchors measure the recall."""
-        return min(sample_rows(self.config, self.n_rows), self.anchors.count)
-
-    def draw(self, measure: int, choose: int = 0, learn: int = 0) -> tuple[RowSample, RowSample]:
-        """Draw disjoint samples: anchors held out to measure the recall, and rows to choose by and learn from."""
-        with self.step("sample", f"sample {measure + choose + learn} rows"):
-            size = measure + choose + learn
-            drawn = draw_rows(self.rows, size, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
-        self.held_out = drawn.part(0, measure)
-        return drawn.part(measure, measure + choose), drawn.part(measure + choose)
-
-    def find_truth(self, others: RowSample) -> ExactLists:
-        """Find the exact neighbours of the rows held out, and return those of others, one more than k of each."""
-        queries = self.held_out.joined(others)
-        with self.step("truth", f"exact neighbours of {len(queries.ids)} rows"):
-            lists = exact_lists(self.rows, queries, self.config.k + 1, self.config.metric)
-        held_out = len(self.held_out.ids)
-        self.true_keys = lists.keys[:held_out, : self.config.k]
-        return ExactLists(lists.ids[held_out:], lists.keys[held_out:])
-
-    def recall_of(self, ids: Ints, keys: Floats) -> Recall:
-        """Return the recall of lists found for the rows held out, given in any order; exact if none were."""
-        if self.true_keys is None:
-            return Recall.exact(self.anchors.count)
-        expected_order, order = np.argsort(self.held_out.ids), np.argsort(ids)
-        if not np.array_equal(self.held_out.ids[expected_order], ids[order]):
-            raise IvisError("sampled rows were not searched; are ids unique and rows deterministic?")
-        return recall_at_k(keys[order], self.true_keys[expected_order], n_rows=self.anchors.count)
-
-
 class _Build:
     """One build, from rows to files. Lives on the driver."""
 
@@ -167,8 +93,10 @@ class _Build:
         self.facts, self.config, self.folder = RowFacts(rows, config, random_state, anchors), config, folder
         self.rows, self.spark, self.random_state = rows, self.facts.spark, random_state
         self.regions = Regions.one(config.metric, 1)
-        self.learnt = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.learnt = self.choosing = self.neighbours = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.sizes: list[int] = []  # rows of a region still to try
         self.depths: Floats = np.zeros((0, 1), np.float32)
+        self.counts, self.neighbour_ids = np.zeros((0, 1), bool), np.zeros((0, 1), np.int64)
         self.margin, self.shared = 0.0, 1.0
         self.written: list[Any] = []
 
@@ -177,9 +105,9 @@ class _Build:
         facts, config = self.facts, self.config
         with arrow_batch_rows(self.spark, RECORDS_PER_BATCH):
             facts.count()
-            sizes = region_rows(config, facts.n_rows, facts.dims)
-            backend = pick_backend(config, min(sizes[0], facts.n_rows), facts.dims)
-            self._learn(sizes, backend)
+            self.sizes = region_rows(config, facts.n_rows, facts.dims)
+            backend = pick_backend(config, min(self.sizes[0], facts.n_rows), facts.dims)
+            self._learn(backend)
             target = config.target_recall
             for attempt in range(ROUNDS):
                 aim = aimed_recall(target, len(facts.held_out.ids))
@@ -194,40 +122,52 @@ class _Build:
             self._publish_index(backend, recall, scaler)
         return self._facts(backend, recall)
 
-    def _learn(self, sizes: list[int], backend: str) -> None:
-        """Learn regions of the first of some sizes that copies few enough rows, and how far they have to overlap."""
+    def _learn(self, backend: str) -> None:
+        """Draw the samples, and learn regions of the smallest size if there is more than one."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
-        size, measure = sample_size(facts.n_rows, facts.dims, sizes[0]), facts.measured_rows
+        size, measure = sample_size(facts.n_rows, facts.dims, self.sizes[0]), facts.measured_rows
         if not size:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
             return
-        choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
-        exact = facts.find_truth(choosing)
+        self.choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
+        exact = facts.find_truth(self.choosing)
         places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
         # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
-        counts = exact.keys[:, places] < exact.keys[:, config.k :]
+        self.counts = exact.keys[:, places] < exact.keys[:, config.k :]
+        self.neighbour_ids = exact.ids[:, places]
         with facts.step("choose", "locate neighbours"):
-            neighbours = self._rows(exact.ids[:, places])
-        wanted = shared_target(aimed_recall(config.target_recall, measure))
-        for rows_per_region in sizes:
-            with facts.step("regions", f"learn regions of {rows_per_region} rows"):
-                self.regions = Regions.learn(
-                    self.learnt.rows,
-                    facts.n_rows,
-                    config.metric,
-                    region_rows=rows_per_region,
-                    least_rows=2 * (config.k + 1),
-                    seed=self.random_state,
-                )
-                depths = self._depths(choosing, neighbours, exact.ids[:, places])
-                self.depths = np.where(counts, depths, np.float32(np.nan))
-                self.margin, self.shared = choose_margin(self.depths, wanted)
-            copies = self._expected_rows().sum() / facts.n_rows
-            log.info("neighbours: %d regions hold a row %.2f times on average", len(self.regions), copies)
-            if self.shared >= wanted and copies <= _MOST_COPIES:
+            self.neighbours = self._rows(self.neighbour_ids)
+        self._learn_regions()
+
+    def _learn_regions(self) -> None:
+        """Learn regions of the next size, and where the neighbours of some rows lie in them."""
+        size = self.sizes.pop(0)
+        with self.facts.step("regions", f"learn regions of {size} rows"):
+            self.regions = Regions.learn(
+                self.learnt.rows,
+                self.facts.n_rows,
+                self.config.metric,
+                region_rows=size,
+                least_rows=2 * (self.config.k + 1),
+                seed=self.random_state,
+            )
+            self.depths = np.where(self.counts, self._depths(), np.float32(np.nan))
+
+    def _overlap(self, aim: float) -> None:
+        """Choose how far regions overlap; they grow while they hold too few of the neighbours, or too many copies."""
+        wanted = shared_target(aim)
+        while len(self.depths):
+            self.margin, self.shared = choose_margin(self.depths, wanted)
+            copies = self._expected_rows().sum() / self.facts.n_rows
+            log.info(
+                "neighbours: %d regions: margin %.3f reaches %.4f of the neighbours, a row is in %.2f of them",
+                *(len(self.regions), self.margin, self.shared, copies),
+            )
+            if not self.sizes or (self.shared >= wanted and copies <= _MOST_COPIES):
                 break
+            self._learn_regions()
 
     def _rows(self, ids: Ints) -> RowSample:
         """Return the rows of some ids."""
@@ -236,22 +176,20 @@ class _Build:
         records.sort(key=lambda row: row["id"])
         return RowSample.of(records, self.facts.dims)
 
-    def _depths(self, choosing: RowSample, neighbours: RowSample, neighbour_ids: Ints) -> Floats:
-        """Return the boundary margins of neighbours, int64 (q, m), towards the primary region of their row."""
-        regions, depths = self.regions.depths(neighbours.rows, neighbours.ids, self.config.max_regions)
+    def _depths(self) -> Floats:
+        """Return the boundary margins of neighbours, float32 (q, m), towards the primary region of their row."""
+        regions, depths = self.regions.depths(self.neighbours.rows, self.neighbours.ids, self.config.max_regions)
         # By centroid: of equal rows, dealt to several regions, any does.
         centroid_of = self.regions.centroid_of
-        primary = centroid_of[self.regions.primary(choosing.rows, choosing.ids)]
-        place = np.searchsorted(neighbours.ids, neighbour_ids)
+        primary = centroid_of[self.regions.primary(self.choosing.rows, self.choosing.ids)]
+        place = np.searchsorted(self.neighbours.ids, self.neighbour_ids)
         reached = np.where(centroid_of[regions][place] == primary[:, None, None], depths[place], np.float32(np.inf))
         return np.asarray(reached.min(axis=2))
 
     def _search(self, backend: str, aim: float) -> None:
         """Search all regions and write lists and indexes, in one job."""
         facts, config = self.facts, self.config
-        if len(self.depths):
-            self.margin, self.shared = choose_margin(self.depths, shared_target(aim))
-            log.info("neighbours: margin %.3f reaches %.4f of the neighbours", self.margin, self.shared)
+        self._overlap(aim)
         expected = self._expected_rows()
         n_tasks = self._tasks(float(expected.sum()) * (4 * facts.dims + 9))
         plan = Plan(

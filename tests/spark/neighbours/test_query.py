@@ -177,7 +177,7 @@ def test_a_harmed_file_is_named(
     path.write_bytes(bytes(body[: len(body) // 2]) if harm == "torn" else bytes(body))
     if harm == "gone":
         path.unlink()
-    text = rf"index file .*{name}.* (is not what was written|cannot be read).*; rebuild the neighbours"
+    text = rf"index file .*{name}.* (is not what was written|cannot be read).*; remove the neighbours"
     with pytest.raises(ArtifactError, match=text):
         PartitionedIndex.load(str(tmp_path / "index")).query(X, 3)
     if harm == "flipped":
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(spark: SparkSession, built: dict[tuple[str
         query(table, uri)
     shutil.copytree(uri, tmp_path / "index")
     (tmp_path / "index" / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ArtifactError, match=rf"index of format 99; this version reads {INDEX_FORMAT}: rebuild"):
+    with pytest.raises(ArtifactError, match=rf"index of format 99; this version reads {INDEX_FORMAT}: remove"):
         PartitionedIndex.load(str(tmp_path / "index"))
 
 

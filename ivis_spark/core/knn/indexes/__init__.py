@@ -65,8 +65,8 @@ class RegionIndex(abc.ABC):
     Attributes:
         metric: Metric of the rows.
         efforts: Efforts in ascending order; the last one inspects everything.
-        high_effort: From here on it is built again without `IndexSettings.projects`: the directions along which rows
-            are compared first do not tell neighbours apart. Infinity if there are none.
+        high_effort: An index that needs this effort or more is built again without `IndexSettings.projects`: the
+            directions along which rows are compared first do not tell neighbours apart. Infinity: never.
     """
 
     metric: str
