@@ -41,7 +41,7 @@ _ROUNDS = 6
 _EQUAL_GUESTS = 32  # one of so many equal rows is enough in another region
 _MARGIN_ERRORS = 1.0  # standard errors by which the sample's recall must pass the one wanted
 _FORMAT = 1
-REBUILD = "remove the neighbours (ivis-spark clean RUN --stages neighbours) and build them again"
+REBUILD = "remove the neighbours with ivis-spark clean, and build them again"
 
 
 @dataclass(frozen=True, eq=False)
