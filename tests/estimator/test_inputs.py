@@ -205,9 +205,8 @@ for path in sys.argv[1:]:
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """A file of 8 MB and one of 80 MB take the same memory, within 32 MB; read whole they would differ by 72."""
     h5py = pytest.importorskip("h5py")
-    paths = [
-        tmp_path / f"{rows}.h5" for rows in (10_000, 1_000)
-    ]  # what a first fit leaves is not taken off the large one
+    # The large one first, so that what a fit leaves behind is not taken off its own.
+    paths = [tmp_path / f"{rows}.h5" for rows in (10_000, 1_000)]
     for path in paths:
         rows = int(path.stem)
         with h5py.File(path, "w") as file:

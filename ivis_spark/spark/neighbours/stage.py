@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,38 @@ def build_neighbours(
     return _Build(rows.select("id", "features"), config, random_state, folder, anchors).run(scaler)
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Rows and some of their neighbours, by which the overlap of regions is chosen.
+
+    Attributes:
+        rows: Rows, q of them.
+        neighbours: Their neighbours, each once, by ascending id.
+        ids: int64 (q, m): which are whose.
+        counts: bool (q, m): whether they count.
+    """
+
+    rows: RowSample
+    neighbours: RowSample
+    ids: Ints
+    counts: npt.NDArray[np.bool_]
+
+    def depths(self, regions: Regions, width: int) -> Floats:
+        """Return float32 (q, m): how far neighbours are from the primary region of their row, as `choose_margin` takes.
+
+        Args:
+            regions: Regions.
+            width: Maximum regions per row.
+        """
+        numbers, depths = regions.depths(self.neighbours.rows, self.neighbours.ids, width)
+        # By centroid: of equal rows, dealt to several regions, any does.
+        centroid_of = regions.centroid_of
+        primary = centroid_of[regions.primary(self.rows.rows, self.rows.ids)]
+        place = np.searchsorted(self.neighbours.ids, self.ids)
+        reached = np.where(centroid_of[numbers][place] == primary[:, None, None], depths[place], np.float32(np.inf))
+        return np.where(self.counts, reached.min(axis=2), np.float32(np.nan))
+
+
 class _Build:
     """One build, from rows to files. Lives on the driver."""
 
@@ -93,10 +126,9 @@ class _Build:
         self.facts, self.config, self.folder = RowFacts(rows, config, random_state, anchors), config, folder
         self.rows, self.spark, self.random_state = rows, self.facts.spark, random_state
         self.regions = Regions.one(config.metric, 1)
-        self.learnt = self.choosing = self.neighbours = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.learnt = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
+        self.pairs: _Pairs | None = None
         self.sizes: list[int] = []  # rows of a region still to try
-        self.depths: Floats = np.zeros((0, 1), np.float32)
-        self.counts, self.neighbour_ids = np.zeros((0, 1), bool), np.zeros((0, 1), np.int64)
         self.margin, self.shared = 0.0, 1.0
         self.written: list[Any] = []
 
@@ -131,18 +163,18 @@ class _Build:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
             return
-        self.choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
-        exact = facts.find_truth(self.choosing)
+        choosing, self.learnt = facts.draw(measure, min(CHOOSING_ROWS, facts.n_rows // 8), size)
+        exact = facts.find_truth(choosing)
         places = np.unique(np.linspace(0, config.k - 1, min(config.k, CHOOSING_NEIGHBOURS)).astype(int))
         # Which rows as far as the last are among the k is chance, and may depend on partitions: they do not count.
-        self.counts = exact.keys[:, places] < exact.keys[:, config.k :]
-        self.neighbour_ids = exact.ids[:, places]
+        counts = exact.keys[:, places] < exact.keys[:, config.k :]
+        ids = exact.ids[:, places]
         with facts.step("choose", "locate neighbours"):
-            self.neighbours = self._rows(self.neighbour_ids)
+            self.pairs = _Pairs(choosing, self._rows(ids), ids, counts)
         self._learn_regions()
 
     def _learn_regions(self) -> None:
-        """Learn regions of the next size, and where the neighbours of some rows lie in them."""
+        """Learn regions of the next size."""
         size = self.sizes.pop(0)
         with self.facts.step("regions", f"learn regions of {size} rows"):
             self.regions = Regions.learn(
@@ -153,13 +185,13 @@ class _Build:
                 least_rows=2 * (self.config.k + 1),
                 seed=self.random_state,
             )
-            self.depths = np.where(self.counts, self._depths(), np.float32(np.nan))
 
     def _overlap(self, aim: float) -> None:
         """Choose how far regions overlap; they grow while they hold too few of the neighbours, or too many copies."""
         wanted = shared_target(aim)
-        while len(self.depths):
-            self.margin, self.shared = choose_margin(self.depths, wanted)
+        while self.pairs is not None:
+            depths = self.pairs.depths(self.regions, self.config.max_regions)
+            self.margin, self.shared = choose_margin(depths, wanted)
             copies = self._expected_rows().sum() / self.facts.n_rows
             log.info(
                 "neighbours: %d regions: margin %.3f reaches %.4f of the neighbours, a row is in %.2f of them",
@@ -175,16 +207,6 @@ class _Build:
         records = self.rows.join(F.broadcast(wanted), "id", "left_semi").collect()
         records.sort(key=lambda row: row["id"])
         return RowSample.of(records, self.facts.dims)
-
-    def _depths(self) -> Floats:
-        """Return the boundary margins of neighbours, float32 (q, m), towards the primary region of their row."""
-        regions, depths = self.regions.depths(self.neighbours.rows, self.neighbours.ids, self.config.max_regions)
-        # By centroid: of equal rows, dealt to several regions, any does.
-        centroid_of = self.regions.centroid_of
-        primary = centroid_of[self.regions.primary(self.choosing.rows, self.choosing.ids)]
-        place = np.searchsorted(self.neighbours.ids, self.neighbour_ids)
-        reached = np.where(centroid_of[regions][place] == primary[:, None, None], depths[place], np.float32(np.inf))
-        return np.asarray(reached.min(axis=2))
 
     def _search(self, backend: str, aim: float) -> None:
         """Search all regions and write lists and indexes, in one job."""

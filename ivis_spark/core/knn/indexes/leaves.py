@@ -13,7 +13,7 @@ from ivis_spark.core.knn.leaves import ALL, Leaves
 from ivis_spark.core.knn.merge import ties_by_id
 from ivis_spark.core.knn.metrics import Floats, Ints
 
-_HIGH_EFFORT = 4.0
+_HIGH_EFFORT = 4.0  # digits need 1 for a recall of .97
 _EFFORTS = (*(round(0.1 * 1.15**step, 3) for step in range(45)), ALL)  # of `Leaves.query`, up to 47
 # Microseconds on one core of a 2020s server: tests/bench/bench_index_costs.py measures them again.
 _ROW, _PAIRS, _PAIR, _PAIR_VALUE, _NEIGHBOUR = 15.0, 5.0, 0.004, 0.00004, 0.2
