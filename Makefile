@@ -11,7 +11,7 @@ CONSTRAINTS_classic := conf/constraints.txt
 CONSTRAINTS_today := conf/constraints-today.txt
 CONSTRAINTS := $(CONSTRAINTS_$(STACK))
 DEMO_OUTPUT := output/demo
-# Tests wait for a JVM or another process: 3 of them keep 2 cores busy (12.8 minutes; two workers 14.2).
+# Tests wait for a JVM or another process: three workers keep two cores busy.
 # The tests of a file stay together, since they share what they build.
 WORKERS ?= 3
 PYSPARK4 := 4.0.5
