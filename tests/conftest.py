@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from collections import Counter
@@ -29,6 +30,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files with most slow tests first: workers then end at about the same time."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let fits of a few steps go without compiling, which takes a second of each, but where a test is about that."""
+    if item.get_closest_marker("tf") and importlib.util.find_spec("tensorflow"):
+        import processes
+
+        processes.compile_above(0 if item.get_closest_marker("compiled") else processes.FEW)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -67,23 +76,3 @@ def spark(_session: SparkSession) -> Iterator[SparkSession]:
     for table in _session.catalog.listTables():
         if table.isTemporary:
             _session.catalog.dropTempView(table.name)
-
-
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """Train without compiling, for tests of many fits of a few steps."""
-    import processes
-
-    with processes.untraced():
-        yield
-
-
-@pytest.fixture
-def digits_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go to a folder that holds digits.parquet, the table that README and docs speak of."""
-    from ivis_spark.config import Config
-    from ivis_spark.demo import write_digits
-
-    uri, _ = write_digits(str(tmp_path), Config())
-    (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
-    monkeypatch.chdir(tmp_path)

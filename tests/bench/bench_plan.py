@@ -2,7 +2,8 @@
 
 Rows of a Gaussian mixture, 32 features, go through all stages on this machine's cores, each size in a process of its
 own. Shuffled bytes come from Spark's event log. A ratio outside [1/1.5, 1.5] is marked, and the exit code is 1 then.
-Where planned and taken are both below 1 s or below 5 MB they are not compared.
+Where planned and taken are both below 1 s or below 5 MB they are not compared. Each size is appended to
+tests/bench/results/plan.jsonl with date, commit and machine: [planned, taken] by stage and unit.
 
     python tests/bench/bench_plan.py --rows 100000 1000000 5000000
 """
@@ -39,15 +40,21 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
             manifests, shuffled = run(Path(folder), rows, arguments.dims)
         common.say(f"\n{rows:,} x {arguments.dims}, {cores} cores: planned / taken (ratio)")
+        found: dict[str, dict[str, list[float]]] = {}
         for stage in plan_of_run(manifests, cores):
             manifest = manifests[stage.stage]
             taken = (seconds_of(manifest), sum(file["bytes"] for file in manifest.files), shuffled.get(stage.stage, 0))
             planned = (stage.seconds, stage.storage_bytes, stage.shuffle_bytes)
-            parts = [compare(p / u, t / u, name) for p, t, (name, u) in zip(planned, taken, UNITS, strict=True)]
+            pairs = {name: [p / u, t / u] for p, t, (name, u) in zip(planned, taken, UNITS, strict=True)}
+            found[stage.stage] = {name: [round(value, 2) for value in pair] for name, pair in pairs.items()}
+            parts = [compare(*pair, name) for name, pair in pairs.items()]
             common.say(f"{stage.stage:<12}" + "".join(parts))
             wrong += sum(part.endswith("!") for part in parts)
         info = manifests["neighbours"].info
         common.say(f"replicas {info['replicas']}, steps of neighbours {info['step_seconds']}, recall {info['recall']}")
+        facts = {name: info[name] for name in ("replicas", "recall", "step_seconds")}
+        row = {"rows": rows, "dims": arguments.dims, "stages": found, "neighbours": facts}
+        common.append_result(common.results_file("plan"), row)
     sys.exit(int(wrong > 0))
 
 

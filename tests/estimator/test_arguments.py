@@ -17,7 +17,7 @@ from ivis_spark.config import NeighboursConfig, TrainConfig
 from ivis_spark.errors import ConfigError, InputError, NotFittedError
 
 pytest.importorskip("tensorflow")
-pytestmark = [pytest.mark.tf, pytest.mark.usefixtures("untraced")]
+pytestmark = pytest.mark.tf
 
 from sklearn.base import clone  # noqa: E402
 

@@ -130,7 +130,6 @@ def test_positional_arguments_in_ivis_order() -> None:
     assert "k=15" in repr(model)
 
 
-@pytest.mark.usefixtures("untraced")
 def test_grid_search_over_a_pipeline() -> None:
     pipeline = make_pipeline(small(epochs=1), KNeighborsClassifier(3))
     search = GridSearchCV(pipeline, {"ivis__k": [3, 5], "ivis__embedding_dims": [1, 2]}, cv=2).fit(X, Y)
@@ -154,7 +153,7 @@ def test_grid_search_over_a_pipeline() -> None:
 )
 def test_supervision_of_every_kind_learns(metric: object, labels: np.ndarray, width: int) -> None:
     options = {"supervision_metric": metric, "supervision_weight": 0.9, "learning_rate": 0.01}
-    model = small(epochs=200, n_epochs_without_progress=200, **options).fit(X, labels)
+    model = small(epochs=100, n_epochs_without_progress=100, **options).fit(X, labels)
     scores = model.score_samples(X)
     assert scores.shape == (60, width)
     targets = np.asarray(labels, dtype=np.float64).reshape(60, -1)

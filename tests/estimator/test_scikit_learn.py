@@ -90,7 +90,6 @@ def test_checks_of_scikit_learn(checks: Callable[[], None]) -> None:
     in_a_process(checks)
 
 
-@pytest.mark.usefixtures("untraced")
 def test_columns_go_by_name(fitted: Ivis, tmp_path: Path) -> None:
     expected = fitted.transform(FRAME)
     names = list(FRAME.columns)
@@ -114,7 +113,6 @@ def test_columns_go_by_name(fitted: Ivis, tmp_path: Path) -> None:
             method(FRAME[[*names, names[0]]])
 
 
-@pytest.mark.usefixtures("untraced")
 def test_output_as_frames(fitted: Ivis) -> None:
     assert list(fitted.get_feature_names_out()) == ["ivis0", "ivis1"]
     model = make_pipeline(MinMaxScaler(), small()).set_output(transform="pandas")
@@ -129,7 +127,6 @@ def test_not_fitted_is_an_error_of_both() -> None:
     assert isinstance(caught.value, NotFittedError)
 
 
-@pytest.mark.usefixtures("untraced")
 def test_a_second_fit_starts_again_unless_it_is_a_warm_start(tmp_path: Path) -> None:
     X = FRAME.to_numpy()
     once = small().fit(X).transform(X)
@@ -178,7 +175,6 @@ def test_labels_of_every_kind(labels: Any, classes: list[Any], tmp_path: Path) -
     assert loaded.classes_.tolist() == classes and loaded.classes_.dtype == model.classes_.dtype
 
 
-@pytest.mark.usefixtures("untraced")
 def test_names_of_several_values_to_predict_are_kept(tmp_path: Path) -> None:
     model = small(supervision_metric="mae").fit(FRAME, FRAME.iloc[:, :2])
     model.save_model(str(tmp_path / "m"))
@@ -200,7 +196,6 @@ def test_labels_that_cannot_be_used() -> None:
         small().fit(FRAME, LABELS, y=LABELS)
 
 
-@pytest.mark.usefixtures("untraced")
 def test_a_preset_takes_the_place_of_defaults() -> None:
     fast = Config(preset="fast")
     model = Ivis(preset="fast", epochs=2, batch_size=50, verbose=0).fit(FRAME.to_numpy())

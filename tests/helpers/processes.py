@@ -1,32 +1,36 @@
-"""Less time and memory for many fits: TensorFlow keeps some 40 MB of each, and compiles for half a second."""
+"""Less time and memory for many fits: TensorFlow keeps some 40 MB of each, and compiles for a second."""
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from typing import Any
 
-import pytest
+FEW = 10  # steps: without compiling they take half as long as with it
 
 
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Train without compiling, which is as fast for some twenty steps."""
+def compile_above(steps: int) -> None:
+    """Let fits of this process that take no more than so many steps go without compiling."""
     from ivis_spark.train import loop
 
-    make = loop._make_run_steps_fn
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_make_run_steps_fn", lambda model: make(model).python_function)
-        yield
+    init = getattr(loop._Run.__init__, "as_it_is", loop._Run.__init__)
+
+    def init_run(run: Any, model: Any, dataset: Any, steps_per_epoch: int, config: Any, *more: Any) -> None:
+        init(run, model, dataset, steps_per_epoch, config, *more)
+        if steps_per_epoch * config.epochs <= steps:
+            run._run_steps = run._run_steps.python_function
+
+    init_run.as_it_is = init  # type: ignore[attr-defined]
+    loop._Run.__init__ = init_run  # type: ignore[method-assign]
 
 
-def _call_untraced(function: Callable[[], None]) -> None:
-    with untraced():
-        function()
+def _call(function: Callable[[], None]) -> None:
+    compile_above(FEW)
+    function()
 
 
 def in_a_process(function: Callable[[], None]) -> None:
-    """Call a function of a module in a new process, `untraced`, and raise what it raises."""
+    """Call a function of a module in a new process, and raise what it raises."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_call_untraced, function).result()
+        pool.submit(_call, function).result()

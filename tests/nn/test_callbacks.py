@@ -60,6 +60,7 @@ def test_training_that_stops_early_says_why(caplog: pytest.LogCaptureFixture) ->
     assert caplog.messages[-1].endswith("stopped after epoch 1: a callback ended training")
 
 
+@pytest.mark.compiled
 def test_fits_in_one_process_do_not_warn_of_retracing() -> None:
     seen: list[str] = []
     handler = logging.Handler()

@@ -13,7 +13,7 @@ from ivis_spark.errors import ConfigError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.tf
+pytestmark = [pytest.mark.tf, pytest.mark.compiled]
 
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
 from ivis_spark.nn.model import TripletModel  # noqa: E402

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 keras = pytest.importorskip("keras")
-pytestmark = pytest.mark.tf
+pytestmark = [pytest.mark.tf, pytest.mark.compiled]
 
 from triplet_blocks import write_blocks  # noqa: E402
 

@@ -15,7 +15,7 @@ from ivis_spark.errors import TrainingError
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
-pytestmark = pytest.mark.tf
+pytestmark = [pytest.mark.tf, pytest.mark.compiled]
 
 from ivis_spark.data.triplets import triplet_dataset  # noqa: E402
 from ivis_spark.nn.losses import triplet_loss  # noqa: E402
