@@ -10,7 +10,7 @@ import processes
 from ivis_spark.config import TrainConfig
 from ivis_spark.train import loop
 
-ENOUGH_STEPS = 800
+ENOUGH_STEPS = 600
 
 
 def fit_briefly(*given: Any, config: TrainConfig, steps_per_epoch: int, **more: Any) -> loop.History:
