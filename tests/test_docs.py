@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import json
@@ -14,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +27,6 @@ from ivis_spark.cli.options import make_parser
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-    from ivis_spark.config import TrainConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
@@ -142,16 +139,17 @@ def test_pages_run_on_spark(page: str) -> None:
 
 @pytest.fixture
 def few_epochs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let fits end after a few epochs: those of pipelines, and those of pages that assert nothing of them."""
+    """Let fits end early: of pages that assert something of theirs after so many steps that it is true, of others and
+    in pipelines after a few.
+    """
+    import short_fits
+
     from ivis_spark.estimator import ivis
-    from ivis_spark.train import job, loop
+    from ivis_spark.train import job
 
-    def fit(*given: Any, config: TrainConfig, **more: Any) -> loop.History:
-        return loop.fit(*given, config=dataclasses.replace(config, epochs=min(config.epochs, 3)), **more)
-
-    monkeypatch.setattr(job, "fit", fit)
-    if not re.search("^ *assert ", "".join(blocks(page)), flags=re.M):
-        monkeypatch.setattr(ivis, "fit_model", fit)
+    monkeypatch.setattr(job, "fit", short_fits.fit_briefly)
+    asserts = re.search("^ *assert ", "".join(blocks(page)), flags=re.M)
+    monkeypatch.setattr(ivis, "fit_model", short_fits.fit_enough if asserts else short_fits.fit_briefly)
 
 
 def run_steps(page: str) -> None:
@@ -213,7 +211,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, _session: SparkSession) -> 
     for day in (1, 2):
         (folder / "data" / f"day={day}").mkdir(parents=True)
         pq.write_table(numbers.slice(200 * day - 200, 200), folder / "data" / f"day={day}" / "part-0.parquet")
-    ends = ["--id-col", "id", "--label-col", "label"]
+    ends = ["--id-col", "id", "--label-col", "label", "--set", "train.epochs=3"]
     assert main(["run", "--input", f"{folder}/digits.parquet", "--output", f"{folder}/runs/digits", *ends]) == 0
     return folder
 

@@ -91,8 +91,13 @@ SMALL: dict[str, dict[str, Any]] = {
 @pytest.mark.tf
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_runs(run: Run, name: str) -> None:
-    """Every cell runs, on few rows for one epoch; what the notebooks claim is for the tests below."""
+def test_runs(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell runs, on few rows for a few steps; what the notebooks claim is for the tests below."""
+    import short_fits
+
+    from ivis_spark.estimator import ivis
+
+    monkeypatch.setattr(ivis, "fit_model", short_fits.fit_briefly)
     run(EXPERIMENTS / f"{name}.py", **SMALL[name])
 
 

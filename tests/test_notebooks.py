@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pyspark.ml.feature import VectorAssembler
 
@@ -20,6 +21,7 @@ from ivis_spark.serving.folder import ModelFolder, write_model
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+ROWS = 300
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 HEAD, COMMAND, MAGIC = "# Databricks notebook source", "# COMMAND ----------", "# MAGIC "
 
@@ -69,12 +71,15 @@ def run(path: Path, spark: SparkSession, filled: dict[str, str]) -> dict[str, An
 
 @pytest.fixture
 def digits(tmp_path: Path) -> str:
-    return write_digits(str(tmp_path / "table"), Config())[0]
+    whole = pq.read_table(write_digits(str(tmp_path / "table"), Config())[0].removeprefix("file://"))
+    pq.write_table(whole.slice(0, ROWS), tmp_path / "digits.parquet")
+    return f"file://{tmp_path}/digits.parquet"
 
 
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
+@pytest.mark.usefixtures("untraced")
 def test_embed_a_table_then_another_with_the_registered_model(
     spark: SparkSession,
     digits: str,
@@ -82,9 +87,9 @@ def test_embed_a_table_then_another_with_the_registered_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=3"}
+    table = {"format": "parquet", "input": digits, "label_col": "label", "settings": "train.epochs=1"}
     names = run(NOTEBOOKS / "embed_table.py", spark, {**table, "output": str(tmp_path / "out")})
-    assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
+    assert names["_sqldf"].first().asDict() == {"rows": ROWS, "dims": 2}
     assert "trustworthiness" in capsys.readouterr().out
     pytest.importorskip("mlflow")
     pytest.importorskip("ivis_spark.serving.pyfunc")
@@ -103,8 +108,8 @@ def test_embed_a_table_then_another_with_the_registered_model(
             "output": str(tmp_path / "new"),
         },
     )
-    assert names["_sqldf"].first().asDict() == {"rows": 1797, "dims": 2}
-    assert spark.read.parquet(str(tmp_path / "new")).count() == 1797
+    assert names["_sqldf"].first().asDict() == {"rows": ROWS, "dims": 2}
+    assert spark.read.parquet(str(tmp_path / "new")).count() == ROWS
 
 
 @pytest.mark.spark

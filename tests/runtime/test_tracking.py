@@ -40,10 +40,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = probe.getsockname()[1]
     places = ["--backend-store-uri", f"sqlite:///{root}/runs.db", "--artifacts-destination", str(root / "files")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *places]
+    # The runners of background jobs are processes too, each of which loads MLflow.
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (root / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=log, stderr=log, cwd=root, start_new_session=True
-        )
+        given: dict[str, Any] = {"stdout": log, "stderr": log, "cwd": root, "env": environment}
+        process = subprocess.Popen([*command, "--workers", "1"], **given, start_new_session=True)
     uri = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):

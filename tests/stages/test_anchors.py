@@ -61,7 +61,7 @@ def table(spark: SparkSession, tmp_path: Path) -> Path:
 
 
 def pipeline(spark: SparkSession, table: Path, name: str, *settings: str, overwrite: bool = False) -> Pipeline:
-    given = ["data.id_col=id", "data.label_col=y", "neighbours.k=5", "train.epochs=2", "train.batch_size=64"]
+    given = ["data.id_col=id", "data.label_col=y", "neighbours.k=5", "train.epochs=1", "train.batch_size=128"]
     config = load_config(None, [*given, "triplets.block_rows=128", *settings])
     output = str(table.parent / name)
     return Pipeline(output, config, get_spark=lambda: spark, input_uri=str(table), overwrite=overwrite)
@@ -69,6 +69,7 @@ def pipeline(spark: SparkSession, table: Path, name: str, *settings: str, overwr
 
 @pytest.mark.spark
 @pytest.mark.tf
+@pytest.mark.usefixtures("untraced")
 def test_anchors_are_trained_on_and_all_rows_are_embedded(spark: SparkSession, table: Path) -> None:
     few = pipeline(spark, table, "few", "triplets.anchors=600")
     manifests = few.run()
@@ -84,8 +85,9 @@ def test_anchors_are_trained_on_and_all_rows_are_embedded(spark: SparkSession, t
     assert len(anchors) == 600 and trained == anchors
     assert len(set(ids(published(table.parent / "few", "embeddings") / "data"))) == N
     assert "600" in (published(table.parent / "few", "report") / "report.html").read_text()
-    full = pipeline(spark, table, "full").run()
-    assert full["model"].info["anchors"] == full["neighbours"].info["anchors"] == N
+    full = pipeline(spark, table, "full")
+    assert full.neighbours(for_training=True).info["anchors"] == full.triplets().info["anchors"] == N
+    assert full.train().info["anchors"] == N
     dense = [published(table.parent / name, "model") / "dense.npz" for name in ("few", "full")]
     assert dense[0].read_bytes() != dense[1].read_bytes()
 

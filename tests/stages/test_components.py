@@ -146,6 +146,7 @@ def test_a_sample_keeps_its_features() -> None:
 
 
 @pytest.mark.tf
+@pytest.mark.usefixtures("untraced")
 def test_a_run_on_components_takes_and_is_measured_by_the_features(
     spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,7 +160,7 @@ def test_a_run_on_components_takes_and_is_measured_by_the_features(
         {
             "data": {**columns_of, "components": "auto"},
             "neighbours": {"k": 5, "recall_sample": 20},
-            "train": {"epochs": 3},
+            "train": {"epochs": 1},
             "evaluate": {"sample_rows": 100, "plot_rows": 150, "k": 5},
         }
     )
