@@ -193,7 +193,6 @@ def test_ids_may_be_negative(tmp_path: Path, ids: Any) -> None:
 
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("untraced")
 def test_all_rows_equal_warns_and_says_what_to_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "table.parquet", key=list(range(40)), values=[[3.0, 1.0]] * 40)
     argv = ["run", "--input", source, "--output", str(tmp_path / "out"), "--id-col", "key", "--features-col", "values"]

@@ -174,7 +174,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert not any((tmp_path / stage).exists() for stage in STAGES)
 
 
-@pytest.mark.usefixtures("untraced")
 def test_names_for_ids_and_labels(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     digits = pq.read_table(finished / "digits.parquet")
     names = [None if y == 4 else f"digit {y}" for y in digits["y"].to_pylist()]

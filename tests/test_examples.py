@@ -42,7 +42,6 @@ NEEDS = {
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("untraced")
 def test_examples(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 

@@ -79,7 +79,6 @@ def digits(tmp_path: Path) -> str:
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("untraced")
 def test_embed_a_table_then_another_with_the_registered_model(
     spark: SparkSession,
     digits: str,

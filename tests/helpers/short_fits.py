@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import processes
-
 from ivis_spark.config import TrainConfig
 from ivis_spark.train import loop
 
@@ -14,10 +12,9 @@ ENOUGH_STEPS = 600
 
 
 def fit_briefly(*given: Any, config: TrainConfig, steps_per_epoch: int, **more: Any) -> loop.History:
-    """Fit for two epochs of a few steps, which are not worth compiling."""
+    """Fit for two epochs of a few steps, which are not worth compiling (`processes.FEW`)."""
     config = dataclasses.replace(config, epochs=min(config.epochs, 2))
-    with processes.untraced():
-        return loop.fit(*given, config=config, steps_per_epoch=min(steps_per_epoch, 4), **more)
+    return loop.fit(*given, config=config, steps_per_epoch=min(steps_per_epoch, 4), **more)
 
 
 def fit_enough(*given: Any, config: TrainConfig, steps_per_epoch: int, **more: Any) -> loop.History:

@@ -69,7 +69,6 @@ def pipeline(spark: SparkSession, table: Path, name: str, *settings: str, overwr
 
 @pytest.mark.spark
 @pytest.mark.tf
-@pytest.mark.usefixtures("untraced")
 def test_anchors_are_trained_on_and_all_rows_are_embedded(spark: SparkSession, table: Path) -> None:
     few = pipeline(spark, table, "few", "triplets.anchors=600")
     manifests = few.run()

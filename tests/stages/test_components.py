@@ -146,7 +146,6 @@ def test_a_sample_keeps_its_features() -> None:
 
 
 @pytest.mark.tf
-@pytest.mark.usefixtures("untraced")
 def test_a_run_on_components_takes_and_is_measured_by_the_features(
     spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
