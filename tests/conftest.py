@@ -62,6 +62,7 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]
         "spark.local.dir": str(scratch / "local"),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.shuffle.partitions": "3",  # odd on purpose: nothing may depend on a round number
+        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent / "helpers" / "lean"),
     }
     session = get_session("tests", master="local[2]", settings=settings)
     yield session

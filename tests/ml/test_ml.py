@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.clustering import KMeans
 from pyspark.ml.feature import VectorAssembler
-from pyspark.ml.linalg import Vectors
+from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -22,11 +25,11 @@ from ivis_spark.spark.causes import task_errors
 
 FAST = {"k": 5, "epochs": 2, "positivesPerAnchor": 2, "embeddingDims": 2, "recallSample": 50}
 
-pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow, pytest.mark.usefixtures("untraced")]
 
 
 def points(frame: DataFrame, column: str = "embedding") -> np.ndarray:
-    return np.array([row[column] for row in frame.orderBy("id").collect()])
+    return np.array([row[column] for row in sorted(frame.select("id", column).collect(), key=itemgetter("id"))])
 
 
 def test_params_are_those_of_the_configuration() -> None:
@@ -238,17 +241,25 @@ def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
 
 
 def test_pipeline(digits_frame: DataFrame, tmp_path: Path) -> None:
-    """Behind another stage, with vectors; the saved PipelineModel gives the same points."""
+    """Behind one stage and before others, with vectors; the saved PipelineModel gives the same points."""
     names = [f"x{i}" for i in range(4)]
-    frame = digits_frame.select("id", *[F.col("features")[20 + i].alias(name) for i, name in enumerate(names)])
-    assembler = VectorAssembler(inputCols=names, outputCol="vector")
-    estimator = IvisEstimator(featuresCol="vector", idCol="id", outputCol="z", **FAST)
-    model = Pipeline(stages=[assembler, estimator]).fit(frame)
-    model.save(str(tmp_path / "pipeline"))
-    loaded = PipelineModel.load(str(tmp_path / "pipeline"))
-    found = loaded.transform(frame)
-    assert found.columns == ["id", *names, "vector", "z"]
-    np.testing.assert_array_equal(points(found, "z"), points(model.transform(frame), "z"))
+    columns = [F.col("features")[20 + i].alias(name) for i, name in enumerate(names)]
+    frame = digits_frame.select("id", "label", *columns)
+    stages = [
+        VectorAssembler(inputCols=names, outputCol="vector"),
+        IvisEstimator(featuresCol="vector", idCol="id", labelCol="label", outputCol="z", **FAST),
+        VectorAssembler(inputCols=["z", "id"], outputCol="more"),
+        LogisticRegression(featuresCol="more", predictionCol="class", maxIter=2),
+        KMeans(featuresCol="z", predictionCol="cluster", k=3, seed=1, initSteps=1, maxIter=2),
+    ]
+    model = Pipeline(stages=stages).fit(frame)
+    found = model.transform(frame)
+    assert isinstance(found.schema["z"].dataType, VectorUDT)
+    assert {"class", "cluster"} <= set(found.columns) and found.count() == 200
+    PipelineModel(model.stages[:2]).save(str(tmp_path / "pipeline"))
+    loaded = PipelineModel.load(str(tmp_path / "pipeline")).transform(frame)
+    assert loaded.columns == ["id", "label", *names, "vector", "z"]
+    np.testing.assert_array_equal(points(loaded, "z"), points(found, "z"))
 
 
 def test_fit_with_param_maps_and_a_run_folder(digits_frame: DataFrame, tmp_path: Path) -> None:
@@ -342,6 +353,6 @@ def test_convolutions_embed_on_executors(spark: SparkSession, digits: Any) -> No
     local.encoder_ = keras.Sequential(image)
     model = IvisModel.from_local(local)
     rows = [(i, x.tolist()) for i, x in enumerate(digits[0])]
-    frame = spark.createDataFrame(rows, "id long, features array<float>").repartition(3)
+    frame = spark.createDataFrame(rows, "id long, features array<float>").coalesce(1)  # one worker
     expected = local.encoder_.predict(digits[0].reshape(-1, 8, 8, 1), verbose=0)
     np.testing.assert_allclose(points(model.transform(frame)), expected, atol=1e-3)

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pyspark.ml import Pipeline
-from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
-from pyspark.ml.feature import VectorAssembler
-from pyspark.ml.linalg import DenseVector, VectorUDT
+from pyspark.ml.linalg import DenseVector
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -21,19 +18,9 @@ from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel
 from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.spark import workers
 
-pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow, pytest.mark.usefixtures("untraced")]
 
 FAST = {"k": 5, "epochs": 1, "positivesPerAnchor": 1, "recallSample": 50}
-
-
-def test_other_stages_take_what_comes_out(digits_frame: DataFrame) -> None:
-    ivis = IvisEstimator(idCol="id", labelCol="label", **FAST)
-    assembler = VectorAssembler(inputCols=["embedding", "id"], outputCol="more")
-    regression = LogisticRegression(featuresCol="more", predictionCol="class", maxIter=2)
-    clusters = KMeans(featuresCol="embedding", predictionCol="cluster", k=3, seed=1, initSteps=1, maxIter=2)
-    found = Pipeline(stages=[ivis, assembler, regression, clusters]).fit(digits_frame).transform(digits_frame)
-    assert isinstance(found.schema["embedding"].dataType, VectorUDT)
-    assert {"class", "cluster"} <= set(found.columns) and found.count() == 200
 
 
 def test_arrays_and_vectors_hold_the_same(spark: SparkSession, fitted: IvisModel, digits_frame: DataFrame) -> None:

@@ -159,7 +159,8 @@ def test_one_day_of_a_partitioned_table(spark: SparkSession, run: Path, tmp_path
 
 
 def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_path: Path) -> None:
-    first, second = write(tmp_path / "first", 0, 30, day=[1]), write(tmp_path / "second", 30, 60, day=[2])
+    first = write(tmp_path / "first", 0, 30, files=2, day=[1])
+    second = write(tmp_path / "second", 30, 60, files=2, day=[2])
     target = tmp_path / "target"
 
     def put(table: Path, mode: str) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def test_target_append_overwrite_replace(spark: SparkSession, run: Path, tmp_pat
     assert put(first, "append")["done_before"]
     put(second, "append")
     check(pq.read_table(target).drop(["day"]), range(60))
-    fewer = write(tmp_path / "fewer", 50, 60, day=[2])
+    fewer = write(tmp_path / "fewer", 50, 60, files=2, day=[2])
     put(fewer, "replace")
     assert days() == {1: 30, 2: 10}
     put(second, "replace")
