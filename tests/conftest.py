@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let fits of a few steps go without compiling, which takes a second of each, but where a test is about that."""
-    if item.get_closest_marker("tf") and importlib.util.find_spec("tensorflow"):
+    if "tensorflow" in sys.modules:
         import processes
 
         processes.compile_above(0 if item.get_closest_marker("compiled") else processes.FEW)

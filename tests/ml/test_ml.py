@@ -25,7 +25,7 @@ from ivis_spark.spark.causes import task_errors
 
 FAST = {"k": 5, "epochs": 2, "positivesPerAnchor": 2, "embeddingDims": 2, "recallSample": 50}
 
-pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow, pytest.mark.usefixtures("untraced")]
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 
 
 def points(frame: DataFrame, column: str = "embedding") -> np.ndarray:

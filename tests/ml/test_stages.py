@@ -18,7 +18,7 @@ from ivis_spark import EmbeddingEvaluator, IvisEstimator, IvisModel
 from ivis_spark.errors import ConfigError, DependencyError, InputError
 from ivis_spark.spark import workers
 
-pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow, pytest.mark.usefixtures("untraced")]
+pytestmark = [pytest.mark.spark, pytest.mark.tf, pytest.mark.slow]
 
 FAST = {"k": 5, "epochs": 1, "positivesPerAnchor": 1, "recallSample": 50}
 

@@ -227,7 +227,6 @@ def test_goes_on_from_an_epoch() -> None:
     assert "epoch+2" in recorder.calls
 
 
-@pytest.mark.usefixtures("untraced")  # many fits; compiled ones that go on: test_job.py
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_goes_on_from_any_chunk_as_if_it_had_not_stopped(monkeypatch: pytest.MonkeyPatch, schedule: str) -> None:
     """Stop training after every chunk in turn, give another model the values and the state, and compare the ends."""

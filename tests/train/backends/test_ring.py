@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.tf, pytest.mark.horovod, pytest.mark.slow]
 
-import processes  # noqa: E402
 from clusters import command_of  # noqa: E402
 from local_ring import run_ring  # noqa: E402
 from triplet_blocks import write_blocks  # noqa: E402
@@ -64,8 +63,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]
     """What one process finds, by the size of its batches."""
     folder = tmp_path_factory.mktemp("alone")
     settings = {**WITH_NEGATIVES_OF_A_BATCH, "num_ranks": 1, "epochs": 3}
-    with processes.untraced():
-        return {size: run_job(make_job(folder, str(size), batch_size=size, **settings)) for size in (64, 32)}
+    return {size: run_job(make_job(folder, str(size), batch_size=size, **settings)) for size in (64, 32)}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
