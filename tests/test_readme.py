@@ -17,6 +17,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.S)
 
 
+@pytest.fixture
+def digits_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to a folder that holds digits.parquet, the table that the README speaks of."""
+    from ivis_spark.config import Config
+    from ivis_spark.demo import write_digits
+
+    uri, _ = write_digits(str(tmp_path), Config())
+    (tmp_path / "digits.parquet").write_bytes(Path(uri.removeprefix("file://")).read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.mark.spark
 @pytest.mark.tf
 @pytest.mark.slow
