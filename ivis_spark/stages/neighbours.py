@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 # Measured (see docs/howto/scale.md), in seconds of one core: the stage's jobs whatever the rows; a row of the sample
 # compared with a region, and a value of both, while the driver learns regions; a row and a value of it, to be sent to
 # regions, compared with a sample and kept in an index, and what a row costs more where regions are found by an index; a
-# neighbour in a list, and a row whose list is sought, and a value of it, for the square root of the rows of its region.
+# neighbour in a list, and a row whose list is sought, and a value of it, in each region that holds it, for the square
+# root of that region's rows.
 _FIXED, _LEARN, _LEARN_VALUE, _ROW, _VALUE, _ROUTED = 3.5, 2e-9, 2.5e-10, 8e-6, 1.5e-7, 1.5e-5
-_LISTED, _QUERY, _QUERY_VALUE = 4e-7, 2.2e-7, 7e-10
+_LISTED, _QUERY, _QUERY_VALUE = 4e-7, 1.4e-7, 1.5e-10
 _REPLICAS = 2.5  # regions that hold a row, assumed: 1 to 3.5 in tables looked at
 
 
@@ -139,7 +140,8 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     tasks = max(build.tasks, min(build.regions, 2 * cluster.slots))
     many = build.regions > FLAT_REGIONS
     row = _ROW + _VALUE * dims + _ROUTED * many
-    listed = _LISTED * settings.k + (_QUERY + _QUERY_VALUE * dims) * min(rows, build.region_rows) ** 0.5
+    searched = (_QUERY + _QUERY_VALUE * dims) * min(rows, build.region_rows) ** 0.5
+    listed = _LISTED * settings.k + copies * searched
     sampled = build.sample / vector if build.regions > 1 else 0.0
     return Estimate(
         stage="neighbours",
@@ -152,7 +154,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         task_bytes=PYTHON_BYTES + build.task,
         driver_bytes=build.driver,
         formula=f"R = {build.regions:,} regions, c = {copies:g} copies, A = {lists:,.0f} lists; shuffles c N (4 d + 9) "
-        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e k + (f + g d) sqrt(r)), r = "
+        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e k + c (f + g d) sqrt(r)), r = "
         f"{build.region_rows:,} rows of a region; fixed: learning R regions from {sampled:,.0f} rows on the driver",
         remedy="lower neighbours.region_rows",
     )
