@@ -14,9 +14,9 @@ DEMO_OUTPUT := output/demo
 # Tests wait for a JVM or another process: three workers keep two cores busy.
 # The tests of a file stay together, since they share what they build.
 WORKERS ?= 3
-# Tests start the package in dozens of processes, each of which would compile it anew.
-unexport PYTHONDONTWRITEBYTECODE
 PYSPARK4 := 4.0.5
+# Bytecode is kept even where the environment says not to: tests start the package in dozens of processes.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test stack test-slow test-fast test-cluster test-faults test-airflow test-dbr test-matrix test-today test-spark4 test-embed docs test-r dist lint format hooks clean
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -32,9 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Import what tests of TensorFlow train by, so that the next hook acts from the first test on."""
+    if importlib.util.find_spec("tensorflow") and any(item.get_closest_marker("tf") for item in session.items):
+        importlib.import_module("ivis_spark.train.loop")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let fits of a few steps go without compiling, which takes a second of each, but where a test is about that."""
-    if "tensorflow" in sys.modules:
+    """Do not compile fits of a few steps, which takes a second of each, unless the test is marked `compiled`."""
+    if "ivis_spark.train.loop" in sys.modules:
         import processes
 
         processes.compile_above(0 if item.get_closest_marker("compiled") else processes.FEW)

@@ -45,7 +45,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _session: object) -> Path
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("mlflow"):
             patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-            importlib.import_module("mlflow").set_tracking_uri(f"file://{folder}/mlflow")
+            # set_tracking_uri would hold for the tests of other files too
+            patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", f"file://{folder}/mlflow")
             given += ["--mlflow", "cells"]
         assert main(["run", *given, "--id-col", "id", "--label-col", "y", *FAST]) == 0
     return folder

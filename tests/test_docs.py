@@ -118,7 +118,7 @@ def needs_spark(page: str) -> bool:
 
 @pytest.mark.tf
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_epochs")
+@pytest.mark.usefixtures("early_ends")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and not needs_spark(page)])
 def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
@@ -131,17 +131,15 @@ def test_pages_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.tf
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.usefixtures("few_epochs", "tables_here")
+@pytest.mark.usefixtures("early_ends", "tables_here")
 @pytest.mark.parametrize("page", [page for page in PAGES if needs_spark(page)])
 def test_pages_run_on_spark(page: str) -> None:
     run_steps(page)
 
 
 @pytest.fixture
-def few_epochs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let fits end early: of pages that assert something of theirs after so many steps that it is true, of others and
-    in pipelines after a few.
-    """
+def early_ends(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End fits early: those of `Ivis` after 600 steps on pages that assert something, all others after a few."""
     import short_fits
 
     from ivis_spark.estimator import ivis

@@ -1,4 +1,4 @@
-"""The README's Python and its commands run as they stand, block after block."""
+"""The README's Python and its commands run, block after block, with fewer steps of training."""
 
 from __future__ import annotations
 

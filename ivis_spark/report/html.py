@@ -74,7 +74,7 @@ class Findings:
 
 @functools.cache
 def _packed_plotly() -> str:
-    """Return plotly.js, compressed, in base64: the same of every report, and a third of a second to make."""
+    """Return plotly.js, compressed, in base64. It is the same in every report, and takes a third of a second."""
     return base64.b64encode(gzip.compress(require_plotly().encode(), mtime=0)).decode()
 
 

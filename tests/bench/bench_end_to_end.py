@@ -27,7 +27,7 @@ from ivis_spark.stages import STAGES
 from ivis_spark.storage import RunFolder
 
 K, PATIENCE = 15, 3
-VOTERS = 100_000  # rows that are classified by their neighbours in the embedding: of more, as many are drawn
+VOTERS = 100_000  # kNN and 10-NN are measured on at most so many rows, drawn at random
 # ivis's loss and stopping rule in the place of our preset's, a learning rate that suits them, and a bound:
 # ours needs fewer epochs for the same quality, and would use the rest for more of it.
 SAME_LOSS = ["train.distance=pn", "train.global_weight=0", "train.schedule=constant", "train.learning_rate=0.004"]

@@ -41,6 +41,7 @@ def test_hdf5_in_any_order(tmp_path: Path, shuffle_mode: bool | str) -> None:
         assert model.score_samples(rows).shape == (60, 3)
 
 
+@pytest.mark.compiled
 def test_sparse_and_frames_give_what_arrays_give() -> None:
     sparse = pytest.importorskip("scipy.sparse").csc_matrix(X)
     pandas = pytest.importorskip("pandas")
@@ -53,6 +54,7 @@ def test_sparse_and_frames_give_what_arrays_give() -> None:
     np.testing.assert_array_equal(small().fit(frame, pandas.Series(Y)).transform(frame), small().fit(X, Y).transform(X))
 
 
+@pytest.mark.compiled
 def test_images_as_arrays_with_a_convolutional_backbone() -> None:
     images = np.random.default_rng(0).integers(0, 255, size=(40, 6, 6, 3), dtype=np.uint8)
     layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalMaxPooling2D()]

@@ -66,6 +66,7 @@ def test_scikit_learn_protocol() -> None:
     assert make_pipeline(MinMaxScaler(), small()).fit(X, y).transform(X[:7]).shape == (7, 2)
 
 
+@pytest.mark.compiled
 def test_same_random_state_same_embedding() -> None:
     X, _ = iris()
     one, two, other = (small(random_state=seed).fit_transform(X) for seed in (1, 1, 2))
@@ -152,6 +153,7 @@ def test_labels_give_probabilities_and_missing_labels_are_allowed() -> None:
     assert (scores.argmax(axis=1) == iris()[1]).mean() > 0.85
 
 
+@pytest.mark.compiled
 def test_save_and_load(tmp_path: Path) -> None:
     X, y = iris()
     model = small(embedding_dims=3).fit(X, y)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-FEW = 10  # steps: without compiling they take half as long as with it
+FEW = 10  # steps: without compiling a fit of no more takes half as long
 
 
 def compile_above(steps: int) -> None:

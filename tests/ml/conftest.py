@@ -31,8 +31,12 @@ def digits_frame(_session: SparkSession, digits: tuple[np.ndarray, np.ndarray]) 
 
 @pytest.fixture(scope="session")
 def fitted(digits_frame: DataFrame) -> IvisModel:
-    """Supervised, so that scores are there too."""
+    """Supervised, so that scores are there too, and compiled as for users."""
+    import processes
+
     from ivis_spark import IvisEstimator
+
+    processes.compile_above(0)
 
     estimator = IvisEstimator(idCol="id", labelCol="label", supervisionMetric="sparse_categorical_crossentropy", **FAST)
     estimator.setRandomState(7)

@@ -241,7 +241,7 @@ def test_altered_models_are_refused(fitted: IvisModel, tmp_path: Path) -> None:
 
 
 def test_pipeline(digits_frame: DataFrame, tmp_path: Path) -> None:
-    """Behind one stage and before others, with vectors; the saved PipelineModel gives the same points."""
+    """Behind one stage and before others, with vectors; its first two, saved, give the same points."""
     names = [f"x{i}" for i in range(4)]
     columns = [F.col("features")[20 + i].alias(name) for i, name in enumerate(names)]
     frame = digits_frame.select("id", "label", *columns)

@@ -36,6 +36,7 @@ def checks_with(folder: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.tf
 @pytest.mark.slow
 def test_this_machine_and_a_broken_one(tmp_path: Path) -> None:
+    """This one as the tests' own process sees it, the broken one from a process of its own."""
     here = {check.name: check for check in check_machine()}
     assert {name for name, check in here.items() if check.state == "fail"} == set()
     assert "reads Parquet" in here["reader"].found and "several ranks train by" in here["ring"].found

@@ -16,7 +16,7 @@ from ivis_spark.errors import InputError
 from ivis_spark.spark.neighbours.by_label import build_label_neighbours
 from ivis_spark.spark.rows import labels
 
-pytestmark = [pytest.mark.spark]
+pytestmark = [pytest.mark.spark, pytest.mark.tf]
 N, D = 300, 5
 X = np.random.default_rng(0).random((N, D)).astype(np.float32)
 

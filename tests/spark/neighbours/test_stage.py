@@ -93,9 +93,7 @@ def test_regions_grow_until_they_copy_few_enough_rows(
     assert regions / 1.5 < info["n_regions"] < 1.5 * regions and info["replicas"] < 3.2
 
 
-@pytest.mark.parametrize(
-    ("metric", "n"), [("euclidean", 5000), ("dot", 2500)]
-)  # all five in tests/core/knn/test_regions.py
+@pytest.mark.parametrize(("metric", "n"), [("euclidean", 5000), ("dot", 2500)])
 def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, metric: str, n: int) -> None:
     """Bit by bit, lists and index: 40 features, so that products round. All metrics: tests/core/knn/test_regions.py."""
     rng = np.random.default_rng(0)
