@@ -192,6 +192,11 @@ for _key, _name, _formula, _distance, _pn in _TRIPLET_LOSSES:
     globals()[_name] = register_loss(type(_name, (_formula,), _body), name=_key)
 
 
+# Radii of good maps are 3 to 10 times `InfoNCELoss.radius`. Where rows have no structure in two dimensions, steps only
+# add noise from there on, which grows until distances are beyond float32: so larger maps are held back.
+_LARGE = 30.0
+
+
 @register_loss(name="infonce")
 class InfoNCELoss:
     """InfoNCE over the Cauchy kernel 1 / (1 + d^2): a positive must stand out among other rows of the batch.
@@ -245,13 +250,25 @@ class InfoNCELoss:
         near = self._log_kernel(tf.reduce_sum(tf.square(anchor - positive), axis=1))
         if self.shared is None:
             others = tf.concat([gather(anchor), gather(positive)], axis=0)
+            negatives = tf.shape(others)[0]
             total = self._log_sum(squared_distances(anchor, others))
         else:
+            negatives = tf.constant(self.shared)
             total = self._log_sum(squared_distances(anchor, gather(positive[: self.shared])), near)
         # The value is that of `total`, whatever the exaggeration, so that losses of all epochs compare.
         weighted = total / exaggeration
         loss = weighted + tf.stop_gradient(total - weighted) - near
-        return loss if self.clip is None else tf.minimum(loss, self.clip)
+        loss = loss if self.clip is None else tf.minimum(loss, self.clip)
+        squares = tf.reduce_mean(tf.reduce_sum(tf.square(anchor), axis=1))
+        limit = (_LARGE * self.radius(tf.cast(negatives, squares.dtype))) ** 2
+        return loss + tf.nn.relu(squares / limit - 1.0)
+
+    def radius(self, negatives: Any) -> Any:
+        """Return the radius of an embedding, in root mean square, beyond which nothing is won by growing.
+
+        There the kernel falls like a power of the distance, and the loss is the same at any scale.
+        """
+        return negatives ** (max(1.0, self.temperature) / 2)
 
     def _log_kernel(self, squares: Tensor) -> Tensor:
         return -tf.math.log1p(squares) / self.temperature

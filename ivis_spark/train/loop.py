@@ -154,7 +154,7 @@ class _Run:
             state.rate = float(model.optimizer.learning_rate)
         self._run_steps = _make_run_steps_fn(model)
         self._why_stopped = ""
-        self._largest_radius = _largest_radius(config)
+        self._largest_radius = _largest_radius(model, config)
         self._dataset, self._batches = dataset, iter(dataset)
         begins = not state.epoch and not state.step
         self._restore = restorer(model) if begins else None
@@ -296,16 +296,12 @@ class _Run:
         return float(total) > 0
 
 
-def _largest_radius(config: TrainConfig) -> float:
-    """Return the root mean square distance from the origin beyond which an embedding has collapsed.
-
-    With a Cauchy kernel nothing is won by growing once the squared radius is far above the number of negatives, and
-    forces fade with the distance: trained well, the radius is a few times the square root of that number.
-    """
-    if config.needs_negatives:
+def _largest_radius(model: TripletModel, config: TrainConfig) -> float:
+    """Return the root mean square distance from the origin beyond which an embedding has collapsed."""
+    loss = model.loss["stacked_triplets"] if isinstance(model.loss, dict) else model.loss
+    if not hasattr(loss, "radius"):
         return math.inf
-    negatives = config.shared_negatives or 2 * config.batch_size
-    return float(_RADIUS_FACTOR * negatives ** (max(1.0, config.temperature) / 2))
+    return float(_RADIUS_FACTOR * loss.radius(loss.shared or 2 * config.batch_size))
 
 
 class _Collapse(Exception):

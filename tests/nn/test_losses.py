@@ -123,6 +123,24 @@ def test_exaggeration_divides_repulsion_alone_and_leaves_the_value(shared: int |
     np.testing.assert_allclose(exaggerated, pull + (whole - pull) / 4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shared", "temperature"), [(None, 1.0), (4, 1.0), (4, 2.0)])
+def test_infonce_holds_back_maps_that_only_grow(shared: int | None, temperature: float) -> None:
+    """From 30 radii on the gradient points inwards, where without that the loss is the same at any scale."""
+    loss = losses.triplet_loss("infonce", temperature=temperature, shared_negatives=shared)
+    rng = np.random.default_rng(0)
+    anchor, positive = rng.normal(size=(2, 16, 2)).astype(np.float32)
+    unit = loss.radius(shared or 32) / np.sqrt((anchor**2).sum(axis=1).mean())
+
+    def at(times: float) -> tuple[float, float]:
+        scale = tf.Variable(np.float32(times * unit))
+        with tf.GradientTape() as tape:
+            value = tf.reduce_mean(loss.rows(scale * anchor, scale * positive))
+        return float(value), float(tape.gradient(value, scale) * scale)
+
+    assert at(20.0)[0] == pytest.approx(at(29.0)[0], abs=0.01) and abs(at(29.0)[1]) < 0.05
+    assert at(31.0)[1] > 1 and at(300.0)[0] == pytest.approx(at(29.0)[0] + 99, abs=0.5)
+
+
 def test_infonce_looks_at_rows_of_other_ranks() -> None:
     anchor, positive, _ = batch()
     loss = losses.triplet_loss("infonce")
