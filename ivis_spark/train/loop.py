@@ -16,6 +16,7 @@ from ivis_spark.config import TrainConfig
 from ivis_spark.errors import TrainingError
 from ivis_spark.manifest import check_fields, check_list
 from ivis_spark.nn.callbacks import STOPPED
+from ivis_spark.nn.losses import InfoNCELoss
 from ivis_spark.nn.model import SQUARED_RADIUS, TripletModel, restorer
 
 log = logging.getLogger(__name__)
@@ -299,7 +300,7 @@ class _Run:
 def _largest_radius(model: TripletModel, config: TrainConfig) -> float:
     """Return the root mean square distance from the origin beyond which an embedding has collapsed."""
     loss = model.loss["stacked_triplets"] if isinstance(model.loss, dict) else model.loss
-    if not hasattr(loss, "radius"):
+    if not isinstance(loss, InfoNCELoss):
         return math.inf
     return float(_RADIUS_FACTOR * loss.radius(loss.shared or 2 * config.batch_size))
 
