@@ -139,7 +139,7 @@ def test_pages_run_on_spark(page: str) -> None:
 
 @pytest.fixture
 def early_ends(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End fits early: those of `Ivis` after 600 steps on pages that assert something, all others after a few."""
+    """End fits early: those of `Ivis` on pages that assert something after enough steps, all others after a few."""
     import short_fits
 
     from ivis_spark.estimator import ivis

@@ -192,8 +192,9 @@ for _key, _name, _formula, _distance, _pn in _TRIPLET_LOSSES:
     globals()[_name] = register_loss(type(_name, (_formula,), _body), name=_key)
 
 
-# Radii of good maps are 3 to 10 times `InfoNCELoss.radius`. Where rows have no structure in two dimensions, steps only
-# add noise from there on, which grows until distances are beyond float32: so larger maps are held back.
+# Radii of good maps are 3 to 10 times `InfoNCELoss.radius`, of ruins 300 and more. Where rows have no structure in two
+# dimensions, steps only add noise from there on, which grows until distances are beyond float32: so larger maps are
+# held back.
 _LARGE = 30.0
 
 
@@ -206,7 +207,7 @@ class InfoNCELoss:
     It is InfoNC-t-SNE of Damrich, Boehm, Hamprecht and Kobak, "From t-SNE to UMAP with contrastive learning" (ICLR
     2023), with the negatives of a batch as in van den Oord, Li and Vinyals, "Representation learning with contrastive
     predictive coding" (2018), and with the early exaggeration of van der Maaten and Hinton, "Visualizing data using
-    t-SNE" (2008).
+    t-SNE" (2008). Maps that only grow are held back by a penalty beyond 30 times `radius`.
     """
 
     in_batch = True
@@ -253,7 +254,7 @@ class InfoNCELoss:
             negatives = tf.shape(others)[0]
             total = self._log_sum(squared_distances(anchor, others))
         else:
-            negatives = tf.constant(self.shared)
+            negatives = self.shared
             total = self._log_sum(squared_distances(anchor, gather(positive[: self.shared])), near)
         # The value is that of `total`, whatever the exaggeration, so that losses of all epochs compare.
         weighted = total / exaggeration

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # root of that region's rows.
 _FIXED, _LEARN, _LEARN_VALUE, _ROW, _VALUE, _ROUTED = 3.5, 2e-9, 2.5e-10, 8e-6, 1.5e-7, 1.5e-5
 _LISTED, _QUERY, _QUERY_VALUE = 4e-7, 1.4e-7, 1.5e-10
-_REPLICAS = 2.5  # regions that hold a row, assumed: 1 to 3.5 in tables looked at
+_REPLICAS = 2.5  # regions that hold a row, assumed: 1 to 4 in tables looked at
 
 
 def publish(run: Run, *, for_training: bool = False) -> Manifest:

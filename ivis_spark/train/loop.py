@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _STEPS_PER_CALL = 256
 # A run that collapses starts again so often, each time at so many times its learning rate.
 _MAX_COLLAPSES, _LOWER_RATE = 1, 0.25
-_RADIUS_FACTOR = 100.0  # radii of good maps are 3 to 10 times the square root of the negatives, of ruins 300 and more
+_RADIUS_FACTOR = 100.0  # times `InfoNCELoss.radius`; the loss itself holds maps back from a third of that on
 
 History = dict[str, list[float]]
 

@@ -115,7 +115,7 @@ def run_ours(table: str, output: str, settings: list[str], heap: str, *, command
 
 
 def quality(X: np.ndarray, Z: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Measure an embedding: trustworthiness on 4,000 rows, 20,000 random triples, kNN on 100,000, centroids on all."""
+    """Measure an embedding: trustworthiness on 4,000 rows, 20,000 random triples, kNN on `VOTERS`, centroids on all."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(X))
     drawn = order[:4000]

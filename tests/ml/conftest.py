@@ -37,7 +37,6 @@ def fitted(digits_frame: DataFrame) -> IvisModel:
     from ivis_spark import IvisEstimator
 
     processes.compile_above(0)
-
     estimator = IvisEstimator(idCol="id", labelCol="label", supervisionMetric="sparse_categorical_crossentropy", **FAST)
     estimator.setRandomState(7)
     return estimator.fit(digits_frame)
