@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ivis_spark import storage
+from ivis_spark.core.blas import SLOW_PRODUCTS, VARIABLE, wrong_core
 from ivis_spark.errors import IvisError
 from ivis_spark.spark.causes import deepest_cause
 from ivis_spark.spark.hadoop import how_to_reach, scheme_of
@@ -70,7 +71,7 @@ def check_all(get_spark: Callable[[], Any], root: str | None) -> list[Check]:
 
 def check_machine() -> list[Check]:
     """Look at Python, packages, memory, disk and what training needs. Runs on: driver or executor."""
-    checks = (_python, _packages, _memory, _disk, _tensorflow, _reader, _ring, _gpus)
+    checks = (_python, _packages, _blas, _memory, _disk, _tensorflow, _reader, _ring, _gpus)
     # What packages print and warn of on the way is not the answer.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -182,6 +183,19 @@ def _packages() -> Check:
     if wrong:
         return Check("packages", "fail", "; ".join(wrong), _INSTALL)
     return Check("packages", "ok", ", ".join(versions))
+
+
+def _blas() -> Check:
+    found = wrong_core()
+    if found is None:
+        return Check("blas", "ok", "matrix products use this processor's instructions, as far as can be told")
+    return Check(
+        "blas",
+        "warn",
+        SLOW_PRODUCTS % found,
+        f"without --master and with local[...], workers have it set; for other executors pass "
+        f"--spark-conf spark.executorEnv.{VARIABLE}={found[1]}",
+    )
 
 
 def _memory() -> Check:

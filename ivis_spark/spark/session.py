@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
+from ivis_spark.core.blas import correct_core
 from ivis_spark.core.sizes import BATCH_BYTES
 from ivis_spark.errors import ConfigError, InputError, IvisError
 from ivis_spark.progress import step
@@ -119,6 +120,7 @@ def get_session(
     if master.startswith("local"):
         chosen = {**_LOCAL_SETTINGS, **chosen}
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
+        correct_core()
     with _own_interrupts(), _java_logging(log_file, as_json=log_as_json) as log_options:
         options = [*log_options, *([_JAVA_COMPILES_LATER] if master.startswith("local") else [])]
         if options:

@@ -10,7 +10,7 @@ from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
 from ivis_spark.core.knn.regions import FLAT_REGIONS
-from ivis_spark.core.knn.sizes import build_sizes
+from ivis_spark.core.knn.sizes import build_sizes, row_bytes
 from ivis_spark.core.sizes import PYTHON_BYTES
 from ivis_spark.errors import ArtifactError
 from ivis_spark.progress import step
@@ -134,10 +134,9 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     """Return what the stage needs in a run of all stages, see `stages.estimate`."""
     settings, vector = config.neighbours, 4.0 * dims
     copies = float(seen.get("replicas") or _REPLICAS)
-    build = build_sizes(rows, dims, settings, copies=copies)
+    build = build_sizes(rows, dims, settings, copies=copies, slots=cluster.slots)
     copies = copies if build.regions > 1 else 1.0
     lists = rows if settings.query_rows == "all" else config.triplets.anchors_of(int(rows)) or rows
-    tasks = max(build.tasks, min(build.regions, 2 * cluster.slots))
     many = build.regions > FLAT_REGIONS
     row = _ROW + _VALUE * dims + _ROUTED * many
     searched = (_QUERY + _QUERY_VALUE * dims) * min(rows, build.region_rows) ** 0.5
@@ -145,11 +144,11 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     sampled = build.sample / vector if build.regions > 1 else 0.0
     return Estimate(
         stage="neighbours",
-        tasks=tasks,
-        slots=min(cluster.slots, tasks),
+        tasks=build.tasks,
+        slots=min(cluster.slots, build.tasks),
         fixed_seconds=_FIXED + sampled * build.regions * (_LEARN + _LEARN_VALUE * dims),
         core_seconds=rows * row + lists * listed,
-        shuffle_bytes=copies * rows * (vector + 9),
+        shuffle_bytes=copies * rows * row_bytes(dims),
         storage_bytes=copies * rows * (vector + 8) + lists * 12 * settings.k,
         task_bytes=PYTHON_BYTES + build.task,
         driver_bytes=build.driver,

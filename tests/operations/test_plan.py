@@ -10,7 +10,8 @@ import pytest
 
 from ivis_spark import storage
 from ivis_spark.cli import main
-from ivis_spark.config import NETWORK_UNITS, Config, load_config
+from ivis_spark.config import NETWORK_UNITS, Config, NeighboursConfig, load_config
+from ivis_spark.core.knn.sizes import MOST_COPIES, build_sizes
 from ivis_spark.errors import ConfigError
 from ivis_spark.operations.measured import measure, plan_of_run, run_manifests
 from ivis_spark.operations.plan import make_plan
@@ -20,9 +21,12 @@ from ivis_spark.storage import RunFolder
 CLUSTER = Cluster(10, 8, 32 * 2**30)
 
 
-def plan(rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER) -> dict[str, Estimate]:
+def plan(
+    rows: float, dims: int, *settings: str, cluster: Cluster = CLUSTER, replicas: float = 2.0
+) -> dict[str, Estimate]:
     config = load_config(None, ["data.id_col=id", "triplets.anchors=all", "neighbours.query_rows=all", *settings])
-    stages = make_plan(rows, dims, config, cluster, seen={"neighbours": {"replicas": 2.0}, "model": {"epochs": 10}})
+    seen = {"neighbours": {"replicas": replicas}, "model": {"epochs": 10}}
+    stages = make_plan(rows, dims, config, cluster, seen=seen)
     return {stage.stage: stage for stage in stages}
 
 
@@ -38,6 +42,11 @@ def test_by_hand() -> None:
     assert stages["triplets"].storage_bytes == (12e6 + 64 * 512) * 5 * 40
     assert stages["embeddings"].storage_bytes == 12e6 * (8 + 8)
     assert not any(stage.advice for stage in stages.values() if stage.stage != "model")
+
+
+def test_tasks_fill_whole_rounds() -> None:
+    sizes = [build_sizes(rows, 100, NeighboursConfig(), copies=2.0, slots=8) for rows in (1e6, 6e6, 5e7)]
+    assert [size.tasks for size in sizes] == [min(16, sizes[0].regions), 24, 160]
 
 
 def test_derived_ids_are_shuffled() -> None:
@@ -237,11 +246,13 @@ def test_stages_after_the_rows_are_planned_for_components(measured: str) -> None
 
 
 @pytest.mark.parametrize("anchors", ["auto", "all"])
+@pytest.mark.parametrize("components", ["auto", "none"])
 @pytest.mark.parametrize(("rows", "dims"), [(1e9, 128), (1e8, 784), (3e9, 64)])
-def test_no_task_and_no_driver_grows_with_the_table(rows: float, dims: int, anchors: str) -> None:
+def test_no_task_and_no_driver_grows_with_the_table(rows: float, dims: int, components: str, anchors: str) -> None:
     """By the constants of the code; and no more files or tasks than storage and Spark's driver take."""
-    for stage in plan(rows, dims, f"triplets.anchors={anchors}").values():
-        assert stage.task_bytes < 2 * 2**30, stage.stage
+    settings = (f"triplets.anchors={anchors}", f"data.components={components}")
+    for stage in plan(rows, dims, *settings, replicas=MOST_COPIES).values():
+        assert stage.task_bytes < 2.75 * 2**30, stage.stage
         assert stage.driver_bytes < 2**30, stage.stage
         assert stage.tasks < 20_000, stage.stage
 

@@ -39,7 +39,7 @@ _FIRST_PROBES = 4  # leaves, the nearest first, after which the bound of each ro
 _START_BYTES = 8  # of a file: how long its head is, and the checksum of that
 _PAIRS = 1 << 21  # of rows and leaves that are ranked at once: about 70 bytes each, 200 if all leaves are searched
 _KEYS = 1 << 19  # of a product: 2 MB, which stay in the cache
-_KEPT_BYTES = 1 << 30  # of rows in memory, whose leaves stay ready to be compared: as many bytes again
+KEPT_BYTES = 128 << 20  # of rows in memory, whose leaves stay ready to be compared: as many bytes again
 _ORIGIN = np.zeros(1, np.float32)
 ALL = float("inf")  # the effort that searches every leaf
 
@@ -268,20 +268,19 @@ class Leaves:
         candidates.settle()
 
     def _target(self, number: int) -> Target:
-        """Return a leaf ready to be compared; kept if all rows are in memory, as each is asked for many times."""
-        target = self._targets.get(number)
-        if target is None:
-            target = Space(self.metric).target(self.read(number), self.centre)
-            if self.rows is not None and self.rows.nbytes <= _KEPT_BYTES:
-                self._targets[number] = target
-        return target
+        return self._kept(number, Space(self.metric), self.rows, lambda: self.read(number), self.centre)
 
     def _projected_target(self, projected: Floats, number: int) -> Target:
-        target = self._targets.get(-1 - number)
+        part = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        return self._kept(-1 - number, Space(self.metric).routing, projected, lambda: projected[part], _ORIGIN)
+
+    def _kept(self, name: int, space: Space, rows: Floats | None, leaf: Callable[[], Floats], centre: Floats) -> Target:
+        """Return a leaf ready to be compared; it stays so if all rows are in memory and few: it is asked for often."""
+        target = self._targets.get(name)
         if target is None:
-            part = slice(int(self.starts[number]), int(self.starts[number + 1]))
-            target = Space(self.metric).routing.target(projected[part], _ORIGIN)
-            self._targets[-1 - number] = target
+            target = space.target(leaf(), centre)
+            if rows is not None and rows.nbytes <= KEPT_BYTES:
+                self._targets[name] = target
         return target
 
     @functools.cached_property

@@ -36,6 +36,7 @@ _SAMPLE_ROWS, _LEAST_SAMPLE_ROWS = 48, 16  # of a region: wanted, and refused be
 FLAT_REGIONS = 512  # up to here one product with all centroids is cheaper than finding near ones by an index
 _ROUTING_EFFORT = 4.0
 _BLOCK_VALUES = 1 << 24  # of distances to all regions
+_PRODUCT_VALUES = 1 << 21  # for dot, where all of them are candidates: some 40 bytes each
 _HEAVY, _LIGHT = 2.0, 0.1  # of the mean rows of a region: such are split, or their rows left to others
 _ROUNDS = 6
 _EQUAL_GUESTS = 32  # one of so many equal rows is enough in another region
@@ -182,7 +183,8 @@ class Regions:
         Returns:
             rows int64 (p,), regions int64 (p,), is_primary bool (p,).
         """
-        step = max(256, _BLOCK_VALUES // max(1, len(self.centroids)))
+        values = _PRODUCT_VALUES if self.metric == "dot" else _BLOCK_VALUES
+        step = max(256, values // max(1, len(self.centroids)))
         parts = []
         for at in range(0, len(X), step):
             numbers, depths = self.depths(X[at : at + step], ids[at : at + step], width)
@@ -268,17 +270,22 @@ class _Ordered:
         return self.order[numbers], keys
 
 
+def least_region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> int:
+    """Return the fewest rows per region: so that there are not too many, and a sample tells them apart."""
+    sampled = max(1, SAMPLE_BYTES // (4 * dims) // _LEAST_SAMPLE_ROWS)
+    least = max(4 * (config.k + 1), math.ceil(n_rows / min(MOST_REGIONS, sampled)))
+    return max(config.region_rows or 0, least)
+
+
 def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> list[int]:
     """Return the rows per region to try, ascending: the first of which copies few enough rows is taken.
 
     A row is compared with fewer rows in a small region, and copied to fewer large ones. By measurement the work is
     least near a multiple of the square root of all rows, more for wide rows, which cost more to copy.
     """
-    least, most = REGION_ROWS
-    sampled = max(1, SAMPLE_BYTES // (4 * dims) // _LEAST_SAMPLE_ROWS)
-    bound = max(4 * (config.k + 1), math.ceil(n_rows / min(MOST_REGIONS, sampled)))
+    bound, (least, most) = least_region_rows(config, n_rows, dims), REGION_ROWS
     if config.region_rows is not None:
-        return [max(config.region_rows, bound)]
+        return [bound]
     most = max(bound, min(max(least, n_rows // _REGIONS), most, max(1024, REGION_BYTES // (4 * dims))))
     rows = max(bound, least, round(_REGION_ROOT * (1 + dims / _WIDE) * n_rows**0.5))
     sizes = itertools.takewhile(lambda size: 1.5 * size < most, (rows * 2**step for step in itertools.count()))

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.blas import SLOW_PRODUCTS, wrong_core
 from ivis_spark.core.knn.candidates import Flags
 from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.indexes import IndexSettings, RegionIndex, choose_backend, load_index
@@ -168,6 +169,8 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
     backend = pick_backend(config, len(X), X.shape[1])
     exact = leaves_nothing_out(config, backend, len(X))
     held_out = ids[:0] if exact else draw_rows(ids, random_state)[: sample_rows(config, len(X))]
+    if not exact and (found := wrong_core()) is not None:
+        log.warning(SLOW_PRODUCTS, *found)
     for attempt in range(ROUNDS):
         aim = 1.0 if exact else aimed_recall(target, len(held_out))
         with blas_threads(1) as threads:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ivis_spark.config import NeighboursConfig
+from ivis_spark.core.knn.leaves import KEPT_BYTES
 from ivis_spark.core.knn.regions import region_rows, sample_size
 
 CHOOSING_ROWS, CHOOSING_NEIGHBOURS = 256, 16  # whose places choose the margin between regions
 TASK_BYTES = 256 << 20  # of rows that a task is sent, unless one region has more
+MOST_COPIES = 3.5  # regions that hold a row, on average: larger regions copy fewer, and are learnt if they fit
+MOST_REGION_BYTES = 1 << 30  # of rows in a region, with those copied to it: if more are expected, smaller are learnt
 _RECORD_BYTES = 1024  # of `index.json` about a region
 _SPREAD = 3.0  # times its mean rows: a large region; seen in noise of 128 dimensions, where regions differ most
-_COPIES = 3.0  # of a region's rows while it is searched: as they came, sorted, in products
+_COPIES = 2.25  # of a region's rows while it is searched: by id, by leaf, and along principal directions
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class BuildSizes:
     Attributes:
         regions: Regions.
         region_rows: Rows per region, without copies, in the smallest regions that are tried.
-        tasks: Tasks that search them, if none is sent more than `TASK_BYTES`.
+        tasks: Tasks that search them, see `search_tasks`.
         sample: Rows that regions are learnt from, on the driver.
         quantiser: Regions, on the driver and broadcast.
         queries: Rows whose exact neighbours are searched, on the driver and broadcast.
@@ -52,10 +56,29 @@ class BuildSizes:
     @property
     def task(self) -> float:
         """Bytes that a task holds, at most."""
-        return _COPIES * self.region + 2 * self.region_lists + 2 * self.quantiser
+        return _COPIES * self.region + KEPT_BYTES + 2 * self.region_lists + 2 * self.quantiser
 
 
-def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: float) -> BuildSizes:
+def row_bytes(dims: int) -> int:
+    """Return the bytes of a row that is sent to a region: its id, features and role."""
+    return 8 + 4 * dims + 1
+
+
+def search_tasks(size: float, regions: int, slots: int) -> int:
+    """Return how many tasks search: some a core, more if one would be sent too much, never more than regions.
+
+    They fill whole rounds: a last task would run by itself, as long as all of a round.
+
+    Args:
+        size: Bytes of the rows that are sent to regions.
+        regions: Regions.
+        slots: Tasks that run at once.
+    """
+    rounds = max(2, math.ceil(size / TASK_BYTES / slots))
+    return max(1, min(regions, rounds * slots))
+
+
+def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: float, slots: int = 1) -> BuildSizes:
     """Return the sizes of a build.
 
     Args:
@@ -63,6 +86,7 @@ def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: flo
         dims: Features of a row.
         config: Settings of the stage.
         copies: Mean regions that hold a row.
+        slots: Tasks that run at once.
     """
     sizes = region_rows(config, int(rows), dims)
     rows_per_region = sizes[0]  # the most regions, and below the largest
@@ -73,13 +97,13 @@ def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: flo
     return BuildSizes(
         regions=regions,
         region_rows=rows_per_region,
-        tasks=max(1, min(regions, -int(-copies * rows * (vector + 9) // TASK_BYTES))),
+        tasks=search_tasks(copies * rows * row_bytes(dims), regions, slots),
         sample=sample_size(int(rows), dims, rows_per_region) * vector,
         quantiser=regions * (vector + 16),
         queries=queries * vector,
         lists=queries * k * 12.0,
         places=CHOOSING_ROWS * min(k, CHOOSING_NEIGHBOURS) * vector,
         records=regions * _RECORD_BYTES,
-        region=copies * large * (vector + 9),
+        region=copies * large * row_bytes(dims),
         region_lists=large * k * 12.0,
     )

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,16 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import NeighboursConfig
-from ivis_spark.core.knn.metrics import Floats, Ints
+from ivis_spark.core.knn.metrics import Ints
 from ivis_spark.core.knn.recall import Recall, check_recall
-from ivis_spark.core.knn.regions import Regions, choose_margin, region_rows, sample_size, shared_target
+from ivis_spark.core.knn.regions import (
+    Regions,
+    choose_margin,
+    least_region_rows,
+    region_rows,
+    sample_size,
+    shared_target,
+)
 from ivis_spark.core.knn.search import (
     ROUNDS,
     aimed_recall,
@@ -33,21 +39,28 @@ from ivis_spark.core.knn.search import (
     raised_target,
     remedy,
 )
-from ivis_spark.core.knn.sizes import CHOOSING_NEIGHBOURS, CHOOSING_ROWS, TASK_BYTES
+from ivis_spark.core.knn.sizes import (
+    CHOOSING_NEIGHBOURS,
+    CHOOSING_ROWS,
+    MOST_COPIES,
+    MOST_REGION_BYTES,
+    row_bytes,
+    search_tasks,
+)
 from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.errors import IvisError, advice
 from ivis_spark.serving.index import INDEX_FILE, INDEX_FORMAT
 from ivis_spark.spark.neighbours import tasks
 from ivis_spark.spark.neighbours.row_facts import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, Plan
-from ivis_spark.spark.neighbours.truth import RowSample
+from ivis_spark.spark.neighbours.truth import Pairs, RowSample
 from ivis_spark.spark.partitioning import cores, repartition_by_group
 from ivis_spark.spark.session import arrow_batch_rows
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
 
-_MOST_COPIES = 3.5  # of a row, on average: larger regions copy fewer
+_ROOM = 0.8  # of the bytes a region may have: what smaller regions aim at
 _UNEVEN = 5  # times the mean rows of a region; the plan of a task expects 3
 
 
@@ -85,38 +98,6 @@ def build_neighbours(
     return _Build(rows.select("id", "features"), config, random_state, folder, anchors).run(scaler)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """Rows and some of their neighbours, by which the overlap of regions is chosen.
-
-    Attributes:
-        rows: Rows, q of them.
-        neighbours: Their neighbours, each once, by ascending id.
-        ids: int64 (q, m): which are whose.
-        counts: bool (q, m): whether they count.
-    """
-
-    rows: RowSample
-    neighbours: RowSample
-    ids: Ints
-    counts: npt.NDArray[np.bool_]
-
-    def depths(self, regions: Regions, width: int) -> Floats:
-        """Return float32 (q, m): how far neighbours are from the primary region of their row, as `choose_margin` takes.
-
-        Args:
-            regions: Regions.
-            width: Maximum regions per row.
-        """
-        numbers, depths = regions.depths(self.neighbours.rows, self.neighbours.ids, width)
-        # By centroid: of equal rows, dealt to several regions, any does.
-        centroid_of = regions.centroid_of
-        primary = centroid_of[regions.primary(self.rows.rows, self.rows.ids)]
-        place = np.searchsorted(self.neighbours.ids, self.ids)
-        reached = np.where(centroid_of[numbers][place] == primary[:, None, None], depths[place], np.float32(np.inf))
-        return np.where(self.counts, reached.min(axis=2), np.float32(np.nan))
-
-
 class _Build:
     """One build, from rows to files. Lives on the driver."""
 
@@ -127,8 +108,8 @@ class _Build:
         self.rows, self.spark, self.random_state = rows, self.facts.spark, random_state
         self.regions = Regions.one(config.metric, 1)
         self.learnt = RowSample(np.zeros(0, np.int64), np.zeros((0, 1), np.float32))
-        self.pairs: _Pairs | None = None
-        self.sizes: list[int] = []  # rows of a region still to try
+        self.pairs: Pairs | None = None
+        self.size, self.larger = 0, list[int]()  # rows of a region: those learnt, and larger ones still to try
         self.margin, self.shared = 0.0, 1.0
         self.written: list[Any] = []
 
@@ -137,8 +118,8 @@ class _Build:
         facts, config = self.facts, self.config
         with arrow_batch_rows(self.spark, RECORDS_PER_BATCH):
             facts.count()
-            self.sizes = region_rows(config, facts.n_rows, facts.dims)
-            backend = pick_backend(config, min(self.sizes[0], facts.n_rows), facts.dims)
+            self.size, *self.larger = region_rows(config, facts.n_rows, facts.dims)
+            backend = pick_backend(config, min(self.size, facts.n_rows), facts.dims)
             self._learn(backend)
             target = config.target_recall
             for attempt in range(ROUNDS):
@@ -158,7 +139,7 @@ class _Build:
         """Draw the samples, and learn regions of the smallest size if there is more than one."""
         facts, config = self.facts, self.config
         self.regions = Regions.one(config.metric, facts.dims)
-        size, measure = sample_size(facts.n_rows, facts.dims, self.sizes[0]), facts.measured_rows
+        size, measure = sample_size(facts.n_rows, facts.dims, self.size), facts.measured_rows
         if not size:
             if not leaves_nothing_out(config, backend, facts.n_rows):
                 facts.find_truth(facts.draw(measure)[0])
@@ -170,12 +151,12 @@ class _Build:
         counts = exact.keys[:, places] < exact.keys[:, config.k :]
         ids = exact.ids[:, places]
         with facts.step("choose", "locate neighbours"):
-            self.pairs = _Pairs(choosing, self._rows(ids), ids, counts)
-        self._learn_regions()
+            self.pairs = Pairs(choosing, self._rows(ids), ids, counts)
+        self._learn_regions(self.size)
 
-    def _learn_regions(self) -> None:
-        """Learn regions of the next size."""
-        size = self.sizes.pop(0)
+    def _learn_regions(self, size: int) -> None:
+        """Learn regions of so many rows."""
+        self.size = size
         with self.facts.step("regions", f"learn regions of {size} rows"):
             self.regions = Regions.learn(
                 self.learnt.rows,
@@ -187,19 +168,49 @@ class _Build:
             )
 
     def _overlap(self, aim: float) -> None:
-        """Choose how far regions overlap; they grow while they hold too few of the neighbours, or too many copies."""
+        """Choose how far regions overlap; learn others while these are too large, hold too few neighbours or copies."""
         wanted = shared_target(aim)
         while self.pairs is not None:
             depths = self.pairs.depths(self.regions, self.config.max_regions)
             self.margin, self.shared = choose_margin(depths, wanted)
-            copies = self._expected_rows().sum() / self.facts.n_rows
+            expected = self._expected_rows()
+            copies = expected.sum() / self.facts.n_rows
             log.info(
                 "neighbours: %d regions: margin %.3f reaches %.4f of the neighbours, a row is in %.2f of them",
                 *(len(self.regions), self.margin, self.shared, copies),
             )
-            if not self.sizes or (self.shared >= wanted and copies <= _MOST_COPIES):
+            enough = self.shared >= wanted and copies <= MOST_COPIES
+            size = self._next_size(float(expected.max()), enough=enough)
+            if size is None:
                 break
-            self._learn_regions()
+            self._learn_regions(size)
+
+    def _next_size(self, largest: float, *, enough: bool) -> int | None:
+        """Return how many rows regions should have instead, or None if these will do.
+
+        Args:
+            largest: Rows expected in the largest region.
+            enough: Whether regions hold enough neighbours and few enough copies.
+        """
+        size = largest * row_bytes(self.facts.dims)
+        room = MOST_REGION_BYTES / size
+        if room < 1:
+            self.larger.clear()
+            smaller = round(_ROOM * room * self.size)
+            if smaller >= least_region_rows(self.config, self.facts.n_rows, self.facts.dims):
+                return smaller
+            log.warning(
+                advice(
+                    "the largest region is expected to hold %d rows, %.1f GB, and the task that searches it needs "
+                    "twice that: give each Python worker as much memory, or lower neighbours.region_rows, "
+                    "neighbours.max_regions or neighbours.target_recall"
+                ),
+                largest,
+                size / 1e9,
+            )
+        elif not enough and self.larger and self.larger[0] <= room * self.size:
+            return self.larger.pop(0)
+        return None
 
     def _rows(self, ids: Ints) -> RowSample:
         """Return the rows of some ids."""
@@ -213,7 +224,8 @@ class _Build:
         facts, config = self.facts, self.config
         self._overlap(aim)
         expected = self._expected_rows()
-        n_tasks = self._tasks(float(expected.sum()) * (4 * facts.dims + 9))
+        size = float(expected.sum()) * row_bytes(facts.dims)
+        n_tasks = search_tasks(size, len(self.regions), cores(self.spark))
         plan = Plan(
             config=config,
             regions=self.regions,
@@ -249,10 +261,6 @@ class _Build:
         sample = self.learnt
         _, regions, _ = self.regions.assign(sample.rows, sample.ids, width=self.config.max_regions, margin=self.margin)
         return np.bincount(regions, minlength=len(self.regions)) * (self.facts.n_rows / len(sample.ids))
-
-    def _tasks(self, size: float) -> int:
-        """Return how many tasks search: a few a core, more if one would hold too much, never more than regions."""
-        return max(1, min(len(self.regions), max(2 * cores(self.spark), int(np.ceil(size / TASK_BYTES)))))
 
     def _take(self, written: list[Any], attempts: str) -> None:
         """Move the files of the attempts that counted to `data/`: a task that lost may still write to the other."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 from ivis_spark.config import NeighboursConfig
 from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.regions import Regions
+from ivis_spark.core.knn.sizes import row_bytes
 from ivis_spark.core.threads import blas_threads
 
 BLOCK_BYTES = 128 << 10
@@ -89,7 +90,10 @@ def one_blas_thread() -> Iterator[None]:
 def pack_rows(
     regions: Ints, ids: Ints, rows: Floats, roles: npt.NDArray[np.uint8], tasks: npt.NDArray[Any]
 ) -> Iterator[pa.RecordBatch]:
-    """Pack rows into blocks of one region each, of some rows: ids, then rows, then roles: `PRIMARY` plus `QUERY`."""
+    """Pack rows into blocks of one region each, of some rows: ids, then rows, then roles: `PRIMARY` plus `QUERY`.
+
+    `row_bytes` says how much that is.
+    """
     order = np.argsort(regions, kind="stable")
     regions, ids, rows, roles = regions[order], ids[order], rows[order], roles[order]
     blocks = list(_runs(regions, max(1, BLOCK_BYTES // (4 * rows.shape[1]))))
@@ -111,7 +115,7 @@ def unpack_rows(blocks: Iterable[Any], dims: int) -> tuple[Ints, Floats, npt.NDA
     parts = []
     for block in blocks:
         view = memoryview(block)
-        count = len(view) // (9 + 4 * dims)
+        count = len(view) // row_bytes(dims)
         middle = 8 * count + 4 * count * dims
         rows = np.frombuffer(view[8 * count : middle], np.float32).reshape(count, dims)
         parts.append((np.frombuffer(view[: 8 * count], np.int64), rows, np.frombuffer(view[middle:], np.uint8)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyspark import Broadcast
 from pyspark.sql import DataFrame
@@ -21,11 +22,13 @@ from pyspark.sql import functions as F
 from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k
 from ivis_spark.core.knn.metrics import Floats, Ints
+from ivis_spark.core.knn.regions import Regions
 from ivis_spark.spark.anchors import row_hash
 from ivis_spark.spark.neighbours.task_plan import buffered, one_blas_thread
 from ivis_spark.spark.tasks import map_arrow
 
 _LOW = -(2**63)  # of xxhash64
+_QUERIES_AT_ONCE = 16  # whose neighbours are compared with all regions
 _FOLDED_AT_ONCE = 16  # records that go straight to the driver; more are folded in tasks first
 _SCHEMA = "ids binary, keys binary"
 
@@ -84,6 +87,43 @@ class ExactLists:
         return merged
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Rows and some of their neighbours, by which the overlap of regions is chosen.
+
+    Attributes:
+        rows: Rows, q of them.
+        neighbours: Their neighbours, each once, by ascending id.
+        ids: int64 (q, m): which are whose.
+        counts: bool (q, m): whether they count.
+    """
+
+    rows: RowSample
+    neighbours: RowSample
+    ids: Ints
+    counts: npt.NDArray[np.bool_]
+
+    def depths(self, regions: Regions, width: int) -> Floats:
+        """Return float32 (q, m): how far neighbours are from the primary region of their row, as `choose_margin` takes.
+
+        Args:
+            regions: Regions.
+            width: Maximum regions per row.
+        """
+        # By centroid: of equal rows, dealt to several regions, any does.
+        centroid_of = regions.centroid_of
+        primary = centroid_of[regions.primary(self.rows.rows, self.rows.ids)]
+        place = np.searchsorted(self.neighbours.ids, self.ids)
+        reached = np.empty(self.ids.shape, np.float32)
+        for at in range(0, len(primary), _QUERIES_AT_ONCE):  # for dot, `width` is all regions
+            part = slice(at, at + _QUERIES_AT_ONCE)
+            flat = place[part].reshape(-1)
+            numbers, depths = regions.depths(self.neighbours.rows[flat], self.neighbours.ids[flat], width)
+            same = centroid_of[numbers] == np.repeat(primary[part], place.shape[1])[:, None]
+            reached[part] = np.where(same, depths, np.float32(np.inf)).min(axis=1).reshape(-1, place.shape[1])
+        return np.where(self.counts, reached, np.float32(np.nan))
+
+
 def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) -> RowSample:
     """Draw rows, in the order of their hashes: any part of the draw is a draw too.
 
@@ -112,12 +152,17 @@ def exact_lists(rows: DataFrame, queries: RowSample, k: int, metric: str) -> Exa
     none = ExactLists.empty(len(queries.ids), k)
     partial_lists = map_arrow(rows, functools.partial(_search_rows, queries=broadcast, k=k, metric=metric), _SCHEMA)
     parts = rows.rdd.getNumPartitions()
-    if parts > _FOLDED_AT_ONCE:
+    if parts > records_after_fold(parts):
         fold = functools.partial(_fold, n_queries=len(queries.ids), k=k)
-        partial_lists = map_arrow(partial_lists.repartition(math.ceil(parts**0.5)), fold, _SCHEMA)
+        partial_lists = map_arrow(partial_lists.repartition(records_after_fold(parts)), fold, _SCHEMA)
     merged = none.merge_records(partial_lists.collect())
     broadcast.unpersist()
     return merged
+
+
+def records_after_fold(parts: int) -> int:
+    """Return how many records of lists, one of each partition, reach the driver; as many are folded into each."""
+    return parts if parts <= _FOLDED_AT_ONCE else math.ceil(parts**0.5)
 
 
 def _search_rows(

@@ -15,16 +15,19 @@ from sklearn.neighbors import NearestNeighbors
 
 from ivis_spark.config import NeighboursConfig, load_config
 from ivis_spark.core.knn import regions as quantiser
-from ivis_spark.core.knn.regions import MOST_REGIONS
-from ivis_spark.core.knn.sizes import TASK_BYTES, build_sizes
+from ivis_spark.core.knn.regions import MOST_REGIONS, Regions
+from ivis_spark.core.knn.sizes import MOST_COPIES, MOST_REGION_BYTES, build_sizes, row_bytes
 from ivis_spark.errors import ConfigError, InputError, IvisError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving.index import PartitionedIndex
 from ivis_spark.spark.neighbours import stage
 from ivis_spark.spark.neighbours.stage import build_neighbours
 from ivis_spark.spark.neighbours.task_plan import BLOCK_BYTES, RECORDS_PER_BATCH
+from ivis_spark.spark.neighbours.truth import Pairs, RowSample, records_after_fold
 
 pytestmark = pytest.mark.spark
+
+PARTITION_BYTES = 128 << 20  # spark.sql.files.maxPartitionBytes, by default
 
 
 def build(
@@ -154,17 +157,51 @@ def test_a_table_without_rows_enough_or_such_an_index_is_refused(spark: SparkSes
 
 @pytest.mark.parametrize(("rows", "dims"), [(10**9, 128), (10**8, 784), (3 * 10**9, 64)])
 def test_nothing_grows_beyond_memory(rows: int, dims: int) -> None:
-    """Every structure of a build, by the constants of the code: under 1 GiB, and the driver in all under 4 GiB."""
-    sizes = build_sizes(rows, dims, NeighboursConfig(), copies=2.0)
+    """Every structure of a build, by the constants of the code: at most 1 GiB, and the driver in all under 4 GiB."""
+    sizes = build_sizes(rows, dims, NeighboursConfig(), copies=MOST_COPIES)
     assert sizes.regions <= MOST_REGIONS
     for name in ("sample", "quantiser", "queries", "lists", "places", "records", "region", "region_lists"):
         assert 0 < getattr(sizes, name) < 2**30, name
-    assert sizes.driver < 4 * 2**30 and sizes.task < 2 * 2**30
-    folded = math.ceil((rows * dims * 4 / TASK_BYTES) ** 0.5)  # partitions of a fold, each a record of lists
-    assert folded * sizes.lists < 2**30
-    blocks = RECORDS_PER_BATCH * max(BLOCK_BYTES, 4 * dims + 9)
-    assert blocks < 2**30 and sizes.quantiser < 2**30
-    assert rows / sizes.tasks * (4 * dims + 9) < 2**30
+    assert sizes.region < MOST_REGION_BYTES <= 2**30
+    assert sizes.driver < 4 * 2**30 and sizes.task < 2.75 * 2**30
+    partitions = math.ceil(rows * dims * 4 / PARTITION_BYTES)
+    folded = records_after_fold(partitions)
+    assert max(folded, math.ceil(partitions / folded)) * sizes.lists < 2**30
+    assert RECORDS_PER_BATCH * max(BLOCK_BYTES, row_bytes(dims)) < 2**30
+    assert rows * MOST_COPIES * row_bytes(dims) / sizes.tasks < 2**30
+
+
+def test_regions_too_large_for_a_task_are_learnt_smaller(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before they are searched; if no smaller ones can be learnt, a warning says what the task will need."""
+    monkeypatch.setattr(quantiser, "REGION_ROWS", (800, 2000))
+    X = clusters(4000)
+    usual, _ = build(spark, X, tmp_path, k=5)
+    limit = usual["largest_region"] // 2
+    monkeypatch.setattr(stage, "MOST_REGION_BYTES", limit * row_bytes(X.shape[1]))
+    smaller, _ = build(spark, X, tmp_path, k=5)
+    assert smaller["n_regions"] > usual["n_regions"] and smaller["largest_region"] < 1.2 * limit
+    assert "is expected to hold" not in caplog.text
+    monkeypatch.setattr(stage, "MOST_REGION_BYTES", 1000)
+    build(spark, X, tmp_path, k=5)
+    assert "the largest region is expected to hold" in caplog.text and "GB, and the task" in caplog.text
+
+
+def test_places_of_neighbours_are_compared_in_parts() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 8)).astype(np.float32)
+    ids = rng.integers(0, 600, (40, 5))
+    used = np.unique(ids)
+    pairs = Pairs(RowSample(np.arange(40), X[:40]), RowSample(used, X[used]), ids, np.ones(ids.shape, bool))
+    for metric in ("euclidean", "dot"):
+        learnt = Regions.learn(X, 600, metric, region_rows=60, seed=0)
+        numbers, depths = learnt.depths(X, np.arange(600), len(learnt))
+        primary = learnt.primary(X[:40], np.arange(40))
+        found = pairs.depths(learnt, len(learnt))
+        for row, neighbour in ((0, 0), (17, 3), (39, 4)):
+            near = ids[row, neighbour]
+            assert found[row, neighbour] == depths[near][numbers[near] == primary[row]].min()
 
 
 def test_coordinates_far_from_zero_keep_their_neighbours(spark: SparkSession, tmp_path: Path) -> None:
