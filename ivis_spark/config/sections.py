@@ -178,7 +178,10 @@ class NeighboursConfig(Checked):
         low=2,
     )
     leaf_rows: int = option(
-        256, "Rows per leaf: within a region, each row is compared with the rows of its nearest leaves.", low=2
+        256,
+        "Rows per leaf, at least; 1.5 times the root of its rows in a large region. Within a region, each "
+        "row is compared with the rows of its nearest leaves.",
+        low=2,
     )
     max_regions: int = option(
         8,

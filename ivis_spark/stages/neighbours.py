@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ivis_spark import storage
 from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
+from ivis_spark.core.knn.leaves import rows_per_leaf
 from ivis_spark.core.knn.regions import FLAT_REGIONS
 from ivis_spark.core.knn.sizes import build_sizes, row_bytes
 from ivis_spark.core.sizes import PYTHON_BYTES
@@ -27,9 +28,11 @@ log = logging.getLogger(__name__)
 # Measured (see docs/howto/scale.md), in seconds of one core: the stage's jobs whatever the rows; a row of the sample
 # compared with a region, and a value of both, while the driver learns regions; a row and a value of it, to be sent to
 # regions, compared with a sample and kept in an index, and what a row costs more where regions are found by an index; a
+# value of a row compared with a leaf, while a region is laid out in leaves, and what else that costs, in values; a
 # neighbour in a list, and a row whose list is sought, and a value of it, in each region that holds it, for the square
 # root of that region's rows.
 _FIXED, _LEARN, _LEARN_VALUE, _ROW, _VALUE, _ROUTED = 3.5, 2e-9, 2.5e-10, 8e-6, 1.5e-7, 1.5e-5
+_LEAF_VALUE, _LEAF_VALUES = 8e-11, 16
 _LISTED, _QUERY, _QUERY_VALUE = 4e-7, 1.4e-7, 1.5e-10
 _REPLICAS = 2.5  # regions that hold a row, assumed: 1 to 4 in tables looked at
 
@@ -141,19 +144,23 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     row = _ROW + _VALUE * dims + _ROUTED * many
     searched = (_QUERY + _QUERY_VALUE * dims) * min(rows, build.region_rows) ** 0.5
     listed = _LISTED * settings.k + copies * searched
+    in_region = min(rows, copies * build.region_rows)
+    leaf = rows_per_leaf(settings.leaf_rows, in_region)
+    laid_out = copies * in_region / leaf * _LEAF_VALUE * (dims + _LEAF_VALUES)
     sampled = build.sample / vector if build.regions > 1 else 0.0
     return Estimate(
         stage="neighbours",
         tasks=build.tasks,
         slots=min(cluster.slots, build.tasks),
         fixed_seconds=_FIXED + sampled * build.regions * (_LEARN + _LEARN_VALUE * dims),
-        core_seconds=rows * row + lists * listed,
+        core_seconds=rows * (row + laid_out) + lists * listed,
         shuffle_bytes=copies * rows * row_bytes(dims),
         storage_bytes=copies * rows * (vector + 8) + lists * 12 * settings.k,
         task_bytes=PYTHON_BYTES + build.task,
         driver_bytes=build.driver,
         formula=f"R = {build.regions:,} regions, c = {copies:g} copies, A = {lists:,.0f} lists; shuffles c N (4 d + 9) "
-        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d) + A (e k + c (f + g d) sqrt(r)), r = "
-        f"{build.region_rows:,} rows of a region; fixed: learning R regions from {sampled:,.0f} rows on the driver",
+        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d + c^2 h (d + 16) r / l) + A (e k + c (f + g d) "
+        f"sqrt(r)), r = {build.region_rows:,} rows of a region, l = {leaf:,} of a leaf; fixed: learning R regions from "
+        f"{sampled:,.0f} rows on the driver",
         remedy="lower neighbours.region_rows",
     )

@@ -30,6 +30,7 @@ from ivis_spark.core.knn.topk import in_order, smallest_columns
 
 Leaf = tuple[Ints, Floats]
 
+_LEAF_ROOT = 1.5  # rows of a leaf, by the root of all rows: each row is compared with every leaf's centroid too
 _LEARN_PER_LEAF = 24
 _HEAVY = 4  # times the wanted rows: such leaves are split again
 _HEAVY_SAMPLE = 512  # rows of a heavy leaf among which the most frequent one is looked for
@@ -306,6 +307,11 @@ class Leaves:
         return rows, place.reshape(numbers.shape)
 
 
+def rows_per_leaf(least: int, rows: float) -> int:
+    """Return how many rows a leaf has where so many rows, in one region, are laid out in leaves."""
+    return max(least, round(_LEAF_ROOT * rows**0.5))
+
+
 @dataclass(frozen=True)
 class _Probes:
     """Leaves near rows, (q, w), nearest first; how far behind the border each is, by rank; whether it is needed."""
@@ -329,7 +335,8 @@ def _learn(rows: Floats, routed: Floats, space: Space, leaf_rows: int, rng: np.r
             break
         kept = np.setdiff1d(np.flatnonzero(counts), heavy)
         centroids = np.concatenate([centroids[kept], *pieces])
-    leaf_of = nearest_numbers(routed, centroids, space)
+    else:
+        leaf_of = nearest_numbers(routed, centroids, space)
     counts = np.bincount(leaf_of, minlength=len(centroids))
     for leaf in np.flatnonzero(counts > _HEAVY * leaf_rows):
         inside = np.flatnonzero(leaf_of == leaf)

@@ -20,6 +20,7 @@ from ivis_spark.core.blas import SLOW_PRODUCTS, wrong_core
 from ivis_spark.core.knn.candidates import Flags
 from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.indexes import IndexSettings, RegionIndex, choose_backend, load_index
+from ivis_spark.core.knn.leaves import rows_per_leaf
 from ivis_spark.core.knn.merge import without_self
 from ivis_spark.core.knn.metrics import Floats, Ints, Space
 from ivis_spark.core.knn.recall import check_recall, recall_at_k, shares_found
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 _ONE_BLOCK_ROWS = 4096  # up to here comparing all rows with all is faster than leaving any out
 CALIBRATION_ROWS = 512  # of all regions, but some of each
 _QUERY_ROWS = 1 << 14
-_MOST_LEAVES = 4096  # of rows in memory, which are one region however many they are
 ROUNDS = 3  # of the search, each with more effort, while the recall is too low
 
 
@@ -98,8 +98,7 @@ def search_region(
         query: bool (n,): query rows among those of the region itself; by default all.
         threads: Threads, beside which BLAS has one each.
     """
-    leaf_rows = max(config.leaf_rows, len(rows) // _MOST_LEAVES)
-    settings = IndexSettings(leaf_rows, config.n_trees, config.search_k, seed)
+    settings = IndexSettings(rows_per_leaf(config.leaf_rows, len(rows)), config.n_trees, config.search_k, seed)
     index = load_index(backend).build(rows, ids, config.metric, settings)
     k = min(config.k, len(rows) - 1)
     candidates = np.flatnonzero(is_primary & ~np.isin(ids, held_out))
