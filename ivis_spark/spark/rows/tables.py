@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import posixpath
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -147,13 +148,15 @@ def input_files(frame: DataFrame) -> list[str]:
 
 
 def as_named(uris: Iterable[str]) -> list[str]:
-    """Return URIs of files as the files are named: Spark encodes special characters, some other sources do not."""
-    return [_as_named(str(uri)) for uri in uris]
+    """Return URIs of files as the files are named: Spark encodes special characters, some other sources do not.
 
-
-def _as_named(uri: str) -> str:
-    decoded = urllib.parse.unquote(uri)
-    return uri if decoded == uri or not storage.exists(*storage.filesystem(decoded)) else decoded
+    One file of each folder that has any such is asked for, as a source does the one or the other.
+    """
+    given = [(str(uri), urllib.parse.unquote(str(uri))) for uri in uris]
+    examples = {posixpath.dirname(uri): decoded for uri, decoded in given if decoded != uri}
+    there = storage.in_parallel(lambda decoded: storage.exists(*storage.filesystem(decoded)), examples.values())
+    encoded = {folder for folder, is_there in zip(examples, there, strict=True) if is_there}
+    return [decoded if posixpath.dirname(uri) in encoded else uri for uri, decoded in given]
 
 
 def _encoding_of_names(spark: SparkSession) -> str:
