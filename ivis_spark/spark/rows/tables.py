@@ -1,4 +1,4 @@
-"""Tables opened by Spark. A path is taken as it is: it is a pattern only where the user asks for one."""
+"""Tables opened and written by Spark. A path is taken as it is: it is a pattern only where the user asks for one."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 # for a single path: each of several that could be patterns is then read as often as there are of them.
 _LITERAL = {"__globPaths__": "false"}
 _CASE = "spark.sql.caseSensitive"
+_COMMIT_VERSION = "mapreduce.fileoutputcommitter.algorithm.version"  # of Hadoop; committers of clouds have none
 _PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
 
@@ -129,6 +130,21 @@ def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = 
     """Open Parquet files or folders of ours."""
     reader = spark.read.format("parquet")
     return _load(reader if schema is None else reader.schema(schema), uris)
+
+
+def write_parquet(frame: DataFrame, uri: str, partition_by: Sequence[str] = ()) -> None:
+    """Write Parquet files of ours. Runs on: driver.
+
+    A task moves its files into the folder when it ends. By default the driver would move them at the end of the job,
+    one after the other, and object stores copy what is moved. What that is good for is not needed here: a folder of
+    ours is read only if its job ended well, and a task that runs again writes files of the same names.
+
+    Args:
+        frame: The table.
+        uri: A folder that is not there yet.
+        partition_by: Columns whose values become folders.
+    """
+    frame.write.partitionBy(*partition_by).option(_COMMIT_VERSION, "2").parquet(uri)
 
 
 def _load(reader: DataFrameReader, paths: Sequence[str]) -> DataFrame:
