@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # for a single path: each of several that could be patterns is then read as often as there are of them.
 _LITERAL = {"__globPaths__": "false"}
 _CASE = "spark.sql.caseSensitive"
-_COMMIT_VERSION = "mapreduce.fileoutputcommitter.algorithm.version"  # of Hadoop; committers of clouds have none
+_COMMIT_VERSION = "mapreduce.fileoutputcommitter.algorithm.version"  # of Hadoop's committer; others pass over it
 _PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
 
@@ -136,13 +136,16 @@ def write_parquet(frame: DataFrame, uri: str, partition_by: Sequence[str] = ()) 
     """Write Parquet files of ours. Runs on: driver.
 
     A task moves its files into the folder when it ends. By default the driver would move them at the end of the job,
-    one after the other, and object stores copy what is moved. What that is good for is not needed here: a folder of
-    ours is read only if its job ended well, and a task that runs again writes files of the same names.
+    one after the other, and object stores copy what is moved. A job that fails would then leave no file there, which
+    is not needed here: such a folder is never read. A task that runs again writes files of the same names.
 
     Args:
         frame: The table.
         uri: A folder that is not there yet.
         partition_by: Columns whose values become folders.
+
+    Raises:
+        AnalysisException: Spark's own, if the folder is there.
     """
     frame.write.partitionBy(*partition_by).option(_COMMIT_VERSION, "2").parquet(uri)
 
