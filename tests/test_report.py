@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from driver_results import results_below
 from scipy.spatial.distance import pdist
 from scipy.stats import pearsonr
 from sklearn.manifold import trustworthiness
@@ -294,7 +295,12 @@ def test_sample_is_the_same_for_any_partitioning_and_order(spark: SparkSession) 
     rows, embeddings = tables(spark, X, Z, y.tolist())
     samples = [
         draw_sample(
-            spark, rows=rows.repartition(n), embeddings=embeddings.repartition(7 * n), config=config, random_state=s
+            spark,
+            rows=rows.repartition(n),
+            embeddings=embeddings.repartition(7 * n),
+            n_rows=200,
+            config=config,
+            random_state=s,
         )
         for n, s in [(1, 0), (3, 0), (1, 1)]
     ]
@@ -307,6 +313,21 @@ def test_sample_is_the_same_for_any_partitioning_and_order(spark: SparkSession) 
     np.testing.assert_array_equal(first.features, X[first.ids[first.measured] // 10 - 1])
     assert first.labels is not None
     np.testing.assert_array_equal(first.labels.codes, y[first.ids // 10 - 1])
+
+
+@pytest.mark.spark
+def test_partitions_do_not_add_to_the_sample(spark: SparkSession) -> None:
+    """A row shows 12 texts of 120 characters: 30 rows each of 30 partitions are 1.3 MB, and 62 rows 90 KB."""
+    from pyspark.sql import functions as F
+
+    X, Z, _ = blobs(900)
+    rows, embeddings = tables(spark, X, Z)
+    texts = [F.sha2(F.concat("id", F.lit(place)), 512).alias(f"text {place}") for place in range(12)]
+    embeddings = embeddings.select("*", *texts).repartition(30, "id")
+    config = EvaluateConfig(sample_rows=10, plot_rows=30)
+    with results_below(spark, "400k"):
+        sample = draw_sample(spark, rows=rows, embeddings=embeddings, n_rows=900, config=config, random_state=0)
+    assert len(sample.ids) == 30 and len(sample.columns) == 12
 
 
 @pytest.mark.spark
@@ -325,6 +346,7 @@ def test_sample_of_components_starts_with_the_rows_that_keep_their_features(
             spark,
             rows=rows,
             embeddings=embeddings,
+            n_rows=len(Z),
             config=EvaluateConfig(sample_rows=50, plot_rows=50),
             random_state=0,
             originals=originals,

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -339,6 +340,33 @@ def test_only_what_was_set_is_compared() -> None:
     assert changes({"options": {"password": "p", "a": 1}}, {"options": {"a": 1}}) == []
     assert changes({**old, "rate": 2}, new) == ["rate: 2 -> 1"]  # set then, also by a preset, and not now
     assert changes(old, new, known=False) == ["moved: 5 -> 6"]  # a manifest that does not say what was set
+
+
+class MeetingFileSystem(MemoryFileSystem):
+    """Files are removed once another is being removed, or after half a second."""
+
+    protocol = "meeting"
+    inside: ClassVar[set[str]] = set()
+    met = threading.Event()
+
+    def rm_file(self, path: str) -> None:
+        self.inside.add(path)
+        if len(self.inside) > 1:
+            self.met.set()
+        self.met.wait(0.5)
+        self.inside.remove(path)
+        super().rm_file(path)
+
+
+def test_files_of_an_earlier_version_are_removed_many_at_once() -> None:
+    fsspec.register_implementation("meeting", MeetingFileSystem, clobber=True)
+    run = RunFolder(f"meeting://{uuid.uuid4().hex}/out")
+    storage.put_folder(str(KEPT / "format-1"), run.root)
+    manifest = run.manifest("neighbours")
+    assert manifest is not None and len(manifest.files) > 1
+    run.remove("neighbours")
+    assert storage.list_files(run.path("neighbours")) == []
+    assert MeetingFileSystem.met.is_set()
 
 
 class CountingFileSystem(MemoryFileSystem):

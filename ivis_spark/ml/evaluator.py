@@ -143,7 +143,10 @@ class EmbeddingEvaluator(Evaluator, StoredParams):
         if labelled:  # as in training, null and NaN mean unlabelled
             nan = F.isnan("y") if isinstance(chosen.schema["y"].dataType, (T.FloatType, T.DoubleType)) else F.lit(False)
             chosen = chosen.where(F.col("y").isNotNull() & ~nan)
-        drawn = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows")).collect()
+        first = chosen.orderBy(F.rand(self.getOrDefault("seed"))).limit(self.getOrDefault("sampleRows"))
+        # In one task: the driver would take so many rows of every partition. `draw_rows` leaves most rows out, but has
+        # to know how many there are, and to count rows that are being embedded is to embed them twice.
+        drawn = first.coalesce(1).collect()
         if len(drawn) < 3:
             kind = "with embedding, features and a label" if labelled else "with embedding and features"
             raise InputError(

@@ -105,11 +105,14 @@ def evaluate(
 
     plots.require_plotly()
     os.makedirs(folder, exist_ok=True)
+    with job_step(spark, "count", "report: count rows"):
+        n_rows = embeddings.count()
     with job_step(spark, "sample", "report: sample rows"):
         sample = draw_sample(
             spark,
             rows=rows,
             embeddings=embeddings,
+            n_rows=n_rows,
             config=config,
             random_state=random_state,
             wanted=wanted,
@@ -117,8 +120,7 @@ def evaluate(
             predicted=predicted,
             originals=originals,
         )
-    with job_step(spark, "count", "report: count all rows"):
-        n_rows = embeddings.count()
+    with job_step(spark, "density", "report: count rows by place"):
         density = count_density(embeddings, density_bins(n_rows)) if n_rows > config.plot_rows else None
     with step("measure", "report: measure"):
         pairs = sample_pairs(sample, config=config, random_state=random_state)

@@ -94,6 +94,7 @@ def draw_sample(
     *,
     rows: DataFrame,
     embeddings: DataFrame,
+    n_rows: int,
     config: EvaluateConfig,
     random_state: int,
     wanted: Wanted | None = None,
@@ -101,7 +102,7 @@ def draw_sample(
     predicted: str | None = None,
     originals: Originals | None = None,
 ) -> Sample:
-    """Draw rows by id; features for at most `config.sample_rows` of them, and at most 256 MiB.
+    """Draw rows by id from the `n_rows` embeddings; features for at most `config.sample_rows` of them, and 256 MiB.
 
     With `originals`, the rows that these are of come first, and they alone are measured.
 
@@ -111,6 +112,7 @@ def draw_sample(
     """
     from pyspark.sql import functions as F
 
+    from ivis_spark.spark.draws import DRAW, draw_rows
     from ivis_spark.spark.held_out import is_held_out
     from ivis_spark.spark.rows.columns import unused
 
@@ -121,20 +123,22 @@ def draw_sample(
     hidden = F.lit(False) if held_out is None else is_held_out(F.col("id"), *held_out)
     columns.append(hidden.alias("held_out"))
     columns += [] if predicted is None else [_plain(embeddings, predicted, "predicted")]
-    size = max(config.sample_rows, config.plot_rows)
-    hashed = F.xxhash64(F.lit(random_state), F.col("id"))
-    order = [hashed, F.col("id")]
+    columns.append(F.xxhash64(F.lit(random_state), F.col("id")).alias(DRAW))
     if originals is not None:
         is_original = unused("original", embeddings.columns)
         original_ids = F.broadcast(originals.table.select("id", F.lit(True).alias(is_original)))
-        embeddings, order = embeddings.join(original_ids, "id", "left"), [F.col(is_original).asc_nulls_last(), *order]
-    drawn: Any = embeddings.orderBy(*order).limit(size).select(*columns).toPandas()
-    if drawn.empty:
+        embeddings = embeddings.join(original_ids, "id", "left")
+        columns.append(F.col(is_original).alias("original"))
+    size = max(config.sample_rows, config.plot_rows)
+    first = None if originals is None else "original"
+    records = draw_rows(embeddings.select(*columns), size, n_rows=n_rows, first=first)
+    if not records:
         raise InputError("the table of embeddings has no rows, so there is nothing to evaluate")
-    ids = drawn["id"].to_numpy(np.int64)
+    drawn = dict(zip(records[0].asDict(), zip(*records, strict=True), strict=True))
+    ids = np.array(drawn["id"], np.int64)
     embedding = _stack(ids, drawn["embedding"])
     if labelled:
-        labels = read_labels(list(drawn["label"]))
+        labels = read_labels(drawn["label"])
     elif "label" in rows.columns:
         labels = read_labels(_by_id(spark, rows.select("id", _plain(rows, "label", "label")), ids)["label"])
     else:
@@ -144,8 +148,8 @@ def draw_sample(
     read = {name: read_labels(values) for name, values in column_values.items()}
     measured, features = _draw_features(spark, rows, originals, ids[: config.sample_rows])
     read_columns = {name: column for name, column in read.items() if column is not None}
-    tested = None if held_out is None else drawn["held_out"].to_numpy(np.bool_)
-    of_model = None if predicted is None else read_labels(list(drawn["predicted"]), classes=True)
+    tested = None if held_out is None else np.array(drawn["held_out"], np.bool_)
+    of_model = None if predicted is None else read_labels(drawn["predicted"], classes=True)
     return Sample(ids, embedding, labels, measured, features, read_columns, tested, of_model)
 
 

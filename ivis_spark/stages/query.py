@@ -23,7 +23,7 @@ def publish(run: Run, name: str | None) -> Manifest:
 
     def build(stage: StageBuild) -> None:
         from ivis_spark.spark.neighbours.query import query
-        from ivis_spark.spark.rows.tables import read_parquet
+        from ivis_spark.spark.rows.tables import read_parquet, write_parquet
         from ivis_spark.spark.session import arrow_batch_rows, describe_job
 
         describe_job(run.get_spark(), "query")
@@ -31,7 +31,7 @@ def publish(run: Run, name: str | None) -> Manifest:
             index = run.folder.uri(neighbours, "index")
             backend = run.config.neighbours.backend
             lists = query(table, index, run.config.query.k, data=data, backend=backend)
-            lists.write.mode("overwrite").parquet(stage.path("data"))
+            write_parquet(lists, stage.path("data"))
         stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 
     # Which columns are read and kept decides the result as much as the rows do.

@@ -80,11 +80,21 @@ def in_parallel(function: Callable[[Item], Found], items: Iterable[Item]) -> lis
         return list(pool.map(function, sequence))
 
 
-def move_file(source: str, target: str) -> None:
-    """Move a file; one that was moved already is left."""
+def move_files(moves: Iterable[tuple[str, str]]) -> None:
+    """Move files, each given by where it is and where to; those that were moved already are left."""
+    sequence = list(moves)
+    in_parallel(_make_folder, {posixpath.dirname(target) for _, target in sequence})
+    in_parallel(lambda move: _move_file(*move), sequence)
+
+
+def _make_folder(uri: str) -> None:
+    fs, path = filesystem(uri)
+    fs.makedirs(path, exist_ok=True)
+
+
+def _move_file(source: str, target: str) -> None:
     fs, old = filesystem(source)
     _, new = filesystem(target)
-    fs.makedirs(fs._parent(new), exist_ok=True)
     try:
         fs.mv(old, new)
     except Exception:  # each storage has its own error for a file that is not there
@@ -94,7 +104,7 @@ def move_file(source: str, target: str) -> None:
 
 def move_folder(source: str, target: str) -> None:
     """Move a folder, file by file: object stores have no folders, and their clients fail to move one."""
-    in_parallel(lambda name: move_file(join(source, name), join(target, name)), find(*filesystem(source)))
+    move_files((join(source, name), join(target, name)) for name in find(*filesystem(source)))
     remove_folder(source)
 
 
@@ -268,6 +278,13 @@ def put_folder(local: str, uri: str) -> None:
         for name in names:
             source = os.path.join(folder, name)
             put_file(source, join(uri, *os.path.relpath(source, local).split(os.sep)))
+
+
+def remove_file(uri: str) -> None:
+    """Remove a file, if it is there."""
+    fs, path = filesystem(uri)
+    if exists(fs, path):
+        fs.rm_file(path)
 
 
 def remove_folder(uri: str) -> None:

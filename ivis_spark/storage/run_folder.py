@@ -37,9 +37,11 @@ from ivis_spark.storage.files import (
     digest_file,
     encode_json,
     filesystem,
+    in_parallel,
     list_files,
     local_path,
     read_replaced,
+    remove_file,
     remove_folder,
     replace_file,
 )
@@ -320,9 +322,7 @@ class RunFolder:
     def remove(self, stage: str) -> None:
         """Remove a stage, its manifest first, and the builds of it that no manifest names; other files stay."""
         former = self._former(stage)
-        fs, path = filesystem(self.path(stage, MANIFEST))
-        if exists(fs, path):
-            fs.rm_file(path)
+        remove_file(self.path(stage, MANIFEST))
         self._remove_files(stage, former)
         for name in self.garbage(stage):
             self.discard(name)
@@ -357,10 +357,7 @@ class RunFolder:
         return []
 
     def _remove_files(self, stage: str, names: list[str]) -> None:
-        for name in names:
-            fs, path = filesystem(self.path(stage, name))
-            if exists(fs, path):
-                fs.rm_file(path)
+        in_parallel(lambda name: remove_file(self.path(stage, name)), names)
         for folder in sorted({name.rpartition("/")[0] for name in names} - {""}, reverse=True):
             self._remove_empty(f"{stage}/{folder}")
 

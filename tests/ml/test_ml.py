@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from driver_results import results_below
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.clustering import KMeans
@@ -312,6 +313,15 @@ def test_evaluator(spark: SparkSession, tmp_path: Path) -> None:
     assert EmbeddingEvaluator(metricName="toy_metrics:kept_order", embeddingCol="same").evaluate(frame) == 1
     EmbeddingEvaluator(k=3).save(str(tmp_path / "e"))
     assert EmbeddingEvaluator.load(str(tmp_path / "e")).getK() == 3
+
+
+def test_partitions_do_not_add_to_what_the_evaluator_takes(spark: SparkSession) -> None:
+    """A row is 100 random numbers, twice: 30 rows each of 30 partitions are 1.4 MB, and 30 rows 48 KB."""
+    noise = F.array(*[F.rand(seed) for seed in range(100)])
+    frame = spark.range(0, 900, 1, 30).select(noise.alias("features"))
+    evaluator = EmbeddingEvaluator(embeddingCol="features", k=3, sampleRows=30)
+    with results_below(spark, "400k"):
+        assert evaluator.evaluate(frame) == 1
 
 
 def test_streaming_is_exactly_once(spark: SparkSession, fitted: IvisModel, digits: Any, tmp_path: Path) -> None:

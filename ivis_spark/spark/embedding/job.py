@@ -228,7 +228,7 @@ def _embed_unit(
         outputs=outputs,
         counts=counts,
     )
-    embedded.write.partitionBy(*config.partition_by).parquet(folder)
+    tables.write_parquet(embedded, folder, config.partition_by)
     rows = tables.read_parquet(spark, folder, schema=embedded.schema).count()
     return {"rows": rows, "invalid": counts.value()}
 

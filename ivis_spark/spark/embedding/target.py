@@ -215,24 +215,17 @@ class Target(Table):
         """Do what a journal says; what is done of it already does no harm."""
         uri = self._own(f"{name}.json")
         journal = storage.read_json(uri, read_journal, remedy=_REMEDY)
-        storage.in_parallel(lambda old: self._remove_file(storage.join(self.uri, old)), journal["removals"])
-        storage.in_parallel(
-            lambda move: storage.move_file(*(storage.join(self.uri, place) for place in move)), journal["moves"]
-        )
+        storage.in_parallel(lambda old: storage.remove_file(storage.join(self.uri, old)), journal["removals"])
+        storage.move_files((storage.join(self.uri, old), storage.join(self.uri, new)) for old, new in journal["moves"])
         facts = {field: value for field, value in journal.items() if field not in ("moves", "removals")}
         if journal["mode"] == "overwrite":  # what was appended before is gone and may come again
             for record in self.done():
                 if record["number"] < journal["number"]:
                     for kind in ("json", "done"):  # a job that died at its very end left both
-                        self._remove_file(self._own(f"{record['number']:06d}-{record['key']}.{kind}"))
+                        storage.remove_file(self._own(f"{record['number']:06d}-{record['key']}.{kind}"))
         write_record(self._own(f"{name}.done"), {**facts, "files": [target for _, target in journal["moves"]]})
-        self._remove_file(uri)
+        storage.remove_file(uri)
         storage.remove_folder(self._own(f"work-{journal['key']}"))
-
-    def _remove_file(self, uri: str) -> None:
-        fs, path = storage.filesystem(uri)
-        if storage.exists(fs, path):
-            fs.rm_file(path)
 
     def _removals(self, done: list[dict[str, Any]], targets: Iterable[str]) -> list[str]:
         """Return the files that the new ones, at `targets`, take the place of."""

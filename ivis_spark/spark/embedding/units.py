@@ -97,8 +97,9 @@ def run_units(
 
 def move(units: list[Unit], target: str) -> None:
     """Move the files of all units to the same places below a folder."""
-    places = [(unit.folder, name) for unit in units for name, _ in unit.files]
-    storage.in_parallel(lambda place: storage.move_file(storage.join(*place), storage.join(target, place[1])), places)
+    storage.move_files(
+        (storage.join(unit.folder, name), storage.join(target, name)) for unit in units for name, _ in unit.files
+    )
 
 
 def _finished(work: str, uri: str, files: list[str]) -> Unit | None:

@@ -17,6 +17,7 @@ from ivis_spark import storage
 from ivis_spark.errors import InputError
 from ivis_spark.spark.anchors import Anchors, row_hash
 from ivis_spark.spark.causes import task_errors
+from ivis_spark.spark.rows.tables import write_parquet
 from ivis_spark.spark.session import describe_job
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def build_label_neighbours(
         with task_errors():
             # a function without annotations: Spark would look those of `draw` up, and pandas is not imported here
             drawn = grouped.groupBy(CLASS, "group").applyInPandas(lambda group: draw(group), _SCHEMA)
-            drawn_anchors.of(drawn).write.parquet(storage.join(folder, "data"))
+            write_parquet(drawn_anchors.of(drawn), storage.join(folder, "data"))
     finally:
         classes.unpersist()
     facts = {"by": "label", "k": k, "classes": totals["classes"], "rows_alone": totals["alone"]}

@@ -23,7 +23,7 @@ from ivis_spark.spark.neighbours.row_facts import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, packed_rows
 from ivis_spark.spark.neighbours.truth import RowSample
 from ivis_spark.spark.rows.columns import INTEGERS
-from ivis_spark.spark.rows.tables import read_parquet
+from ivis_spark.spark.rows.tables import read_parquet, write_parquet
 from ivis_spark.spark.session import arrow_batch_rows
 from ivis_spark.spark.tasks import map_arrow
 
@@ -68,7 +68,7 @@ def take_neighbours(
             lists = lists.select("id", F.slice("neighbour_ids", 1, config.k).alias("neighbour_ids"))
             _check_ids(lists, rows, facts.anchors.of(rows))
         with facts.step("write", "write the table"):
-            facts.anchors.of(lists).write.mode("overwrite").parquet(storage.join(folder, "data"))
+            write_parquet(facts.anchors.of(lists), storage.join(folder, "data"))
         lists = read_parquet(facts.spark, storage.join(folder, "data"))
         facts.find_truth(facts.draw(min(config.recall_sample, facts.anchors.count))[0])
         with facts.step("measure", "measure recall"):

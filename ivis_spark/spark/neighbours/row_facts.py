@@ -15,9 +15,10 @@ from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.recall import Recall, recall_at_k
 from ivis_spark.core.knn.search import check_k, sample_rows
 from ivis_spark.errors import IvisError
-from ivis_spark.spark.anchors import Anchors
+from ivis_spark.spark.anchors import Anchors, row_hash
 from ivis_spark.spark.causes import task_errors
-from ivis_spark.spark.neighbours.truth import ExactLists, RowSample, draw_rows, exact_lists
+from ivis_spark.spark.draws import DRAW, draw_rows
+from ivis_spark.spark.neighbours.truth import ExactLists, RowSample, exact_lists
 from ivis_spark.spark.session import job_step
 
 log = logging.getLogger(__name__)
@@ -66,10 +67,14 @@ class RowFacts:
         return min(sample_rows(self.config, self.n_rows), self.anchors.count)
 
     def draw(self, measure: int, choose: int = 0, learn: int = 0) -> tuple[RowSample, RowSample]:
-        """Draw disjoint samples: anchors held out to measure the recall, and rows to choose by and learn from."""
+        """Draw disjoint samples: anchors held out to measure the recall, and rows to choose by and learn from.
+
+        They are parts of one draw, which is in the order of the hashes: any part of it is a draw too.
+        """
         with self.step("sample", f"sample {measure + choose + learn} rows"):
             size = measure + choose + learn
-            drawn = draw_rows(self.rows, size, n_rows=self.n_rows, dims=self.dims, seed=self.random_state)
+            hashed = self.rows.withColumn(DRAW, row_hash(self.random_state))
+            drawn = RowSample.of(draw_rows(hashed, size, n_rows=self.n_rows), self.dims)
         self.held_out = drawn.part(0, measure)
         return drawn.part(measure, measure + choose), drawn.part(measure + choose)
 

@@ -17,17 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark import Broadcast
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from ivis_spark.core.knn.exact import exact_neighbours
 from ivis_spark.core.knn.merge import NO_ID, merge_top_k
 from ivis_spark.core.knn.metrics import Floats, Ints
 from ivis_spark.core.knn.regions import Regions
-from ivis_spark.spark.anchors import row_hash
 from ivis_spark.spark.neighbours.task_plan import buffered, one_blas_thread
 from ivis_spark.spark.tasks import map_arrow
 
-_LOW = -(2**63)  # of xxhash64
 _QUERIES_AT_ONCE = 16  # whose neighbours are compared with all regions
 _FOLDED_AT_ONCE = 16  # records that go straight to the driver; more are folded in tasks first
 _SCHEMA = "ids binary, keys binary"
@@ -122,27 +119,6 @@ class Pairs:
             same = centroid_of[numbers] == np.repeat(primary[part], place.shape[1])[:, None]
             reached[part] = np.where(same, depths, np.float32(np.inf)).min(axis=1).reshape(-1, place.shape[1])
         return np.where(self.counts, reached, np.float32(np.nan))
-
-
-def draw_rows(rows: DataFrame, size: int, *, n_rows: int, dims: int, seed: int) -> RowSample:
-    """Draw rows, in the order of their hashes: any part of the draw is a draw too.
-
-    Runs on: driver. Memory: O(size).
-
-    Args:
-        rows: Columns `id`, `features`.
-        size: Number of rows.
-        n_rows: Rows there are.
-        dims: Features of a row.
-        seed: Seed.
-    """
-    share = min(1.0, (size + 4 * size**0.5 + 10) / n_rows)
-    drawn = rows.withColumn("draw", row_hash(seed))
-    if share < 1:
-        drawn = drawn.where(F.col("draw") < F.lit(_LOW + int(share * 2**64)))
-    records = drawn.collect()
-    records.sort(key=lambda row: (row["draw"], row["id"]))
-    return RowSample.of(records[:size], dims)
 
 
 def exact_lists(rows: DataFrame, queries: RowSample, k: int, metric: str) -> ExactLists:

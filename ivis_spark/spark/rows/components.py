@@ -20,6 +20,7 @@ from ivis_spark import storage
 from ivis_spark.core.knn.by_features import FeatureSearch, NearestByFeatures, rows_to_measure
 from ivis_spark.core.projection import Projection, is_sparse, sample_rows
 from ivis_spark.core.scaling import Scaler
+from ivis_spark.spark.draws import DRAW, draw_rows
 from ivis_spark.spark.rows.columns import FEATURES, ID, Source
 from ivis_spark.spark.rows.ids import HASH
 from ivis_spark.spark.session import describe_job
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 NEAREST = "nearest.npz"
 _SEED = 0  # the stage's own: run seeds belong to later stages
-_LOW = -(2**63)  # of xxhash64
 # Rows whose features are kept for the report, which measures them densely.
 ORIGINAL_ROWS, ORIGINAL_BYTES, LEAST_ORIGINALS = 5_000, 64 << 20, 100
 
@@ -121,18 +121,12 @@ def _row_bytes(raw: DataFrame, source: Source) -> float:
 def _draw(raw: DataFrame, size: int, rows: int) -> tuple[NDArray[np.int64], list[Any]]:
     """Return marks and `features` of `size` rows, or all if there are fewer, in random order: by the lowest hashes."""
     key = ID if ID in raw.columns else HASH
-    hashed = raw.select(F.xxhash64(key, F.lit(_SEED)).alias("draw"), F.col(key).alias("mark"), FEATURES)
-    share = min(1.0, (size + 4 * size**0.5 + 10) / rows)
-    while True:
-        drawn = hashed.where(F.col("draw") < F.lit(_LOW + int(share * 2**64))) if share < 1 else hashed
-        if key == HASH:
-            drawn = drawn.groupBy("draw").agg(F.min("mark").alias("mark"), F.min(FEATURES).alias(FEATURES))
-        records = drawn.orderBy("draw", FEATURES).limit(size).select("mark", FEATURES).collect()
-        if len(records) == size or share == 1:
-            marks = np.array([record["mark"] for record in records], np.int64)
-            return marks, [record[FEATURES] for record in records]
-        # copies count among the rows, and are drawn once
-        share = min(1.0, share * max(4.0, 1.5 * size / max(len(records), 1)))
+    hashed = raw.select(F.xxhash64(key, F.lit(_SEED)).alias(DRAW), F.col(key).alias("mark"), FEATURES)
+    if key == HASH:  # copies, which count among the rows, are drawn once
+        hashed = hashed.groupBy(DRAW).agg(F.min("mark").alias("mark"), F.min(FEATURES).alias(FEATURES))
+    records = draw_rows(hashed, size, n_rows=rows)
+    marks = np.array([record["mark"] for record in records], np.int64)
+    return marks, [record[FEATURES] for record in records]
 
 
 def rows_of(packed: list[Any], width: int) -> Any:

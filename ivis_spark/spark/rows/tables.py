@@ -1,10 +1,11 @@
-"""Tables opened by Spark. A path is taken as it is: it is a pattern only where the user asks for one."""
+"""Tables opened and written by Spark. A path is taken as it is: it is a pattern only where the user asks for one."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
+import posixpath
 import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 # for a single path: each of several that could be patterns is then read as often as there are of them.
 _LITERAL = {"__globPaths__": "false"}
 _CASE = "spark.sql.caseSensitive"
+_COMMIT_VERSION = "mapreduce.fileoutputcommitter.algorithm.version"  # of Hadoop's committer; others pass over it
 _PATTERN_CHARACTERS = frozenset("*?[]{}\\")
 
 
@@ -130,6 +132,24 @@ def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = 
     return _load(reader if schema is None else reader.schema(schema), uris)
 
 
+def write_parquet(frame: DataFrame, uri: str, partition_by: Sequence[str] = ()) -> None:
+    """Write Parquet files of ours. Runs on: driver.
+
+    A task moves its files into the folder when it ends. By default the driver would move them at the end of the job,
+    one after the other, and object stores copy what is moved. A job that fails would then leave no file there, which
+    is not needed here: such a folder is never read. A task that runs again writes files of the same names.
+
+    Args:
+        frame: The table.
+        uri: A folder that is not there yet.
+        partition_by: Columns whose values become folders.
+
+    Raises:
+        AnalysisException: Spark's own, if the folder is there.
+    """
+    frame.write.partitionBy(*partition_by).option(_COMMIT_VERSION, "2").parquet(uri)
+
+
 def _load(reader: DataFrameReader, paths: Sequence[str]) -> DataFrame:
     """Open paths as they are."""
     characters = set("".join(path.partition("://")[2] for path in paths))
@@ -147,13 +167,15 @@ def input_files(frame: DataFrame) -> list[str]:
 
 
 def as_named(uris: Iterable[str]) -> list[str]:
-    """Return URIs of files as the files are named: Spark encodes special characters, some other sources do not."""
-    return [_as_named(str(uri)) for uri in uris]
+    """Return URIs of files as the files are named: Spark encodes special characters, some other sources do not.
 
-
-def _as_named(uri: str) -> str:
-    decoded = urllib.parse.unquote(uri)
-    return uri if decoded == uri or not storage.exists(*storage.filesystem(decoded)) else decoded
+    One file of each folder that has any such is asked for, as a source does the one or the other.
+    """
+    given = [(str(uri), urllib.parse.unquote(str(uri))) for uri in uris]
+    examples = {posixpath.dirname(uri): decoded for uri, decoded in given if decoded != uri}
+    there = storage.in_parallel(lambda decoded: storage.exists(*storage.filesystem(decoded)), examples.values())
+    encoded = {folder for folder, is_there in zip(examples, there, strict=True) if is_there}
+    return [decoded if posixpath.dirname(uri) in encoded else uri for uri, decoded in given]
 
 
 def _encoding_of_names(spark: SparkSession) -> str:

@@ -293,7 +293,7 @@ def test_target_whose_job_died_while_moving(
 ) -> None:
     table, target = write(tmp_path / "table"), tmp_path / "target"
     moved: list[str] = []
-    original, turn = storage.move_file, threading.Lock()
+    original, turn = storage.files._move_file, threading.Lock()
 
     def dying(source: str, destination: str) -> None:
         with turn:
@@ -302,10 +302,10 @@ def test_target_whose_job_died_while_moving(
             moved.append(source)
         original(source, destination)
 
-    monkeypatch.setattr(storage, "move_file", dying)
+    monkeypatch.setattr(storage.files, "_move_file", dying)
     with pytest.raises(KeyboardInterrupt):
         pipeline(spark, run, table).embed_into(str(target), "append")
-    monkeypatch.setattr(storage, "move_file", original)
+    monkeypatch.setattr(storage.files, "_move_file", original)
     assert pipeline(spark, run, table).embed_into(str(target), "append")["done_before"]
     check(pq.read_table(target), range(60))
 

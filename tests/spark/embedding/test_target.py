@@ -107,7 +107,7 @@ def test_a_job_that_dies_while_moving_is_finished_by_the_next(
 ) -> None:
     put(tmp_path, "append", "before", {1: [0]})
     calls: list[str] = []
-    original = storage.move_file
+    original = storage.files._move_file
 
     turn = threading.Lock()
 
@@ -119,10 +119,10 @@ def test_a_job_that_dies_while_moving_is_finished_by_the_next(
         original(source, destination)
 
     job = {1: [10], 2: [20], 3: [30]}
-    monkeypatch.setattr(storage, "move_file", dying)
+    monkeypatch.setattr(storage.files, "_move_file", dying)
     with pytest.raises(KeyboardInterrupt):
         put(tmp_path, mode, "job", job)
-    monkeypatch.setattr(storage, "move_file", original)
+    monkeypatch.setattr(storage.files, "_move_file", original)
     assert not put(tmp_path, "append", "next", {4: [40]})
     kept = [0] if mode == "append" else []
     assert rows(tmp_path) == {1: [*kept, 10], 2: [20], 3: [30], 4: [40]}
@@ -352,7 +352,7 @@ def test_writing_again_that_dies_is_finished_by_the_next(tmp_path: Path, monkeyp
     append(tmp_path, job)
     remove(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "move_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(storage.files, "_move_file", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             append(tmp_path, job)
     assert rows(tmp_path) == {1: [0]}

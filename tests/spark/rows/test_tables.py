@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -60,6 +63,38 @@ def test_a_path_is_literal_whatever_its_characters(spark: SparkSession, tmp_path
     [file] = tables.input_files(tables.read_parquet(spark, out))
     assert storage.filesystem(file)[1] == storage.filesystem(storage.join(out, written))[1]
     assert os.path.exists(storage.filesystem(file)[1])
+
+
+def test_names_are_asked_for_once_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a source encoded them, as Spark does, or not; also where a name looks encoded."""
+    for folder in ("plain", "with a space", "100%25"):
+        for number in range(20):
+            write(tmp_path / folder / f"part%20 {number}.parquet", number)
+    files = [f"file://{path}" for path in sorted(tmp_path.glob("*/*"))]
+    asked: list[str] = []
+    exists = storage.exists
+    monkeypatch.setattr(storage, "exists", lambda fs, path: asked.append(path) or exists(fs, path))  # type: ignore[func-returns-value]
+    assert tables.as_named(urllib.parse.quote(file, safe=":/") for file in files) == files
+    assert tables.as_named(iter(files)) == files
+    assert len(asked) == 6
+
+
+def test_a_finished_task_s_files_are_in_place_while_others_run(spark: SparkSession, tmp_path: Path) -> None:
+    """The second task waits for the first one's file: the driver moves none when all are done."""
+    folder = tmp_path / "t"
+
+    def wait(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch["id"][0].as_py():
+                deadline = time.monotonic() + 20
+                while not list(folder.glob("day=0/part-00000-*.parquet")):
+                    assert time.monotonic() < deadline, list(folder.rglob("*.parquet"))
+                    time.sleep(0.05)
+            yield batch
+
+    frame = spark.range(0, 2, 1, 2).select("id", F.col("id").alias("day"))
+    tables.write_parquet(frame.mapInArrow(wait, frame.schema), str(folder), ["day"])
+    assert sorted(path.name[:10] for path in folder.glob("day=*/*.parquet")) == ["part-00000", "part-00001"]
 
 
 def test_a_colon_in_a_file_name_is_what_hadoop_cannot_read(spark: SparkSession, tmp_path: Path) -> None:
