@@ -69,8 +69,8 @@ def ingest(
     """Write the rows of a table, checked, scaled and with ids, and the scaler beside them.
 
     The table is read once, into packed rows that are not scaled yet, while its statistics are taken; the rest is done
-    on those. Runs on: driver; it holds one short record a file, at most 64 of statistics and faults, and
-    what `ids`, `labels` and `components` say.
+    on those. Runs on: driver; it holds one short record a file, the statistics of each feature, the faults, and what
+    `ids`, `labels` and `components` say.
 
     Args:
         source: What `resolve` gave.
@@ -105,7 +105,7 @@ def ingest(
     with reading, task_errors(), arrow_batches(spark, _row_bytes(source, stays_sparse)):
         written = map_arrow(source.frame, write, RECORD_SCHEMA)
         folds = min(_MOST_FOLDS, cores(spark))
-        records = map_arrow(written.repartition(folds), fold_records, RECORD_SCHEMA).collect()
+        records = map_arrow(written.repartition(folds, "first"), fold_records, RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     files = [record.path for record in records if record.path is not None]
     storage.keep_only(raw, files)
@@ -113,8 +113,8 @@ def ingest(
     if rows == 0:
         raise InputError(f"the input has no usable row ({dropped} dropped); check {source.features_text}")
     check_rows(rows)
-    parts = [FeatureStatistics.from_bytes(record.statistics) for record in records if record.statistics is not None]
-    statistics = functools.reduce(FeatureStatistics.merge, parts, FeatureStatistics.empty(source.width))
+    parts = {record["first"]: record.statistics for record in records if record.statistics is not None}
+    statistics = FeatureStatistics.joined([FeatureStatistics.from_bytes(parts[first]) for first in sorted(parts)])
     _check_range(source, config, statistics)
     scaler = Scaler.fit(config.scaling, statistics)
     table = read_parquet(spark, raw)
