@@ -40,7 +40,7 @@ from ivis_spark.spark.rows.passes import (
     write_scaled,
 )
 from ivis_spark.spark.rows.tables import read_parquet
-from ivis_spark.spark.session import arrow_batches, describe_job
+from ivis_spark.spark.session import arrow_batches, describe_job, shuffles_of
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import INDICES_FAULT
 
@@ -118,7 +118,8 @@ def ingest(
     _check_range(source, config, statistics)
     scaler = Scaler.fit(config.scaling, statistics)
     table = read_parquet(spark, raw)
-    with step("check", "rows: check ids and labels"):
+    counted = ids.KEY_BYTES * rows * max(1, len(source.keys))
+    with step("check", "rows: check ids and labels"), shuffles_of(spark, counted):
         if source.keys:
             _refuse_repeated_ids(table, source)
         facts = labels.label_facts(table, source.label_col, source.label_type) if source.label_col else None
