@@ -56,7 +56,6 @@ _FAULTS = {
 }
 _MOST_FOLDS = 64
 _WIDE = 1_000  # features, from which storing sparse rows densely is worth a warning
-_SPARSE_ROW_BYTES = 32 << 10
 
 
 def ingest(
@@ -102,7 +101,7 @@ def ingest(
         sparse=(source.sparse, stays_sparse),
     )
     reading = step("read", "rows: read and check")
-    with reading, task_errors(), arrow_batches(spark, _row_bytes(source, stays_sparse)):
+    with reading, task_errors(), arrow_batches(spark, source.row_bytes(stays_sparse=stays_sparse)):
         written = map_arrow(source.frame, write, RECORD_SCHEMA)
         folds = min(_MOST_FOLDS, cores(spark))
         records = map_arrow(written.repartition(folds, "first"), fold_records, RECORD_SCHEMA).collect()
@@ -193,7 +192,7 @@ def _finish(
         table = repartition_by_group(table, ids.GROUP, len(groups.rows))
         table = table.sortWithinPartitions(ids.GROUP, ids.in_order(), *content).drop(ids.PLACE)
     sent = None if search is None else spark.sparkContext.broadcast(search)
-    with task_errors(), arrow_batches(spark, _row_bytes(source, source.sparse and search is not None)):
+    with task_errors(), arrow_batches(spark, n_bytes // rows):
         body = functools.partial(
             write_scaled,
             folder=data,
@@ -244,11 +243,6 @@ def _components(source: Source, config: DataConfig) -> int | None:
             *(source.features_text, source.width, source.width * 4e-3, AUTO_COMPONENTS),
         )
     return count
-
-
-def _row_bytes(source: Source, stays_sparse: bool) -> int:
-    """Return about what a row takes in an Arrow batch; a sparse one, as a rule, far less than a dense one."""
-    return min(8 * source.width, _SPARSE_ROW_BYTES) if stays_sparse else 8 * source.width
 
 
 def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> int:
