@@ -263,7 +263,7 @@ class EmbedConfig(Checked):
 
     section = "embed"
 
-    batch_rows: int = option(10_000, "Rows per Arrow batch passed to Python.", low=1)
+    batch_rows: int = option(10_000, "Rows per Arrow batch passed to Python; fewer if they exceed 64 MiB.", low=1)
     output_col: str = option("embedding", "Name of the embedding column.")
     scores_col: str | None = option(
         None, "Column for a supervised model's scores (class probabilities, or values), computed in the same pass."

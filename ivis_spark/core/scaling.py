@@ -10,7 +10,7 @@ import base64
 import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 _LEAST_STEPS = 1_000  # of float32 between the ends of a feature, below which its values are too few
 _LEAST_SPREAD = 1e-300  # its reciprocal is still a float64
 _CHUNK_NUMBERS = 1 << 18
+STATISTICS_BYTES = 32  # of a feature: four float64
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,26 @@ class FeatureStatistics:
         overflow: NDArray[np.bool_] = largest > np.sqrt(_LARGEST / (4 * max(len(largest), 1)))
         return overflow
 
+    def cut(self, features: int) -> Iterator[tuple[int, FeatureStatistics]]:
+        """Yield the statistics of so many features at a time, each with the number of its first feature."""
+        for first in range(0, len(self.mean), features):
+            part = slice(first, first + features)
+            yield first, FeatureStatistics(self.count, *(values[part] for values in self._values))
+
+    @classmethod
+    def joined(cls, parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
+        """Statistics of the features of all parts, which are of the same rows, one after the other."""
+        return cls(
+            parts[0].count, *(np.concatenate(values) for values in zip(*(p._values for p in parts), strict=True))
+        )
+
+    @property
+    def _values(self) -> tuple[NDArray[np.float64], ...]:
+        return self.mean, self.m2, self.low, self.high
+
     def to_bytes(self) -> bytes:
         """Pack for a table's binary column."""
-        return np.concatenate([[self.count], self.mean, self.m2, self.low, self.high]).astype("<f8").tobytes()
+        return np.concatenate([[self.count], *self._values]).astype("<f8").tobytes()
 
     @classmethod
     def from_bytes(cls, packed: bytes) -> FeatureStatistics:

@@ -78,6 +78,11 @@ class Summary:
 class IvisModel(Model, MLWritable, MLReadable["IvisModel"]):
     """Embeds DataFrames with a trained encoder; made by `IvisEstimator.fit`, `load`, `from_run` or `from_local`.
 
+    `transform` is lazy, and its tasks hold Arrow batches of as many rows as the session's setting
+    `spark.sql.execution.arrow.maxRecordsPerBatch` says, 10,000 by default: for rows of more than 1,000 features, or
+    with long text or files beside them, set about 64 MB divided by the bytes of a row (8 a feature). A batch must stay
+    below 2 GiB. From Spark 4.0 on `spark.sql.execution.arrow.maxBytesPerBatch` bounds it by itself.
+
     Args:
         folder: The model's files.
         custom_objects: Layers and functions of a custom backbone by name; executors import them by their modules.
@@ -256,7 +261,8 @@ def embed_udf(model: IvisModel, spark: SparkSession | None = None) -> Any:
     """Return a pandas UDF that embeds one column with a model: arrays, Spark ML vectors, or structs of numbers.
 
     For `withColumn`, and for SQL: `spark.udf.register("ivis_embed", embed_udf(model))`. Fields of a struct, as of
-    `struct("a", "b")`, are found by name if the model was trained on columns, else by order. Runs on: driver.
+    `struct("a", "b")`, are found by name if the model was trained on columns, else by order. Batches have as many rows
+    as the session's settings say when the query runs: for wide rows set them as for `IvisModel`. Runs on: driver.
 
     Args:
         model: Its `precision` and `embedInvalid` apply; in a UDF, `drop` returns null.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +13,6 @@ from ivis_spark.runtime.lock import owners
 from ivis_spark.runtime.logs import LOG_FILE
 from ivis_spark.stages import STAGES
 from ivis_spark.storage import Manifest, RunFolder
-
-_THREADS = 8  # digesting waits for storage
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,8 @@ def verify(root: str) -> dict[str, int]:
     if not manifests:
         raise ArtifactError(f"{folder.root} holds no published stage to verify")
     faults = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for name, manifest in manifests.items():
-            faults += _altered(folder, name, manifest, pool) + _outdated(folder, name)
+    for name, manifest in manifests.items():
+        faults += _altered(folder, name, manifest) + _outdated(folder, name)
     if faults:
         shown = "; ".join(faults[:10]) + (f"; and {len(faults) - 10} more" if len(faults) > 10 else "")
         raise ArtifactError(
@@ -146,14 +142,14 @@ def _number(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else None
 
 
-def _altered(folder: RunFolder, name: str, manifest: Manifest, pool: ThreadPoolExecutor) -> list[str]:
+def _altered(folder: RunFolder, name: str, manifest: Manifest) -> list[str]:
     present = dict(storage.list_files(folder.uri(manifest)))
     records = {record["path"]: record for record in manifest.files}
     faults = [f"{name}/{path} is missing" for path in sorted(records.keys() - present.keys())]
     if manifest.folder:  # else there may be other builds beside the files
         faults += [f"{name}/{path} is not in the manifest" for path in sorted(present.keys() - records.keys())]
     complete = sorted(records.keys() & present.keys())
-    digests = pool.map(storage.digest_file, [folder.uri(manifest, path) for path in complete])
+    digests = storage.in_parallel(storage.digest_file, [folder.uri(manifest, path) for path in complete])
     for path, digest in zip(complete, digests, strict=True):
         expected = {key: records[path][key] for key in ("bytes", "sha256")}
         if digest != expected:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import locale
 import logging
+import math
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
 from ivis_spark.core.blas import correct_core
-from ivis_spark.core.sizes import BATCH_BYTES
+from ivis_spark.core.sizes import BATCH_BYTES, SPLIT_BYTES
 from ivis_spark.errors import ConfigError, InputError, IvisError
 from ivis_spark.progress import step
 from ivis_spark.spark.environment import check_variables, ensure_java
@@ -24,6 +25,9 @@ from ivis_spark.spark.watching import described
 
 log = logging.getLogger(__name__)
 
+BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
+_BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # from Spark 4.0 on; before, it has no effect
+_SHUFFLE_TASKS = "spark.sql.shuffle.partitions"
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
 _LOCAL_SETTINGS = {
@@ -31,8 +35,8 @@ _LOCAL_SETTINGS = {
     "spark.driver.host": "localhost",  # a laptop's host name may not resolve
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.ui.showConsoleProgress": "false",  # ours shows the stage's name and goes to the log file too
-    "spark.sql.shuffle.partitions": "8",  # 200 tiny tasks cost more than they do
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "2000",  # 2,000 x 784 float32 is 6 MB
+    _SHUFFLE_TASKS: "8",  # 200 tiny tasks cost more than they do
+    BATCH_ROWS: "2000",  # 2,000 x 784 float32 is 6 MB
     "spark.executorEnv.LC_ALL": "C.UTF-8",
 }
 
@@ -59,8 +63,6 @@ _JAVA_LOG_JSON = (
     '{"time": "%d{yyyy-MM-dd\'T\'HH:mm:ss.SSS}{UTC}Z", "level": "%p{WARN=WARNING}", "logger": "%c", "pid": PID, '
     '"message": "%enc{%m}{JSON}", "traceback": "%enc{%ex}{JSON}"}%n'
 )
-
-_BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 
 
 def get_session(
@@ -226,10 +228,66 @@ def is_local(spark: SparkSession) -> bool:
 
 
 @contextlib.contextmanager
-def arrow_batches(spark: SparkSession, row_bytes: int) -> Iterator[None]:
-    """Let Arrow batches of wide rows hold fewer rows, so that a batch stays below 64 MB. Runs on: driver."""
-    with arrow_batch_rows(spark, max(1, min(int(spark.conf.get(_BATCH_ROWS) or 1), BATCH_BYTES // row_bytes))):
+def arrow_batches(spark: SparkSession, row_bytes: int, *, most: int | None = None) -> Iterator[None]:
+    """Let the Arrow batches of a block hold no more rows than take 64 MiB. Runs on: driver.
+
+    Spark before 4.0 bounds only the rows of a batch; later ones bound the bytes too, of rows that are larger than most.
+
+    Args:
+        spark: The session, whose jobs of other threads have these batches too.
+        row_bytes: What a row takes, about.
+        most: Rows of a batch at most; the session's own number if left out.
+    """
+    most = most or int(spark.conf.get(BATCH_ROWS) or 1)
+    rows = max(1, min(most, BATCH_BYTES // max(1, row_bytes)))
+    with _set_for_a_while(spark, {BATCH_ROWS: rows, _BATCH_BYTES: BATCH_BYTES}):
         yield
+
+
+@contextlib.contextmanager
+def arrow_batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Set the rows of an Arrow batch for a while. Runs on: driver."""
+    with _set_for_a_while(spark, {BATCH_ROWS: rows}):
+        yield
+
+
+@contextlib.contextmanager
+def shuffles_of(spark: SparkSession, n_bytes: float) -> Iterator[None]:
+    """Let the shuffles of a block have so many tasks that none gets more than 128 MiB on average. Runs on: driver.
+
+    Spark's own number of tasks is the same for any table; where it is higher, it stays.
+
+    Args:
+        spark: The session, whose jobs of other threads have these tasks too.
+        n_bytes: What is shuffled, about.
+    """
+    tasks = shuffle_tasks(n_bytes, str(spark.conf.get(_SHUFFLE_TASKS)))
+    with _set_for_a_while(spark, {} if tasks is None else {_SHUFFLE_TASKS: tasks}):
+        yield
+
+
+def shuffle_tasks(n_bytes: float, usual: str) -> int | None:
+    """Return how many tasks a shuffle of so many bytes needs, None if the usual number is enough.
+
+    On Databricks that may be `auto`, which cannot know what comes out of a Python function: it is enough for one task.
+    """
+    tasks = math.ceil(n_bytes / SPLIT_BYTES)
+    return tasks if tasks > (int(usual) if usual.isdigit() else 1) else None
+
+
+@contextlib.contextmanager
+def _set_for_a_while(spark: SparkSession, settings: Mapping[str, int]) -> Iterator[None]:
+    before = {name: spark.conf.get(name, None) for name in settings}
+    try:
+        for name, value in settings.items():
+            spark.conf.set(name, str(value))
+        yield
+    finally:
+        for name, former in before.items():
+            if former is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, former)
 
 
 def describe_job(spark: SparkSession, text: str) -> None:
@@ -246,14 +304,3 @@ def job_step(spark: SparkSession, name: str, text: str) -> Iterator[None]:
     describe_job(spark, text)
     with step(name, text):
         yield
-
-
-@contextlib.contextmanager
-def arrow_batch_rows(spark: SparkSession, rows: int) -> Iterator[None]:
-    """Set the rows of an Arrow batch for a while: Spark bounds only them, not the bytes."""
-    before = spark.conf.get(_BATCH_ROWS)
-    spark.conf.set(_BATCH_ROWS, str(rows))
-    try:
-        yield
-    finally:
-        spark.conf.set(_BATCH_ROWS, str(before))

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
-from ivis_spark.core.sizes import BROADCAST_BYTES, SPLIT_BYTES
+from ivis_spark.core.sizes import BROADCAST_BYTES
 from ivis_spark.core.triplets.blocks import BlockDraws, BlockPlan, column_names, draw_blocks
 from ivis_spark.errors import InputError
 from ivis_spark.spark.anchors import row_hash
@@ -31,7 +31,7 @@ from ivis_spark.spark.causes import task_errors
 from ivis_spark.spark.held_out import hide_labels
 from ivis_spark.spark.neighbours.by_label import CLASS
 from ivis_spark.spark.partitioning import cores, repartition_by_group
-from ivis_spark.spark.session import arrow_batches, describe_job
+from ivis_spark.spark.session import arrow_batches, describe_job, shuffles_of
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import list_values, unpack
 
@@ -105,7 +105,8 @@ def build_triplets(
     )
     lists = repartition_by_group(lists, "bucket", tasks).sortWithinPartitions("bucket", "key", "id")
     requests = map_arrow(lists, draw, _REQUEST_SCHEMA)
-    fetched = _fetch(requests, rows, n_rows * (row_bytes + 8))
+    table_bytes = n_rows * (row_bytes + 8)
+    fetched = _fetch(requests, rows, table_bytes)
     write = functools.partial(
         write_blocks,
         folder=folder,
@@ -115,7 +116,7 @@ def build_triplets(
     )
     placed = repartition_by_group(fetched, "bucket", tasks).sortWithinPartitions("bucket", "place")
     written_blocks = map_arrow(placed, write, _WRITTEN_SCHEMA)
-    with task_errors(), arrow_batches(spark, row_bytes):
+    with task_errors(), arrow_batches(spark, row_bytes), shuffles_of(spark, table_bytes):
         records = written_blocks.collect()
     storage.keep_only(folder, [record.path for record in records])
     blocks = sum(record.blocks for record in records)
@@ -151,16 +152,10 @@ def build_triplets(
 
 
 def _fetch(requests: DataFrame, rows: DataFrame, n_bytes: int) -> DataFrame:
-    """Join vectors to what asks for them.
-
-    Every task gets a small table whole; a large one's are fetched in tasks by bytes, as Spark's own number is fixed.
-    """
-    others, tasks = rows.withColumnRenamed("id", "other"), n_bytes // SPLIT_BYTES
+    """Join vectors to what asks for them; every task gets a small table whole."""
+    others = rows.withColumnRenamed("id", "other")
     if n_bytes <= BROADCAST_BYTES and not any(kind.startswith("array") for _, kind in rows.dtypes):  # of labels
-        return requests.join(F.broadcast(others), "other").drop("other")
-    usual = rows.sparkSession.conf.get("spark.sql.shuffle.partitions") or ""
-    if usual.isdigit() and tasks > int(usual):  # Databricks has "auto"
-        requests, others = requests.repartition(tasks, "other"), others.repartition(tasks, "other")
+        others = F.broadcast(others)
     return requests.join(others, "other").drop("other")
 
 

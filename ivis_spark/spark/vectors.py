@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ivis_spark.errors import InputError
+from ivis_spark.spark.session import BATCH_ROWS
 
 Numbers = NDArray[np.float32] | NDArray[np.float64]
 Faults = dict[str, NDArray[np.bool_]]
@@ -29,13 +30,15 @@ def pack(matrix: NDArray[Any], dtype: str = "<f4") -> pa.Array:
     rows = np.ascontiguousarray(matrix, dtype=dtype)
     width = rows.itemsize * rows.shape[1]
     if rows.nbytes >= 2**31:
-        raise InputError(
-            f"an Arrow batch of {len(rows)} x {rows.shape[1]} {rows.dtype} exceeds 2 GiB; lower embed.batch_rows"
-        )
+        raise _too_large(f"{len(rows)} x {rows.shape[1]} {rows.dtype}")
     offsets = (
         np.arange(0, (len(rows) + 1) * width, width, dtype=np.int32) if width else np.zeros(len(rows) + 1, np.int32)
     )
     return pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows)])
+
+
+def _too_large(rows: str) -> InputError:
+    return InputError(f"an Arrow batch of {rows} exceeds 2 GiB; lower {BATCH_ROWS}")
 
 
 def unpack(column: pa.Array, dtype: str = "<f4") -> NDArray[Any]:
@@ -199,7 +202,7 @@ def pack_sparse(matrix: Any) -> pa.Array:
     fields = []
     for numbers in parts.values():
         if numbers.nbytes >= 2**31:
-            raise InputError(f"an Arrow batch of {len(ends) - 1} sparse rows exceeds 2 GiB; lower embed.batch_rows")
+            raise _too_large(f"{len(ends) - 1} sparse rows")
         offsets = pa.py_buffer((ends * numbers.itemsize).astype(np.int32))
         fields.append(pa.Array.from_buffers(pa.binary(), len(ends) - 1, [None, offsets, pa.py_buffer(numbers)]))
     return pa.StructArray.from_arrays(fields, list(parts))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivis_spark import storage
 from ivis_spark.config import Config
-from ivis_spark.core.sizes import PYTHON_BYTES, SPLIT_BYTES
+from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.progress import step
 from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import DENSE, HEAD, read_model
@@ -176,7 +176,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         core_seconds=rows * (_ROW + _OPERATION * encoder_flops(dims, config)),
         shuffle_bytes=0.0,
         storage_bytes=rows * (width + 8),
-        task_bytes=PYTHON_BYTES + _COPIES * config.embed.batch_rows * (vector + width),
+        task_bytes=PYTHON_BYTES + _COPIES * min(config.embed.batch_rows * (vector + width), BATCH_BYTES),
         driver_bytes=0.0,
         formula="stores N (4 e + 8) B; seconds N (a + b flops); no shuffle",
         remedy="lower embed.batch_rows",

@@ -16,6 +16,7 @@ from ivis_spark.stages import rows as rows_stage
 from ivis_spark.stages.estimate import Cluster, Estimate
 from ivis_spark.stages.run import Run
 from ivis_spark.storage import Manifest, StageBuild
+from ivis_spark.train.dataset.batches import batches_ahead, rows_bytes
 
 if TYPE_CHECKING:
     from ivis_spark.train.job import TrainingJob
@@ -24,7 +25,7 @@ _CHECKPOINTS = ".checkpoints"
 # Measured, in seconds of one core: starting TensorFlow, an anchor of an epoch, and a floating-point operation.
 _FIXED, _ANCHOR, _OPERATION = 4.5, 2.8e-6, 5e-12
 _EPOCHS = 30  # until the loss stops falling, assumed where no schedule says how many
-_READ_AHEAD = 8  # row groups that a rank holds
+_GROUPS = 8  # copies of a row group's rows, between its file and its batches: those read, joined and handed over
 
 
 def publish(run: Run) -> Manifest:
@@ -107,7 +108,9 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
     )
     flops = encoder_flops(dims, config)
     parameters = 2 * flops  # bytes: two operations for each of four
-    group = config.triplets.group_blocks * config.triplets.block_rows * 2 * 4.0 * dims
+    group = rows_bytes(dims, config.triplets.group_blocks * config.triplets.block_rows)
+    size = max(1, settings.batch_size // ranks)
+    ready = batches_ahead(dims, size) * rows_bytes(dims, size)
     advice = []
     if ranks > cluster.slots:
         advice.append(
@@ -124,7 +127,7 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         core_seconds=passes * anchors * (_ANCHOR + _OPERATION * 6 * flops),
         shuffle_bytes=0.0,
         storage_bytes=3 * parameters,
-        task_bytes=TENSORFLOW_BYTES + _READ_AHEAD * group + 6 * parameters,
+        task_bytes=TENSORFLOW_BYTES + _GROUPS * group + ready + 6 * parameters,
         driver_bytes=0.0,
         formula=f"{passes} epochs of A = {anchors:,.0f} anchors, R = {ranks} ranks; seconds epochs A (a + b 6 flops) "
         "/ R: two rows, forward and backward",

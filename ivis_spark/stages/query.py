@@ -22,16 +22,20 @@ def publish(run: Run, name: str | None) -> Manifest:
     data = run.input.columns_like(rows, table)
 
     def build(stage: StageBuild) -> None:
-        from ivis_spark.spark.neighbours.query import query
-        from ivis_spark.spark.rows.tables import read_parquet, write_parquet
-        from ivis_spark.spark.session import arrow_batch_rows, describe_job
+        from ivis_spark.spark.neighbours.query import query_into
+        from ivis_spark.spark.rows.tables import read_parquet
+        from ivis_spark.spark.session import describe_job
 
         describe_job(run.get_spark(), "query")
-        with arrow_batch_rows(run.get_spark(), run.config.embed.batch_rows):
-            index = run.folder.uri(neighbours, "index")
-            backend = run.config.neighbours.backend
-            lists = query(table, index, run.config.query.k, data=data, backend=backend)
-            write_parquet(lists, stage.path("data"))
+        query_into(
+            stage.path("data"),
+            table,
+            run.folder.uri(neighbours, "index"),
+            run.config.query.k,
+            data=data,
+            backend=run.config.neighbours.backend,
+            batch_rows=run.config.embed.batch_rows,
+        )
         stage.info["rows"] = read_parquet(run.get_spark(), stage.path("data")).count()
 
     # Which columns are read and kept decides the result as much as the rows do.

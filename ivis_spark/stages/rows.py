@@ -11,6 +11,7 @@ from ivis_spark import storage
 from ivis_spark.config import Config
 from ivis_spark.core.knn.by_features import CHUNK_BYTES, rows_to_measure
 from ivis_spark.core.projection import sample_rows
+from ivis_spark.core.scaling import STATISTICS_BYTES
 from ivis_spark.core.sizes import BATCH_BYTES, PYTHON_BYTES, SPLIT_BYTES
 from ivis_spark.runtime.fitness import check_fit, check_rows
 from ivis_spark.stages.estimate import Cluster, Estimate
@@ -21,6 +22,8 @@ from ivis_spark.storage import Manifest, StageBuild
 # that of a sampled row.
 _FIXED, _ROW, _VALUE, _COMPARED = 6.0, 2e-6, 1e-7, 8e-11
 _ID_BYTES = 5.0  # of an id that is checked, as it is shuffled
+_NUMBERING_BYTES = 24  # of a row that is numbered: its hash, place and group, in Spark's rows
+_BESIDE_BYTES = 16  # of a row that is stored: its id, and where its features begin
 # Bytes of the sample that components are learnt from: of a row's objects, of a number (as it came, scaled, centred, and
 # what the solver makes of it), and of an element of d x d matrices.
 _SAMPLE_ROW, _SAMPLE_NUMBER, _SAMPLE_SQUARE, _MOST_SQUARE = 300, 24, 32, 1_000
@@ -72,12 +75,12 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         slots=min(cluster.slots, tasks),
         fixed_seconds=_FIXED,
         core_seconds=rows * (_ROW + (_VALUE + _COMPARED * compared) * dims),
-        shuffle_bytes=rows * (_ID_BYTES if config.data.keys else vector + 24),
-        storage_bytes=rows * (vector + 16),
+        shuffle_bytes=rows * (_ID_BYTES if config.data.keys else vector + _NUMBERING_BYTES),
+        storage_bytes=rows * (vector + _BESIDE_BYTES),
         task_bytes=PYTHON_BYTES + 4 * BATCH_BYTES + (2 * CHUNK_BYTES + 16 * compared * dims if projected else 0),
-        driver_bytes=64.0 * dims + _sample_bytes(rows, dims, config),
-        formula=f"shuffles {_ID_BYTES:g} N B to check ids, N (4 d + 24) B to number rows; stores N (4 d + 16) B; "
-        "seconds N (a + b d)",
+        driver_bytes=2.0 * STATISTICS_BYTES * dims + _sample_bytes(rows, dims, config),
+        formula=f"shuffles {_ID_BYTES:g} N B to check ids, N (4 d + {_NUMBERING_BYTES}) B to number rows; stores "
+        f"N (4 d + {_BESIDE_BYTES}) B; seconds N (a + b d)",
     )
 
 

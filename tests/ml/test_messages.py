@@ -261,7 +261,7 @@ def test_other_names_of_spark_are_understood() -> None:
 
 
 def test_advice_of_logs_names_params(caplog: pytest.LogCaptureFixture) -> None:
-    source = Source(None, 2_000, ("features",), sparse=True)  # type: ignore[arg-type]
+    source = Source(None, None, 2_000, ("features",), sparse=True)  # type: ignore[arg-type]
     with params.naming_params():
         ingest._components(source, Config(data={"components": None}).data)
     assert ", 8 kB per row: components=50 keeps them sparse" in caplog.text

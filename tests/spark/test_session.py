@@ -14,9 +14,10 @@ import pytest
 from clusters import ROOT
 from pyspark.sql import SparkSession
 
+from ivis_spark.core.sizes import BATCH_BYTES, SPLIT_BYTES
 from ivis_spark.errors import DependencyError
 from ivis_spark.spark.environment import check_variables, ensure_java
-from ivis_spark.spark.session import stop_quietly
+from ivis_spark.spark.session import arrow_batches, shuffle_tasks, shuffles_of, stop_quietly
 
 pytestmark = pytest.mark.spark  # most start no session, but ask what the installed PySpark wants
 
@@ -157,3 +158,32 @@ def test_the_log_of_java_is_where_it_should_be(tmp_path: Path) -> None:
     assert re.search(r"^\S+ \S+Z \d+ ERROR x: a line$", path.read_text(), re.M)
     assert "-XX:Tier4BackEdgeThreshold=400000" in path.read_text()  # or a short run compiles more than it does
     assert list(tmp_path.iterdir()) == [path.parent]
+
+
+def test_shuffles_have_tasks_by_bytes_for_a_while(spark: SparkSession) -> None:
+    def tasks() -> list[str]:
+        plan = spark.range(9).selectExpr("id % 5 id").groupBy("id").count()._jdf.queryExecution().executedPlan()
+        return re.findall(r"hashpartitioning\(id#\d+L, (\d+)\)", plan.toString())
+
+    with shuffles_of(spark, 5.5 * SPLIT_BYTES):
+        assert tasks() == ["6"]
+    with shuffles_of(spark, SPLIT_BYTES):
+        assert tasks() == ["3"]
+    assert tasks() == ["3"]
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "usual", "tasks"),
+    [(300.5, "200", 301), (10, "200", None), (10, "auto", 10), (1, "auto", None), (0, "auto", None)],
+)
+def test_a_number_that_databricks_chooses_is_no_bound(n_bytes: float, usual: str, tasks: int | None) -> None:
+    assert shuffle_tasks(n_bytes * SPLIT_BYTES, usual) == tasks
+
+
+def test_bytes_of_a_batch_are_bounded_where_spark_can(spark: SparkSession) -> None:
+    """Before Spark 4 the setting is unknown, and gone after it."""
+    setting = "spark.sql.execution.arrow.maxBytesPerBatch"
+    before = spark.conf.get(setting, None)
+    with arrow_batches(spark, 8):
+        assert spark.conf.get(setting) == str(BATCH_BYTES)
+    assert spark.conf.get(setting, None) == before

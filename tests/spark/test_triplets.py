@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from spark_tasks import most_tasks
 
 from ivis_spark import storage
 from ivis_spark.config import TripletsConfig
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, false_negatives_in_block
 from ivis_spark.errors import InputError
-from ivis_spark.spark import triplets
+from ivis_spark.spark import session, triplets
 from ivis_spark.spark.triplets import build_triplets
 
 pytestmark = pytest.mark.spark
@@ -90,9 +91,18 @@ def test_partitions_do_not_matter(spark: SparkSession, tmp_path: Path, monkeypat
     """Those of the tables, and those that a large table's vectors are fetched in."""
     for cut in (1, 5):
         build(spark, tmp_path / str(cut), cut)
-        monkeypatch.setattr(triplets, "SPLIT_BYTES", 300)
+        monkeypatch.setattr(session, "SPLIT_BYTES", 300)
         monkeypatch.setattr(triplets, "BROADCAST_BYTES", 0)
     assert content(tmp_path / "1") == content(tmp_path / "5")
+
+
+def test_vectors_of_a_large_table_are_fetched_in_tasks_by_bytes(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 rows of 12 bytes and an id are 21 times 480 bytes, about."""
+    monkeypatch.setattr(triplets, "BROADCAST_BYTES", 0)
+    monkeypatch.setattr(session, "SPLIT_BYTES", 480)
+    assert most_tasks(spark, lambda: build(spark, tmp_path)) == 21
 
 
 def test_small_tables_are_not_shuffled_to_fetch_their_vectors(spark: SparkSession) -> None:

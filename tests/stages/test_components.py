@@ -133,7 +133,7 @@ def test_indices_beyond_int32_are_not_wrapped(spark: SparkSession, tmp_path: Pat
 def test_sparse_rows_that_are_stored_densely_are_said(
     sparse: bool, width: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = columns.Source(None, width, ("count",), (), (), sparse=sparse)  # type: ignore[arg-type]
+    source = columns.Source(None, None, width, ("count",), (), (), sparse=sparse)  # type: ignore[arg-type]
     assert ingest._components(source, DataConfig(components=None)) is None
     assert ("54 kB per row: --set data.components=50" in caplog.text) == warned
 

@@ -25,7 +25,8 @@ from ivis_spark.spark.embedding.target import Target
 from ivis_spark.spark.partitioning import cores
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import tables
-from ivis_spark.spark.session import arrow_batch_rows, describe_job
+from ivis_spark.spark.rows.sizes import mean_bytes
+from ivis_spark.spark.session import arrow_batches, describe_job
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class Input:
         files: The input's files, or none if it can only be read whole.
         read: Reads these files, or the whole input without any.
         columns: What the embedded table will have beside the outputs.
+        row_bytes: What a row takes in an Arrow batch, about.
     """
 
     features: tuple[str, ...]
     files: list[str]
     read: Callable[[list[str]], DataFrame]
     columns: list[str]
+    row_bytes: int
 
 
 def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
@@ -60,9 +63,10 @@ def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
         rows: Of the stage `rows`.
         info: Facts of its manifest.
     """
+    others = rows.drop(frames.FEATURES)
+    files, row_bytes = tables.input_files(rows), 4 * info["dims"] + mean_bytes(others)
     if info["columns"] is None:  # of an older version, which kept id and label alone
-        names = [name for name in rows.columns if name != frames.FEATURES]
-        return Input((frames.FEATURES,), tables.input_files(rows), lambda files: _rows_of(rows, files), names)
+        return Input((frames.FEATURES,), files, lambda chosen: _rows_of(rows, chosen), others.columns, row_bytes)
     number = number_column(info)
     kept = [frames.kept_column(info["columns"], name).alias(name) for name in info["columns"]]
     features = frames.unused(frames.FEATURES, info["columns"])
@@ -72,7 +76,7 @@ def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
         return _rows_of(rows, files).select(*columns)
 
     names = [*info["columns"], *([number] if number else [])]
-    return Input((features,), tables.input_files(rows), read, names)
+    return Input((features,), files, read, names, row_bytes)
 
 
 def _rows_of(rows: DataFrame, files: list[str]) -> DataFrame:
@@ -117,7 +121,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
         found = tables.read_files(table, config, chosen) if chosen else table
         return frames.to_map(found, source, config)[0]
 
-    return Input(features, files, read, list(source.carried))
+    return Input(features, files, read, list(source.carried), source.row_bytes(stays_sparse=source.sparse))
 
 
 def embed_input(
@@ -157,7 +161,7 @@ def embed_input(
     plan = [*again, *units.plan_units(chosen, size)] if source.files else [[]]
     do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
     describe_job(spark, "embed")
-    with arrow_batch_rows(spark, config.batch_rows):
+    with arrow_batches(spark, source.row_bytes, most=config.batch_rows):
         done = units.run_units(work, plan, do, fixed=again)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
     info["invalid"] = invalid = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}

@@ -23,8 +23,9 @@ from ivis_spark.spark.neighbours.row_facts import RowFacts
 from ivis_spark.spark.neighbours.task_plan import RECORDS_PER_BATCH, packed_rows
 from ivis_spark.spark.neighbours.truth import RowSample
 from ivis_spark.spark.rows.columns import INTEGERS
+from ivis_spark.spark.rows.ids import KEY_BYTES
 from ivis_spark.spark.rows.tables import read_parquet, write_parquet
-from ivis_spark.spark.session import arrow_batch_rows
+from ivis_spark.spark.session import arrow_batch_rows, shuffles_of
 from ivis_spark.spark.tasks import map_arrow
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,8 @@ def take_neighbours(
             lists = _checked_types(table)
             _check_lists(lists, config.k)
             lists = lists.select("id", F.slice("neighbour_ids", 1, config.k).alias("neighbour_ids"))
-            _check_ids(lists, rows, facts.anchors.of(rows))
+            with shuffles_of(facts.spark, KEY_BYTES * facts.n_rows * config.k):
+                _check_ids(lists, rows, facts.anchors.of(rows))
         with facts.step("write", "write the table"):
             write_parquet(facts.anchors.of(lists), storage.join(folder, "data"))
         lists = read_parquet(facts.spark, storage.join(folder, "data"))

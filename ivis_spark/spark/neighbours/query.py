@@ -21,11 +21,13 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.serving.index import INDEX_FILE, PartitionedIndex
 from ivis_spark.spark.neighbours.task_plan import one_blas_thread
 from ivis_spark.spark.rows import columns as frames
-from ivis_spark.spark.rows.tables import exact_names
+from ivis_spark.spark.rows.tables import exact_names, write_parquet
+from ivis_spark.spark.session import arrow_batches
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import describe, describe_invalid, name_faults, pack, read_rows, to_list, unpack
 
 FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
+_FOUND_BYTES = 12  # of a neighbour
 _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
@@ -35,7 +37,9 @@ def query(
 ) -> DataFrame:
     """Find the nearest indexed rows of each row of a table. Lazy.
 
-    Runs on: driver; holds the quantiser, but no rows.
+    Runs on: driver; holds the quantiser, but no rows. Tasks hold Arrow batches of as many rows as the session's
+    `spark.sql.execution.arrow.maxRecordsPerBatch` says when the result is used: set few for wide rows (8 bytes a
+    feature, and the columns that are kept).
 
     Args:
         frame: Unscaled rows, in any form that `data` supports.
@@ -61,11 +65,27 @@ def query(
         >>> query(frame.select("id", "features"), "cells-run", k=3).columns
         ['id', 'neighbour_ids', 'distances']
     """
+    return _query(frame, PartitionedIndex.load(index, backend=backend), k, data or DataConfig(), backend)[0]
+
+
+def query_into(
+    folder: str, frame: DataFrame, index: str, k: int | None, *, data: DataConfig, backend: str, batch_rows: int
+) -> None:
+    """Write what `query` gives as Parquet, in Arrow batches by bytes and of at most `batch_rows` rows."""
     opened = PartitionedIndex.load(index, backend=backend)
+    found, source = _query(frame, opened, k, data, backend)
+    projected = opened.scaler is not None and opened.scaler.projection is not None
+    row_bytes = source.row_bytes(stays_sparse=source.sparse and projected) + _FOUND_BYTES * (k or opened.k)
+    with arrow_batches(frame.sparkSession, row_bytes, most=batch_rows):
+        write_parquet(found, folder)
+
+
+def _query(
+    frame: DataFrame, opened: PartitionedIndex, k: int | None, config: DataConfig, backend: str
+) -> tuple[DataFrame, frames.Source]:
     k = opened.k if k is None else k
     if not 1 <= k <= opened.rows:
-        raise InputError(f"k={k} is out of range: {index} has {opened.rows} rows, so k must be 1 to {opened.rows}")
-    config = data or DataConfig()
+        raise InputError(f"k={k} is out of range: {opened.uri} has {opened.rows} rows, so k must be 1 to {opened.rows}")
     if config.indices_col:
         config = dataclasses.replace(config, n_features=opened.dims)
     with exact_names(frame):
@@ -95,7 +115,7 @@ def query(
         region = _READ.names[-1]
         rows = rows.repartition(region).sortWithinPartitions(region)
     search = functools.partial(_search, load=load, k=k, names=[field.name for field in fields])
-    return map_arrow(rows, search, T.StructType([*fields, *FOUND.fields]))
+    return map_arrow(rows, search, T.StructType([*fields, *FOUND.fields])), source
 
 
 def _with_regions(

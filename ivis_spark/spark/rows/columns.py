@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 from ivis_spark.config import DataConfig, did_you_mean, listed
 from ivis_spark.errors import InputError
 from ivis_spark.spark.before_spark import in_folders
-from ivis_spark.spark.rows import sparse
+from ivis_spark.spark.rows import sizes, sparse
 from ivis_spark.spark.rows.ids import HASH, content_hash, hashable
 from ivis_spark.spark.rows.images import is_image, pixels
 from ivis_spark.spark.rows.tables import roots_of
@@ -39,6 +39,7 @@ class Source:
             `spark.vectors.sparse_rows` reads; `id` long if one integer
             column is the key, else `hash` long of what identifies a row; `label` if there is one; `columns`, a struct
             of the columns that are kept, if there are any, its fields called by number: names may differ in case only.
+        beside: What goes to Python beside numbers: the columns that are kept, and the files of images.
         width: Features of a row.
         feature_names: The columns they come from.
         keys: The columns that identify a row; none if its content does.
@@ -51,6 +52,7 @@ class Source:
     """
 
     frame: DataFrame
+    beside: DataFrame
     width: int
     feature_names: tuple[str, ...]
     keys: tuple[str, ...] = ()
@@ -76,6 +78,10 @@ class Source:
         """Numbers that hold the features without loss."""
         kind = self.frame.schema[FEATURES].dataType
         return "<f4" if isinstance(kind, T.ArrayType) and isinstance(kind.elementType, T.FloatType) else "<f8"
+
+    def row_bytes(self, *, stays_sparse: bool) -> int:
+        """Return about what a row takes in an Arrow batch; `stays_sparse` as for `sizes.features_bytes`."""
+        return sizes.features_bytes(self.width, stays_sparse=stays_sparse) + sizes.mean_bytes(self.beside)
 
     def names_of(self, places: Any) -> str:
         """Name some features: their columns, or their places in the one column."""
@@ -169,6 +175,7 @@ def resolve(frame: DataFrame, config: DataConfig) -> Source:
     images = {name: getattr(config, name) for name in IMAGE_SETTINGS} if pictured else None
     return Source(
         selected,
+        frame.select([quoted(name) for name in (*kept, *(names if pictured else ()))]),
         width,
         names,
         config.keys,

@@ -40,7 +40,7 @@ from ivis_spark.spark.rows.passes import (
     write_scaled,
 )
 from ivis_spark.spark.rows.tables import read_parquet
-from ivis_spark.spark.session import arrow_batches, describe_job
+from ivis_spark.spark.session import arrow_batches, describe_job, shuffles_of
 from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import INDICES_FAULT
 
@@ -56,7 +56,6 @@ _FAULTS = {
 }
 _MOST_FOLDS = 64
 _WIDE = 1_000  # features, from which storing sparse rows densely is worth a warning
-_SPARSE_ROW_BYTES = 32 << 10
 
 
 def ingest(
@@ -69,8 +68,8 @@ def ingest(
     """Write the rows of a table, checked, scaled and with ids, and the scaler beside them.
 
     The table is read once, into packed rows that are not scaled yet, while its statistics are taken; the rest is done
-    on those. Runs on: driver; it holds one short record a file, at most 64 of statistics and faults, and
-    what `ids`, `labels` and `components` say.
+    on those. Runs on: driver; it holds one short record a file, the statistics of each feature, the faults, and what
+    `ids`, `labels` and `components` say.
 
     Args:
         source: What `resolve` gave.
@@ -102,10 +101,10 @@ def ingest(
         sparse=(source.sparse, stays_sparse),
     )
     reading = step("read", "rows: read and check")
-    with reading, task_errors(), arrow_batches(spark, _row_bytes(source, stays_sparse)):
+    with reading, task_errors(), arrow_batches(spark, source.row_bytes(stays_sparse=stays_sparse)):
         written = map_arrow(source.frame, write, RECORD_SCHEMA)
         folds = min(_MOST_FOLDS, cores(spark))
-        records = map_arrow(written.repartition(folds), fold_records, RECORD_SCHEMA).collect()
+        records = map_arrow(written.repartition(folds, "first"), fold_records, RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     files = [record.path for record in records if record.path is not None]
     storage.keep_only(raw, files)
@@ -113,12 +112,13 @@ def ingest(
     if rows == 0:
         raise InputError(f"the input has no usable row ({dropped} dropped); check {source.features_text}")
     check_rows(rows)
-    parts = [FeatureStatistics.from_bytes(record.statistics) for record in records if record.statistics is not None]
-    statistics = functools.reduce(FeatureStatistics.merge, parts, FeatureStatistics.empty(source.width))
+    parts = {record["first"]: record.statistics for record in records if record.statistics is not None}
+    statistics = FeatureStatistics.joined([FeatureStatistics.from_bytes(parts[first]) for first in sorted(parts)])
     _check_range(source, config, statistics)
     scaler = Scaler.fit(config.scaling, statistics)
     table = read_parquet(spark, raw)
-    with step("check", "rows: check ids and labels"):
+    counted = ids.KEY_BYTES * rows * max(1, len(source.keys))
+    with step("check", "rows: check ids and labels"), shuffles_of(spark, counted):
         if source.keys:
             _refuse_repeated_ids(table, source)
         facts = labels.label_facts(table, source.label_col, source.label_type) if source.label_col else None
@@ -192,7 +192,7 @@ def _finish(
         table = repartition_by_group(table, ids.GROUP, len(groups.rows))
         table = table.sortWithinPartitions(ids.GROUP, ids.in_order(), *content).drop(ids.PLACE)
     sent = None if search is None else spark.sparkContext.broadcast(search)
-    with task_errors(), arrow_batches(spark, _row_bytes(source, source.sparse and search is not None)):
+    with task_errors(), arrow_batches(spark, n_bytes // rows):
         body = functools.partial(
             write_scaled,
             folder=data,
@@ -243,11 +243,6 @@ def _components(source: Source, config: DataConfig) -> int | None:
             *(source.features_text, source.width, source.width * 4e-3, AUTO_COMPONENTS),
         )
     return count
-
-
-def _row_bytes(source: Source, stays_sparse: bool) -> int:
-    """Return about what a row takes in an Arrow batch; a sparse one, as a rule, far less than a dense one."""
-    return min(8 * source.width, _SPARSE_ROW_BYTES) if stays_sparse else 8 * source.width
 
 
 def _refuse_invalid(source: Source, config: DataConfig, records: list[Any]) -> int:

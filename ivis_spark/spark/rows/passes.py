@@ -24,11 +24,12 @@ from ivis_spark.spark.vectors import count_bad_values, from_list, pack, pack_spa
 
 ID_FAULTS = {"no_id": "null", "lost_id": f"{NO_ID}, which NaN and NaT become as integers"}
 RECORD_SCHEMA = (
-    "path string, digest string, rows long, bytes long, dropped long, statistics binary, faults map<string,long>, "
-    "examples map<string,string>"
+    "path string, digest string, rows long, bytes long, dropped long, first long, statistics binary, "
+    "faults map<string,long>, examples map<string,string>"
 )
 WRITTEN_SCHEMA = "path string, digest string, nearest binary"
 _WRITTEN = pa.schema([("path", pa.string()), ("digest", pa.string()), ("nearest", pa.binary())])
+_PIECE_FEATURES = 1024  # whose statistics a record has: so many tasks' fit into one Arrow batch
 _RECORD = pa.schema(
     [
         ("path", pa.string()),
@@ -36,6 +37,7 @@ _RECORD = pa.schema(
         ("rows", pa.int64()),
         ("bytes", pa.int64()),
         ("dropped", pa.int64()),
+        ("first", pa.int64()),
         ("statistics", pa.binary()),
         ("faults", pa.map_(pa.string(), pa.int64())),
         ("examples", pa.map_(pa.string(), pa.string())),
@@ -54,7 +56,9 @@ def write_checked(
     by_column: bool = False,
     sparse: tuple[bool, bool] = (False, False),
 ) -> Iterator[pa.RecordBatch]:
-    """Write a task's valid rows as one Parquet file and yield one record of them and of the invalid ones.
+    """Write a task's valid rows as one Parquet file and yield a record of them and of the invalid ones.
+
+    Records of their statistics follow, each of some features, from number `first` on.
 
     With `by_column`, invalid elements of features are counted by their place too. `sparse` says whether rows come as
     `sparse_rows` reads them, and whether they are written so too.
@@ -96,7 +100,10 @@ def write_checked(
                 columns[ids.PLACE] = pa.array(writer.rows + np.arange(matrix.shape[0]))
             if drop or keep is None:
                 writer.write(columns)
-    yield _record(writer.path, writer.digest, writer.rows, writer.bytes, dropped, statistics, counts, examples)
+    facts = {"path": writer.path, "digest": writer.digest, "rows": writer.rows, "bytes": writer.bytes}
+    yield _record(**facts, dropped=dropped, faults=counts, examples=examples)
+    for first, part in statistics.cut(_PIECE_FEATURES):
+        yield _record(first=first, statistics=part.to_bytes())
 
 
 def _key_columns(batch: pa.RecordBatch, keys: tuple[str, ...]) -> list[pa.Array]:
@@ -118,54 +125,44 @@ def _id_faults(columns: list[pa.Array]) -> dict[str, NDArray[np.bool_]]:
     return faults
 
 
-def _record(
-    path: str | None,
-    digest: str | None,
-    rows: int,
-    n_bytes: int,
-    dropped: int,
-    statistics: FeatureStatistics | None,
-    counts: dict[str, int],
-    examples: dict[str, str],
-) -> pa.RecordBatch:
-    values: list[Any] = [
-        path,
-        digest,
-        rows,
-        n_bytes,
-        dropped,
-        None if statistics is None else statistics.to_bytes(),
-        list(counts.items()),
-        list(examples.items()),
-    ]
+def _record(**facts: Any) -> pa.RecordBatch:
+    """Return a record of some facts; the others are 0 or null."""
+    facts = {"rows": 0, "bytes": 0, "dropped": 0, **facts}
+    values = [facts.get(field.name) for field in _RECORD]
+    values = [list(value.items()) if isinstance(value, dict) else value for value in values]
     return pa.RecordBatch.from_arrays(
-        [pa.array([v], f.type) for v, f in zip(values, _RECORD, strict=True)], schema=_RECORD
+        [pa.array([value], field.type) for value, field in zip(values, _RECORD, strict=True)], schema=_RECORD
     )
 
 
 def fold_records(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the records of several tasks, their statistics and faults folded into one record more.
+    """Yield the records of several tasks: of each file, of all faults together, and of the statistics by features.
 
-    Statistics are 32 d bytes and faults up to 3 d counts, too much for the driver to hold of every task. Runs on:
-    executor. Memory: one of them.
+    Statistics are 32 d bytes and faults up to 3 d counts, too much for the driver to hold of every task. All records
+    with one `first` must come to one task, so that the driver gets each feature once. Runs on: executor. Memory: the
+    statistics of its features.
     """
-    folded: FeatureStatistics | None = None
+    folded: dict[int, FeatureStatistics] = {}
     counts: dict[str, int] = {}
     examples: dict[str, str] = {}
     for batch in batches:
-        for packed_statistics in batch.column("statistics"):
-            part = FeatureStatistics.from_bytes(packed_statistics.as_py())
-            folded = part if folded is None else folded.merge(part)
-        for name, count in itertools.chain(*batch.column("faults").to_pylist()):
+        for first, packed in zip(batch.column("first").to_pylist(), batch.column("statistics"), strict=True):
+            if first is not None:
+                part = FeatureStatistics.from_bytes(packed.as_py())
+                folded[first] = folded[first].merge(part) if first in folded else part
+        for name, count in itertools.chain(*batch.column("faults").drop_null().to_pylist()):
             counts[name] = counts.get(name, 0) + count
-        for name, example in itertools.chain(*batch.column("examples").to_pylist()):
+        for name, example in itertools.chain(*batch.column("examples").drop_null().to_pylist()):
             examples[name] = min(example, examples.get(name, example))
-        kept = {name: batch.column(name) for name in ("path", "digest", "rows", "bytes", "dropped")}
+        of_file = batch.column("first").is_null()
+        kept = {name: batch.column(name).filter(of_file) for name in ("path", "digest", "rows", "bytes", "dropped")}
         for field in list(_RECORD)[len(kept) :]:
-            kept[field.name] = pa.nulls(batch.num_rows, field.type)
+            kept[field.name] = pa.nulls(len(kept["path"]), field.type)
         yield pa.RecordBatch.from_pydict(kept, schema=_RECORD)
-    if folded is not None:
-        yield _record(None, None, 0, 0, 0, folded, counts, examples)
+    if counts:
+        yield _record(faults=counts, examples=examples)
+    for first, statistics in folded.items():
+        yield _record(first=first, statistics=statistics.to_bytes())
 
 
 def write_scaled(

@@ -11,6 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# tf.data runs the reader in a thread of its own, this far ahead: at most so many batches, and bytes, which should stay
+# in the processor's caches.
+_BATCHES_AHEAD, _BYTES_AHEAD = 64, 32 << 20
+
+
+def rows_bytes(dims: int, triplets: int) -> int:
+    """Return the bytes of the anchors and positives of some triplets."""
+    return 2 * 4 * dims * triplets
+
+
+def batches_ahead(dims: int, size: int) -> int:
+    """Return how many batches of `size` triplets are ready at most."""
+    return min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // rows_bytes(dims, size)))
+
 
 @dataclass(frozen=True, eq=False)
 class TripletGroup:

@@ -19,14 +19,11 @@ from ivis_spark.config.checks import AUTO
 from ivis_spark.core.triplets.blocks import unpack_false_negatives, unpack_vectors
 from ivis_spark.core.triplets.sampling import draw_batch_negatives, either_way_round, false_negatives_in_block
 from ivis_spark.errors import ArtifactError
-from ivis_spark.train.dataset.batches import TripletGroup, slice_batches, whole_batches
+from ivis_spark.train.dataset.batches import TripletGroup, batches_ahead, slice_batches, whole_batches
 from ivis_spark.train.dataset.blocks import Position, TripletBlocks
 from ivis_spark.train.dataset.sharding import deal
 from ivis_spark.train.readers import BlockReader, make_reader
 
-# tf.data runs the reader in a thread of its own, this far ahead: at most so many batches, and bytes, which should stay
-# in the processor's caches.
-_BATCHES_AHEAD, _BYTES_AHEAD = 64, 32 << 20
 _ALIGNMENT = 64
 # Of 19: a ninth of the weight of the threads that train, by Linux's scheduler.
 _READING_PRIORITY = 10
@@ -98,10 +95,9 @@ def block_dataset(
         "weight": tf.TensorSpec((None, size), tf.float32),
         "label": tf.TensorSpec((None, size, *_label_shape(blocks, labels)), tf.float32),
     }
-    ahead = min(_BATCHES_AHEAD, max(2, _BYTES_AHEAD // (8 * blocks.dims * size)))
     dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
     kept = ("index", "weight", *("negative",) * bool(negatives), *("label",) * labels)
-    dataset = dataset.flat_map(functools.partial(_gather_batches, kept=kept)).prefetch(ahead)
+    dataset = dataset.flat_map(functools.partial(_gather_batches, kept=kept)).prefetch(batches_ahead(blocks.dims, size))
     # There is nothing to tune, yet tf.data's tuner takes its share of the cores and holds the end up, by 40 s at times.
     options = tf.data.Options()
     options.autotune.enabled = False

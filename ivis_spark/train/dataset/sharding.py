@@ -107,9 +107,10 @@ def row_groups_of(
     for name, shard, shards, kept in cut:
         for group in range(shard, groups(name), shards):
             yield name, group, kept
-    shuffled = [(name, group) for name in whole for group in range(groups(name))]
-    for i in np.random.default_rng(seed).permutation(len(shuffled)):
-        yield (*shuffled[i], slice(None))
+    ends = np.cumsum([groups(name) for name in whole], dtype=np.int64)
+    for place in np.random.default_rng(seed).permutation(int(ends[-1]) if whole else 0):  # numbers: there may be many
+        file = int(np.searchsorted(ends, place, side="right"))
+        yield whole[file], int(place - ends[file] + groups(whole[file])), slice(None)
 
 
 def too_few_row_groups(folder: str, name: str) -> ArtifactError:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import threading
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 from ivis_spark.spark.embedding import job as embed_job
 from ivis_spark.spark.embedding import units
+from ivis_spark.spark.session import arrow_batches
 from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
@@ -352,3 +354,22 @@ def test_units_hold_about_the_bytes_asked_for(tmp_path: Path) -> None:
     files = [f"file://{tmp_path / name}" for name in "edcba"]
     plan = units.plan_units(files, 20)
     assert [[Path(uri).name for uri in unit] for unit in plan] == [["a", "b"], ["c"], ["d", "e"]]
+
+
+@pytest.mark.parametrize("text", ["", "x" * 4000])
+def test_batches_are_cut_by_bytes(
+    spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Of the features, and of what is kept beside them."""
+    asked: list[tuple[int, int]] = []
+
+    def batches(spark: SparkSession, row_bytes: int, *, most: int) -> AbstractContextManager[None]:
+        asked.append((row_bytes, most))
+        return arrow_batches(spark, row_bytes, most=most)
+
+    monkeypatch.setattr(embed_job, "arrow_batches", batches)
+    new = write(tmp_path / "new", files=1, text=[text])
+    manifest = pipeline(spark, run, new, "embed.batch_rows=7").embed("z")
+    assert len(pq.read_table(published(run, manifest.stage) / "data")) == 60
+    kept = len('{"c0":"k1","c2":""}') + len(text)
+    assert asked == [(8 * 4 + 16 + kept, 7)]

@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from sklearn.neighbors import NearestNeighbors
+from spark_tasks import most_tasks
 
 from ivis_spark.config import Config, NeighboursConfig
 from ivis_spark.errors import InputError
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.spark import session
 from ivis_spark.spark.neighbours.from_table import take_neighbours
+from ivis_spark.spark.rows.ids import KEY_BYTES
 
 pytestmark = pytest.mark.spark
 X = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
@@ -41,6 +44,14 @@ def test_sound_lists_are_published_with_their_recall(spark: SparkSession, tmp_pa
     far = ((X[:, None] - X) ** 2).sum(axis=2).argmax(axis=1)
     worse = [(i, [int(far[i]), *map(int, near[:4])]) for i, near in enumerate(NEAR)]
     assert take(spark, worse, tmp_path / "worse")["recall"]["value"] == pytest.approx(0.8)
+
+
+def test_ids_are_checked_in_tasks_by_bytes(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """120 lists of 5 ids."""
+    monkeypatch.setattr(session, "SPLIT_BYTES", 120 * 5 * KEY_BYTES // 12)
+    assert most_tasks(spark, lambda: take(spark, lists(), tmp_path)) == 12
 
 
 FAULTS = {

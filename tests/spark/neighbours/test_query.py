@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
@@ -23,8 +24,10 @@ from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.pipeline import Pipeline
 from ivis_spark.serving import index as partitioned
 from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
+from ivis_spark.spark.neighbours import query as query_module
 from ivis_spark.spark.neighbours.query import query
 from ivis_spark.spark.neighbours.stage import build_neighbours
+from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
 KINDS = [("euclidean", "leaves"), ("euclidean", "annoy"), ("dot", "leaves"), ("hamming", "leaves")]
@@ -242,3 +245,24 @@ def test_pipeline_queries_its_own_index(spark: SparkSession, tmp_path: Path) -> 
     assert [row["neighbour_ids"][0] for row in found] == list(range(50))
     assert all(len(row["neighbour_ids"]) == 2 and row["distances"][0] == 0 for row in found)
     assert pipeline("new").query().created == manifest.created
+
+
+def test_batches_are_cut_by_bytes(
+    spark: SparkSession, built: dict[tuple[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features, what is kept, and the neighbours that are found."""
+    asked: list[tuple[int, int]] = []
+
+    def batches(spark: SparkSession, row_bytes: int, *, most: int) -> AbstractContextManager[None]:
+        asked.append((row_bytes, most))
+        return arrow_batches(spark, row_bytes, most=most)
+
+    monkeypatch.setattr(query_module, "arrow_batches", batches)
+    table = spark.createDataFrame(
+        [(i, "x" * 900, row.tolist()) for i, row in enumerate(NEW[:9])], "n int, t string, v array<double>"
+    )
+    uri, folder = built["euclidean", "leaves"], str(tmp_path / "found")
+    query_module.query_into(folder, table, uri, 4, data=DataConfig(features_col="v"), backend="auto", batch_rows=77)
+    assert asked == [(8 * 6 + 16 + len('{"c1":""}') + 900 + 4 * 12, 77)]
+    found = spark.read.parquet(folder).orderBy("n").collect()
+    assert [row["neighbour_ids"] for row in found] == PartitionedIndex.load(uri).query(NEW[:9], 4)[0].tolist()

@@ -14,15 +14,18 @@ from pyspark.ml.linalg import Vectors
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from runs import published
+from spark_tasks import most_tasks
 
 from ivis_spark import storage
 from ivis_spark.config import DataConfig, load_config
-from ivis_spark.core.scaling import Scaler
+from ivis_spark.core.scaling import FeatureStatistics, Scaler
 from ivis_spark.errors import InputError
 from ivis_spark.pipeline import Pipeline
+from ivis_spark.spark import session
 from ivis_spark.spark.rows import columns as frames
 from ivis_spark.spark.rows import ingest as ingest_stage
 from ivis_spark.spark.rows import tables
+from ivis_spark.spark.rows.ids import KEY_BYTES
 from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
@@ -227,6 +230,43 @@ def test_wide_rows_come_in_batches_of_few(spark: SparkSession) -> None:
         found = spark.range(3000, numPartitions=1).mapInArrow(sizes, "rows long").collect()
     assert sorted(row.rows for row in found) == [952, 1024, 1024]
     assert spark.conf.get(setting) == before
+
+
+@pytest.mark.parametrize("scaling", ["none", "minmax"])
+def test_batches_are_smaller_where_columns_beside_the_features_are_large(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scaling: str
+) -> None:
+    """Each batch is a row group of its own: of rows as they are read, and as they are scaled and written again."""
+    monkeypatch.setattr(session, "BATCH_BYTES", 20_000)
+    frame = spark.range(60, numPartitions=1).selectExpr("id", "array(float(id)) features", "repeat('x', 4000) text")
+    ingest(frame, DataConfig(id_col="id", scaling=scaling), tmp_path)
+    (file,) = (published(tmp_path, "rows") / "data").glob("*.parquet")
+    footer = pq.ParquetFile(file).metadata
+    assert {footer.row_group(place).num_rows for place in range(footer.num_row_groups)} == {4}
+
+
+def test_statistics_of_many_features_come_to_the_driver_once(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once a task, or once a core: those of a million features are 32 MB each."""
+    given: list[list[FeatureStatistics]] = []
+    joined = FeatureStatistics.joined
+    monkeypatch.setattr(FeatureStatistics, "joined", lambda parts: given.append(parts) or joined(parts))
+    values = np.random.default_rng(0).normal(size=(12, 2500))
+    frame = spark.createDataFrame([(i, row.tolist()) for i, row in enumerate(values)], "id long, v array<double>")
+    _, rows = ingest(frame.repartition(5), DataConfig(id_col="id", features_col="v"), tmp_path)
+    assert [len(part.mean) for part in given[0]] == [1024, 1024, 452] and {part.count for part in given[0]} == {12}
+    low, high = values.min(axis=0), values.max(axis=0)
+    np.testing.assert_allclose(matrix(rows), (values - low) / (high - low), atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["id", None])
+def test_ids_are_checked_and_made_in_tasks_by_bytes(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.setattr(session, "SPLIT_BYTES", 90 * KEY_BYTES // 15)
+    frame = spark.range(90, numPartitions=2).selectExpr("id", "array(double(id)) features")
+    assert most_tasks(spark, lambda: ingest(frame, DataConfig(id_col=key), tmp_path)) == 15
 
 
 def test_large_offsets_keep_their_digits(spark: SparkSession, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
