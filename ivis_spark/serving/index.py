@@ -5,7 +5,6 @@ A row is searched in its primary region, of whose file only the leaves near the 
 
 from __future__ import annotations
 
-import itertools
 import os
 import tempfile
 import typing
@@ -187,28 +186,20 @@ class PartitionedIndex:
     def _query(self, rows: Floats, k: int, exact: bool) -> tuple[Ints, Floats]:
         """Search a block of rows: ids (n, k) and keys (n, k)."""
         primary = self.regions.primary(rows, np.zeros(len(rows), np.int64))
-        asking, regions = np.arange(len(rows)), primary
         # Regions share the rows at their borders, so that only all of them hold k different rows for sure.
         everywhere = np.full(len(rows), exact) | (self._rows[primary] < k)
-        if everywhere.any():
-            few, numbers = np.flatnonzero(everywhere), np.fromiter(self._records, np.int64)
-            asking = np.concatenate([asking[~everywhere], np.repeat(few, len(numbers))])
-            regions = np.concatenate([regions[~everywhere], np.tile(numbers, len(few))])
-        order = np.argsort(regions, kind="stable")
-        asking, regions = asking[order], regions[order]
-        ids, keys = np.full((len(regions), k), NO_ID, np.int64), np.full((len(regions), k), np.inf, np.float32)
-        bounds = np.flatnonzero(np.diff(regions, prepend=-1, append=-2))
-        for start, stop in itertools.pairwise(bounds):
-            number = int(regions[start])
+        ids, keys = np.full((len(rows), k), NO_ID, np.int64), np.full((len(rows), k), np.inf, np.float32)
+        for number in sorted(self._records) if everywhere.any() else np.unique(primary).tolist():
+            asking = np.flatnonzero(everywhere | (primary == number))
+            if not len(asking):
+                continue
             index, width = self._region(number), min(k, int(self._rows[number]))
             effort = self._records[number]["effort"]
             effort = index.efforts[-1] if exact or effort is None else effort
-            nearest = index.query(rows[asking[start:stop]], width, effort)
-            ids[start:stop, :width], keys[start:stop, :width] = nearest
-        if not everywhere.any():
-            back = np.argsort(asking, kind="stable")
-            return ids[back], keys[back]
-        _, ids, keys = merge_top_k(asking, ids, keys, k)
+            found = index.query(rows[asking], width, effort)
+            if everywhere.any():  # one region after the other: a list of each at once would be too many
+                found = _merged((ids[asking], keys[asking]), found, k)
+            ids[asking, : found[0].shape[1]], keys[asking, : found[1].shape[1]] = found
         return ids, keys
 
     def _region(self, number: int) -> RegionIndex:
@@ -236,6 +227,14 @@ class PartitionedIndex:
                 self._bytes -= sum(array.nbytes for array in self._leaves.popitem(last=False)[1])
         self._leaves.move_to_end(key)
         return self._leaves[key]
+
+
+def _merged(lists: tuple[Ints, Floats], found: tuple[Ints, Floats], k: int) -> tuple[Ints, Floats]:
+    """Merge two lists of each row into one of k."""
+    rows, room = len(lists[0]), ((0, 0), (0, k - found[0].shape[1]))
+    ids = np.concatenate([lists[0], np.pad(found[0], room, constant_values=NO_ID)])
+    keys = np.concatenate([lists[1], np.pad(found[1], room, constant_values=np.inf)])
+    return merge_top_k(np.tile(np.arange(rows), 2), ids, keys, k)[1:]
 
 
 class _Files:
