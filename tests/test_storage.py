@@ -343,7 +343,7 @@ def test_only_what_was_set_is_compared() -> None:
 
 
 class MeetingFileSystem(MemoryFileSystem):
-    """Files are removed once another is being removed, or after half a second."""
+    """Files are removed once another is being removed, or after five seconds."""
 
     protocol = "meeting"
     inside: ClassVar[set[str]] = set()
@@ -353,7 +353,7 @@ class MeetingFileSystem(MemoryFileSystem):
         self.inside.add(path)
         if len(self.inside) > 1:
             self.met.set()
-        self.met.wait(0.5)
+        self.met.wait(5)
         self.inside.remove(path)
         super().rm_file(path)
 

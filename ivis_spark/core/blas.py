@@ -1,17 +1,15 @@
 """The instructions that OpenBLAS multiplies matrices with.
 
-Releases before 0.3.25, which NumPy 1.26 brings, take processors they do not know, like Intel's since 2023, for one of
-2004 and are four times slower than they could be (https://github.com/OpenMathLib/OpenBLAS/pull/4268).
+Releases before 0.3.25, one of which NumPy 1.26 has, take processors that they do not know, like Intel's since 2023, for
+old ones and are four times slower than they could be (https://github.com/OpenMathLib/OpenBLAS/pull/4268).
 """
 
 from __future__ import annotations
 
-import os
-
 VARIABLE = "OPENBLAS_CORETYPE"  # read when the library is loaded, so for processes that start later
 SLOW_PRODUCTS = (
     "OpenBLAS takes this processor for a %s and multiplies matrices several times slower than it can: set "
-    "OPENBLAS_CORETYPE=%s before Python starts, or use NumPy 2"
+    f"{VARIABLE}=%s before Python starts, or use NumPy 2"
 )
 _WITHOUT_AVX2 = frozenset({"Prescott", "Nehalem", "Sandybridge"})  # what NumPy's builds fall back to
 _OF_HASWELL = frozenset({"avx2", "fma"})
@@ -39,12 +37,6 @@ def core_type(architecture: str, flags: frozenset[str]) -> str | None:
     if architecture not in _WITHOUT_AVX2 or not flags >= _OF_HASWELL:
         return None
     return "SkylakeX" if flags >= _OF_SKYLAKE else "Haswell"
-
-
-def correct_core() -> None:
-    """Let processes that this one starts use the instructions that there are, unless the variable is set."""
-    if VARIABLE not in os.environ and (found := wrong_core()) is not None:
-        os.environ[VARIABLE] = found[1]
 
 
 def _flags() -> frozenset[str]:

@@ -193,7 +193,7 @@ def _blas() -> Check:
         "blas",
         "warn",
         SLOW_PRODUCTS % found,
-        f"without --master and with local[...], workers have it set; for other executors pass "
+        "Spark's workers have it where ivis-spark itself starts Spark on one machine; for other executors pass "
         f"--spark-conf spark.executorEnv.{VARIABLE}={found[1]}",
     )
 

@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
-from ivis_spark.core.blas import correct_core
+from ivis_spark.core.blas import VARIABLE, wrong_core
 from ivis_spark.core.sizes import BATCH_BYTES, SPLIT_BYTES
 from ivis_spark.errors import ConfigError, InputError, IvisError
 from ivis_spark.progress import step
 from ivis_spark.spark.environment import check_variables, ensure_java
+from ivis_spark.spark.vectors import BATCH_ROWS
 from ivis_spark.spark.watching import described
 
 log = logging.getLogger(__name__)
 
-BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _BATCH_BYTES = "spark.sql.execution.arrow.maxBytesPerBatch"  # from Spark 4.0 on; before, it has no effect
 _SHUFFLE_TASKS = "spark.sql.shuffle.partitions"
+_FIRST_SHUFFLE_TASKS = "spark.sql.adaptive.coalescePartitions.initialPartitionNum"  # wins, where it is set
 
 # What a session on one machine needs beside Spark's defaults. A cluster's own settings win over these.
 _LOCAL_SETTINGS = {
@@ -122,7 +123,8 @@ def get_session(
     if master.startswith("local"):
         chosen = {**_LOCAL_SETTINGS, **chosen}
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # else workers are whatever `python3` is on PATH
-        correct_core()
+        if VARIABLE not in os.environ and (found := wrong_core()) is not None:
+            chosen.setdefault(f"spark.executorEnv.{VARIABLE}", found[1])
     with _own_interrupts(), _java_logging(log_file, as_json=log_as_json) as log_options:
         options = [*log_options, *([_JAVA_COMPILES_LATER] if master.startswith("local") else [])]
         if options:
@@ -238,8 +240,8 @@ def arrow_batches(spark: SparkSession, row_bytes: int, *, most: int | None = Non
         row_bytes: What a row takes, about.
         most: Rows of a batch at most; the session's own number if left out.
     """
-    most = most or int(spark.conf.get(BATCH_ROWS) or 1)
-    rows = max(1, min(most, BATCH_BYTES // max(1, row_bytes)))
+    usual, rows = int(spark.conf.get(BATCH_ROWS) or 0), max(1, BATCH_BYTES // max(1, row_bytes))
+    rows = min(rows, most or (usual if usual > 0 else rows))  # Spark takes 0 and less for no limit
     with _set_for_a_while(spark, {BATCH_ROWS: rows, _BATCH_BYTES: BATCH_BYTES}):
         yield
 
@@ -262,7 +264,8 @@ def shuffles_of(spark: SparkSession, n_bytes: float) -> Iterator[None]:
         n_bytes: What is shuffled, about.
     """
     tasks = shuffle_tasks(n_bytes, str(spark.conf.get(_SHUFFLE_TASKS)))
-    with _set_for_a_while(spark, {} if tasks is None else {_SHUFFLE_TASKS: tasks}):
+    names = [_SHUFFLE_TASKS] + [_FIRST_SHUFFLE_TASKS] * (spark.conf.get(_FIRST_SHUFFLE_TASKS, None) is not None)
+    with _set_for_a_while(spark, {} if tasks is None else dict.fromkeys(names, tasks)):
         yield
 
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ivis_spark.errors import InputError
-from ivis_spark.spark.session import BATCH_ROWS
 
 Numbers = NDArray[np.float32] | NDArray[np.float64]
 Faults = dict[str, NDArray[np.bool_]]
 
 INDICES_FAULT = "indices that repeat, are out of range or do not match its values"
 
+BATCH_ROWS = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _LARGEST = np.finfo(np.float32).max
 _NARROW = (pa.float16(), pa.float32(), pa.int8(), pa.int16(), pa.uint8(), pa.uint16(), pa.bool_())
 
@@ -38,7 +38,7 @@ def pack(matrix: NDArray[Any], dtype: str = "<f4") -> pa.Array:
 
 
 def _too_large(rows: str) -> InputError:
-    return InputError(f"an Arrow batch of {rows} exceeds 2 GiB; lower {BATCH_ROWS}")
+    return InputError(f"an Arrow batch of {rows} exceeds 2 GiB; lower embed.batch_rows, or {BATCH_ROWS} elsewhere")
 
 
 def unpack(column: pa.Array, dtype: str = "<f4") -> NDArray[Any]:

@@ -18,8 +18,8 @@ from pyspark.sql import SparkSession
 
 from ivis_spark import Pipeline
 from ivis_spark.config import load_config
+from ivis_spark.core.knn import sizes
 from ivis_spark.operations.measured import plan_of_run
-from ivis_spark.spark.neighbours import stage as neighbours_stage
 from ivis_spark.stages import STAGES
 from ivis_spark.storage import Manifest
 
@@ -127,7 +127,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(_session: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours_stage, "TASK_BYTES", 1 << 16)
+        patch.setattr(sizes, "TASK_BYTES", 1 << 16)
         _session.conf.set("spark.sql.files.maxPartitionBytes", "8m")  # a file counts as 4 MB at least
         yield Runs(_session, tmp_path_factory.mktemp("whole"))
         _session.conf.unset("spark.sql.files.maxPartitionBytes")

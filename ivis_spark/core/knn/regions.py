@@ -270,9 +270,9 @@ class _Ordered:
         return self.order[numbers], keys
 
 
-def least_region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> int:
-    """Return the fewest rows per region: so that there are not too many, and a sample tells them apart."""
-    sampled = max(1, SAMPLE_BYTES // (4 * dims) // _LEAST_SAMPLE_ROWS)
+def least_region_rows(config: NeighboursConfig, n_rows: int, sample: int) -> int:
+    """Return the fewest rows per region: so that there are not too many, and a sample of so many tells them apart."""
+    sampled = max(1, sample // _LEAST_SAMPLE_ROWS)
     least = max(4 * (config.k + 1), math.ceil(n_rows / min(MOST_REGIONS, sampled)))
     return max(config.region_rows or 0, least)
 
@@ -283,7 +283,7 @@ def region_rows(config: NeighboursConfig, n_rows: int, dims: int) -> list[int]:
     A row is compared with fewer rows in a small region, and copied to fewer large ones. By measurement the work is
     least near a multiple of the square root of all rows, more for wide rows, which cost more to copy.
     """
-    bound, (least, most) = least_region_rows(config, n_rows, dims), REGION_ROWS
+    bound, (least, most) = least_region_rows(config, n_rows, SAMPLE_BYTES // (4 * dims)), REGION_ROWS
     if config.region_rows is not None:
         return [bound]
     most = max(bound, min(max(least, n_rows // _REGIONS), most, max(1024, REGION_BYTES // (4 * dims))))

@@ -167,7 +167,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
     ids, target = np.arange(len(X)), config.target_recall
     backend = pick_backend(config, len(X), X.shape[1])
     exact = leaves_nothing_out(config, backend, len(X))
-    held_out = ids[:0] if exact else draw_rows(ids, random_state)[: sample_rows(config, len(X))]
+    held_out = ids[:0] if exact else in_random_order(ids, random_state)[: sample_rows(config, len(X))]
     if not exact and (found := wrong_core()) is not None:
         log.warning(SLOW_PRODUCTS, *found)
     for attempt in range(ROUNDS):
@@ -200,7 +200,7 @@ def all_neighbours(X: Floats, config: NeighboursConfig, *, random_state: int) ->
 
 def pick_backend(config: NeighboursConfig, region_rows: int, dims: int) -> str:
     """Return the index library of a configuration, and log why."""
-    settings = IndexSettings(config.leaf_rows, config.n_trees, config.search_k)
+    settings = IndexSettings(rows_per_leaf(config.leaf_rows, region_rows), config.n_trees, config.search_k)
     backend, reason = choose_backend(config.backend, dims, region_rows, config.k, settings)
     log.info("neighbours: %s index, %s", backend, reason)
     return backend
@@ -211,7 +211,7 @@ def leaves_nothing_out(config: NeighboursConfig, backend: str, n_rows: int) -> b
     return backend == "leaves" and n_rows <= max(_ONE_BLOCK_ROWS, 2 * config.k)
 
 
-def draw_rows(ids: Ints, seed: int) -> Ints:
+def in_random_order(ids: Ints, seed: int) -> Ints:
     """Return ids in random order."""
     return np.asarray(ids[np.argsort(hash_ids(ids, seed), kind="stable")])
 

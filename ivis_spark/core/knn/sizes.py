@@ -56,12 +56,17 @@ class BuildSizes:
     @property
     def task(self) -> float:
         """Bytes that a task holds, at most."""
-        return _COPIES * self.region + KEPT_BYTES + 2 * self.region_lists + 2 * self.quantiser
+        return searching_bytes(self.region) + 2 * self.region_lists + 2 * self.quantiser
 
 
 def row_bytes(dims: int) -> int:
     """Return the bytes of a row that is sent to a region: its id, features and role."""
     return 8 + 4 * dims + 1
+
+
+def searching_bytes(region: float) -> float:
+    """Return what a task holds of a region whose rows take so many bytes, while it is searched."""
+    return _COPIES * region + KEPT_BYTES
 
 
 def search_tasks(size: float, regions: int, slots: int) -> int:

@@ -44,14 +44,14 @@ class Input:
         files: The input's files, or none if it can only be read whole.
         read: Reads these files, or the whole input without any.
         columns: What the embedded table will have beside the outputs.
-        row_bytes: What a row takes in an Arrow batch, about.
+        row_bytes: Returns what a row takes in an Arrow batch, about; reads some rows.
     """
 
     features: tuple[str, ...]
     files: list[str]
     read: Callable[[list[str]], DataFrame]
     columns: list[str]
-    row_bytes: int
+    row_bytes: Callable[[], int]
 
 
 def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
@@ -64,7 +64,7 @@ def input_of_rows(rows: DataFrame, info: dict[str, Any]) -> Input:
         info: Facts of its manifest.
     """
     others = rows.drop(frames.FEATURES)
-    files, row_bytes = tables.input_files(rows), 4 * info["dims"] + mean_bytes(others)
+    files, row_bytes = tables.input_files(rows), lambda: 4 * int(info["dims"]) + mean_bytes(others)
     if info["columns"] is None:  # of an older version, which kept id and label alone
         return Input((frames.FEATURES,), files, lambda chosen: _rows_of(rows, chosen), others.columns, row_bytes)
     number = number_column(info)
@@ -121,7 +121,7 @@ def input_of_table(table: DataFrame, uri: str, config: DataConfig, model: ModelF
         found = tables.read_files(table, config, chosen) if chosen else table
         return frames.to_map(found, source, config)[0]
 
-    return Input(features, files, read, list(source.carried), source.row_bytes(stays_sparse=source.sparse))
+    return Input(features, files, read, list(source.carried), lambda: source.row_bytes(stays_sparse=source.sparse))
 
 
 def embed_input(
@@ -161,7 +161,7 @@ def embed_input(
     plan = [*again, *units.plan_units(chosen, size)] if source.files else [[]]
     do = functools.partial(_embed_unit, spark, source, encoder, config, outputs)
     describe_job(spark, "embed")
-    with arrow_batches(spark, source.row_bytes, most=config.batch_rows):
+    with arrow_batches(spark, source.row_bytes() if plan else 1, most=config.batch_rows):
         done = units.run_units(work, plan, do, fixed=again)
     info = {"rows": sum(unit.info["rows"] for unit in done), "embedding_dims": encoder.network.n_outputs}
     info["invalid"] = invalid = {fault: sum(unit.info["invalid"].get(fault, 0) for unit in done) for fault in FAULTS}
@@ -232,7 +232,7 @@ def _embed_unit(
         outputs=outputs,
         counts=counts,
     )
-    tables.write_parquet(embedded, folder, config.partition_by)
+    tables.write_parquet(embedded, folder, config.partition_by, repeatable=bool(files))
     rows = tables.read_parquet(spark, folder, schema=embedded.schema).count()
     return {"rows": rows, "invalid": counts.value()}
 

@@ -46,6 +46,7 @@ from ivis_spark.core.knn.sizes import (
     MOST_REGION_BYTES,
     row_bytes,
     search_tasks,
+    searching_bytes,
 )
 from ivis_spark.core.scaling import SCALER, Scaler
 from ivis_spark.errors import IvisError, advice
@@ -61,7 +62,6 @@ from ivis_spark.spark.tasks import map_arrow
 log = logging.getLogger(__name__)
 
 _ROOM = 0.8  # of the bytes a region may have: what smaller regions aim at
-_UNEVEN = 5  # times the mean rows of a region; the plan of a task expects 3
 
 
 def build_neighbours(
@@ -170,6 +170,8 @@ class _Build:
     def _overlap(self, aim: float) -> None:
         """Choose how far regions overlap; learn others while these are too large, hold too few neighbours or copies."""
         wanted = shared_target(aim)
+        if self.pairs is None:  # one region, or so few rows that all are compared
+            self._next_size(float(self.facts.n_rows), enough=True)
         while self.pairs is not None:
             depths = self.pairs.depths(self.regions, self.config.max_regions)
             self.margin, self.shared = choose_margin(depths, wanted)
@@ -197,16 +199,17 @@ class _Build:
         if room < 1:
             self.larger.clear()
             smaller = round(_ROOM * room * self.size)
-            if smaller >= least_region_rows(self.config, self.facts.n_rows, self.facts.dims):
+            if smaller >= least_region_rows(self.config, self.facts.n_rows, len(self.learnt.ids)):
                 return smaller
+            or_rows = "" if self.config.region_rows is None else "neighbours.region_rows, "
             log.warning(
                 advice(
-                    "the largest region is expected to hold %d rows, %.1f GB, and the task that searches it needs "
-                    "twice that: give each Python worker as much memory, or lower neighbours.region_rows, "
-                    "neighbours.max_regions or neighbours.target_recall"
+                    "the largest region is expected to hold %d rows, and the task that searches it needs %.1f GB: give "
+                    f"each Python worker as much memory, or lower {or_rows}neighbours.max_regions or "
+                    "neighbours.target_recall"
                 ),
                 largest,
-                size / 1e9,
+                searching_bytes(size) / 1e9,
             )
         elif not enough and self.larger and self.larger[0] <= room * self.size:
             return self.larger.pop(0)
@@ -309,15 +312,6 @@ class _Build:
     def _facts(self, backend: str, recall: Recall) -> dict[str, Any]:
         records = self._records()
         rows = np.array([record["rows"] for record in records])
-        if rows.max() > _UNEVEN * rows.mean():
-            log.warning(
-                advice(
-                    "the largest region holds %d rows, %.0f times the mean, and one task holds it: if memory is short, "
-                    "learn fewer regions, from more rows each: raise neighbours.region_rows"
-                ),
-                rows.max(),
-                rows.max() / rows.mean(),
-            )
         short = sum(row["short"] for row in self.written)
         if short:
             log.warning(

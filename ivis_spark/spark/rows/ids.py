@@ -29,8 +29,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ivis_spark.spark.session import shuffles_of
-
 HASH, PLACE, GROUP = "hash", "place", "group"
 KEY_BYTES = 32  # of a key that is counted, with its count, in Spark's rows
 _GROUP_BYTES = 128 << 20
@@ -85,8 +83,7 @@ def deal(table: DataFrame, n_rows: int, *, width: int, n_bytes: int) -> tuple[Da
     shift = _SIGNED_HASH_BITS - bits
     bucket = F.shiftrightunsigned(HASH, shift) if bits else F.lit(0)
     table = table.withColumn(GROUP, bucket.cast("int"))
-    with shuffles_of(table.sparkSession, KEY_BYTES * n_rows):
-        many = table.groupBy(HASH).count().where(F.col("count") > most).orderBy(HASH).collect()
+    many = table.groupBy(HASH).count().where(F.col("count") > most).orderBy(HASH).collect()
     parts = np.array([-(-row["count"] // most) for row in many], np.int64)
     starts = buckets + np.concatenate([[0], np.cumsum(parts)]).astype(np.int64)
     if many:

@@ -104,7 +104,8 @@ def ingest(
     with reading, task_errors(), arrow_batches(spark, source.row_bytes(stays_sparse=stays_sparse)):
         written = map_arrow(source.frame, write, RECORD_SCHEMA)
         folds = min(_MOST_FOLDS, cores(spark))
-        records = map_arrow(written.repartition(folds, "first"), fold_records, RECORD_SCHEMA).collect()
+        fold = F.coalesce("first", -1 - F.pmod(F.hash("path"), F.lit(folds)))  # records of files to any task
+        records = map_arrow(written.repartition(folds, fold), fold_records, RECORD_SCHEMA).collect()
     dropped = _refuse_invalid(source, config, records)
     files = [record.path for record in records if record.path is not None]
     storage.keep_only(raw, files)
@@ -183,7 +184,8 @@ def _finish(
     describe_job(spark, "ingest: number and scale rows" if source.numbered else "ingest: scale rows")
     groups = None
     if source.numbered:
-        table, groups = ids.deal(table, rows, width=source.width, n_bytes=n_bytes)
+        with shuffles_of(spark, ids.KEY_BYTES * rows):
+            table, groups = ids.deal(table, rows, width=source.width, n_bytes=n_bytes)
     if encode and facts is not None:
         table = labels.encoded(table, facts)
     if groups is not None:

@@ -132,22 +132,25 @@ def read_parquet(spark: SparkSession, *uris: str, schema: T.StructType | None = 
     return _load(reader if schema is None else reader.schema(schema), uris)
 
 
-def write_parquet(frame: DataFrame, uri: str, partition_by: Sequence[str] = ()) -> None:
+def write_parquet(frame: DataFrame, uri: str, partition_by: Sequence[str] = (), *, repeatable: bool = True) -> None:
     """Write Parquet files of ours. Runs on: driver.
 
     A task moves its files into the folder when it ends. By default the driver would move them at the end of the job,
     one after the other, and object stores copy what is moved. A job that fails would then leave no file there, which
-    is not needed here: such a folder is never read. A task that runs again writes files of the same names.
+    is not needed here: such a folder is never read. A task that runs again writes files of the same names, but with
+    `partition_by` not in the same folders if it gets other rows.
 
     Args:
         frame: The table.
         uri: A folder that is not there yet.
         partition_by: Columns whose values become folders.
+        repeatable: Whether a task that runs again gets the same rows: if not, the driver moves files in folders.
 
     Raises:
         AnalysisException: Spark's own, if the folder is there.
     """
-    frame.write.partitionBy(*partition_by).option(_COMMIT_VERSION, "2").parquet(uri)
+    version = "2" if repeatable or not partition_by else "1"
+    frame.write.partitionBy(*partition_by).option(_COMMIT_VERSION, version).parquet(uri)
 
 
 def _load(reader: DataFrameReader, paths: Sequence[str]) -> DataFrame:

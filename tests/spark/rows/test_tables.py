@@ -86,7 +86,7 @@ def test_a_finished_task_s_files_are_in_place_while_others_run(spark: SparkSessi
     def wait(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if batch["id"][0].as_py():
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 60
                 while not list(folder.glob("day=0/part-00000-*.parquet")):
                     assert time.monotonic() < deadline, list(folder.rglob("*.parquet"))
                     time.sleep(0.05)
