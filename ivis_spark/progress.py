@@ -18,6 +18,7 @@ from tqdm import tqdm
 _PACKAGE = logging.getLogger(__package__)
 _log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 5.0
+_LONG_SECONDS = 30.0  # of which a slow start is a small part
 _SECONDS_BETWEEN_BARS = 0.2
 _LEAST_LOGGED = 0.05  # seconds of a step
 # A bar of a program that writes JSON, or is no person's, would spoil its output; IVIS_SPARK_PROGRESS=bar|lines decides.
@@ -76,7 +77,8 @@ class Meter:
         unit: Unit of the count, for example `tasks`.
         begun: How many an earlier process finished; they are excluded from the rate.
         at_most: Whether the work may end before `total`.
-        slow_start: Whether the first takes longer than the others, so that the time left is known from the second on.
+        slow_start: Whether the first takes some seconds longer than the others: if these would count, the time left is
+            known from the second on.
         seconds_between_lines: Minimum seconds between two lines where there is no bar; the last is always written.
     """
 
@@ -156,7 +158,7 @@ class Meter:
         """Return what is known of the time left; nothing at the end."""
         if done >= self.total or done <= self._begun:
             return ""
-        if self._skip_first:
+        if self._skip_first and now - self._start < _LONG_SECONDS:
             return "? left"
         seconds = (self.total - done) * (now - self._start) / (done - self._begun)
         return f"{self._at_most}{time_left(seconds)} left"

@@ -71,7 +71,7 @@ def test_lines_hold_the_time_that_is_left_and_are_few(clock: Clock, caplog: pyte
 def test_a_slow_start_is_left_out_of_the_time_left(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ivis_spark")
     meter = Meter("epoch", 10, begun=2, at_most=True, slow_start=True)
-    for seconds in (60, 10, 10):
+    for seconds in (20, 10, 10):
         clock.now += seconds
         meter.update(meter._done + 1 if meter._done > 0 else 3)
     assert caplog.messages == [
@@ -79,6 +79,12 @@ def test_a_slow_start_is_left_out_of_the_time_left(clock: Clock, caplog: pytest.
         "epoch 4/10, at most 60 s left",
         "epoch 5/10, at most 50 s left",
     ]
+    caplog.clear()
+    meter = Meter("epoch", 5, at_most=True, slow_start=True)
+    for done in (0, 1, 2):
+        meter.update(done)
+        clock.now += 60 - 10 * done
+    assert caplog.messages == ["epoch 1/5, at most 4 min left", "epoch 2/5, at most 2 min left"]
 
 
 def test_work_that_ends_early_says_why_and_is_complete(
