@@ -171,6 +171,7 @@ def test_whatever_breaks_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("broken")
 
     monkeypatch.setattr("importlib.metadata.requires", broken)
+    monkeypatch.setattr("ivis_spark.operations.doctor.wrong_core", broken)
     monkeypatch.setattr("shutil.disk_usage", broken)
     monkeypatch.setattr("os.sysconf", broken)
     monkeypatch.setattr("importlib.import_module", broken)
