@@ -127,6 +127,7 @@ _NO_CLIENT = (
 _INSTALL = "pip install 'ivis_spark[fit,report]', or 'ivis_spark[classic,report]' for Petastorm on CPython 3.10 to 3.12"
 _REMEDIES = {
     "packages": _INSTALL,
+    "blas": "install numpy and threadpoolctl again",
     "memory": "run on Linux or macOS, which report their memory",
     "disk": "set spark.local.dir (or SPARK_LOCAL_DIRS) to a folder that exists",
     "tensorflow": _INSTALL,
