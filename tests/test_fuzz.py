@@ -345,6 +345,8 @@ def test_index_of_any_json(tmp_path: Path, data: st.DataObject) -> None:
         lambda head: head.pop("quantiser"),
         lambda head: head["regions"][0].update(region=9),
         lambda head: head["regions"].clear(),
+        lambda head: head["regions"][0].update(rows=2**70),
+        lambda head: head["regions"][0].update(effort=10**400),
     ],
 )
 def test_index_that_lacks_something_is_named(tmp_path: Path, spoil: Callable[[dict[str, Any]], Any]) -> None:

@@ -32,6 +32,7 @@ from ivis_spark.manifest import check_fields, check_record
 INDEX_FILE = "index.json"
 INDEX_FORMAT = 5
 _QUERY_ROWS = 4096
+_NO_NUMBER = 2**62  # no number of an index is as large
 _CACHE_BYTES = 256 << 20  # of leaves that were read; the least recently used are dropped first
 _OPEN_REGIONS = 256  # whose heads are kept, of at most 2 MB each
 
@@ -288,8 +289,8 @@ def read_head(value: Any) -> dict[str, Any]:
     ours = head["backend"] in module_names(indexes.__name__)
     if not (ours or is_import_name(head["backend"])) or head["metric"] not in typing.get_args(Metric):
         raise ValueError(f"it is of backend {head['backend']!r} and metric {head['metric']!r}")
-    if min(head["dims"], head["rows"], head["k"]) < 1:
-        raise ValueError("dims, rows or k is not positive")
+    if not all(1 <= head[name] < _NO_NUMBER for name in ("dims", "rows", "k")):
+        raise ValueError("dims, rows or k is out of range")
     if head.get("scaler"):
         check_record(head["scaler"], "the index")
     if sorted(check_record(record, "the index")["path"] for record in head["quantiser"]) != sorted(Regions.FILES):
@@ -298,7 +299,8 @@ def read_head(value: Any) -> dict[str, Any]:
         record = check_fields(value, region=int, rows=int, home=int, effort=(int, float, type(None)), files=dict)
         for file in record["files"].values():
             check_record(file, "the index")
-        if record["region"] < 0 or record["rows"] < 1 or not record["files"]:
+        numbers = (record["region"] + 1, record["rows"], record["home"] + 1, record["effort"] or 1)
+        if not all(0 < number < _NO_NUMBER for number in numbers) or not record["files"]:
             raise ValueError("a region has no number, rows or files")
     return head
 
