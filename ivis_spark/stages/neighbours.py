@@ -11,7 +11,7 @@ from ivis_spark.config import Config, DataConfig
 from ivis_spark.config.checks import AUTO
 from ivis_spark.core.knn.leaves import rows_per_leaf
 from ivis_spark.core.knn.regions import FLAT_REGIONS
-from ivis_spark.core.knn.sizes import build_sizes, row_bytes
+from ivis_spark.core.knn.sizes import NEIGHBOUR_BYTES, build_sizes, row_bytes
 from ivis_spark.core.sizes import PYTHON_BYTES
 from ivis_spark.errors import ArtifactError
 from ivis_spark.progress import step
@@ -155,12 +155,12 @@ def estimate(rows: float, dims: int, config: Config, cluster: Cluster, seen: Map
         fixed_seconds=_FIXED + sampled * build.regions * (_LEARN + _LEARN_VALUE * dims),
         core_seconds=rows * (row + laid_out) + lists * listed,
         shuffle_bytes=copies * rows * row_bytes(dims),
-        storage_bytes=copies * rows * (vector + 8) + lists * 12 * settings.k,
+        storage_bytes=copies * rows * (vector + 8) + lists * NEIGHBOUR_BYTES * settings.k,
         task_bytes=PYTHON_BYTES + build.task,
         driver_bytes=build.driver,
         formula=f"R = {build.regions:,} regions, c = {copies:g} copies, A = {lists:,.0f} lists; shuffles c N (4 d + 9) "
-        f"B; stores N c (4 d + 8) + A 12 k B; seconds N (a + b d + c^2 h (d + 16) r / l) + A (e k + c (f + g d) "
-        f"sqrt(r)), r = {build.region_rows:,} rows of a region, l = {leaf:,} of a leaf; fixed: learning R regions from "
-        f"{sampled:,.0f} rows on the driver",
+        f"B; stores N c (4 d + 8) + A {NEIGHBOUR_BYTES} k B; seconds N (a + b d + c^2 h (d + 16) r / l) + A (e k + c "
+        f"(f + g d) sqrt(r)), r = {build.region_rows:,} rows of a region, l = {leaf:,} of a leaf; fixed: learning R "
+        f"regions from {sampled:,.0f} rows on the driver",
         remedy="lower neighbours.region_rows",
     )

@@ -13,6 +13,7 @@ CHOOSING_ROWS, CHOOSING_NEIGHBOURS = 256, 16  # whose places choose the margin b
 TASK_BYTES = 256 << 20  # of rows that a task is sent, unless one region has more
 MOST_COPIES = 3.5  # regions that hold a row, on average: larger regions copy fewer, and are learnt if they fit
 MOST_REGION_BYTES = 1 << 30  # of rows in a region, with those copied to it: if more are expected, smaller are learnt
+NEIGHBOUR_BYTES = 12  # of a list: an id and a distance
 _RECORD_BYTES = 1024  # of `index.json` about a region
 _SPREAD = 3.0  # times its mean rows: a large region; seen in noise of 128 dimensions, where regions differ most
 _COPIES = 2.25  # of a region's rows while it is searched: by id, by leaf, and along principal directions
@@ -106,9 +107,9 @@ def build_sizes(rows: float, dims: int, config: NeighboursConfig, *, copies: flo
         sample=sample_size(int(rows), dims, rows_per_region) * vector,
         quantiser=regions * (vector + 16),
         queries=queries * vector,
-        lists=queries * k * 12.0,
+        lists=queries * k * float(NEIGHBOUR_BYTES),
         places=CHOOSING_ROWS * min(k, CHOOSING_NEIGHBOURS) * vector,
         records=regions * _RECORD_BYTES,
         region=copies * large * row_bytes(dims),
-        region_lists=large * k * 12.0,
+        region_lists=large * k * NEIGHBOUR_BYTES,
     )

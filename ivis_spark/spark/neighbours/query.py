@@ -17,6 +17,7 @@ from pyspark.sql import types as T
 from ivis_spark import storage
 from ivis_spark.config import DataConfig
 from ivis_spark.config.checks import AUTO
+from ivis_spark.core.knn.sizes import NEIGHBOUR_BYTES
 from ivis_spark.errors import ArtifactError, InputError
 from ivis_spark.serving.index import INDEX_FILE, PartitionedIndex
 from ivis_spark.spark.neighbours.task_plan import one_blas_thread
@@ -27,7 +28,6 @@ from ivis_spark.spark.tasks import map_arrow
 from ivis_spark.spark.vectors import describe, describe_invalid, name_faults, pack, read_rows, to_list, unpack
 
 FOUND = T.StructType().add("neighbour_ids", T.ArrayType(T.LongType())).add("distances", T.ArrayType(T.FloatType()))
-_FOUND_BYTES = 12  # of a neighbour
 _READ = T.StructType().add("features", T.BinaryType()).add("region", T.IntegerType())
 _opened: dict[str, tuple[str, PartitionedIndex]] = {}  # of this Python worker: the digest and the index of a folder
 
@@ -75,7 +75,7 @@ def query_into(
     opened = PartitionedIndex.load(index, backend=backend)
     found, source = _query(frame, opened, k, data, backend)
     projected = opened.scaler is not None and opened.scaler.projection is not None
-    row_bytes = source.row_bytes(stays_sparse=source.sparse and projected) + _FOUND_BYTES * (k or opened.k)
+    row_bytes = source.row_bytes(stays_sparse=source.sparse and projected) + NEIGHBOUR_BYTES * (k or opened.k)
     with arrow_batches(frame.sparkSession, row_bytes, most=batch_rows):
         write_parquet(found, folder)
 

@@ -168,7 +168,7 @@ class _Build:
             )
 
     def _overlap(self, aim: float) -> None:
-        """Choose how far regions overlap; learn others while these are too large, hold too few neighbours or copies."""
+        """Choose how far regions overlap; learn others while these are too large or hold too many copies."""
         wanted = shared_target(aim)
         if self.pairs is None:  # one region, or so few rows that all are compared
             self._next_size(float(self.facts.n_rows), enough=True)

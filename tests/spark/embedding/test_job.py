@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import threading
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 from runs import published
+from spark_tasks import batches_asked_for
 
 from ivis_spark import storage
 from ivis_spark.config import load_config
@@ -27,7 +27,6 @@ from ivis_spark.runtime.lock import RunLock
 from ivis_spark.serving.folder import ModelFolder, read_model, write_model
 from ivis_spark.spark.embedding import job as embed_job
 from ivis_spark.spark.embedding import units
-from ivis_spark.spark.session import arrow_batches
 from ivis_spark.storage import RunFolder
 
 pytestmark = pytest.mark.spark
@@ -361,13 +360,7 @@ def test_batches_are_cut_by_bytes(
     spark: SparkSession, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     """Of the features, and of what is kept beside them."""
-    asked: list[tuple[int, int]] = []
-
-    def batches(spark: SparkSession, row_bytes: int, *, most: int) -> AbstractContextManager[None]:
-        asked.append((row_bytes, most))
-        return arrow_batches(spark, row_bytes, most=most)
-
-    monkeypatch.setattr(embed_job, "arrow_batches", batches)
+    asked = batches_asked_for(monkeypatch, embed_job)
     new = write(tmp_path / "new", files=1, text=[text])
     manifest = pipeline(spark, run, new, "embed.batch_rows=7").embed("z")
     assert len(pq.read_table(published(run, manifest.stage) / "data")) == 60

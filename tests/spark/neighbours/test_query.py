@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
@@ -17,6 +16,7 @@ import toy_index
 from pyspark.sql import SparkSession
 from runs import published
 from scipy.spatial.distance import cdist
+from spark_tasks import batches_asked_for
 
 from ivis_spark.config import Config, DataConfig, NeighboursConfig
 from ivis_spark.core.scaling import Scaler
@@ -27,7 +27,6 @@ from ivis_spark.serving.index import INDEX_FORMAT, PartitionedIndex
 from ivis_spark.spark.neighbours import query as query_module
 from ivis_spark.spark.neighbours.query import query
 from ivis_spark.spark.neighbours.stage import build_neighbours
-from ivis_spark.spark.session import arrow_batches
 
 pytestmark = pytest.mark.spark
 KINDS = [("euclidean", "leaves"), ("euclidean", "annoy"), ("dot", "leaves"), ("hamming", "leaves")]
@@ -251,13 +250,7 @@ def test_batches_are_cut_by_bytes(
     spark: SparkSession, built: dict[tuple[str, str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Features, what is kept, and the neighbours that are found."""
-    asked: list[tuple[int, int]] = []
-
-    def batches(spark: SparkSession, row_bytes: int, *, most: int) -> AbstractContextManager[None]:
-        asked.append((row_bytes, most))
-        return arrow_batches(spark, row_bytes, most=most)
-
-    monkeypatch.setattr(query_module, "arrow_batches", batches)
+    asked = batches_asked_for(monkeypatch, query_module)
     table = spark.createDataFrame(
         [(i, "x" * 900, row.tolist()) for i, row in enumerate(NEW[:9])], "n int, t string, v array<double>"
     )
